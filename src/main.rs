@@ -1,0 +1,3 @@
+//! The `berth` binary: everything is in the library.
+
+fn main() {}

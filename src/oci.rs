@@ -1,0 +1,27 @@
+//! The vocabulary of the OCI distribution protocol: pure types, no I/O, no clock.
+
+pub mod digest;
+pub mod error;
+pub mod manifest;
+pub mod name;
+pub mod range;
+pub mod route;
+
+pub use digest::{Algorithm, Digest, Verifier};
+pub use error::ErrorCode;
+pub use manifest::Manifest;
+pub use name::{Reference, Registry, Repo, RepoName, Tag};
+pub use range::Range;
+pub use route::{Registries, Route};
+
+/// Enough of a foreign text to recognise it in a message.
+const PRINTABLE_CHARACTERS_MAX: usize = 64;
+
+/// A foreign text as it may stand in a message or a log line: cut, and of visible ASCII only.
+fn printable(text: &str) -> String {
+    let visible = |character: char| if character.is_ascii_graphic() { character } else { '?' };
+    text.chars().take(PRINTABLE_CHARACTERS_MAX).map(visible).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! What is a manifest, of which type, and what it refers to.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// `type kind children` of a good manifest, else the start of the error's text.
+fn summary(content_type: Option<&str>, body: &str) -> String {
+    match Manifest::parse(content_type, body.as_bytes()) {
+        Ok(manifest) => {
+            format!("{} {:?} {}", manifest.media_type, manifest.kind, manifest.children().count())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_header_decides_then_the_body_then_the_fields() {
+    let check = |content_type: Option<&str>, body: &str, expected: &str| {
+        assert_eq!(summary(content_type, body), expected, "{content_type:?} {body}");
+    };
+    let index = r#"{"schemaVersion":2,"manifests":[{"digest":"x"},{"digest":"y"}]}"#;
+    let image = r#"{"schemaVersion":2,"config":{"digest":"x"},"layers":[{"digest":"y"}]}"#;
+    let typed = format!(r#"{{"mediaType":"{DOCKER_LIST}","manifests":null}}"#);
+    check(Some(OCI_INDEX), index, &format!("{OCI_INDEX} Index 2"));
+    check(Some(DOCKER_LIST), index, &format!("{DOCKER_LIST} Index 2"));
+    check(
+        Some("Application/vnd.OCI.image.index.v1+json; charset=utf-8"),
+        index,
+        &format!("{OCI_INDEX} Index 2"),
+    );
+    check(None, index, &format!("{OCI_INDEX} Index 2"));
+    check(Some(""), image, &format!("{OCI_MANIFEST} Image 2"));
+    check(Some("application/json"), image, &format!("{OCI_MANIFEST} Image 2"));
+    check(Some("text/plain; charset=utf-8"), image, &format!("{OCI_MANIFEST} Image 2"));
+    check(Some(DOCKER_MANIFEST), image, &format!("{DOCKER_MANIFEST} Image 2"));
+    check(Some("application/octet-stream"), &typed, &format!("{DOCKER_LIST} Index 0"));
+    check(Some(OCI_INDEX), &typed, &format!("{OCI_INDEX} Index 0"));
+    check(Some(OCI_ARTIFACT), r#"{"blobs":[{"digest":"x"}]}"#, &format!("{OCI_ARTIFACT} Artifact 1"));
+}
+
+#[test]
+fn a_type_is_confirmed_by_the_content_alone() {
+    let check = |content_type: Option<&str>, body: &str, expected: bool| {
+        let manifest = Manifest::parse(content_type, body.as_bytes()).unwrap();
+        assert_eq!(manifest.is_type_confirmed, expected, "{content_type:?} {body}");
+    };
+    let typed = format!(r#"{{"mediaType":"{DOCKER_LIST}","manifests":[]}}"#);
+    check(None, &typed, true);
+    check(Some(DOCKER_LIST), &typed, true);
+    check(Some(OCI_INDEX), &typed, false);
+    check(Some(OCI_INDEX), r#"{"manifests":[]}"#, true);
+    check(Some(DOCKER_LIST), r#"{"manifests":[]}"#, false);
+    check(Some(OCI_ARTIFACT), r#"{"blobs":[]}"#, false);
+}
+
+#[test]
+fn what_is_no_manifest_is_refused() {
+    let check = |content_type: Option<&str>, body: &str, expected: &str| {
+        let said = summary(content_type, body);
+        assert!(said.starts_with(expected), "{content_type:?} {body}: {said}");
+    };
+    let image = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
+    check(Some("text/html"), image, "not a manifest's media type: `text/html`");
+    check(Some("application/vnd.example+json"), image, "not a manifest's media type");
+    check(None, r#"{"mediaType":"image/png","layers":[]}"#, "not a manifest's media type: `image/png`");
+    check(None, "<!doctype html>", "not the JSON");
+    check(None, "", "not the JSON");
+    check(None, "[]", "not the JSON");
+    check(None, "{}", "neither a media type");
+    check(None, r#"{"token":"x"}"#, "neither a media type");
+    check(Some(OCI_INDEX), image, "the fields do not fit");
+    check(Some(OCI_MANIFEST), r#"{"manifests":[]}"#, "the fields do not fit");
+    check(Some(OCI_MANIFEST), r#"{"manifests":[],"config":{},"layers":[]}"#, "the fields do not fit");
+    check(Some(OCI_INDEX), r#"{"manifests":[],"layers":[]}"#, "the fields do not fit");
+    check(Some(OCI_MANIFEST), r#"{"config":{"size":-1},"layers":[]}"#, "not the JSON");
+    check(Some(OCI_MANIFEST), r#"{"config":{},"config":{},"layers":[]}"#, "not the JSON");
+    check(None, r#"{"schemaVersion":1,"fsLayers":[]}"#, "manifest of schema 1");
+    check(Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), "{}", "manifest of schema 1");
+    check(None, &" ".repeat(MANIFEST_BYTES_MAX + 1), "manifest larger");
+}
+
+#[test]
+fn children_are_config_and_layers_but_never_the_subject() {
+    let body = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"application/vnd.example",
+        "digest":"{DIGEST}","size":2}},"layers":[{{"mediaType":"foreign/type","digest":"blake3:00","size":1,
+        "urls":["http://169.254.169.254/"],"annotations":null}}],"subject":{{"digest":"{DIGEST}"}},
+        "annotations":{{"a":"b"}},"unheard-of":[1,2]}}"#
+    );
+    let manifest = Manifest::parse(None, body.as_bytes()).unwrap();
+    let children: Vec<_> = manifest.children().map(|child| child.digest().map(|it| it.to_string())).collect();
+    assert_eq!(children, [Some(DIGEST.to_owned()), None]);
+    assert_eq!(manifest.subject.and_then(|subject| subject.digest()), Digest::parse(DIGEST).ok());
+    assert_eq!(manifest.artifact_type.as_deref(), Some("application/vnd.example"));
+    assert_eq!(manifest.annotations["a"], "b");
+}
+
+#[test]
+fn every_type_asked_for_is_known() {
+    assert_eq!(ACCEPT.split(", ").filter(|accepted| is_manifest_type(accepted)).count(), 5);
+    assert!(!is_manifest_type("*/*") && !is_manifest_type("text/html"));
+}
+
+proptest! {
+    #[test]
+    fn no_body_panics(header in proptest::option::of(".{0,40}"), body: Vec<u8>) {
+        let _ = Manifest::parse(header.as_deref(), &body);
+    }
+
+    #[test]
+    fn no_json_panics(fields in "(\"(manifests|layers|config|size|digest|mediaType)\":[\\[\\]{}0-9\",null]{0,12},?){0,6}") {
+        let _ = Manifest::parse(None, format!("{{{fields}}}").as_bytes());
+    }
+}

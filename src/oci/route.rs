@@ -1,0 +1,287 @@
+//! Routes: what a request means. The only place that splits URLs.
+//!
+//! Clients put a mirror's path in three places: `/v2/X/NAME/…` (podman, BuildKit), `/X/v2/NAME/…` (Docker,
+//! containerd) and `/X/NAME/…` (containerd with `override_path`). They are read alike: the tail says what is
+//! asked (`manifests/R`, `blobs/D`, `tags/list`, `referrers/D`), the `v2` that marks the API is taken out,
+//! and what remains is a name that may begin with a registry or an alias; [`Registries`] decides that. The
+//! `v2` taken out is the first one that has some of the name behind it, so below `/v2/` a name may have a
+//! component `v2` of its own.
+//!
+//! Segments are percent-decoded one by one, after splitting. One that would decode to a slash is left as it
+//! is, and since no grammar here knows a percent sign, it names nothing. The same goes for `..`: it is never
+//! resolved, and no name contains it.
+
+mod registries;
+
+use std::borrow::Cow;
+
+use http::Method;
+use url::form_urlencoded;
+
+pub use registries::{Conflict, KnownRegistry, Registries};
+
+use super::digest::Digest;
+use super::name::{InvalidName, Reference, Repo, RepoName};
+
+/// The longest path: a name, a prefix of the same length, a keyword and a sha512 digest, all percent-coded
+/// in part.
+pub const PATH_BYTES_MAX: usize = 1024;
+/// The longest query: `ns`, and a media type or a tag; a mirror has no use for more.
+pub const QUERY_BYTES_MAX: usize = 1024;
+
+/// What a request asks for. `n` is a page size and `last` the entry after which the page begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/v2/`: is this a registry?
+    Base,
+    /// `/v2/_catalog`: the repositories.
+    Catalog {
+        /// Page size.
+        n: Option<usize>,
+        /// Where the page begins.
+        last: Option<String>,
+    },
+    /// `/v2/_oci/ext/discover`: extensions of the protocol.
+    Extensions,
+    /// A manifest, by tag or digest.
+    Manifest {
+        /// Of this repository.
+        repo: Repo,
+        /// Its tag or digest.
+        reference: Reference,
+    },
+    /// A blob.
+    Blob {
+        /// Of this repository.
+        repo: Repo,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The tags of a repository.
+    Tags {
+        /// Of this repository.
+        repo: Repo,
+        /// Page size.
+        n: Option<usize>,
+        /// Where the page begins.
+        last: Option<String>,
+    },
+    /// The manifests that are about a digest.
+    Referrers {
+        /// In this repository.
+        repo: Repo,
+        /// What they are about.
+        digest: Digest,
+        /// Only those of this type.
+        artifact_type: Option<String>,
+    },
+}
+
+/// Why a request means nothing here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// The method changes something: pushes and deletes.
+    #[error("this is a pull-through mirror: push to the registry itself")]
+    Method,
+    /// A name, tag or digest against its grammar.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The name has no registry in front, and there is no default.
+    #[error("the name has no registry, and this mirror has no default one")]
+    NoDefault,
+    /// No path of a registry.
+    #[error("no such path")]
+    NotFound,
+    /// A page size that is not a number.
+    #[error("the page size n is not a number")]
+    Page,
+    /// Path or query beyond any that a client sends.
+    #[error("path or query too long")]
+    PathTooLong,
+    /// A registry that is not configured. The text is cut and printable.
+    #[error("registry `{0}` is not configured on this mirror")]
+    UnknownRegistry(String),
+}
+
+impl Registries {
+    /// What a request means. `host` is its `Host` header, `path` and `query` are as they came.
+    ///
+    /// # Errors
+    /// [`RouteError`].
+    pub fn route(
+        &self,
+        method: &Method,
+        host: Option<&str>,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Route, RouteError> {
+        let query = query.unwrap_or_default();
+        if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
+            return Err(RouteError::PathTooLong);
+        }
+        let segments: Vec<_> = path.strip_prefix('/').unwrap_or(path).split('/').map(decode).collect();
+        let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
+        let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
+        if ![Method::GET, Method::HEAD].contains(method) {
+            return Err(RouteError::Method);
+        }
+        let query = Query::parse(query);
+        let decided = self.decided(query.ns.as_deref(), host)?;
+        let Some(name) = without_api_root(head, tail) else {
+            self.check_prefix(decided, head)?;
+            return query.route_of_api(tail);
+        };
+        let (registry, name) = self.resolve(decided, &name)?;
+        let repo = Repo::new(registry.clone(), RepoName::parse(&name.join("/"))?);
+        query.route_in(repo, tail)
+    }
+}
+
+/// What the end of a path asks for.
+#[derive(Clone, Copy)]
+enum Tail<'a> {
+    Base,
+    Catalog,
+    Extensions,
+    Manifest(&'a str),
+    Blob(&'a str),
+    Tags,
+    Referrers(&'a str),
+    /// The way in for pushes; not even its status can be asked here.
+    Upload,
+}
+
+impl<'a> Tail<'a> {
+    /// Splits a path into what stands in front, and what is asked. In front of the API's own paths there may
+    /// be a prefix; in front of the others there is at least one segment of a name.
+    fn split<'s>(segments: &'s [&'a str]) -> Option<(&'s [&'a str], Self)> {
+        if let Some(root) = segments.iter().position(|segment| *segment == "v2") {
+            let own = match &segments[root + 1..] {
+                [] | [""] => Some(Tail::Base),
+                ["_catalog"] => Some(Tail::Catalog),
+                ["_oci", "ext", "discover"] => Some(Tail::Extensions),
+                _ => None,
+            };
+            if let Some(tail) = own {
+                return Some((&segments[..root], tail));
+            }
+        }
+        let (head, tail) = match segments {
+            [head @ .., "blobs", "uploads", _] | [head @ .., "blobs", "uploads"] => (head, Tail::Upload),
+            [head @ .., "tags", "list"] => (head, Tail::Tags),
+            [head @ .., "manifests", reference] => (head, Tail::Manifest(reference)),
+            [head @ .., "blobs", digest] => (head, Tail::Blob(digest)),
+            [head @ .., "referrers", digest] => (head, Tail::Referrers(digest)),
+            _ => return None,
+        };
+        (!head.is_empty() && head != ["v2"]).then_some((head, tail))
+    }
+}
+
+/// The segments of the name, with the `v2` of the API taken out; `None` for the API's own paths.
+fn without_api_root<'a>(head: &[&'a str], tail: Tail<'_>) -> Option<Vec<&'a str>> {
+    if matches!(tail, Tail::Base | Tail::Catalog | Tail::Extensions) {
+        return None;
+    }
+    let root = head.iter().position(|segment| *segment == "v2").filter(|root| root + 1 < head.len());
+    let parts = head.iter().enumerate().filter(|(at, _)| Some(*at) != root);
+    Some(parts.map(|(_, segment)| *segment).collect())
+}
+
+/// The parameters of a request; of several with one name the first counts.
+#[derive(Default)]
+struct Query<'a> {
+    ns: Option<Cow<'a, str>>,
+    n: Option<Cow<'a, str>>,
+    last: Option<Cow<'a, str>>,
+    artifact_type: Option<Cow<'a, str>>,
+}
+
+impl<'a> Query<'a> {
+    fn parse(query: &'a str) -> Self {
+        let mut parsed = Self::default();
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            let field = match &*key {
+                "ns" => &mut parsed.ns,
+                "n" => &mut parsed.n,
+                "last" => &mut parsed.last,
+                "artifactType" => &mut parsed.artifact_type,
+                _ => continue,
+            };
+            field.get_or_insert(value);
+        }
+        parsed
+    }
+
+    /// One of the API's own paths.
+    fn route_of_api(self, tail: Tail<'_>) -> Result<Route, RouteError> {
+        match tail {
+            Tail::Base => Ok(Route::Base),
+            Tail::Catalog => {
+                Ok(Route::Catalog { n: self.page_size()?, last: self.last.map(Cow::into_owned) })
+            }
+            Tail::Extensions => Ok(Route::Extensions),
+            Tail::Manifest(_) | Tail::Blob(_) | Tail::Tags | Tail::Referrers(_) | Tail::Upload => {
+                Err(RouteError::NotFound)
+            }
+        }
+    }
+
+    /// A path below a repository.
+    fn route_in(self, repo: Repo, tail: Tail<'_>) -> Result<Route, RouteError> {
+        match tail {
+            Tail::Manifest(reference) => {
+                Ok(Route::Manifest { repo, reference: Reference::parse(reference)? })
+            }
+            Tail::Blob(digest) => Ok(Route::Blob { repo, digest: parse_digest(digest)? }),
+            Tail::Tags => {
+                Ok(Route::Tags { repo, n: self.page_size()?, last: self.last.map(Cow::into_owned) })
+            }
+            Tail::Referrers(digest) => {
+                // A plus that was not percent-coded decodes to a space, which no media type has.
+                let artifact_type =
+                    self.artifact_type.map(|it| it.replace(' ', "+")).filter(|it| !it.is_empty());
+                Ok(Route::Referrers { repo, digest: parse_digest(digest)?, artifact_type })
+            }
+            Tail::Base | Tail::Catalog | Tail::Extensions | Tail::Upload => Err(RouteError::NotFound),
+        }
+    }
+
+    fn page_size(&self) -> Result<Option<usize>, RouteError> {
+        self.n.as_deref().map(str::parse).transpose().map_err(|_| RouteError::Page)
+    }
+}
+
+fn parse_digest(text: &str) -> Result<Digest, RouteError> {
+    Digest::parse(text).map_err(|error| RouteError::Name(error.into()))
+}
+
+/// A segment with its percent codes resolved, unless they are malformed, not UTF-8, or hide a slash.
+fn decode(segment: &str) -> Cow<'_, str> {
+    if !segment.contains('%') {
+        return Cow::Borrowed(segment);
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        let value = match byte {
+            b'%' => match (bytes.next().and_then(hex_value), bytes.next().and_then(hex_value)) {
+                (Some(high), Some(low)) => high << 4 | low,
+                _ => return Cow::Borrowed(segment),
+            },
+            other => other,
+        };
+        decoded.push(value);
+    }
+    match String::from_utf8(decoded) {
+        Ok(decoded) if !decoded.contains('/') => Cow::Owned(decoded),
+        _ => Cow::Borrowed(segment),
+    }
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+#[cfg(test)]
+mod tests;

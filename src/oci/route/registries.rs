@@ -1,0 +1,200 @@
+//! The configured registries, and which of them a request means.
+//!
+//! `ns=`, else a virtual host, decides; then one leading segment equal to that registry or an alias of it is
+//! stripped, and any other stays in the name: a Harbor project may be called `docker.io`. With neither, a
+//! leading segment that is a registry or an alias decides, and one that could only be a registry but is not
+//! configured is an error, so that a typo never asks Docker Hub for `ghcr.oi/…`. Else it is the default.
+//!
+//! Invariant: no answer names a registry that is not configured.
+
+use std::collections::HashMap;
+
+use super::RouteError;
+use crate::oci::name::{InvalidName, Registry, RepoName};
+use crate::oci::printable;
+
+/// Other names of Docker Hub: its API host, and the host in its credentials.
+const DOCKER_HUB_HOSTS: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
+
+/// A registry that requests may mean, with the names it goes by.
+#[derive(Clone, Debug)]
+pub struct KnownRegistry {
+    /// Its name in images and in `ns=`.
+    pub registry: Registry,
+    /// Other names for it in `ns=` and as a leading path segment.
+    pub aliases: Vec<String>,
+    /// `Host` headers that mean it, with a port or for every port.
+    pub hosts: Vec<String>,
+}
+
+/// The configured registries.
+#[derive(Clone, Debug)]
+pub struct Registries {
+    /// By registry name and alias.
+    names: HashMap<String, Registry>,
+    /// By `Host` header.
+    hosts: HashMap<String, Registry>,
+    default: Option<Registry>,
+}
+
+/// Why registries cannot stand side by side.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// The alias could not be a path segment, or would be taken for the API.
+    #[error("alias `{alias}` of {registry}: expected one lower-case word, or a host, other than `v2`")]
+    Alias {
+        /// The alias.
+        alias: String,
+        /// Whose it is.
+        registry: Registry,
+    },
+    /// The default is not among the registries.
+    #[error("the default registry {0} is not configured")]
+    Default(Registry),
+    /// The virtual host is no host.
+    #[error("host `{host}` of {registry}: expected host[:port]")]
+    Host {
+        /// The virtual host.
+        host: String,
+        /// Whose it is.
+        registry: Registry,
+    },
+    /// One name for two registries.
+    #[error("`{name}` means both {first} and {second}")]
+    Taken {
+        /// The registry name, alias or virtual host.
+        name: String,
+        /// Who had it first.
+        first: Registry,
+        /// Who wants it too.
+        second: Registry,
+    },
+}
+
+impl Registries {
+    /// The registries `known`; what names none of them means `default`.
+    ///
+    /// A registry's own name is a virtual host of it too, for clients that are led here by DNS, unless it is
+    /// `localhost` or has a port: that may just be the address berth itself listens on.
+    ///
+    /// # Errors
+    /// [`Conflict`], the first one found.
+    pub fn new(known: Vec<KnownRegistry>, default: Option<Registry>) -> Result<Self, Conflict> {
+        let mut names = HashMap::new();
+        let mut hosts = HashMap::new();
+        for it in &known {
+            take(&mut names, it.registry.as_str(), &it.registry)?;
+        }
+        if let Some(unknown) = default.as_ref().filter(|default| !names.contains_key(default.as_str())) {
+            return Err(Conflict::Default(unknown.clone()));
+        }
+        for KnownRegistry { registry, aliases, hosts: virtual_hosts } in known {
+            for alias in aliases {
+                let alias = alias.to_ascii_lowercase();
+                if !may_be_alias(&alias) {
+                    return Err(Conflict::Alias { alias, registry });
+                }
+                take(&mut names, &alias, &registry)?;
+            }
+            for host in virtual_hosts {
+                match Registry::parse(&host) {
+                    Ok(host) => take(&mut hosts, host.as_str(), &registry)?,
+                    Err(_) => return Err(Conflict::Host { host, registry }),
+                }
+            }
+        }
+        // What the configuration says of these names comes first, hence after the loop.
+        for registry in names.values().cloned().collect::<Vec<_>>() {
+            let hub = registry.as_str() == Registry::DOCKER_HUB;
+            for name in DOCKER_HUB_HOSTS.into_iter().filter(|_| hub) {
+                names.entry(name.to_owned()).or_insert_with(|| registry.clone());
+                hosts.entry(name.to_owned()).or_insert_with(|| registry.clone());
+            }
+            if registry.as_str().contains('.') && !registry.as_str().contains(':') {
+                hosts.entry(registry.as_str().to_owned()).or_insert(registry);
+            }
+        }
+        Ok(Self { names, hosts, default })
+    }
+
+    /// The registry that `ns=` or the virtual host names, if either does.
+    pub(super) fn decided(
+        &self,
+        ns: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<Option<&Registry>, RouteError> {
+        match (ns, host) {
+            (Some(ns), _) => self.named(ns).ok_or_else(|| unknown(ns)).map(Some),
+            (None, Some(host)) => Ok(self.at_host(host)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The registry, and those of the segments that are the name within it.
+    pub(super) fn resolve<'a>(
+        &'a self,
+        decided: Option<&'a Registry>,
+        segments: &'a [&'a str],
+    ) -> Result<(&'a Registry, &'a [&'a str]), RouteError> {
+        let (first, rest) = segments.split_first().ok_or(InvalidName::Repository)?;
+        // A prefix without a name behind it is itself the name, as in `hub` of `docker.io/library/hub`.
+        let prefix = if rest.is_empty() { None } else { self.named(first) };
+        match (decided, prefix) {
+            (Some(decided), Some(prefix)) if decided == prefix => Ok((decided, rest)),
+            (Some(decided), _) => Ok((decided, segments)),
+            (None, Some(prefix)) => Ok((prefix, rest)),
+            (None, None) if [".", ".."].contains(first) => Err(InvalidName::Repository.into()),
+            (None, None) if Registry::looks_like_host(first) => Err(match self.named(first) {
+                Some(_) => InvalidName::Repository.into(),
+                None => unknown(first),
+            }),
+            (None, None) => Ok((self.default.as_ref().ok_or(RouteError::NoDefault)?, segments)),
+        }
+    }
+
+    /// Whether the segments in front of one of the API's own paths could be a prefix of berth.
+    pub(super) fn check_prefix(&self, decided: Option<&Registry>, prefix: &[&str]) -> Result<(), RouteError> {
+        if prefix.contains(&"") {
+            return Err(RouteError::NotFound);
+        }
+        match prefix.first() {
+            Some(first)
+                if decided.is_none() && Registry::looks_like_host(first) && self.named(first).is_none() =>
+            {
+                Err(unknown(first))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<&Registry> {
+        self.names.get(&name.to_ascii_lowercase())
+    }
+
+    fn at_host(&self, host: &str) -> Option<&Registry> {
+        let host = host.to_ascii_lowercase();
+        let without_port = || {
+            let (name, port) = host.rsplit_once(':')?;
+            port.bytes().all(|byte| byte.is_ascii_digit()).then(|| self.hosts.get(name))?
+        };
+        self.hosts.get(&host).or_else(without_port)
+    }
+}
+
+fn take(names: &mut HashMap<String, Registry>, name: &str, registry: &Registry) -> Result<(), Conflict> {
+    match names.insert(name.to_owned(), registry.clone()) {
+        Some(first) if first != *registry => {
+            Err(Conflict::Taken { name: name.to_owned(), first, second: registry.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn may_be_alias(alias: &str) -> bool {
+    let word = !alias.contains('/') && RepoName::parse(alias).is_ok();
+    (word || Registry::parse(alias).is_ok()) && alias != "v2"
+}
+
+fn unknown(name: &str) -> RouteError {
+    RouteError::UnknownRegistry(printable(name))
+}
