@@ -1,3 +1,4 @@
 //! berth: a pull-through caching mirror for container registries.
 
 pub mod oci;
+pub mod telemetry;
