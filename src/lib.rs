@@ -1,4 +1,5 @@
 //! berth: a pull-through caching mirror for container registries.
 
 pub mod oci;
+pub mod store;
 pub mod telemetry;

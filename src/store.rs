@@ -1,0 +1,357 @@
+//! The store: blobs under their digests, and who may be served them.
+//!
+//! # On disk
+//!
+//! ```text
+//! <data_dir>/
+//!   blobs/{sha256,sha512}/<hex>            whole, verified, read-only; manifests too       blob.rs
+//!   partial/<algorithm>-<hex>{,.map}       downloads under way                    partial.rs, map.rs
+//!   partial/.tmp-<n>                       files being staged, swept at start              disk.rs
+//!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
+//!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
+//!   index/                                 derived and disposable                          index.rs
+//!   lock                                   one process at a time                           lock.rs
+//! ```
+//!
+//! A repository component never begins with `_`, so `_oci` is safe; the colon of a port becomes `_5000_` in a
+//! folder name, because other tools split at colons. All of it must be on one file system.
+//!
+//! # Durability
+//!
+//! Stage → hash → sync the file → rename → sync the folder; a folder that is made is synced into its parent
+//! first. So a file under its digest is whole by construction, and a ref is either the old one or the new one.
+//! The map of a partial file never names bytes that are not synced. A grant is durable before a blob appears:
+//! callers grant first, and [`Store::grant`] returns when that would survive a power loss. The index promises
+//! nothing across one.
+//!
+//! # What is truth, and what is rebuilt
+//!
+//! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked
+//! before a miss is reported. One that is missing, broken, or of another version is removed and rebuilt from the
+//! files, at start or, if it fails while berth runs, behind ([`Store::run`]); only times of use and of checks
+//! are lost. A pass at every start looks for what other tools, or a crash, have put out of line, and adopts
+//! layouts that other tools have written (`adopt.rs`).
+//!
+//! # Blocking
+//!
+//! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun
+//! is finished even if its caller goes away.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::oci::{Digest, Repo, Tag};
+
+mod adopt;
+mod blob;
+mod disk;
+mod error;
+mod index;
+mod layout;
+mod ledger;
+mod lock;
+mod map;
+mod partial;
+mod rebuild;
+mod record;
+mod refs;
+mod upkeep;
+
+pub use blob::StoredBlob;
+pub use error::Error;
+pub use partial::{Partial, Sync, Synced};
+pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
+
+use index::Found;
+use ledger::Ledger;
+use partial::Partials;
+
+/// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
+const ADOPTION_WAIT: Duration = Duration::from_secs(5);
+
+/// The store of one data folder. Clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    ledger: Arc<Ledger>,
+    partials: Partials,
+    /// What the previous process left of the index.
+    found: Found,
+    /// When this one began, in seconds since 1970.
+    opened_at: u64,
+    /// Ends background passes early.
+    stop: AtomicBool,
+}
+
+/// How full the store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of all blobs.
+    pub used_bytes: u64,
+    /// Size of the file system that they are on.
+    pub total_bytes: u64,
+}
+
+impl Store {
+    /// Opens a data folder, which is made if need be, and makes sure that there is an index.
+    ///
+    /// Starts nothing: see [`Store::run`]. A disk that is full or read-only is no error if it has a data folder.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process has it; otherwise if the disk fails.
+    pub async fn open(folder: &Path) -> Result<Self, Error> {
+        let folder = folder.to_owned();
+        let inner = blocking(move || upkeep::open(&folder)).await?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Does what is behind, until `shutdown`: renders `index.json` files, adopts, reconciles and rebuilds the
+    /// index. Then marks the index as closed in order, so it is best ended last: a change that comes later
+    /// still takes effect, but the next start has to compare everything.
+    pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        upkeep::run(&self.0, shutdown).await;
+    }
+
+    /// A stored blob, opened.
+    ///
+    /// # Errors
+    /// If the disk fails. A blob that is not there is `None`.
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+        let digest = *digest;
+        self.ask(move |ledger| ledger.blob(&digest)).await
+    }
+
+    /// Whether a repository may be served a digest, as [`Store::granted`] says, and the stored blob, opened.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<StoredBlob>), Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| Ok((ledger.granted(&repo, &digest)?, ledger.blob(&digest)?))).await
+    }
+
+    /// Stores small content, such as a manifest. Content that is there already is left alone.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] if it is something else; [`Error::Full`] or [`Error::Io`].
+    pub async fn put(&self, digest: &Digest, content: Bytes) -> Result<(), Error> {
+        let digest = *digest;
+        self.ask(move |ledger| ledger.put(&digest, &content)).await
+    }
+
+    /// Opens the partial file of a blob of `total` bytes, or begins one. What is there of another total is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while somebody else has it; [`Error::Full`] or [`Error::Io`].
+    pub async fn partial(&self, digest: &Digest, total: u64) -> Result<Partial, Error> {
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        blocking(move || inner.partials.open(Arc::clone(&inner.ledger), &digest, total)).await
+    }
+
+    /// The total and the synced bytes of a blob whose download was interrupted.
+    pub async fn partial_total(&self, digest: &Digest) -> Option<(u64, u64)> {
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        blocking(move || inner.partials.total(&digest)).await
+    }
+
+    /// Whether a repository may be served a digest: granted to it, or public.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.granted(&repo, &digest)).await
+    }
+
+    /// Lets a repository be served a digest, and if `public`, every other too. Public once, it stays so.
+    /// Durable when this returns; cheap if it was granted already.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn grant(&self, repo: &Repo, digest: &Digest, public: bool) -> Result<(), Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.grant(&repo, &digest, public)).await
+    }
+
+    /// What a tag means here. One that is not known may have been written by another tool just now.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn tag(&self, repo: &Repo, tag: &Tag) -> Result<Option<TagRecord>, Error> {
+        let (of, name) = (repo.clone(), tag.clone());
+        let found = self.ask(move |ledger| ledger.tag(&of, &name)).await?;
+        if found.is_some() || !self.adopt(repo).await {
+            return Ok(found);
+        }
+        let (of, name) = (repo.clone(), tag.clone());
+        self.ask(move |ledger| ledger.tag(&of, &name)).await
+    }
+
+    /// Makes a tag mean something else, durably.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
+        let (repo, tag, record) = (repo.clone(), tag.clone(), record.clone());
+        self.ask(move |ledger| ledger.set_tag(&repo, &tag, &record)).await
+    }
+
+    /// Notes that upstream confirmed a tag. Only the index knows, so it may be forgotten.
+    pub async fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.ask(move |ledger| ledger.index.checked(&repo, &tag, at)).await;
+    }
+
+    /// A page of at most `n` tags after `after`, in byte order.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Result<Vec<Tag>, Error> {
+        self.adopt(repo).await;
+        let (repo, after) = (repo.clone(), after.map(str::to_owned));
+        self.ask(move |ledger| ledger.tags(&repo, after.as_deref(), n)).await
+    }
+
+    /// A stored manifest that a repository may be served, with what is known of it: here, or publicly elsewhere.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn manifest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<(ManifestRecord, Bytes)>, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.manifest(&repo, &digest)).await
+    }
+
+    /// Notes what a manifest is, durably, and grants it to the repository.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn set_manifest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        record: &ManifestRecord,
+    ) -> Result<(), Error> {
+        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
+        self.ask(move |ledger| ledger.set_manifest(&repo, &digest, &record)).await
+    }
+
+    /// Upstream's list of what refers to a manifest, as it was last seen.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
+    }
+
+    /// Keeps upstream's list of what refers to a manifest.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`], the latter also for a body that is not UTF-8 and so no JSON.
+    pub async fn set_referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        record: &ReferrersRecord,
+    ) -> Result<(), Error> {
+        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
+        self.ask(move |ledger| ledger.set_referrers(&repo, &digest, &record)).await
+    }
+
+    /// Whether there is anything at all of a repository.
+    ///
+    /// # Errors
+    /// None today: a folder that cannot be looked at counts as absent.
+    pub async fn knows(&self, repo: &Repo) -> Result<bool, Error> {
+        let repo = repo.clone();
+        self.ask(move |ledger| Ok(ledger.knows(&repo))).await
+    }
+
+    /// A page of at most `n` repositories after `after`, in byte order of `registry/name`: those with anything
+    /// public, or all.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn repositories(
+        &self,
+        after: Option<&Repo>,
+        n: usize,
+        private_too: bool,
+    ) -> Result<Vec<Repo>, Error> {
+        let after = after.cloned();
+        self.ask(move |ledger| ledger.repositories(after.as_ref(), n, private_too)).await
+    }
+
+    /// How full the store is.
+    pub async fn usage(&self) -> Usage {
+        self.ask(|ledger| {
+            let total = rustix::fs::statvfs(ledger.disk.root());
+            let total_bytes = total.map_or(0, |total| total.f_blocks.saturating_mul(total.f_frsize));
+            Usage { used_bytes: ledger.index.used_bytes(), total_bytes }
+        })
+        .await
+    }
+
+    /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether
+    /// it is worth to look again.
+    async fn adopt(&self, repo: &Repo) -> bool {
+        let of = repo.clone();
+        if !self.ask(move |ledger| ledger.is_adoptable(&of)).await {
+            return false;
+        }
+        let repo = repo.clone();
+        let adoption = async {
+            let turn = Arc::clone(&self.0.ledger.adopting).lock_owned().await;
+            self.ask(move |ledger| {
+                let _turn = turn;
+                if let Err(error) = ledger.adopt(&repo) {
+                    tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot adopt a layout");
+                }
+            })
+            .await;
+        };
+        // Too long for a request: it is answered from what is known so far.
+        let _ = tokio::time::timeout(ADOPTION_WAIT, adoption).await;
+        true
+    }
+
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> T {
+        let ledger = Arc::clone(&self.0.ledger);
+        blocking(move || question(&ledger)).await
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs what blocks away from the runtime. A panic in it is the caller's.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Never "cancelled": that is only for work that a stopping runtime has not begun, and then nobody
+        // is here to see it.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Locks a mutex also after a panic elsewhere: what these guard is consistent between any two statements.
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! The one way in which anything under the data folder changes.
+//!
+//! A file is staged in `partial/` under a name that no reader knows, synced, renamed to where it belongs, and
+//! then the folder that got it is synced: after a power loss there is the old file or the new one, whole.
+//! A folder that berth creates is synced into its parent before anything in it may be called durable.
+//!
+//! Why stage in one folder, and not beside the target: what a killed process leaves is swept with one small
+//! listing at the next start, and other tools never see half a file in a layout. The price is that `blobs/`,
+//! `repos/` and `partial/` must be on one file system.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{Error, hold};
+
+/// Files that are not yet anything begin so.
+const STAGED_PREFIX: &str = ".tmp-";
+/// Folders remembered as synced: some 20 MiB at worst. Beyond it all are forgotten, and synced once more.
+const FOLDERS_MAX: usize = 100_000;
+
+/// The data folder, and which of its folders are known to outlive a power loss.
+pub(super) struct Disk {
+    root: PathBuf,
+    durable: Mutex<HashSet<PathBuf>>,
+    staged: AtomicU64,
+}
+
+/// How a file is to look besides its content.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    pub(super) mode: u32,
+    /// Its time of modification, if that must not be the time of writing.
+    pub(super) modified: Option<SystemTime>,
+}
+
+impl Look {
+    /// Content under its digest: nobody has a reason to write to it ever again.
+    pub(super) const IMMUTABLE: Self = Self { mode: 0o444, modified: None };
+    /// A ref, which is replaced and never edited, but may be by hand.
+    pub(super) const PLAIN: Self = Self { mode: 0o644, modified: None };
+}
+
+impl Disk {
+    /// Makes the data folder if it is not there.
+    pub(super) fn open(root: &Path) -> Result<Self, Error> {
+        // Absolute, so that parents can be named, and so that nothing depends on the working folder.
+        let root = std::path::absolute(root).map_err(|source| Error::io("find", root, source))?;
+        let disk = Self { root, durable: Mutex::default(), staged: AtomicU64::new(0) };
+        let missing: Vec<&Path> = disk.root.ancestors().take_while(|folder| !folder.exists()).collect();
+        for folder in missing.into_iter().rev() {
+            make_folder(folder)?;
+        }
+        // A folder made by a process that was killed right then. Nothing can be done if it may not be read.
+        let _ = sync_folder(parent(&disk.root));
+        Ok(disk)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn partials(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// Removes what a killed process had staged.
+    pub(super) fn sweep(&self) -> Result<usize, Error> {
+        let is_staged = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(STAGED_PREFIX));
+        let mut count = 0;
+        for name in list(&self.partials())?.into_iter().filter(|name| is_staged(name)) {
+            count += usize::from(self.remove_leftover(&self.partials().join(name))?);
+        }
+        Ok(count)
+    }
+
+    /// Removes a file that nobody needs. Returns whether it did: a folder in its place, or somebody else's
+    /// file, is in nobody's way and no reason not to start.
+    pub(super) fn remove_leftover(&self, path: &Path) -> Result<bool, Error> {
+        match self.remove(path) {
+            Err(error @ Error::Full { .. }) => Err(error),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "left alone");
+                Ok(false)
+            }
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Puts `content` at `target`, at once and for good.
+    pub(super) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
+        let staged = self.stage_name();
+        self.ensure(&self.partials())?;
+        let result = self.retry_without_folder(|| {
+            write_synced(&staged, content, look).map_err(|source| Error::io("write", &staged, source))
+        });
+        let result = result.and_then(|()| self.rename(&staged, target));
+        if result.is_err() {
+            let _ = fs::remove_file(&staged);
+        }
+        result
+    }
+
+    /// Makes `target` a symbolic link, whatever file or link it was.
+    pub(super) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
+        let staged = self.stage_name();
+        self.ensure(&self.partials())?;
+        let result = self.retry_without_folder(|| {
+            symlink(points_to, &staged).map_err(|source| Error::io("link", target, source))
+        });
+        let result = result.and_then(|()| self.rename(&staged, target));
+        if result.is_err() {
+            let _ = fs::remove_file(&staged);
+        }
+        result
+    }
+
+    /// Moves a file that is already synced to where it belongs.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let folder = parent(to);
+        self.retry_without_folder(|| {
+            self.ensure(folder)?;
+            fs::rename(from, to).map_err(|source| Error::io("rename into place", to, source))
+        })?;
+        sync_folder(folder)
+    }
+
+    /// Removes a file for good. One that is already gone is no error.
+    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
+        match fs::remove_file(path) {
+            Ok(()) => sync_folder(parent(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::io("remove", path, source)),
+        }
+    }
+
+    /// Makes `folder` and its parents down from the root, each synced into its parent.
+    ///
+    /// The lock is held meanwhile: who finds a folder that another thread has just made must not take it for
+    /// durable before that thread has synced it. A folder left by an earlier process is synced once, too.
+    pub(super) fn ensure(&self, folder: &Path) -> Result<(), Error> {
+        let mut durable = hold(&self.durable);
+        if durable.contains(folder) {
+            return Ok(());
+        }
+        let below_root: Vec<&Path> = folder.ancestors().take_while(|path| *path != self.root).collect();
+        for path in below_root.into_iter().rev() {
+            if durable.contains(path) {
+                continue;
+            }
+            make_folder(path)?;
+            if durable.len() >= FOLDERS_MAX {
+                durable.clear();
+            }
+            durable.insert(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Tries once more if a folder that was known is gone: somebody tidied up under a running berth.
+    pub(super) fn retry_without_folder<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        match attempt() {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                hold(&self.durable).clear();
+                self.ensure(&self.partials())?;
+                attempt()
+            }
+            other => other,
+        }
+    }
+
+    /// A fresh name: one process has the folder, and it was swept before that process began.
+    fn stage_name(&self) -> PathBuf {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        self.partials().join(format!("{STAGED_PREFIX}{number}"))
+    }
+}
+
+fn write_synced(path: &Path, content: &[u8], look: Look) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(look.mode).open(path)?;
+    file.write_all(content)?;
+    // The umask may have taken bits away.
+    file.set_permissions(Permissions::from_mode(look.mode))?;
+    if let Some(modified) = look.modified {
+        file.set_modified(modified)?;
+    }
+    // Not only the data: mode and times are part of what the name will stand for.
+    file.sync_all()
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    match fs::create_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("make folder", path, source));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    sync_folder(parent(path))
+}
+
+/// Makes the names in a folder outlive a power loss.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    match File::open(folder).and_then(|file| file.sync_all()) {
+        // Some network file systems know no such thing, and write names through.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        other => other.map_err(|source| Error::io("sync", folder, source)),
+    }
+}
+
+/// The names in a folder, in no order; a folder that is not there is empty.
+pub(super) fn list(folder: &Path) -> Result<Vec<std::ffi::OsString>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Err(source) => return Err(Error::io("list", folder, source)),
+    };
+    let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+    names.map_err(|source| Error::io("list", folder, source))
+}
+
+/// A whole file, at most `bytes_max` of it; one that is not there, or larger, is `None`.
+pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
+    let Some(file) = open(path, OFlags::empty())? else { return Ok(None) };
+    let mut content = Vec::new();
+    match file.take(bytes_max + 1).read_to_end(&mut content) {
+        Ok(_) => Ok((content.len() as u64 <= bytes_max).then_some(content)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(source) => Err(Error::io("read", path, source)),
+    }
+}
+
+/// Opens a file for reading; one that is not there is `None`. Never waits, as a pipe in its place would have it.
+pub(super) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
+    let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(source) => Err(Error::io("open", path, source)),
+    }
+}
+
+/// Whether the error says that there is no such file: nothing of that name, something that is no file, or a
+/// link that leads nowhere.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::IsADirectory];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+fn parent(path: &Path) -> &Path {
+    // Only a root has no parent, and nothing is ever written at one.
+    path.parent().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(&folder.path().join("a/b")).unwrap();
+        let target = disk.root().join("x/y/file");
+        disk.replace(&target, b"one", Look::IMMUTABLE).unwrap();
+        disk.replace(&target, b"two", Look::IMMUTABLE).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"two");
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o444);
+        assert!(list(&disk.partials()).unwrap().is_empty());
+        assert_eq!(read(&target, 3).unwrap().as_deref(), Some(&b"two"[..]));
+        assert_eq!(read(&target, 2).unwrap(), None);
+        assert_eq!(read(&target.join("below a file"), 2).unwrap(), None);
+    }
+
+    #[test]
+    fn folders_removed_under_it_are_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        let target = disk.root().join("x/y/file");
+        disk.replace(&target, b"one", Look::PLAIN).unwrap();
+        fs::remove_dir_all(disk.root().join("x")).unwrap();
+        disk.replace(&target, b"two", Look::PLAIN).unwrap();
+        fs::remove_dir_all(disk.partials()).unwrap();
+        disk.replace(&target, b"three", Look::PLAIN).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"three");
+    }
+
+    #[test]
+    fn what_a_killed_process_staged_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        disk.ensure(&disk.partials()).unwrap();
+        File::create(disk.partials().join(".tmp-0")).unwrap();
+        File::create(disk.partials().join("sha256-kept")).unwrap();
+        assert_eq!(disk.sweep().unwrap(), 1);
+        assert_eq!(list(&disk.partials()).unwrap(), ["sha256-kept"]);
+    }
+}

@@ -1,0 +1,102 @@
+//! What can go wrong in the store, named for what the caller may still do about it.
+//!
+//! Absence is never an error: a blob, tag or grant that is not there is `None` or `false`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::oci::Digest;
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No space, no quota, too large a file, or a read-only file system: serve without storing.
+    #[error("no room, or read-only: cannot {action} {}", path.display())]
+    Full {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The operating system's word.
+        source: io::Error,
+    },
+    /// Another process holds the data folder: do not start.
+    #[error("{} is in use by another berth{}", path.display(), describe(*pid))]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that wrote itself into it.
+        pid: Option<u32>,
+    },
+    /// The content is not what its digest says: nothing was stored.
+    #[error("digest mismatch: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// What was asked for.
+        expected: Box<Digest>,
+        /// What the content is.
+        actual: Box<Digest>,
+    },
+    /// This digest is being filled by somebody who still holds its partial file.
+    #[error("{digest} is already being filled")]
+    InUse {
+        /// The digest of the partial file.
+        digest: Box<Digest>,
+    },
+    /// Any other failure of the disk.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The operating system's word.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Tells a disk that is merely full, or read-only, from one that fails.
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge
+            | io::ErrorKind::ReadOnlyFilesystem => Self::Full { path, action, source },
+            _ => Self::Io { path, action, source },
+        }
+    }
+
+    pub(super) fn mismatch(expected: &Digest, actual: Digest) -> Self {
+        Self::DigestMismatch { expected: Box::new(*expected), actual: Box::new(actual) }
+    }
+}
+
+fn describe(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(", process {pid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_full_or_read_only_disk_is_told_from_a_failing_one() {
+        let check = |code: i32, full: bool| {
+            let error = Error::io("write", Path::new("x"), io::Error::from_raw_os_error(code));
+            assert_eq!(matches!(error, Error::Full { .. }), full, "{code}: {error}");
+        };
+        check(rustix::io::Errno::NOSPC.raw_os_error(), true);
+        check(rustix::io::Errno::DQUOT.raw_os_error(), true);
+        check(rustix::io::Errno::ROFS.raw_os_error(), true);
+        check(rustix::io::Errno::FBIG.raw_os_error(), true);
+        check(rustix::io::Errno::IO.raw_os_error(), false);
+        check(rustix::io::Errno::ACCESS.raw_os_error(), false);
+
+        let mut device = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = device.write_all(b"x").unwrap_err();
+        assert!(matches!(Error::io("write", Path::new("/dev/full"), error), Error::Full { .. }));
+    }
+}

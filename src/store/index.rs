@@ -1,0 +1,342 @@
+//! The index: what must be fast, derived from the files, and disposable. The only file that names sled.
+//!
+//! | tree | key | value |
+//! |---|---|---|
+//! | `blob` | digest | size, last use (two big-endian `u64`) |
+//! | `repo` | `registry/name` | one byte: is anything of it public |
+//! | `grant` | repo, NUL, digest | one byte: public |
+//! | `public` | digest | empty, or the `ManifestRecord` of a public manifest |
+//! | `tag` | repo, NUL, tag | `TagRecord` |
+//! | `manifest` | repo, NUL, digest | `ManifestRecord` |
+//! | `layout` | repo | what its `index.json` looked like when it was last in line with the refs |
+//! | `meta` | `version`, `clean` | |
+//!
+//! A digest is one byte for the algorithm and the raw hash; records are JSON, as in the files.
+//!
+//! sled 0.34 syncs with `sync_file_range` and so promises nothing across a power loss, and on garbage it may
+//! return an error, panic, or quietly lose records. Hence: **no answer of the index is ever an error, only
+//! "don't know"** (`None`), for which the caller looks at the files; every call is behind `catch_unwind`; the
+//! first failure disables the index until it is rebuilt ([`rebuild`](super::rebuild)); opening reads every
+//! record once (a second per million), so that what is broken breaks then; and a pass at every start looks for
+//! what is missing.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sled::{Db, Tree};
+use tokio::sync::Notify;
+
+mod guard;
+mod key;
+mod records;
+
+pub(super) use key::Entry;
+
+use guard::{catch, clear_away, drop_quietly};
+
+/// Another version of the trees is not migrated but rebuilt.
+const VERSION: &[u8] = b"berth 1";
+/// sled's own default lets its cache grow to 1 GiB.
+const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// How long sled may keep records in memory only; they can all be found again.
+const FLUSH_EVERY_MS: u64 = 1000;
+
+/// How the index was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Closed in order, at this many seconds since 1970: believed, but for what changed afterwards.
+    Clean(u64),
+    /// Left by a process that was killed: to be compared with the files.
+    Unclean,
+    /// Empty now, to be filled from the files, for this reason.
+    Fresh(String),
+}
+
+/// A disposable memory of what the files say.
+pub(super) struct Index {
+    folder: PathBuf,
+    trees: RwLock<Option<Arc<Trees>>>,
+    /// Whether it says what the files say: not while it is being filled, nor after an unclean stop until it
+    /// is compared. Until then it is no word on lists, nor on what can change.
+    is_complete: AtomicBool,
+    /// Whether it is marked as closed in order, which the next change takes back.
+    is_closed: AtomicBool,
+    used_bytes: AtomicU64,
+    /// Told when the index has failed, so that somebody rebuilds it.
+    failed: Arc<Notify>,
+}
+
+struct Trees {
+    db: Db,
+    blob: Tree,
+    repo: Tree,
+    grant: Tree,
+    public: Tree,
+    tag: Tree,
+    manifest: Tree,
+    layout: Tree,
+    meta: Tree,
+}
+
+impl Index {
+    /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer.
+    pub(super) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, Found) {
+        let index = Self {
+            folder: folder.to_owned(),
+            trees: RwLock::default(),
+            is_complete: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            used_bytes: AtomicU64::new(0),
+            failed,
+        };
+        let opened = if folder.exists() { catch(|| Trees::load(folder)) } else { Err("missing".to_owned()) };
+        let found = match opened {
+            Ok((trees, used_bytes, closed_at)) => {
+                index.install(trees);
+                index.used_bytes.store(used_bytes, Ordering::Relaxed);
+                index.is_complete.store(closed_at.is_some(), Ordering::Release);
+                closed_at.map_or(Found::Unclean, Found::Clean)
+            }
+            Err(reason) => {
+                index.start_over();
+                Found::Fresh(reason)
+            }
+        };
+        (index, found)
+    }
+
+    /// Replaces whatever is there by an empty index. Returns whether there is one now.
+    pub(super) fn start_over(&self) -> bool {
+        self.is_complete.store(false, Ordering::Release);
+        drop_quietly(self.trees.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.used_bytes.store(0, Ordering::Relaxed);
+        if let Err(error) = clear_away(&self.folder) {
+            tracing::warn!(path = %self.folder.display(), %error, "cannot remove the old index");
+        }
+        match catch(|| Trees::create(&self.folder)) {
+            Ok(trees) => {
+                self.install(trees);
+                true
+            }
+            Err(reason) => {
+                tracing::warn!(path = %self.folder.display(), reason, "no index: answering from the files alone");
+                false
+            }
+        }
+    }
+
+    pub(super) fn is_disabled(&self) -> bool {
+        self.trees.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_complete.load(Ordering::Acquire) && !self.is_disabled()
+    }
+
+    pub(super) fn set_complete(&self) {
+        self.is_complete.store(true, Ordering::Release);
+    }
+
+    /// Writes everything out and, unless it has not been compared yet, marks the index as closed in order.
+    pub(super) fn close(&self, at: u64) {
+        if !self.is_complete() {
+            return;
+        }
+        self.with(|trees| {
+            trees.db.flush()?;
+            trees.meta.insert("clean", &at.to_be_bytes())?;
+            trees.db.flush()
+        });
+        self.is_closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks sled to change something, after which the index is not closed in order any more.
+    fn change<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
+        if self.is_closed.swap(false, Ordering::AcqRel) {
+            self.with(|trees| {
+                trees.meta.remove("clean")?;
+                trees.db.flush()
+            });
+        }
+        self.with(ask)
+    }
+
+    /// Asks sled. The first time that it fails, it is not asked again.
+    fn with<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match catch(|| ask(&trees)) {
+            Ok(answer) => Some(answer),
+            Err(reason) => {
+                tracing::warn!(path = %self.folder.display(), reason, "the index has failed and will be rebuilt");
+                self.disable(&trees);
+                self.failed.notify_one();
+                drop_quietly(trees);
+                None
+            }
+        }
+    }
+
+    fn install(&self, trees: Trees) {
+        *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(trees));
+    }
+
+    /// Asks these trees no more; others may have taken their place already.
+    fn disable(&self, failed: &Arc<Trees>) {
+        let mut trees = self.trees.write().unwrap_or_else(PoisonError::into_inner);
+        if trees.as_ref().is_some_and(|trees| Arc::ptr_eq(trees, failed)) {
+            self.is_complete.store(false, Ordering::Release);
+            // Not the last one: the caller has `failed`, and drops it without the lock.
+            *trees = None;
+        }
+    }
+}
+
+impl Trees {
+    /// Opens an index that another process has left, and reads all of it once.
+    fn load(folder: &Path) -> sled::Result<(Self, u64, Option<u64>)> {
+        let trees = Self::open(folder)?;
+        if trees.meta.get("version")?.as_deref() != Some(VERSION) {
+            return Err(sled::Error::Unsupported("of another version".to_owned()));
+        }
+        let mut used_bytes = 0;
+        for item in &trees.blob {
+            used_bytes += first_number(&item?.1);
+        }
+        for tree in [&trees.repo, &trees.grant, &trees.public, &trees.tag, &trees.manifest, &trees.layout] {
+            for item in tree {
+                item?;
+            }
+        }
+        // Until it is closed in order.
+        let closed_at = trees.meta.remove("clean")?.map(|at| first_number(&at));
+        trees.db.flush()?;
+        Ok((trees, used_bytes, closed_at))
+    }
+
+    fn create(folder: &Path) -> sled::Result<Self> {
+        let trees = Self::open(folder)?;
+        trees.meta.insert("version", VERSION)?;
+        trees.db.flush()?;
+        Ok(trees)
+    }
+
+    fn open(folder: &Path) -> sled::Result<Self> {
+        let config = sled::Config::new().path(folder).cache_capacity(CACHE_BYTES);
+        let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
+        Ok(Self {
+            blob: db.open_tree("blob")?,
+            repo: db.open_tree("repo")?,
+            grant: db.open_tree("grant")?,
+            public: db.open_tree("public")?,
+            tag: db.open_tree("tag")?,
+            manifest: db.open_tree("manifest")?,
+            layout: db.open_tree("layout")?,
+            meta: db.open_tree("meta")?,
+            db,
+        })
+    }
+}
+
+/// Adds what `read` makes of the keys of a tree and `filter` lets through.
+fn collect(
+    tree: &Tree,
+    read: fn(&[u8]) -> Option<Entry>,
+    filter: &dyn Fn(&Entry) -> bool,
+    into: &mut Vec<Entry>,
+) -> sled::Result<()> {
+    for item in tree {
+        into.extend(read(&item?.0).filter(filter));
+    }
+    Ok(())
+}
+
+/// Sets a flag that stays set once it is.
+fn raise(tree: &Tree, key: &[u8], flag: bool) -> sled::Result<()> {
+    let old = tree.get(key)?;
+    if old.is_none() || (flag && old.as_deref() != Some(&[1])) {
+        let either = move |old: Option<&[u8]>| Some(vec![u8::from(flag || old == Some(&[1]))]);
+        tree.update_and_fetch(key, either)?;
+    }
+    Ok(())
+}
+
+fn first_number(value: &[u8]) -> u64 {
+    let bytes = value.get(..8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    impl Index {
+        /// As if sled had met garbage.
+        pub(in crate::store) fn fail(&self) {
+            assert_eq!(self.with(|_| -> sled::Result<()> { panic!("garbage, on purpose") }), None);
+        }
+    }
+
+    #[test]
+    fn an_index_of_another_version_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("index");
+        let (index, found) = Index::open(&folder, Arc::default());
+        assert_eq!(found, Found::Fresh("missing".to_owned()));
+        index.with(|trees| trees.meta.insert("version", b"berth 0")).unwrap();
+        index.set_complete();
+        index.close(7);
+        drop(index);
+        let (index, found) = Index::open(&folder, Arc::default());
+        assert!(matches!(found, Found::Fresh(_)), "{found:?}");
+        drop(index);
+        let (index, found) = Index::open(&folder, Arc::default());
+        assert_eq!(found, Found::Unclean);
+        index.close(7);
+        drop(index);
+        let (index, found) = Index::open(&folder, Arc::default());
+        assert_eq!(found, Found::Unclean, "closed before it was compared");
+        index.set_complete();
+        index.close(7);
+        drop(index);
+        assert_eq!(Index::open(&folder, Arc::default()).1, Found::Clean(7));
+    }
+
+    #[test]
+    fn a_failed_index_knows_nothing_until_it_is_rebuilt() {
+        let folder = tempfile::tempdir().unwrap();
+        let (index, _) = Index::open(&folder.path().join("index"), Arc::default());
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"x");
+        index.put_blob(&digest, 5, 0);
+        index.put_blob(&digest, 7, 0);
+        assert_eq!(index.used_bytes(), 7);
+        index.remove(&Entry::Blob(digest));
+        assert_eq!(index.used_bytes(), 0);
+        index.put_blob(&digest, 7, 0);
+        index.set_complete();
+        assert!(index.has_blob(&digest) && index.is_complete());
+        index.fail();
+        assert!(!index.has_blob(&digest) && !index.is_complete() && index.is_disabled());
+        assert!(index.start_over());
+        assert!(!index.has_blob(&digest) && !index.is_complete());
+        index.put_blob(&digest, 7, 0);
+        assert!(index.has_blob(&digest));
+    }
+
+    #[test]
+    fn without_a_place_for_an_index_there_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let in_the_way = folder.path().join("file");
+        fs::File::create(&in_the_way).unwrap();
+        let (index, found) = Index::open(&in_the_way.join("index"), Arc::default());
+        assert!(matches!(found, Found::Fresh(_)) && index.is_disabled() && !index.start_over());
+        assert_eq!(index.used_bytes(), 0);
+    }
+}

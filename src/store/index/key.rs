@@ -1,0 +1,121 @@
+//! Keys of the index: repositories as text, digests raw, joined by a NUL, which no name contains.
+
+use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
+
+/// Something that the index says is in the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Entry {
+    Blob(Digest),
+    Repo(Repo),
+    Tag(Repo, Tag),
+    Manifest(Repo, Digest),
+    Grant(Repo, Digest),
+}
+
+pub(super) fn digest(digest: &Digest) -> Vec<u8> {
+    let algorithm = match digest.algorithm() {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    };
+    let mut key = Vec::with_capacity(1 + digest.raw().len());
+    key.push(algorithm);
+    key.extend_from_slice(digest.raw());
+    key
+}
+
+pub(super) fn repo(repo: &Repo) -> Vec<u8> {
+    repo.to_string().into_bytes()
+}
+
+/// What all keys of a repository's records begin with.
+pub(super) fn prefix(of: &Repo) -> Vec<u8> {
+    let mut key = repo(of);
+    key.push(0);
+    key
+}
+
+pub(super) fn tag(of: &Repo, tag: &str) -> Vec<u8> {
+    let mut key = prefix(of);
+    key.extend_from_slice(tag.as_bytes());
+    key
+}
+
+pub(super) fn repo_digest(of: &Repo, about: &Digest) -> Vec<u8> {
+    let mut key = prefix(of);
+    key.extend(digest(about));
+    key
+}
+
+fn to_digest(key: &[u8]) -> Option<Digest> {
+    let (algorithm, raw) = key.split_first()?;
+    let algorithm = match algorithm {
+        1 => Algorithm::Sha256,
+        2 => Algorithm::Sha512,
+        _ => return None,
+    };
+    let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+    Digest::from_hex(algorithm, &hex)
+}
+
+pub(super) fn to_repo(key: &[u8]) -> Option<Repo> {
+    let (registry, name) = std::str::from_utf8(key).ok()?.split_once('/')?;
+    Some(Repo { registry: Registry::parse(registry).ok()?, name: RepoName::parse(name).ok()? })
+}
+
+pub(super) fn to_tag_name(key: &[u8]) -> Option<Tag> {
+    Tag::parse(std::str::from_utf8(split(key)?.1).ok()?).ok()
+}
+
+pub(super) fn to_blob(key: &[u8]) -> Option<Entry> {
+    to_digest(key).map(Entry::Blob)
+}
+
+pub(super) fn to_repository(key: &[u8]) -> Option<Entry> {
+    to_repo(key).map(Entry::Repo)
+}
+
+pub(super) fn to_tag(key: &[u8]) -> Option<Entry> {
+    Some(Entry::Tag(to_repo(split(key)?.0)?, to_tag_name(key)?))
+}
+
+pub(super) fn to_manifest(key: &[u8]) -> Option<Entry> {
+    let (repo, digest) = split(key)?;
+    Some(Entry::Manifest(to_repo(repo)?, to_digest(digest)?))
+}
+
+pub(super) fn to_grant(key: &[u8]) -> Option<Entry> {
+    let (repo, digest) = split(key)?;
+    Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
+}
+
+fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = key.iter().position(|byte| *byte == 0)?;
+    Some((&key[..at], &key[at + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back_and_sort_by_repository() {
+        let check = |registry: &str, name: &str| {
+            let of =
+                Repo { registry: Registry::parse(registry).unwrap(), name: RepoName::parse(name).unwrap() };
+            let about = Digest::of(Algorithm::Sha512, name.as_bytes());
+            let text = Tag::parse("1.0").unwrap();
+            assert_eq!(to_repo(&repo(&of)), Some(of.clone()));
+            assert_eq!(to_tag(&tag(&of, "1.0")), Some(Entry::Tag(of.clone(), text)));
+            let both = repo_digest(&of, &about);
+            assert_eq!(to_manifest(&both), Some(Entry::Manifest(of.clone(), about)));
+            assert_eq!(to_grant(&both), Some(Entry::Grant(of, about)));
+            assert_eq!(to_blob(&digest(&about)), Some(Entry::Blob(about)));
+        };
+        check("docker.io", "library/alpine");
+        check("[::1]:5000", "a");
+        assert_eq!(to_digest(b"\x01short"), None);
+        assert_eq!(to_digest(b""), None);
+        assert_eq!(to_repo(b"no slash"), None);
+        assert_eq!(to_tag(b"docker.io/a"), None);
+    }
+}

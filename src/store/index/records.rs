@@ -1,0 +1,194 @@
+//! The records of the index: what is asked of each tree, and what is put there.
+//!
+//! The trees and their encodings are described in [`index`](super). Every question can be answered with "don't
+//! know", and every change can be lost.
+
+use std::sync::atomic::Ordering;
+
+use super::{Entry, Index, collect, first_number, key, raise};
+use crate::oci::{Digest, Repo, Tag};
+use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
+
+impl Index {
+    pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
+        let mut value = [0; 16];
+        value[..8].copy_from_slice(&size.to_be_bytes());
+        value[8..].copy_from_slice(&at.to_be_bytes());
+        let old = self.change(|trees| trees.blob.insert(key::digest(digest), &value));
+        if let Some(old) = old {
+            self.used_bytes.fetch_add(size, Ordering::Relaxed);
+            self.forget_bytes(old.as_deref());
+        }
+    }
+
+    pub(in crate::store) fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_size(digest).is_some()
+    }
+
+    pub(in crate::store) fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        self.with(|trees| trees.blob.get(key::digest(digest)))?.map(|value| first_number(&value))
+    }
+
+    /// Whether `repo` is granted `digest`, and if so, publicly.
+    pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<bool> {
+        self.with(|trees| trees.grant.get(key::repo_digest(repo, digest)))?.map(|value| *value == [1])
+    }
+
+    /// Whether any repository was given `digest` without a credential.
+    pub(in crate::store) fn is_public(&self, digest: &Digest) -> bool {
+        self.with(|trees| trees.public.contains_key(key::digest(digest))) == Some(true)
+    }
+
+    pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, public: bool) {
+        self.change(|trees| {
+            raise(&trees.grant, &key::repo_digest(repo, digest), public)?;
+            raise(&trees.repo, &key::repo(repo), public)?;
+            if public && !trees.public.contains_key(key::digest(digest))? {
+                trees.public.insert(key::digest(digest), &[])?;
+            }
+            Ok(())
+        });
+    }
+
+    pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Option<TagRecord> {
+        decode(&self.with(|trees| trees.tag.get(key::tag(repo, tag.as_str())))??)
+    }
+
+    pub(in crate::store) fn put_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) {
+        self.change(|trees| {
+            trees.tag.insert(key::tag(repo, tag.as_str()), encode(record))?;
+            raise(&trees.repo, &key::repo(repo), record.public)
+        });
+    }
+
+    /// Notes that upstream confirmed a tag; a record that meanwhile moved keeps what it moved to.
+    pub(in crate::store) fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
+        let note = |value: Option<&[u8]>| {
+            let value = value?;
+            let Some(mut record) = decode::<TagRecord>(value) else { return Some(value.to_vec()) };
+            record.checked_at = record.checked_at.max(at);
+            Some(encode(&record))
+        };
+        self.change(|trees| trees.tag.update_and_fetch(key::tag(repo, tag.as_str()), note).map(drop));
+    }
+
+    /// A page of tags in byte order; `None` if the list would not be the whole one.
+    pub(in crate::store) fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Option<Vec<Tag>> {
+        if !self.is_complete() {
+            return None;
+        }
+        let mut from = key::tag(repo, after.unwrap_or_default());
+        if after.is_some() {
+            // The smallest key that is greater than `after` itself.
+            from.push(0);
+        }
+        let prefix = key::prefix(repo);
+        self.with(|trees| {
+            let mut page = Vec::new();
+            for item in trees.tag.range(from..) {
+                let (found, _) = item?;
+                if page.len() == n || !found.starts_with(&prefix) {
+                    break;
+                }
+                page.extend(key::to_tag_name(&found));
+            }
+            Ok(page)
+        })
+    }
+
+    pub(in crate::store) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<ManifestRecord> {
+        decode(&self.with(|trees| trees.manifest.get(key::repo_digest(repo, digest)))??)
+    }
+
+    /// The record of a manifest that some repository has publicly.
+    pub(in crate::store) fn public_manifest(&self, digest: &Digest) -> Option<ManifestRecord> {
+        decode(&self.with(|trees| trees.public.get(key::digest(digest)))??)
+    }
+
+    pub(in crate::store) fn put_manifest(&self, repo: &Repo, digest: &Digest, record: &ManifestRecord) {
+        self.put_grant(repo, digest, record.public);
+        self.change(|trees| {
+            if record.public {
+                trees.public.insert(key::digest(digest), encode(record))?;
+            }
+            trees.manifest.insert(key::repo_digest(repo, digest), encode(record))
+        });
+    }
+
+    pub(in crate::store) fn knows(&self, repo: &Repo) -> bool {
+        self.with(|trees| trees.repo.contains_key(key::repo(repo))) == Some(true)
+    }
+
+    pub(in crate::store) fn put_repo(&self, repo: &Repo) {
+        self.change(|trees| raise(&trees.repo, &key::repo(repo), false));
+    }
+
+    /// A page of repositories in byte order; `None` if the list would not be the whole one.
+    pub(in crate::store) fn repositories(
+        &self,
+        after: Option<&Repo>,
+        n: usize,
+        private_too: bool,
+    ) -> Option<Vec<Repo>> {
+        if !self.is_complete() {
+            return None;
+        }
+        let from = after.map(key::prefix).unwrap_or_default();
+        self.with(|trees| {
+            let mut page = Vec::new();
+            for item in trees.repo.range(from..) {
+                let (name, value) = item?;
+                if page.len() == n {
+                    break;
+                }
+                if private_too || *value == [1] {
+                    page.extend(key::to_repo(&name));
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    /// What a repository's `index.json` looked like when it was last in line with the refs.
+    pub(in crate::store) fn layout(&self, repo: &Repo) -> Option<Vec<u8>> {
+        Some(self.with(|trees| trees.layout.get(key::repo(repo)))??.to_vec())
+    }
+
+    pub(in crate::store) fn put_layout(&self, repo: &Repo, looks: &[u8]) {
+        self.change(|trees| trees.layout.insert(key::repo(repo), looks));
+    }
+
+    /// Everything that the index says of which `is_there` disagrees.
+    pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Entry) -> bool) -> Vec<Entry> {
+        let missing = self.with(|trees| {
+            let mut missing = Vec::new();
+            let not_there = |entry: &Entry| !is_there(entry);
+            let mut look = |tree, read| collect(tree, read, &not_there, &mut missing);
+            look(&trees.blob, key::to_blob)?;
+            look(&trees.tag, key::to_tag)?;
+            look(&trees.manifest, key::to_manifest)?;
+            look(&trees.grant, key::to_grant)?;
+            // Last: what is in a repository that is gone has been found by now.
+            look(&trees.repo, key::to_repository)?;
+            Ok(missing)
+        });
+        missing.unwrap_or_default()
+    }
+
+    pub(in crate::store) fn remove(&self, entry: &Entry) {
+        let old = self.change(|trees| match entry {
+            Entry::Blob(digest) => trees.blob.remove(key::digest(digest)),
+            Entry::Repo(repo) => trees.repo.remove(key::repo(repo)),
+            Entry::Tag(repo, tag) => trees.tag.remove(key::tag(repo, tag.as_str())),
+            Entry::Manifest(repo, digest) => trees.manifest.remove(key::repo_digest(repo, digest)),
+            Entry::Grant(repo, digest) => trees.grant.remove(key::repo_digest(repo, digest)),
+        });
+        if let (Entry::Blob(_), Some(old)) = (entry, old) {
+            self.forget_bytes(old.as_deref());
+        }
+    }
+
+    fn forget_bytes(&self, blob: Option<&[u8]>) {
+        self.used_bytes.fetch_sub(blob.map_or(0, first_number), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,352 @@
+//! Who has what: each fact is a ref file first, and then a record of the index.
+//!
+//! Reading asks the index and, where that says nothing, the files: an index that is empty, broken or behind
+//! costs time and never a wrong answer. The exception is what no file names by its digest alone, that some
+//! *other* repository has it publicly: without the index that is "no", and upstream is asked.
+//!
+//! A fact that is read, merged and written, or read from a file in order to be put into the index, is held by
+//! its repository's lock meanwhile: an older value can never replace a newer one, and what the index says is
+//! durable. Reading takes no lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::blob::{Blobs, StoredBlob};
+use super::disk::Disk;
+use super::index::{Entry, Found, Index};
+use super::lock::Lock;
+use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
+use super::refs::{Ref, Refs};
+use super::{Error, hold};
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::{Digest, Repo, Tag};
+
+/// Repositories share locks beyond this many: enough that two rarely meet on one.
+const LOCKS: usize = 64;
+/// Uses remembered between two write-outs; beyond it the least interesting thing is lost, the time of a use.
+const USED_MAX: usize = 65_536;
+
+/// The store without its async face; all methods block.
+pub(super) struct Ledger {
+    pub(super) disk: Arc<Disk>,
+    pub(super) blobs: Blobs,
+    pub(super) refs: Refs,
+    pub(super) index: Index,
+    /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
+    pub(super) adopting: Arc<tokio::sync::Mutex<()>>,
+    /// Serialises what rewrites an `index.json`.
+    pub(super) rendering: Mutex<()>,
+    /// Told when there is something to render or to rebuild.
+    pub(super) wake: Arc<Notify>,
+    locks: [Mutex<()>; LOCKS],
+    dirty: Mutex<BTreeSet<Repo>>,
+    used: Mutex<HashMap<Digest, (u64, u64)>>,
+    /// Here, because an open partial file keeps the ledger alive; last, so that the index is closed before the
+    /// next process may open it.
+    _lock: Lock,
+}
+
+impl Ledger {
+    pub(super) fn open(disk: Arc<Disk>, lock: Lock) -> (Self, Found) {
+        let wake = Arc::new(Notify::new());
+        let (index, found) = Index::open(&disk.root().join("index"), Arc::clone(&wake));
+        let ledger = Self {
+            blobs: Blobs::new(Arc::clone(&disk)),
+            refs: Refs::new(Arc::clone(&disk)),
+            disk,
+            index,
+            adopting: Arc::default(),
+            rendering: Mutex::default(),
+            wake,
+            locks: [const { Mutex::new(()) }; LOCKS],
+            dirty: Mutex::default(),
+            used: Mutex::default(),
+            _lock: lock,
+        };
+        (ledger, found)
+    }
+
+    /// The lock of whatever changes a repository's facts.
+    pub(super) fn lock(&self, repo: &Repo) -> MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(repo);
+        let number = usize::try_from(hash % LOCKS as u64).expect("a remainder below 64 fits");
+        hold(&self.locks[number])
+    }
+
+    // === Blobs ===
+
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+        let Some(blob) = self.blobs.open(digest)? else { return Ok(None) };
+        // A file that somebody has cut short would be served as a whole one of that length.
+        let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
+        if was_changed && self.discard_unsound(digest, &blob)? {
+            return Ok(None);
+        }
+        let mut used = hold(&self.used);
+        if used.len() < USED_MAX {
+            used.insert(*digest, (blob.size, unix_seconds()));
+        }
+        Ok(Some(blob))
+    }
+
+    /// Drops a stored blob if it is not what its name says. Returns whether that is so.
+    fn discard_unsound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
+        let is_unsound = !self.blobs.is_sound(digest, blob)?;
+        if is_unsound {
+            self.index.remove(&Entry::Blob(*digest));
+        }
+        Ok(is_unsound)
+    }
+
+    pub(super) fn put(&self, digest: &Digest, content: &[u8]) -> Result<(), Error> {
+        if self.blobs.put(digest, content)? {
+            self.blob_stored(digest, content.len() as u64);
+        }
+        Ok(())
+    }
+
+    pub(super) fn blob_stored(&self, digest: &Digest, size: u64) {
+        self.index.put_blob(digest, size, unix_seconds());
+    }
+
+    /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.
+    pub(super) fn write_uses(&self) {
+        let used = std::mem::take(&mut *hold(&self.used));
+        for (digest, (size, at)) in used {
+            self.index.put_blob(&digest, size, at);
+        }
+    }
+
+    // === Grants ===
+
+    /// Whether `repo` may be served `digest`: its own, or public anywhere.
+    pub(super) fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        if self.index.grant(repo, digest).is_some() || self.index.is_public(digest) {
+            return Ok(true);
+        }
+        Ok(self.own_grant(repo, digest)?.is_some())
+    }
+
+    /// Grants for good. Where the index or, under the lock, a file says so already, that is durable.
+    pub(super) fn grant(&self, repo: &Repo, digest: &Digest, public: bool) -> Result<(), Error> {
+        let is_enough = |have: Option<bool>| have.is_some_and(|have| have || !public);
+        if is_enough(self.index.grant(repo, digest)) {
+            return Ok(());
+        }
+        let _guard = self.lock(repo);
+        let have = self.own_grant_unlocked(repo, digest)?;
+        let public = public || have.unwrap_or(false);
+        if !is_enough(have) {
+            self.refs.write(repo, Ref::Blob(digest), &Grant { public })?;
+        }
+        self.index.put_grant(repo, digest, public);
+        Ok(())
+    }
+
+    /// What this repository's files say of its right to a digest, put into the index.
+    fn own_grant(&self, repo: &Repo, digest: &Digest) -> Result<Option<bool>, Error> {
+        if !self.refs.exists(repo, Ref::Blob(digest)) && !self.refs.exists(repo, Ref::Manifest(digest)) {
+            return Ok(None);
+        }
+        let _guard = self.lock(repo);
+        let grant = self.own_grant_unlocked(repo, digest)?;
+        if let Some(public) = grant {
+            self.index.put_grant(repo, digest, public);
+        }
+        Ok(grant)
+    }
+
+    fn own_grant_unlocked(&self, repo: &Repo, digest: &Digest) -> Result<Option<bool>, Error> {
+        let as_blob = self.refs.read::<Grant>(repo, Ref::Blob(digest))?.map(|grant| grant.public);
+        let as_manifest =
+            self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))?.map(|record| record.public);
+        // None is less than any grant, and a private grant less than a public one.
+        Ok(as_blob.max(as_manifest))
+    }
+
+    // === Manifests ===
+
+    /// A manifest's content, and what `repo` knows of it itself, or whoever has it publicly. Without the index
+    /// only the former can be found.
+    pub(super) fn manifest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<(ManifestRecord, Bytes)>, Error> {
+        let own = self.own_manifest(repo, digest)?;
+        let Some(record) = own.or_else(|| self.index.public_manifest(digest)) else { return Ok(None) };
+        let Some(blob) = self.blob(digest)? else { return Ok(None) };
+        let Some(content) = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64)? else {
+            return Ok(None);
+        };
+        // Small enough to be proven each time; a wrong one would be served, and believed to be here, for ever.
+        if Digest::of(digest.algorithm(), &content) != *digest {
+            self.discard_unsound(digest, &blob)?;
+            return Ok(None);
+        }
+        Ok(Some((record, content.into())))
+    }
+
+    fn own_manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<ManifestRecord>, Error> {
+        if let Some(record) = self.index.manifest(repo, digest) {
+            return Ok(Some(record));
+        }
+        if !self.refs.exists(repo, Ref::Manifest(digest)) {
+            return Ok(None);
+        }
+        let _guard = self.lock(repo);
+        let record = self.refs.read(repo, Ref::Manifest(digest))?;
+        if let Some(record) = &record {
+            self.index.put_manifest(repo, digest, record);
+        }
+        Ok(record)
+    }
+
+    pub(super) fn set_manifest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        record: &ManifestRecord,
+    ) -> Result<(), Error> {
+        let mut record = record.clone();
+        let guard = self.lock(repo);
+        let old: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(digest))?;
+        record.public |= old.as_ref().is_some_and(|old| old.public);
+        let is_same = |old: &ManifestRecord| {
+            (old.public, &old.media_type, old.size) == (record.public, &record.media_type, record.size)
+        };
+        let is_news = !old.as_ref().is_some_and(is_same);
+        if is_news {
+            self.refs.write(repo, Ref::Manifest(digest), &record)?;
+        }
+        self.index.put_manifest(repo, digest, &record);
+        drop(guard);
+        if is_news {
+            self.mark_dirty(repo);
+        }
+        Ok(())
+    }
+
+    // === Tags ===
+
+    /// What a tag means, without a look at what another tool may have written.
+    pub(super) fn tag(&self, repo: &Repo, tag: &Tag) -> Result<Option<TagRecord>, Error> {
+        let known = self.index.tag(repo, tag);
+        if known.is_some() && self.index.is_complete() {
+            return Ok(known);
+        }
+        if !self.refs.exists(repo, Ref::Tag(tag)) {
+            return Ok(None);
+        }
+        let _guard = self.lock(repo);
+        let mut record: Option<TagRecord> = self.refs.read(repo, Ref::Tag(tag))?;
+        if let Some(record) = &mut record {
+            // A file does not hear of every check.
+            if let Some(known) = self.index.tag(repo, tag).filter(|known| known.digest == record.digest) {
+                record.checked_at = record.checked_at.max(known.checked_at);
+            }
+            self.index.put_tag(repo, tag, record);
+        }
+        Ok(record)
+    }
+
+    pub(super) fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
+        {
+            let _guard = self.lock(repo);
+            self.refs.write(repo, Ref::Tag(tag), record)?;
+            self.index.put_tag(repo, tag, record);
+        }
+        self.mark_dirty(repo);
+        Ok(())
+    }
+
+    /// A page of tags in byte order.
+    pub(super) fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Result<Vec<Tag>, Error> {
+        if self.index.knows(repo)
+            && let Some(page) = self.index.tags(repo, after, n)
+        {
+            return Ok(page);
+        }
+        let tags = self.refs.tags(repo)?;
+        let is_after = |tag: &Tag| after.is_none_or(|after| tag.as_str() > after);
+        Ok(tags.into_iter().filter(is_after).take(n).collect())
+    }
+
+    // === Repositories ===
+
+    pub(super) fn knows(&self, repo: &Repo) -> bool {
+        self.index.knows(repo) || self.refs.knows(repo)
+    }
+
+    /// A page of repositories in byte order of `registry/name`.
+    pub(super) fn repositories(
+        &self,
+        after: Option<&Repo>,
+        n: usize,
+        private_too: bool,
+    ) -> Result<Vec<Repo>, Error> {
+        if let Some(page) = self.index.repositories(after, n, private_too) {
+            return Ok(page);
+        }
+        let after = after.map(Repo::to_string);
+        let mut page = Vec::new();
+        for repo in self.refs.repositories()? {
+            if page.len() == n {
+                break;
+            }
+            let is_after = after.as_ref().is_none_or(|after| repo.to_string() > *after);
+            if is_after && (private_too || self.is_any_public(&repo)?) {
+                page.push(repo);
+            }
+        }
+        Ok(page)
+    }
+
+    // === Referrers ===
+
+    pub(super) fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
+        let file: Option<ReferrersFile> = self.refs.read(repo, Ref::Referrers(digest))?;
+        Ok(file.map(|file| ReferrersRecord { body: file.body.into(), fetched_at: file.fetched_at }))
+    }
+
+    pub(super) fn set_referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        record: &ReferrersRecord,
+    ) -> Result<(), Error> {
+        let of = Ref::Referrers(digest);
+        let body = std::str::from_utf8(&record.body)
+            .map_err(|error| Error::io("keep as JSON", &self.refs.path(repo, of), io::Error::other(error)))?
+            .to_owned();
+        self.refs.write(repo, of, &ReferrersFile { fetched_at: record.fetched_at, body })?;
+        self.index.put_repo(repo);
+        Ok(())
+    }
+
+    // === What is behind ===
+
+    pub(super) fn mark_dirty(&self, repo: &Repo) {
+        hold(&self.dirty).insert(repo.clone());
+        self.wake.notify_one();
+    }
+
+    pub(super) fn dirty(&self) -> BTreeSet<Repo> {
+        hold(&self.dirty).clone()
+    }
+
+    pub(super) fn take_dirty(&self) -> BTreeSet<Repo> {
+        std::mem::take(&mut *hold(&self.dirty))
+    }
+}
+
+/// Now, in seconds since 1970; a clock before that counts as 1970.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,318 @@
+//! `partial/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
+//!
+//! Promises, also across a power loss:
+//! - The map never names bytes that are not synced. When a file must be started over, the old map is removed
+//!   for good before the new file exists, so that it can never vouch for it.
+//! - A file is never cut or emptied: starting over means a new file, and a reader of the old one keeps it.
+//! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
+//!   failure once, and calls the lost pages clean from then on.
+//! - One handle per digest. Two flights that write to one file could commit what neither has verified.
+//! - There is room for all of it from the start, as far as the file system can promise that: a disk that is
+//!   too full for a blob says so before a reader has been told anything.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::blob::StoredBlob;
+use super::disk::{self, Disk, Look};
+use super::ledger::Ledger;
+use super::map::Map;
+use super::{Error, hold};
+use crate::oci::Digest;
+
+/// Bytes that are not proven are nobody else's business.
+const PARTIAL_MODE: u32 = 0o600;
+
+/// The folder of partial files.
+pub(super) struct Partials {
+    disk: Arc<Disk>,
+    in_use: Arc<Mutex<HashSet<Digest>>>,
+}
+
+/// A blob under way. All methods block.
+///
+/// Dropped, it stays on disk with what was synced, for the next flight.
+pub struct Partial {
+    ledger: Arc<Ledger>,
+    digest: Digest,
+    path: PathBuf,
+    data: Arc<File>,
+    map_file: File,
+    map: Map,
+    /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
+    is_broken: bool,
+    _in_use: InUse,
+}
+
+/// A sync that was begun.
+pub struct Sync {
+    data: Arc<File>,
+    prefix: u64,
+}
+
+/// A sync that has come to its end, well or badly.
+pub struct Synced {
+    prefix: u64,
+    result: io::Result<()>,
+}
+
+impl Sync {
+    /// Waits for the disk.
+    pub fn run(self) -> Synced {
+        Synced { prefix: self.prefix, result: self.data.sync_data() }
+    }
+}
+
+/// Frees the digest for the next flight.
+struct InUse {
+    digest: Digest,
+    all: Arc<Mutex<HashSet<Digest>>>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        hold(&self.all).remove(&self.digest);
+    }
+}
+
+impl Partials {
+    pub(super) fn new(disk: Arc<Disk>) -> Self {
+        Self { disk, in_use: Arc::default() }
+    }
+
+    /// Opens what is there, or starts over if that is nothing usable or of another total.
+    pub(super) fn open(&self, ledger: Arc<Ledger>, digest: &Digest, total: u64) -> Result<Partial, Error> {
+        if !hold(&self.in_use).insert(*digest) {
+            return Err(Error::InUse { digest: Box::new(*digest) });
+        }
+        let in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
+        let path = self.path(digest);
+        let (data, map_file, map) = match open_existing(&path, total)? {
+            Some(existing) => existing,
+            None => self.disk.retry_without_folder(|| self.create(&path, total))?,
+        };
+        if let Err(error) = reserve(&data, total) {
+            if map.prefix == 0 {
+                drop_files(&self.disk, &path)?;
+            }
+            return Err(Error::io("reserve room for", &path, error));
+        }
+        Ok(Partial {
+            ledger,
+            digest: *digest,
+            path,
+            data: Arc::new(data),
+            map_file,
+            map,
+            is_broken: false,
+            _in_use: in_use,
+        })
+    }
+
+    /// The size of the whole blob, and how much of it is there.
+    pub(super) fn total(&self, digest: &Digest) -> Option<(u64, u64)> {
+        let path = self.path(digest);
+        let map = Map::read(&File::open(map_path(&path)).ok()?)?;
+        (fs::metadata(&path).ok()?.len() >= map.prefix).then_some((map.total, map.prefix))
+    }
+
+    /// Removes maps and files that have lost each other. What is left can be resumed.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        for name in disk::list(&self.disk.partials())? {
+            let path = self.disk.partials().join(name);
+            let is_map = path.extension().is_some_and(|extension| extension == "map");
+            let other = if is_map { path.with_extension("") } else { map_path(&path) };
+            if !other.exists() {
+                self.disk.remove_leftover(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.disk.partials().join(digest.file_name())
+    }
+
+    fn create(&self, path: &Path, total: u64) -> Result<(File, File, Map), Error> {
+        self.disk.ensure(&self.disk.partials())?;
+        drop_files(&self.disk, path)?;
+        let data = create_file(path)?;
+        let map_path = map_path(path);
+        let map_file = create_file(&map_path)?;
+        let mut map = Map::new(total);
+        map.advance(&map_file, 0).map_err(|source| Error::io("write", &map_path, source))?;
+        disk::sync_folder(&self.disk.partials())?;
+        Ok((data, map_file, map))
+    }
+}
+
+impl Partial {
+    /// The synced bytes from the start: what was found at open, and what [`Partial::sync`] has named since.
+    pub fn have(&self) -> u64 {
+        self.map.prefix
+    }
+
+    /// The size of the whole blob.
+    pub fn total(&self) -> u64 {
+        self.map.total
+    }
+
+    /// The file, for readers and for re-hashing.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.data)
+    }
+
+    /// Writes bytes at their place.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`], also for bytes beyond the total.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.map.total) {
+            return Err(self.failed("write beyond the end of", io::ErrorKind::InvalidInput.into()));
+        }
+        self.data.write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
+    }
+
+    /// Syncs the data, then names the first `prefix` bytes as there.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`]; afterwards this handle refuses to sync or commit.
+    pub fn sync(&mut self, prefix: u64) -> Result<(), Error> {
+        if prefix > self.map.total {
+            return Err(self.failed("sync beyond the end of", io::ErrorKind::InvalidInput.into()));
+        }
+        self.end_sync(self.begin_sync(prefix).run())
+    }
+
+    /// Reads bytes that are there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.data.read_exact_at(bytes, offset).map_err(|source| self.failed("read", source))
+    }
+
+    /// Begins what [`Partial::sync`] does, for a thread that can wait: [`Sync::run`] there, then
+    /// [`Partial::end_sync`] here.
+    pub fn begin_sync(&self, prefix: u64) -> Sync {
+        Sync { data: Arc::clone(&self.data), prefix }
+    }
+
+    /// Names the bytes that were synced.
+    ///
+    /// # Errors
+    /// As [`Partial::sync`].
+    pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
+        self.refuse_if_broken()?;
+        let Synced { prefix, result } = synced;
+        let result = result.and_then(|()| self.map.advance(&self.map_file, prefix));
+        result.map_err(|source| {
+            self.is_broken = true;
+            self.failed("sync", source)
+        })
+    }
+
+    /// Makes it a blob. `proven` is the digest that the caller found by hashing all of it.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] if that is another digest, and the file is dropped; [`Error::Full`] or
+    /// [`Error::Io`] if the disk fails, and the file stays for another try.
+    pub fn commit(self, proven: &Digest) -> Result<StoredBlob, Error> {
+        self.refuse_if_broken()?;
+        if *proven != self.digest {
+            let error = Error::mismatch(&self.digest, *proven);
+            self.discard();
+            return Err(error);
+        }
+        let size = self.data.metadata().map_err(|source| self.failed("read", source))?.len();
+        if size != self.map.total {
+            return Err(self.failed("commit half of", io::ErrorKind::UnexpectedEof.into()));
+        }
+        let disk = &self.ledger.disk;
+        self.data
+            .set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
+            .and_then(|()| self.data.sync_all())
+            .map_err(|source| self.failed("sync", source))?;
+        disk.rename(&self.path, &self.ledger.blobs.path(&self.digest))?;
+        // Syncs the folder that the file has left, too. The blob is there already, so nothing is lost if the
+        // map stays: it is swept at the next start.
+        if let Err(error) = disk.remove(&map_path(&self.path)) {
+            tracing::warn!(%error, digest = %self.digest, "cannot remove the map of a finished blob");
+        }
+        self.ledger.blob_stored(&self.digest, size);
+        Ok(StoredBlob { file: Arc::clone(&self.data), size })
+    }
+
+    /// Drops it, for content that turned out to be wrong.
+    pub fn discard(self) {
+        if let Err(error) = drop_files(&self.ledger.disk, &self.path) {
+            tracing::warn!(%error, digest = %self.digest, "cannot drop a partial file");
+        }
+    }
+
+    fn refuse_if_broken(&self) -> Result<(), Error> {
+        if self.is_broken {
+            return Err(self.failed("trust", io::Error::other("an earlier sync has failed")));
+        }
+        Ok(())
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        Error::io(action, &self.path, source)
+    }
+}
+
+/// A file and a map that belong together and to a blob of that size.
+fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, Error> {
+    // A commit that failed half-way has taken the right to write away.
+    let _ = fs::set_permissions(path, Permissions::from_mode(PARTIAL_MODE));
+    let Some(data) = open_file(path)? else { return Ok(None) };
+    let Some(map_file) = open_file(&map_path(path))? else { return Ok(None) };
+    let Some(map) = Map::read(&map_file) else { return Ok(None) };
+    let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
+    // Longer than the blob can only be a file that somebody else has written to.
+    let belongs = map.total == total && map.prefix <= length && length <= total;
+    Ok(belongs.then_some((data, map_file, map)))
+}
+
+/// Reserves room for all of a file, without changing its length.
+fn reserve(file: &File, total: u64) -> io::Result<()> {
+    let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, 0, total);
+    match if total == 0 { Ok(()) } else { retry_on_intr(allocate) } {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
+        // Other failures mean that this file system cannot reserve: then only writing can tell.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn open_file(path: &Path) -> Result<Option<File>, Error> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if disk::is_absent(&error) => Ok(None),
+        Err(source) => Err(Error::io("open", path, source)),
+    }
+}
+
+fn create_file(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(PARTIAL_MODE);
+    options.open(path).map_err(|source| Error::io("create", path, source))
+}
+
+/// The map first, and for good: it must never be there with another file than its own.
+fn drop_files(disk: &Disk, path: &Path) -> Result<(), Error> {
+    disk.remove(&map_path(path))?;
+    disk.remove(path)
+}
+
+fn map_path(path: &Path) -> PathBuf {
+    path.with_extension("map")
+}

@@ -1,0 +1,111 @@
+//! What the ref files say: one JSON object each, without a version, read tolerantly.
+//!
+//! Fields that a file lacks take their default and fields that it has in excess are ignored, so that an older
+//! or newer berth can read the same data folder. The same encodings serve as values in the index.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::Digest;
+
+/// What a tag means here, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The manifest that the tag names.
+    pub digest: Digest,
+    /// Its exact media type, as upstream gave it.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was fetched, in seconds since 1970.
+    #[serde(default)]
+    pub fetched_at: u64,
+    /// When upstream last confirmed it, in seconds since 1970; zero for never.
+    #[serde(default)]
+    pub checked_at: u64,
+    /// Whether it came from upstream without a credential.
+    #[serde(default)]
+    pub public: bool,
+    /// What the tag meant before, served if upstream dies before the new image is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Box<Previous>>,
+}
+
+/// The manifest that a tag named before it moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its exact media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What one repository knows of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestRecord {
+    /// Its exact media type, as upstream gave it.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Whether it came from upstream without a credential. Once true, it stays true.
+    #[serde(default)]
+    pub public: bool,
+    /// When it was fetched, in seconds since 1970.
+    #[serde(default)]
+    pub fetched_at: u64,
+}
+
+/// Upstream's list of what refers to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrersRecord {
+    /// An image index, byte for byte.
+    pub body: Bytes,
+    /// When it was fetched, in seconds since 1970.
+    pub fetched_at: u64,
+}
+
+/// [`ReferrersRecord`] as a file has it: the body is JSON text, so it fits in a JSON string.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ReferrersFile {
+    #[serde(default)]
+    pub(super) fetched_at: u64,
+    pub(super) body: String,
+}
+
+/// That a repository may be served a digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Grant {
+    /// Whether every other repository may be served it too.
+    #[serde(default)]
+    pub(super) public: bool,
+}
+
+/// One record as bytes, for a file or for the index.
+pub(super) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a struct of plain fields always serialises")
+}
+
+/// Reads what [`encode`] wrote; anything else is as good as absent.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_other_versions_are_read() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let text = format!(r#"{{"digest":"{digest}","media_type":"x/y","size":3,"colour":"red"}}"#);
+        let record: TagRecord = decode(text.as_bytes()).unwrap();
+        assert_eq!((record.size, record.checked_at, record.public, &record.previous), (3, 0, false, &None));
+        assert_eq!(decode::<TagRecord>(&encode(&record)), Some(record));
+        assert_eq!(decode::<TagRecord>(b"{}"), None);
+        assert_eq!(decode::<TagRecord>(b"\0\0\0"), None);
+        assert_eq!(decode::<Grant>(b"{}"), Some(Grant { public: false }));
+    }
+}

@@ -1,0 +1,219 @@
+//! `repos/<registry>/<name>/_oci/refs/`: the truth about who has what, one small file per fact.
+//!
+//! ```text
+//! refs/tags/<tag>                  TagRecord
+//! refs/manifests/<algorithm>-<hex> ManifestRecord; implies a grant
+//! refs/blobs/<algorithm>-<hex>     Grant
+//! refs/referrers/<algorithm>-<hex> ReferrersFile
+//! ```
+//!
+//! Everything here is a plain file operation without memory; what a file says is in [`record`](super::record).
+//! A repository's folders may nest (`a` and `a/b` are both names), which is why its files are all below `_oci`,
+//! a component that no name can have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Error;
+use super::disk::{self, Disk, Look};
+use super::record::{decode, encode};
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::{Digest, Registry, Repo, RepoName, Tag};
+
+/// The largest record is a list of referrers: as large as a manifest, written as a JSON string, whose escapes
+/// can double it.
+const REF_BYTES_MAX: u64 = 2 * MANIFEST_BYTES_MAX as u64 + 4096;
+/// The folder of a repository that is a layout.
+const LAYOUT: &str = "_oci";
+
+/// One fact about a repository, as a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ref<'a> {
+    Tag(&'a Tag),
+    Manifest(&'a Digest),
+    Blob(&'a Digest),
+    Referrers(&'a Digest),
+}
+
+/// A folder of facts.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Tags,
+    Manifests,
+    Blobs,
+}
+
+/// The ref files of all repositories.
+pub(super) struct Refs {
+    disk: Arc<Disk>,
+}
+
+impl Refs {
+    pub(super) fn new(disk: Arc<Disk>) -> Self {
+        Self { disk }
+    }
+
+    /// The layout of a repository.
+    pub(super) fn layout(&self, repo: &Repo) -> PathBuf {
+        let registry = self.disk.root().join("repos").join(repo.registry.to_folder());
+        registry.join(repo.name.as_str()).join(LAYOUT)
+    }
+
+    /// The folder of one kind of facts.
+    pub(super) fn folder(&self, repo: &Repo, kind: Kind) -> PathBuf {
+        self.layout(repo).join(match kind {
+            Kind::Tags => "refs/tags",
+            Kind::Manifests => "refs/manifests",
+            Kind::Blobs => "refs/blobs",
+        })
+    }
+
+    pub(super) fn path(&self, repo: &Repo, of: Ref<'_>) -> PathBuf {
+        match of {
+            Ref::Tag(tag) => self.folder(repo, Kind::Tags).join(tag.as_str()),
+            Ref::Manifest(digest) => self.folder(repo, Kind::Manifests).join(digest.file_name()),
+            Ref::Blob(digest) => self.folder(repo, Kind::Blobs).join(digest.file_name()),
+            Ref::Referrers(digest) => self.layout(repo).join("refs/referrers").join(digest.file_name()),
+        }
+    }
+
+    /// Reads one fact. A file that nobody can read is as good as absent, and will be written anew.
+    pub(super) fn read<T: DeserializeOwned>(&self, repo: &Repo, of: Ref<'_>) -> Result<Option<T>, Error> {
+        let path = self.path(repo, of);
+        let Some(content) = disk::read(&path, REF_BYTES_MAX)? else { return Ok(None) };
+        let record = decode(&content);
+        if record.is_none() {
+            tracing::warn!(path = %path.display(), "unreadable ref ignored");
+        }
+        Ok(record)
+    }
+
+    /// Writes one fact, at once and for good.
+    pub(super) fn write<T: Serialize>(&self, repo: &Repo, of: Ref<'_>, record: &T) -> Result<(), Error> {
+        self.disk.replace(&self.path(repo, of), &encode(record), Look::PLAIN)
+    }
+
+    pub(super) fn exists(&self, repo: &Repo, of: Ref<'_>) -> bool {
+        self.path(repo, of).exists()
+    }
+
+    /// When a fact was written.
+    pub(super) fn modified(&self, repo: &Repo, of: Ref<'_>) -> Option<SystemTime> {
+        fs::metadata(self.path(repo, of)).ok()?.modified().ok()
+    }
+
+    /// A repository's tags, in byte order.
+    pub(super) fn tags(&self, repo: &Repo) -> Result<Vec<Tag>, Error> {
+        let names = disk::list(&self.folder(repo, Kind::Tags))?;
+        let mut tags: Vec<Tag> =
+            names.iter().filter_map(|name| name.to_str().and_then(|name| Tag::parse(name).ok())).collect();
+        tags.sort_unstable();
+        Ok(tags)
+    }
+
+    /// The digests that a repository has facts of one kind about, in order.
+    pub(super) fn digests(&self, repo: &Repo, kind: Kind) -> Result<Vec<Digest>, Error> {
+        let names = disk::list(&self.folder(repo, kind))?;
+        let mut digests: Vec<Digest> =
+            names.iter().filter_map(|name| name.to_str().and_then(Digest::from_file_name)).collect();
+        digests.sort_unstable();
+        Ok(digests)
+    }
+
+    /// Whether there is a layout for the repository, be it another tool's.
+    pub(super) fn knows(&self, repo: &Repo) -> bool {
+        self.layout(repo).is_dir()
+    }
+
+    /// Every repository that has a layout, in the byte order of `registry/name`.
+    pub(super) fn repositories(&self) -> Result<Vec<Repo>, Error> {
+        let root = self.disk.root().join("repos");
+        let mut found = Vec::new();
+        for folder in disk::list(&root)? {
+            let Some(registry) = folder.to_str().and_then(Registry::from_folder) else { continue };
+            walk(&root.join(&folder), &registry, &mut found)?;
+        }
+        found.sort_unstable_by_key(Repo::to_string);
+        Ok(found)
+    }
+}
+
+/// Finds the repositories of one registry, with a list of folders still to look at rather than recursion.
+fn walk(registry_folder: &Path, registry: &Registry, found: &mut Vec<Repo>) -> Result<(), Error> {
+    let mut waiting = vec![String::new()];
+    while let Some(name) = waiting.pop() {
+        let folder = registry_folder.join(&name);
+        for entry in disk::list(&folder)? {
+            let Some(entry_name) = entry.to_str() else { continue };
+            // Links are not followed: they could lead in a circle.
+            let is_folder = fs::symlink_metadata(folder.join(&entry)).is_ok_and(|entry| entry.is_dir());
+            if !is_folder {
+                continue;
+            }
+            if entry_name == LAYOUT {
+                if let Ok(name) = RepoName::parse(&name) {
+                    found.push(Repo { registry: registry.clone(), name });
+                }
+                continue;
+            }
+            let child = if name.is_empty() { entry_name.to_owned() } else { format!("{name}/{entry_name}") };
+            // The grammar bounds both the depth and the names; nothing else can lead to a repository.
+            if RepoName::parse(&child).is_ok() {
+                waiting.push(child);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::record::Grant;
+
+    fn repo(registry: &str, name: &str) -> Repo {
+        Repo { registry: Registry::parse(registry).unwrap(), name: RepoName::parse(name).unwrap() }
+    }
+
+    #[test]
+    fn folders_carry_no_colon_and_are_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let refs = Refs::new(Arc::new(Disk::open(folder.path()).unwrap()));
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let all = [
+            repo("docker.io", "library/alpine"),
+            repo("localhost:5000", "a"),
+            repo("localhost:5000", "a/b"),
+            repo("localhost:5000", "a/b/c/d/e"),
+        ];
+        for repo in all.iter().rev() {
+            assert!(!refs.knows(repo));
+            refs.write(repo, Ref::Blob(&digest), &Grant { public: true }).unwrap();
+            assert!(!refs.path(repo, Ref::Blob(&digest)).to_str().unwrap().contains(':'));
+            assert!(refs.knows(repo));
+        }
+        assert_eq!(refs.repositories().unwrap(), all);
+        assert_eq!(refs.digests(&all[1], Kind::Blobs).unwrap(), [digest]);
+        assert_eq!(refs.read(&all[1], Ref::Blob(&digest)).unwrap(), Some(Grant { public: true }));
+        assert_eq!(refs.read::<Grant>(&all[1], Ref::Manifest(&digest)).unwrap(), None);
+    }
+
+    #[test]
+    fn tags_come_in_byte_order_without_what_is_no_tag() {
+        let folder = tempfile::tempdir().unwrap();
+        let refs = Refs::new(Arc::new(Disk::open(folder.path()).unwrap()));
+        let repo = repo("docker.io", "a");
+        for tag in ["b", "B", "10", "9", "_x"] {
+            refs.write(&repo, Ref::Tag(&Tag::parse(tag).unwrap()), &Grant { public: false }).unwrap();
+        }
+        fs::File::create(refs.layout(&repo).join("refs/tags/.hidden")).unwrap();
+        let tags = refs.tags(&repo).unwrap();
+        assert_eq!(tags.iter().map(Tag::as_str).collect::<Vec<_>>(), ["10", "9", "B", "_x", "b"]);
+    }
+}
