@@ -3,3 +3,4 @@
 pub mod oci;
 pub mod store;
 pub mod telemetry;
+pub mod upstream;

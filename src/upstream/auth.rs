@@ -1,0 +1,267 @@
+//! From a challenge to an `Authorization` header, and what to make of its refusal.
+//!
+//! How an endpoint wants to be asked is remembered, so that only its first request is refused. A
+//! challenge decides *how* berth logs in, never *for what*: scopes are built here, for pulling the repository that
+//! is being asked for, so a hostile challenge cannot make berth collect rights to something else.
+
+use std::sync::Arc;
+
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::challenge::{self, Bearer, Challenge};
+use super::client::{Client, Way};
+use super::config::{Config, HostName};
+use super::error::{Error, Refusal};
+use super::login::Login;
+use super::token::{self, Key, Token, Tokens};
+use super::{realm, secret};
+use crate::oci::{Registry, RepoName};
+
+/// Scopes without a repository, such as ECR Public's `aws`: one is usual.
+const PLAIN_SCOPES_MAX: usize = 4;
+
+/// How an endpoint wants to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// With name and password.
+    Basic,
+    /// With a token from this server.
+    Bearer(Arc<Realm>),
+}
+
+/// A token server that passed the rules.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Realm {
+    url: Url,
+    way: Way,
+    service: Option<String>,
+    scopes: Scopes,
+}
+
+/// How the scopes of a repository are built for one token server.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Scopes {
+    /// What stands before the repository's name where an endpoint's path hides a part of it.
+    prefix: String,
+    /// Scopes that name no repository.
+    plain: Vec<String>,
+    /// Whether `plain` is all that is asked for.
+    only_plain: bool,
+}
+
+impl Scopes {
+    /// Learns from the scope that a challenge named for `name`.
+    fn learn(scope: Option<&str>, name: &RepoName) -> Self {
+        let mut scopes = Self::default();
+        let mut has_repository = false;
+        for word in scope.unwrap_or_default().split_ascii_whitespace() {
+            if let Some(rest) = word.strip_prefix("repository:") {
+                has_repository = true;
+                let resource = rest.rsplit_once(':').map_or(rest, |(resource, _)| resource);
+                if let Some(prefix) = resource.strip_suffix(name.as_str())
+                    && prefix.ends_with('/')
+                    && RepoName::parse(resource).is_ok()
+                {
+                    scopes.prefix = prefix.to_owned();
+                }
+            } else if !word.contains(':') && scopes.plain.len() < PLAIN_SCOPES_MAX {
+                scopes.plain.push(word.to_owned());
+            }
+        }
+        scopes.plain.sort_unstable();
+        scopes.only_plain = !has_repository && !scopes.plain.is_empty();
+        scopes
+    }
+
+    /// The scopes for pulling `name`, sorted.
+    fn of(&self, name: &RepoName) -> Vec<String> {
+        let mut scopes = self.plain.clone();
+        if !self.only_plain {
+            scopes.push(format!("repository:{}{name}:pull", self.prefix));
+        }
+        scopes.sort_unstable();
+        scopes
+    }
+}
+
+/// What a request is sent with.
+pub(super) struct Authorization {
+    pub(super) header: Option<HeaderValue>,
+    proof: Proof,
+}
+
+/// What stands behind a header, and so what its refusal means.
+enum Proof {
+    /// Nothing was sent.
+    Nothing,
+    /// A password or token from the configuration: asking again changes nothing.
+    Fixed,
+    /// A token that could be renewed, unless it is `new`.
+    Token { key: Arc<Key>, token: Arc<Token>, new: bool },
+}
+
+/// Logs in to the endpoints of one upstream.
+pub(super) struct Auth {
+    registry: Registry,
+    realm_hosts: Vec<HostName>,
+    tokens: Tokens,
+}
+
+/// A request that was refused.
+pub(super) struct Refused<'a> {
+    pub(super) status: StatusCode,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) tried: &'a Authorization,
+    pub(super) scheme: Option<&'a Scheme>,
+}
+
+impl Auth {
+    /// For the upstream of `config`, without any token.
+    pub(super) fn new(config: &Config) -> Self {
+        let realm_hosts = config.realm_hosts.clone();
+        Self { registry: config.registry.clone(), realm_hosts, tokens: Tokens::new() }
+    }
+
+    /// What to send with a request for `name`; may ask the token server.
+    pub(super) async fn authorize(
+        &self,
+        client: &Client,
+        scheme: Option<&Scheme>,
+        name: &RepoName,
+        login: Option<&Login>,
+        deadline: Instant,
+    ) -> Result<Authorization, Error> {
+        let fixed = |header: Option<HeaderValue>| match header {
+            Some(_) => Authorization { header, proof: Proof::Fixed },
+            None => Authorization { header: None, proof: Proof::Nothing },
+        };
+        let realm = match (scheme, login) {
+            (None, _) => return Ok(fixed(None)),
+            (Some(Scheme::Basic), login) => return Ok(fixed(login.and_then(Login::to_basic))),
+            (Some(Scheme::Bearer(_)), Some(Login::RegistryToken(token))) => {
+                return Ok(fixed(secret::header("Bearer", token.expose())));
+            }
+            (Some(Scheme::Bearer(realm)), _) => realm,
+        };
+        let key = Arc::new(realm.key(name, login));
+        let started = Instant::now();
+        let fetch = token::fetch(client, realm.way, &key, login, deadline);
+        // The time also bounds the wait for somebody else's fetch.
+        let token =
+            timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)??;
+        let new = token.is_newer(started);
+        Ok(Authorization { header: Some(token.header.clone()), proof: Proof::Token { key, token, new } })
+    }
+
+    /// How to ask `endpoint` again after a refusal; `None` if the refusal is final.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the answer points to a token server that the rules forbid.
+    pub(super) async fn reconsider(
+        &self,
+        endpoint: &Url,
+        name: &RepoName,
+        login: Option<&Login>,
+        refused: Refused<'_>,
+    ) -> Result<Option<Scheme>, Refusal> {
+        if let Proof::Token { key, token, new } = &refused.tried.proof {
+            let is_about_scope = refused.status == StatusCode::FORBIDDEN || is_scope_refused(refused.headers);
+            let is_final = *new || (is_about_scope && token.is_fresh());
+            if !is_final {
+                self.tokens.forget(key, token).await;
+                if refused.status == StatusCode::FORBIDDEN {
+                    return Ok(refused.scheme.cloned());
+                }
+            }
+            let scheme = match self.offered(endpoint, name, refused.headers)? {
+                Some(Scheme::Bearer(realm)) if !is_final || realm.key(name, login) != **key => {
+                    Scheme::Bearer(realm)
+                }
+                // Harbor offers Basic where a token is refused; it is still tokens that it wants.
+                Some(Scheme::Basic) | None if !is_final => return Ok(refused.scheme.cloned()),
+                _ => return Ok(None),
+            };
+            return Ok(Some(scheme));
+        }
+        if refused.status != StatusCode::UNAUTHORIZED {
+            return Ok(None);
+        }
+        let offered = self.offered(endpoint, name, refused.headers)?;
+        Ok(offered.filter(|offered| match (offered, &refused.tried.proof) {
+            (Scheme::Basic, Proof::Nothing) => login.is_some_and(|login| login.to_basic().is_some()),
+            (Scheme::Bearer(_), Proof::Nothing) => true,
+            (Scheme::Bearer(_), Proof::Fixed) => refused.scheme == Some(&Scheme::Basic),
+            (Scheme::Basic, Proof::Fixed) | (_, Proof::Token { .. }) => false,
+        }))
+    }
+
+    /// The best way to log in that an answer offers: tokens, because they travel instead of the password.
+    fn offered(
+        &self,
+        endpoint: &Url,
+        name: &RepoName,
+        headers: &HeaderMap,
+    ) -> Result<Option<Scheme>, Refusal> {
+        let mut basic = None;
+        for challenge in challenges(headers) {
+            match challenge {
+                Challenge::Bearer(Bearer { realm, service, scope, .. }) => {
+                    let (url, way) = realm::judge(&realm, endpoint, &self.registry, &self.realm_hosts)?;
+                    let scopes = Scopes::learn(scope.as_deref(), name);
+                    return Ok(Some(Scheme::Bearer(Arc::new(Realm { url, way, service, scopes }))));
+                }
+                Challenge::Basic => basic = Some(Scheme::Basic),
+            }
+        }
+        Ok(basic)
+    }
+}
+
+impl Realm {
+    fn key(&self, name: &RepoName, login: Option<&Login>) -> Key {
+        Key {
+            realm: self.url.clone(),
+            service: self.service.clone(),
+            scopes: self.scopes.of(name),
+            identity: login.map(Login::identity),
+        }
+    }
+}
+
+/// Whether upstream took the token and says that it does not reach so far: how Docker Hub says 404.
+pub(super) fn is_scope_refused(headers: &HeaderMap) -> bool {
+    challenges(headers).iter().any(
+        |challenge| matches!(challenge, Challenge::Bearer(bearer) if bearer.error.as_deref() == Some("insufficient_scope")),
+    )
+}
+
+fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    challenge::parse(headers.get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_for_pulling_what_is_asked_for() {
+        let check = |scope: Option<&str>, expected: &[&str]| {
+            let learned = Scopes::learn(scope, &RepoName::parse("a/b").unwrap());
+            assert_eq!(learned.of(&RepoName::parse("c/d").unwrap()), expected, "{scope:?}");
+        };
+        let own = "repository:c/d:pull";
+        check(None, &[own]);
+        check(Some(""), &[own]);
+        check(Some("repository:a/b:pull"), &[own]);
+        check(Some("repository:a/b:pull,push,delete"), &[own]);
+        check(Some("repository:user/image:pull"), &[own]);
+        check(Some("repository:private/secret:* registry:catalog:*"), &[own]);
+        check(Some("repository:proxy/a/b:pull"), &["repository:proxy/c/d:pull"]);
+        check(Some("repository:../a/b:pull"), &[own]);
+        check(Some("aws"), &["aws"]);
+        check(Some("x repository:a/b:pull aws"), &["aws", own, "x"]);
+    }
+}

@@ -1,0 +1,202 @@
+//! Blobs: their size, and a body that begins where it was asked to.
+//!
+//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. A broken transfer
+//! goes on with a range, and only if the answer proves that it is the same place of a content of the same size.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE};
+use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout};
+
+use super::exchange::{Answer, Ask, is_page};
+use super::retry::{ROUNDS_MAX, Rounds};
+use super::server::Server;
+use super::{Error, Upstream};
+use crate::oci::range::ContentRange;
+use crate::oci::{Digest, Range, RepoName};
+
+/// No layer comes near this; a larger claim is a mistake or an attack on the disk.
+const BLOB_BYTES_MAX: u64 = 1 << 40;
+
+/// A blob on its way. Its bytes are unproven, and may be fewer or more than `total`: that is for the reader
+/// to judge, together with their digest.
+pub struct BlobStream {
+    /// The size of the whole blob.
+    pub total: u64,
+    /// The offset of the first byte: the one asked for, or 0.
+    pub start: u64,
+    /// Which endpoint it comes from.
+    pub endpoint: usize,
+    /// Whether it comes without any credential.
+    pub public: bool,
+    body: Incoming,
+    idle: Duration,
+}
+
+impl BlobStream {
+    /// The next bytes; `None` when upstream has ended the body.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when upstream goes silent, [`Error::Unreachable`] when the connection breaks.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = timeout(self.idle, self.body.frame()).await.map_err(|_| Error::Timeout)?;
+            let Some(frame) = frame else { return Ok(None) };
+            match frame.map_err(|error| Error::unreachable(&error))?.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                // Trailers say nothing that is needed.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Upstream {
+    /// Asks for the size of a blob, and so whether it is there and may be had.
+    ///
+    /// # Errors
+    /// [`Error`]; the last endpoint's if none knew.
+    pub async fn head_blob(&self, name: &RepoName, digest: &Digest) -> Result<u64, Error> {
+        let deadline = self.deadline();
+        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
+        while let Some(server) = rounds.next().await {
+            match self.size_from(server, name, digest, deadline).await {
+                Ok(total) => return Ok(total),
+                Err(error) => rounds.failed(server, error),
+            }
+        }
+        Err(rounds.give_up())
+    }
+
+    /// Opens a blob at offset `from`. With `total`, only a content of that size is accepted. Endpoints in `avoid`
+    /// are asked last.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the size is another one; else [`Error`], the last endpoint's if none had it.
+    pub async fn blob(
+        &self,
+        name: &RepoName,
+        digest: &Digest,
+        from: u64,
+        total: Option<u64>,
+        avoid: &[usize],
+    ) -> Result<BlobStream, Error> {
+        let deadline = self.deadline();
+        let mut rounds = Rounds::new(self, avoid, ROUNDS_MAX, deadline);
+        while let Some(server) = rounds.next().await {
+            match self.blob_from(server, name, digest, (from, total), deadline).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => rounds.failed(server, error),
+            }
+        }
+        Err(rounds.give_up())
+    }
+
+    async fn blob_from(
+        &self,
+        server: &Server,
+        name: &RepoName,
+        digest: &Digest,
+        (from, known): (u64, Option<u64>),
+        deadline: Instant,
+    ) -> Result<BlobStream, Error> {
+        let range = match (from, known) {
+            (0, _) => None,
+            // Some servers look for two numbers and answer 416 to an open range.
+            (first, Some(total)) if first < total => Some(Range::Closed { first, last: total - 1 }),
+            (first, _) => Some(Range::From(first)),
+        };
+        let range = range.map(|range| range.to_string());
+        let ask = Ask { range, ..Ask::get(name, format!("blobs/{digest}")) };
+        let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
+        let headers = response.headers();
+        check_content(headers)?;
+        let (start, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let range = content_range(headers)?;
+            if from == 0 || range.span.start != from {
+                return Err(Error::Malformed("another range than was asked for"));
+            }
+            let total = range.total.or_else(|| known.filter(|total| range.span.end <= *total));
+            (from, total.ok_or(Error::Malformed("a range of unknown size"))?)
+        } else {
+            let total = match content_length(headers).or(known) {
+                Some(total) => total,
+                None => self.size_from(server, name, digest, deadline).await?,
+            };
+            (0, total)
+        };
+        if known.is_some_and(|known| known != total) {
+            return Err(Error::Changed);
+        }
+        let (body, idle) = (response.into_body(), self.client.timeouts.idle);
+        Ok(BlobStream { total: check_size(total)?, start, endpoint: server.index(), public, body, idle })
+    }
+
+    /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind
+    /// signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
+    async fn size_from(
+        &self,
+        server: &Server,
+        name: &RepoName,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<u64, Error> {
+        let path = format!("blobs/{digest}");
+        match self.exchange(server, &Ask::head(name, path.clone()), deadline).await {
+            Ok(answer) => {
+                let headers = answer.response.headers();
+                check_content(headers)?;
+                // A careless server answers HEAD with the length of the body that HEAD does not have.
+                if let Some(total) = content_length(headers).filter(|total| *total > 0 || is_empty(digest)) {
+                    return check_size(total);
+                }
+            }
+            Err(Error::Unavailable { status: 400 | 401 | 403 | 405 | 501 }) => {}
+            Err(error) => return Err(error),
+        }
+        let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
+        let answer = self.exchange(server, &Ask { range, ..Ask::get(name, path) }, deadline).await?;
+        let headers = answer.response.headers();
+        check_content(headers)?;
+        let total = match answer.response.status() {
+            StatusCode::PARTIAL_CONTENT => content_range(headers)?.total,
+            _ => content_length(headers),
+        };
+        check_size(total.ok_or(Error::Malformed("a blob without a length"))?)
+    }
+}
+
+/// A page or a coded body is not the blob.
+fn check_content(headers: &HeaderMap) -> Result<(), Error> {
+    if is_page(headers) {
+        return Err(Error::Malformed("a page instead of a blob"));
+    }
+    let is_plain = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(CONTENT_ENCODING).iter().all(is_plain) {
+        Ok(())
+    } else {
+        Err(Error::Malformed("a blob with a content coding"))
+    }
+}
+
+fn check_size(total: u64) -> Result<u64, Error> {
+    if total <= BLOB_BYTES_MAX { Ok(total) } else { Err(Error::Malformed("a blob larger than any")) }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn content_range(headers: &HeaderMap) -> Result<ContentRange, Error> {
+    let text = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    text.and_then(ContentRange::parse).ok_or(Error::Malformed("a part without a valid Content-Range"))
+}
+
+fn is_empty(digest: &Digest) -> bool {
+    Digest::of(digest.algorithm(), b"") == *digest
+}

@@ -1,0 +1,226 @@
+//! The HTTP client: two pools of connections, with time limits on everything.
+//!
+//! What the configuration names is dialled directly; what an upstream names goes through the guarded
+//! resolver, and never shares a connection with the former. HTTP/1.1 only: one blob is one connection, so that
+//! a slow body cannot hold up others, and no registry asks for more.
+
+use std::error::Error as StdError;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::address::{Forbidden, Guard, Resolver};
+use super::config::{Config, Timeouts};
+use super::error::{BuildError, Error};
+use super::{Observer, Outcome};
+use crate::oci::Registry;
+
+/// Longer than the pauses within one pull, shorter than what registries' front ends allow.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+/// As many layers as a few nodes fetch at once.
+const POOL_IDLE_CONNECTIONS_MAX: usize = 32;
+/// Bounds the head of an answer, and how much of a body is read at once.
+const BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// Most headers of an answer; registries behind CDNs send thirty.
+const HEADERS_MAX: usize = 128;
+/// When the first of a name's address families does not connect, the other is tried beside it.
+const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
+
+type Http = legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
+
+/// How a host may be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// At any address: the configuration names it.
+    Direct,
+    /// Only at addresses that an upstream may point to.
+    Guarded,
+}
+
+/// Sends requests for one upstream.
+pub(super) struct Client {
+    direct: Http,
+    guarded: Http,
+    guard: Arc<Guard>,
+    registry: Registry,
+    observer: Observer,
+    pub(super) timeouts: Timeouts,
+}
+
+impl Client {
+    /// Sets up TLS and the pools; connects to nothing.
+    ///
+    /// # Errors
+    /// [`BuildError`] when a certificate file is unusable.
+    pub(super) fn build(config: &Config, observer: Observer) -> Result<Self, BuildError> {
+        let tls = tls(&config.ca)?;
+        let endpoints = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
+        let guard = Arc::new(Guard::new(endpoints));
+        let connect = config.timeouts.connect;
+        Ok(Self {
+            direct: pool(Resolver::open(), tls.clone(), connect),
+            guarded: pool(Resolver::guarded(guard.clone()), tls, connect),
+            guard,
+            registry: config.registry.clone(),
+            observer,
+            timeouts: config.timeouts,
+        })
+    }
+
+    /// Sends one request and waits for the head of its answer.
+    pub(super) async fn send(
+        &self,
+        way: Way,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<Response<Incoming>, Error> {
+        let answer = match timeout(within, self.dispatch(way, request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::Timeout),
+        };
+        (self.observer)(&self.registry, outcome(&answer));
+        answer
+    }
+
+    async fn dispatch(&self, way: Way, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+        let pool = match way {
+            Way::Direct => &self.direct,
+            Way::Guarded => {
+                // The connector dials addresses as they stand, without a resolver.
+                if let Some(host) = request.uri().host()
+                    && let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>()
+                {
+                    self.guard.allowed(host, vec![ip]).await?;
+                }
+                &self.guarded
+            }
+        };
+        pool.request(request).await.map_err(|error| judge(&error))
+    }
+}
+
+/// Reads a body of at most `bytes_max`, whole, until `deadline`.
+pub(super) async fn read(
+    mut body: Incoming,
+    bytes_max: usize,
+    idle: Duration,
+    deadline: Instant,
+) -> Result<Bytes, Error> {
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = timeout_at(deadline.min(Instant::now() + idle), body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Error::Timeout)? else { return Ok(whole.freeze()) };
+        let frame = frame.map_err(|error| Error::unreachable(&error))?;
+        if let Ok(data) = frame.into_data() {
+            if whole.len() + data.len() > bytes_max {
+                return Err(Error::Malformed("a body larger than any of its kind"));
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+}
+
+fn pool(resolver: Resolver, tls: rustls::ClientConfig, connect: Duration) -> Http {
+    let mut connector = HttpConnector::new_with_resolver(resolver);
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect));
+    connector.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX)
+        .http1_max_buf_size(BUFFER_BYTES_MAX)
+        .http1_max_headers(HEADERS_MAX)
+        .build(connector)
+}
+
+/// Trust in the system's authorities and those of `files`.
+fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(system_roots().iter().cloned());
+    for path in files {
+        let content = fs::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        let wrong = || BuildError::Content { path: path.clone(), expected: "a PEM file of certificates" };
+        let mut count = 0;
+        for certificate in CertificateDer::pem_slice_iter(&content) {
+            roots.add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(wrong());
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(BuildError::Tls)?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// The system's authorities, read once: there are many upstreams and the files are large.
+fn system_roots() -> &'static [CertificateDer<'static>] {
+    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let loaded = rustls_native_certs::load_native_certs();
+        for error in &loaded.errors {
+            tracing::warn!(%error, "some of the system's certificate authorities cannot be read");
+        }
+        if loaded.certs.is_empty() {
+            tracing::warn!("the system has no certificate authorities: only those of `ca` are trusted");
+        }
+        loaded.certs
+    })
+}
+
+/// What stopped a request: a rule, time, or the network.
+fn judge(error: &legacy::Error) -> Error {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            // An io::Error skips its inner error in the chain of sources.
+            if let Some(Forbidden(refusal)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                return Error::Refused(refusal.clone());
+            }
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                return Error::Timeout;
+            }
+        }
+        cause = error.source();
+    }
+    Error::unreachable(error)
+}
+
+fn outcome(answer: &Result<Response<Incoming>, Error>) -> Outcome {
+    match answer {
+        Ok(response) => match response.status() {
+            StatusCode::NOT_FOUND => Outcome::NotFound,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Outcome::Denied,
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Limited,
+            status if status.is_success() || status.is_redirection() => Outcome::Ok,
+            _ => Outcome::Error,
+        },
+        Err(Error::Timeout) => Outcome::Timeout,
+        Err(_) => Outcome::Error,
+    }
+}

@@ -1,0 +1,335 @@
+//! The `[[upstream]]` section: one registry, where it is asked, with which login, and within which time.
+//!
+//! Values are parsed into their final types here and never checked again. Endpoints cannot carry a login:
+//! configuration files are shown to people, and URLs end up in logs.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+use url::{Host, Url};
+
+use crate::oci::Registry;
+
+/// One registry that berth may ask.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name that images carry, and containerd's `ns=`.
+    pub registry: Registry,
+    /// Other leading path segments that mean this registry.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// `Host` headers that mean this registry.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Where the registry is asked, in this order, until one has what is asked for.
+    pub endpoints: Vec<Endpoint>,
+    /// The login, if there is one.
+    #[serde(default)]
+    pub credentials: Option<CredentialsConfig>,
+    /// PEM files of certificate authorities that are trusted besides the system's.
+    #[serde(default)]
+    pub ca: Vec<PathBuf>,
+    /// Token servers outside the registry's own domain. They may be sent its credentials, at any address.
+    #[serde(default)]
+    pub realm_hosts: Vec<HostName>,
+    /// Hosts that may be redirected to at any address, such as a private object store.
+    #[serde(default)]
+    pub redirect_hosts: Vec<HostName>,
+    /// How long to wait for what.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// An anonymous upstream with defaults everywhere else.
+    pub fn new(registry: Registry, endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            registry,
+            aliases: Vec::new(),
+            hosts: Vec::new(),
+            endpoints,
+            credentials: None,
+            ca: Vec::new(),
+            realm_hosts: Vec::new(),
+            redirect_hosts: Vec::new(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// A dead host on the same continent is told from a slow one well within this.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Docker Hub's slowest honest answers take three to four seconds.
+const HEADER: Duration = Duration::from_secs(8);
+/// A body that says nothing for so long will not go on; the flight resumes elsewhere.
+const IDLE: Duration = Duration::from_secs(10);
+/// Two of these fit into the budget with the request that they are for.
+const TOKEN: Duration = Duration::from_secs(5);
+/// The promise is an answer within 20 s; this leaves time to find out and to send it.
+const BUDGET: Duration = Duration::from_secs(18);
+/// No setting can be longer than this.
+const SECONDS_MAX: f64 = 3600.0;
+
+/// How long to wait for what, in seconds; fractions are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// For a TCP connection.
+    #[serde(rename = "connect_seconds", deserialize_with = "seconds")]
+    pub connect: Duration,
+    /// For the head of an answer, the connection included.
+    #[serde(rename = "header_seconds", deserialize_with = "seconds")]
+    pub header: Duration,
+    /// Between two pieces of a body.
+    #[serde(rename = "idle_seconds", deserialize_with = "seconds")]
+    pub idle: Duration,
+    /// For a token, from the connection to the last byte.
+    #[serde(rename = "token_seconds", deserialize_with = "seconds")]
+    pub token: Duration,
+    /// For a request up to the head of its answer, logins, redirects and retries included. What is small, such
+    /// as a manifest, must have come whole within it.
+    #[serde(rename = "budget_seconds", deserialize_with = "seconds")]
+    pub budget: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: CONNECT, header: HEADER, idle: IDLE, token: TOKEN, budget: BUDGET }
+    }
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    if seconds > 0.0 && seconds <= SECONDS_MAX {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(de::Error::custom(format!("expected more than 0 and at most {SECONDS_MAX} seconds")))
+    }
+}
+
+/// Where a registry's API is: `http[s]://host[:port][/prefix]`, to which `/v2/…` is added.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint(Url);
+
+/// Why a text is not an endpoint. It is not repeated here, because it may hold a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidEndpoint {
+    /// Not an http or https URL.
+    #[error("not an endpoint: expected http[s]://host[:port][/prefix]")]
+    Url,
+    /// `user:password@`.
+    #[error("an endpoint cannot contain a login: use `credentials`")]
+    Login,
+    /// `?…`, `#…`.
+    #[error("an endpoint cannot have a query or a fragment")]
+    Query,
+    /// Ends with `/v2`.
+    #[error("an endpoint is given without its `/v2`")]
+    Version,
+}
+
+impl Endpoint {
+    /// Reads an endpoint.
+    ///
+    /// # Errors
+    /// [`InvalidEndpoint`] says what is wrong without repeating the text.
+    pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
+        let mut url = Url::parse(text).map_err(|_| InvalidEndpoint::Url)?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            return Err(InvalidEndpoint::Url);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidEndpoint::Login);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidEndpoint::Query);
+        }
+        let path = url.path().trim_end_matches('/').to_owned();
+        if path.ends_with("/v2") {
+            return Err(InvalidEndpoint::Version);
+        }
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+
+    /// The URL itself.
+    pub fn as_url(&self) -> &Url {
+        &self.0
+    }
+
+    /// The URL of `rest` below `/v2/`.
+    pub(super) fn at(&self, rest: &str, query: Option<&str>) -> Url {
+        let mut url = self.0.clone();
+        url.set_path(&format!("{}/v2/{rest}", self.0.path().trim_end_matches('/')));
+        url.set_query(query);
+        url
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = InvalidEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// A host without port, in the form that URLs have: a DNS name in lower case, or an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(String);
+
+impl HostName {
+    /// Reads a host; `None` when it is something else, such as `host:port`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self(Host::parse(text).ok()?.to_string()))
+    }
+
+    /// Whether `url` is on this host.
+    pub(super) fn is_host_of(&self, url: &Url) -> bool {
+        url.host_str().is_some_and(|host| host.trim_end_matches('.') == self.0.trim_end_matches('.'))
+    }
+}
+
+impl<'de> Deserialize<'de> for HostName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format!("`{text}`: expected a host without scheme and port")))
+    }
+}
+
+/// Where the login of a registry comes from. It never stands in the configuration itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "CredentialsTable")]
+pub enum CredentialsConfig {
+    /// A Docker `config.json`, a Kubernetes `.dockerconfigjson` or `.dockercfg`; the longest matching path wins.
+    File(PathBuf),
+    /// One login, its password being the content of a file.
+    PasswordFile {
+        /// Who berth is to the registry.
+        username: String,
+        /// Re-read when it changes; a newline at its end is not part of the password.
+        file: PathBuf,
+    },
+    /// One login, its password being in the environment.
+    PasswordEnv {
+        /// Who berth is to the registry.
+        username: String,
+        /// The variable's name.
+        variable: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table with file, or with username and password_file or password_env"
+)]
+struct CredentialsTable {
+    file: Option<PathBuf>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    password_env: Option<String>,
+}
+
+impl TryFrom<CredentialsTable> for CredentialsConfig {
+    type Error = &'static str;
+
+    fn try_from(table: CredentialsTable) -> Result<Self, Self::Error> {
+        match (table.file, table.username, table.password_file, table.password_env) {
+            (Some(file), None, None, None) => Ok(Self::File(file)),
+            (None, Some(username), Some(file), None) => Ok(Self::PasswordFile { username, file }),
+            (None, Some(username), None, Some(variable)) => Ok(Self::PasswordEnv { username, variable }),
+            _ => Err("credentials are one of: file; username and password_file; username and password_env"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_plain_urls() {
+        let check = |text: &str, expected: Result<&str, InvalidEndpoint>| {
+            let parsed = Endpoint::parse(text).map(|endpoint| endpoint.to_string());
+            assert_eq!(parsed, expected.map(str::to_owned), "{text}");
+        };
+        check("https://registry-1.docker.io", Ok("https://registry-1.docker.io"));
+        check("https://Nexus.example/repository/x/", Ok("https://nexus.example/repository/x"));
+        check("http://127.0.0.1:5000/", Ok("http://127.0.0.1:5000"));
+        check("https://h/v2/", Err(InvalidEndpoint::Version));
+        check("https://user:secret@h", Err(InvalidEndpoint::Login));
+        check("https://user@h", Err(InvalidEndpoint::Login));
+        check("https://h?x=1", Err(InvalidEndpoint::Query));
+        check("ftp://h", Err(InvalidEndpoint::Url));
+        check("registry.example.com", Err(InvalidEndpoint::Url));
+        check("", Err(InvalidEndpoint::Url));
+    }
+
+    #[test]
+    fn requests_go_below_the_prefix() {
+        let endpoint = Endpoint::parse("https://h:8443/repository/x").unwrap();
+        let url = endpoint.at("a/b/manifests/sha256:00", Some("n=1"));
+        assert_eq!(url.as_str(), "https://h:8443/repository/x/v2/a/b/manifests/sha256:00?n=1");
+    }
+
+    #[test]
+    fn a_section_is_read_and_unknown_keys_are_errors() {
+        let check = |text: &str, expected: Result<CredentialsConfig, &str>| {
+            let text = format!("registry = 'h'\nendpoints = ['https://h']\n{text}");
+            let config = toml::from_str::<Config>(&text);
+            match (config, expected) {
+                (Ok(config), Ok(credentials)) => assert_eq!(config.credentials, Some(credentials), "{text}"),
+                (Err(error), Err(part)) => assert!(error.message().contains(part), "{text}: {error}"),
+                (config, _) => panic!("{text}: {config:?}"),
+            }
+        };
+        let username = || "u".to_owned();
+        check("credentials = { file = '/c' }", Ok(CredentialsConfig::File("/c".into())));
+        check(
+            "credentials = { username = 'u', password_file = '/p' }",
+            Ok(CredentialsConfig::PasswordFile { username: username(), file: "/p".into() }),
+        );
+        check(
+            "credentials = { username = 'u', password_env = 'P' }",
+            Ok(CredentialsConfig::PasswordEnv { username: username(), variable: "P".into() }),
+        );
+        check("credentials = { username = 'u' }", Err("one of"));
+        check("credentials = { file = '/c', username = 'u' }", Err("one of"));
+        check("credentials = { password = 'p' }", Err("unknown field"));
+        check("credentials = 'u:p'", Err("expected a table with file"));
+        check("endpoint = 1", Err("unknown field"));
+        check("timeouts = { connect_seconds = 0 }", Err("more than 0"));
+        check("realm_hosts = ['a:1']", Err("without scheme and port"));
+    }
+
+    #[test]
+    fn timeouts_are_in_seconds() {
+        let text = "registry = 'h'\nendpoints = ['https://h']\ntimeouts = { connect_seconds = 0.5, idle_seconds = 3 }";
+        let timeouts = toml::from_str::<Config>(text).unwrap().timeouts;
+        assert_eq!((timeouts.connect, timeouts.idle), (Duration::from_millis(500), Duration::from_secs(3)));
+        assert_eq!(timeouts.budget, BUDGET);
+    }
+}

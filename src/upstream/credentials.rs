@@ -1,0 +1,250 @@
+//! Which login goes with which repository, re-read when its file changes.
+//!
+//! Secrets of Kubernetes and of password tools are replaced under a running daemon. The file's identity and time are
+//! looked at every two seconds at most, off the runtime. A file that has become unreadable leaves the last good
+//! logins in force and says so once, because half of a rewrite must not become an outage.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::config::CredentialsConfig;
+use super::error::BuildError;
+use super::login::{Login, Logins};
+use super::secret::Secret;
+use crate::oci::{Registry, RepoName};
+
+/// How long a change of the file may go unseen.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// A Docker `config.json` of hundreds of logins is smaller; Kubernetes caps a secret at 1 MiB.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The logins of one registry.
+pub(super) struct Credentials {
+    source: Option<Arc<Source>>,
+    state: Mutex<State>,
+}
+
+/// A file, and how it becomes logins.
+struct Source {
+    path: PathBuf,
+    /// The user whose password is the file; else the file is a `config.json`.
+    username: Option<String>,
+    registry: Registry,
+}
+
+struct State {
+    logins: Arc<Logins>,
+    stamp: Option<Stamp>,
+    checked: Instant,
+}
+
+/// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
+/// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
+type Stamp = (u64, i64, i64);
+
+impl Credentials {
+    /// Loads the logins for `registry`.
+    ///
+    /// # Errors
+    /// [`BuildError`] when there should be a login and it cannot be read.
+    pub(super) fn load(config: Option<&CredentialsConfig>, registry: &Registry) -> Result<Self, BuildError> {
+        let source = |path: &Path, username: Option<&String>| {
+            Arc::new(Source {
+                path: path.to_owned(),
+                username: username.cloned(),
+                registry: registry.clone(),
+            })
+        };
+        let source = match config {
+            None => return Ok(Self::fixed(Logins::default())),
+            Some(CredentialsConfig::PasswordEnv { username, variable }) => {
+                let password = std::env::var(variable).ok().filter(|password| !password.is_empty());
+                let Some(password) = password else {
+                    return Err(BuildError::Environment { name: variable.clone() });
+                };
+                let login = Login::Basic { username: username.clone(), password: Secret::new(password) };
+                return Ok(Self::fixed(Logins::single(login)));
+            }
+            Some(CredentialsConfig::File(path)) => source(path, None),
+            Some(CredentialsConfig::PasswordFile { username, file }) => source(file, Some(username)),
+        };
+        let stamp = source.stamp().ok();
+        let logins = Arc::new(source.read()?);
+        let state = Mutex::new(State { logins, stamp, checked: Instant::now() });
+        Ok(Self { source: Some(source), state })
+    }
+
+    fn fixed(logins: Logins) -> Self {
+        let state = State { logins: Arc::new(logins), stamp: None, checked: Instant::now() };
+        Self { source: None, state: Mutex::new(state) }
+    }
+
+    /// The login for a repository, if one applies.
+    pub(super) async fn find(&self, name: &RepoName) -> Option<Login> {
+        if let Some(source) = &self.source
+            && let Some(known) = self.due()
+        {
+            let source = source.clone();
+            let found = tokio::task::spawn_blocking(move || source.read_if_changed(known)).await;
+            if let Ok(Some((stamp, logins))) = found {
+                let mut state = self.lock();
+                state.stamp = Some(stamp);
+                state.logins = logins.map_or_else(|| state.logins.clone(), Arc::new);
+            }
+        }
+        let logins = self.lock().logins.clone();
+        logins.find(name).cloned()
+    }
+
+    /// The stamp to compare with, if it is time to look; the others go on with what there is meanwhile.
+    fn due(&self) -> Option<Option<Stamp>> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        if now.duration_since(state.checked) < CHECK_INTERVAL {
+            return None;
+        }
+        state.checked = now;
+        Some(state.stamp)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // Nothing is left half-done under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source {
+    /// What there is now if it has another stamp than `known`; without logins if it cannot be used.
+    fn read_if_changed(&self, known: Option<Stamp>) -> Option<(Stamp, Option<Logins>)> {
+        // A file that is away, as between two steps of a replacement, is looked at again later.
+        let stamp = self.stamp().ok()?;
+        if known == Some(stamp) {
+            return None;
+        }
+        match self.read() {
+            Ok(logins) => {
+                tracing::info!(registry = %self.registry, path = %self.path.display(), "credentials were re-read");
+                Some((stamp, Some(logins)))
+            }
+            Err(error) => {
+                tracing::warn!(registry = %self.registry, %error, "changed credentials cannot be used; the old ones stay");
+                Some((stamp, None))
+            }
+        }
+    }
+
+    fn stamp(&self) -> io::Result<Stamp> {
+        let metadata = fs::metadata(&self.path)?;
+        Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+    }
+
+    fn read(&self) -> Result<Logins, BuildError> {
+        let wrong = |expected| BuildError::Content { path: self.path.clone(), expected };
+        let unreadable = |source| BuildError::Read { path: self.path.clone(), source };
+        let mut content = Vec::new();
+        let file = fs::File::open(&self.path).map_err(unreadable)?;
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(unreadable)?;
+        if content.len() as u64 > FILE_BYTES_MAX {
+            return Err(wrong("at most 1 MiB long"));
+        }
+        let Some(username) = &self.username else {
+            return Logins::parse(&content, &self.registry).map_err(|_| wrong("a Docker config.json"));
+        };
+        let text = String::from_utf8(content).map_err(|_| wrong("a password in UTF-8"))?;
+        let password = text.trim_end_matches(['\r', '\n']).to_owned();
+        if password.is_empty() {
+            return Err(wrong("a password"));
+        }
+        Ok(Logins::single(Login::Basic { username: username.clone(), password: Secret::new(password) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn replace(path: &Path, content: &str) {
+        let mut file = fs::File::create(path).unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+    }
+
+    async fn password(credentials: &Credentials) -> Option<String> {
+        match credentials.find(&RepoName::parse("a/b").unwrap()).await? {
+            Login::Basic { password, .. } => Some(password.expose().to_owned()),
+            Login::IdentityToken(token) | Login::RegistryToken(token) => Some(token.expose().to_owned()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_file_is_re_read_and_a_broken_one_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        replace(&path, "one\n");
+        let config = CredentialsConfig::PasswordFile { username: "u".into(), file: path.clone() };
+        let credentials = Credentials::load(Some(&config), &Registry::parse("h").unwrap()).unwrap();
+        assert_eq!(password(&credentials).await.as_deref(), Some("one"));
+
+        replace(&path, "other");
+        assert_eq!(password(&credentials).await.as_deref(), Some("one"), "not looked at yet");
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(password(&credentials).await.as_deref(), Some("other"));
+
+        replace(&path, "");
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(
+            password(&credentials).await.as_deref(),
+            Some("other"),
+            "an empty password is no password"
+        );
+        fs::remove_file(&path).unwrap();
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(password(&credentials).await.as_deref(), Some("other"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_seen_even_if_length_and_time_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        replace(&path, "one");
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        let config = CredentialsConfig::PasswordFile { username: "u".into(), file: path.clone() };
+        let credentials = Credentials::load(Some(&config), &Registry::parse("h").unwrap()).unwrap();
+        let new = folder.path().join("new");
+        replace(&new, "two");
+        fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
+        fs::rename(&new, &path).unwrap();
+        tokio::time::advance(CHECK_INTERVAL).await;
+        assert_eq!(password(&credentials).await.as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_at_first_is_an_error_without_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let load = |config: CredentialsConfig| {
+            let loaded = Credentials::load(Some(&config), &Registry::parse("h").unwrap());
+            loaded.map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(load(CredentialsConfig::File(path.clone())).starts_with("cannot read"));
+        replace(&path, r#"{"auths": "hunter2""#);
+        let error = load(CredentialsConfig::File(path.clone()));
+        assert!(error.ends_with("is not a Docker config.json") && !error.contains("hunter2"), "{error}");
+        let unset =
+            CredentialsConfig::PasswordEnv { username: "u".into(), variable: "BERTH_TEST_UNSET".into() };
+        assert!(load(unset).contains("BERTH_TEST_UNSET"));
+    }
+
+    #[tokio::test]
+    async fn without_configuration_nothing_applies() {
+        let credentials = Credentials::load(None, &Registry::parse("h").unwrap()).unwrap();
+        assert_eq!(password(&credentials).await, None);
+    }
+}

@@ -1,0 +1,220 @@
+//! What can go wrong when an upstream is asked, named for what the caller does next.
+//!
+//! Nothing here carries a URL: a redirect target's query is a signature, which is a secret. Hosts are named,
+//! because a refusal that does not say which host it was about cannot be put right.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::address::Class;
+
+/// Longest cause kept from a lower layer; such texts end up in logs.
+const REASON_CHARACTERS_MAX: usize = 200;
+/// A longer `Retry-After` than this is waited out between the rounds of no request.
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+
+/// Why an upstream gave no answer that can be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Upstream says that there is no such thing.
+    #[error("upstream does not have it")]
+    NotFound,
+    /// Upstream refuses this repository, to nobody in particular or to a login that it accepts.
+    #[error("upstream denies access")]
+    Denied,
+    /// Upstream refuses the credential itself: the operator's problem, not the client's.
+    #[error("upstream refuses the configured credential")]
+    LoginRefused,
+    /// Too many requests.
+    #[error("upstream limits the rate of requests")]
+    Limited {
+        /// How long upstream asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that is neither the content nor a word about it.
+    #[error("upstream answered with status {status}")]
+    Unavailable {
+        /// The status.
+        status: u16,
+    },
+    /// No answer at all.
+    #[error("upstream cannot be reached: {reason}")]
+    Unreachable {
+        /// The lowest cause, shortened.
+        reason: Arc<str>,
+    },
+    /// No answer in time.
+    #[error("upstream did not answer in time")]
+    Timeout,
+    /// An answer that no registry gives, such as a web page.
+    #[error("upstream answered nonsense: {0}")]
+    Malformed(&'static str),
+    /// A whole body with another digest than was asked for.
+    #[error("upstream sent content with another digest")]
+    DigestMismatch,
+    /// The content has another size than before.
+    #[error("upstream's content has changed its size")]
+    Changed,
+    /// Upstream sent berth somewhere that its rules forbid.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Which rule forbids to go where an upstream points.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// More hops than any registry needs.
+    #[error("upstream redirects too often")]
+    TooManyRedirects,
+    /// A `Location` that is no HTTP URL, or one with a login in it.
+    #[error("upstream redirects to something that is not a plain HTTP URL")]
+    RedirectTarget,
+    /// From TLS back to plain text.
+    #[error("upstream redirects from https to http, on {host}")]
+    RedirectToPlainText {
+        /// Where to.
+        host: String,
+    },
+    /// Into a network that the Internet must not reach.
+    #[error(
+        "upstream points to a {class} address, at {host}; `redirect_hosts` or `realm_hosts` may allow the host"
+    )]
+    Address {
+        /// The host that was to be dialled.
+        host: String,
+        /// What kind of address it has.
+        class: Class,
+    },
+    /// A token server that has nothing to do with the registry.
+    #[error("upstream names a token server on another domain, {host}; `realm_hosts` may allow it")]
+    RealmHost {
+        /// The token server.
+        host: String,
+    },
+    /// Credentials for a TLS registry would travel in plain text.
+    #[error("upstream names a token server without TLS, {host}")]
+    RealmPlainText {
+        /// The token server.
+        host: String,
+    },
+    /// A realm that is no HTTP URL, or one with a login in it.
+    #[error("upstream names a token server that is not a plain HTTP URL")]
+    RealmTarget,
+    /// Credentials would have to follow the redirect.
+    #[error("the token server {host} redirects")]
+    RealmRedirects {
+        /// The token server.
+        host: String,
+    },
+}
+
+/// What to do after an error, while the request's time lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Ask the other endpoints; this one would say the same again.
+    Elsewhere,
+    /// Ask the other endpoints first, and then this one again.
+    Again,
+}
+
+impl Error {
+    /// Whether this says something about upstream's health rather than about what was asked: then what is
+    /// known already may be served.
+    pub fn is_outage(&self) -> bool {
+        !matches!(self, Self::NotFound | Self::Denied)
+    }
+
+    /// No connection, or one that broke; keeps the lowest cause.
+    pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
+        let mut lowest = error;
+        while let Some(source) = lowest.source() {
+            lowest = source;
+        }
+        let reason: String = lowest.to_string().chars().take(REASON_CHARACTERS_MAX).collect();
+        Self::Unreachable { reason: reason.into() }
+    }
+
+    /// What to do next.
+    pub(super) fn next(&self) -> Next {
+        match self {
+            Self::Limited { retry_after } if retry_after.is_none_or(|wait| wait <= RETRY_AFTER_MAX) => {
+                Next::Again
+            }
+            Self::Unavailable { status: 408 | 500 | 502..=599 }
+            | Self::Unreachable { .. }
+            | Self::Timeout => Next::Again,
+            Self::NotFound
+            | Self::Denied
+            | Self::Limited { .. }
+            | Self::Unavailable { .. }
+            | Self::LoginRefused
+            | Self::Malformed(_)
+            | Self::DigestMismatch
+            | Self::Changed
+            | Self::Refused(_) => Next::Elsewhere,
+        }
+    }
+}
+
+/// A part could not be built from its configuration; the cause names no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No endpoint at all.
+    #[error("upstream {registry} has no endpoints")]
+    NoEndpoints {
+        /// Which upstream.
+        registry: crate::oci::Registry,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file holds something else than expected.
+    #[error("{path} is not {expected}")]
+    Content {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// What was expected there.
+        expected: &'static str,
+    },
+    /// An environment variable is not set, or not text.
+    #[error("the environment variable {name} has no password")]
+    Environment {
+        /// Which variable.
+        name: String,
+    },
+    /// The TLS library refuses its own set-up.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_to_do_next() {
+        let check = |error: Error, next: Next, outage: bool| {
+            assert_eq!((error.next(), error.is_outage()), (next, outage), "{error}");
+        };
+        let limited = |seconds: Option<u64>| Error::Limited { retry_after: seconds.map(Duration::from_secs) };
+        check(Error::NotFound, Next::Elsewhere, false);
+        check(Error::Denied, Next::Elsewhere, false);
+        check(Error::LoginRefused, Next::Elsewhere, true);
+        check(limited(None), Next::Again, true);
+        check(limited(Some(5)), Next::Again, true);
+        check(limited(Some(6)), Next::Elsewhere, true);
+        check(Error::Unavailable { status: 503 }, Next::Again, true);
+        check(Error::Unavailable { status: 501 }, Next::Elsewhere, true);
+        check(Error::Unavailable { status: 400 }, Next::Elsewhere, true);
+        check(Error::Timeout, Next::Again, true);
+        check(Error::DigestMismatch, Next::Elsewhere, true);
+        check(Refusal::TooManyRedirects.into(), Next::Elsewhere, true);
+    }
+}

@@ -1,0 +1,297 @@
+//! Logins for the repositories of one registry, as Docker and Kubernetes write them down. Pure.
+//!
+//! Accepted are Docker's `config.json` and Kubernetes' `.dockerconfigjson` (a map below `auths`), and the older
+//! `.dockercfg` (the map itself). A key is `host[:port][/path]`, with or without a scheme and a trailing `/v1/`
+//! or `/v2/`; labels of the host may hold a `*`, as the kubelet allows. Of all keys that match a repository the one
+//! with the longest path wins, so two robot accounts for two projects of one Harbor are normal.
+//!
+//! Credential helpers (`credsStore`, `credHelpers`) are programs of a desktop and are not run.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::secret::{self, Secret};
+use crate::oci::{Algorithm, Digest, Registry, RepoName};
+
+/// The names under which Docker's tools have stored the login for Docker Hub.
+const DOCKER_HUB_HOSTS: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
+/// One login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    /// User name and password, for the registry or for its token server.
+    Basic {
+        /// Who.
+        username: String,
+        /// Proof.
+        password: Secret,
+    },
+    /// What `docker login` got for the password: the token server takes it instead.
+    IdentityToken(Secret),
+    /// A token that the registry takes as it is.
+    RegistryToken(Secret),
+}
+
+/// Stands for a login where tokens are kept; another login gives another identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Identity(Digest);
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A hash of a poor password can be guessed.
+        f.write_str("Identity")
+    }
+}
+
+impl Login {
+    /// What stands for this login.
+    pub(super) fn identity(&self) -> Identity {
+        let (kind, username, secret) = match self {
+            Self::Basic { username, password } => ("basic", username.as_str(), password),
+            Self::IdentityToken(token) => ("identity", "", token),
+            Self::RegistryToken(token) => ("registry", "", token),
+        };
+        let text = format!("{kind}\0{username}\0{}", secret.expose());
+        Identity(Digest::of(Algorithm::Sha256, text.as_bytes()))
+    }
+
+    /// `Authorization: Basic …`, if this is a name and a password.
+    pub(super) fn to_basic(&self) -> Option<HeaderValue> {
+        let Self::Basic { username, password } = self else { return None };
+        secret::header("Basic", &STANDARD.encode(format!("{username}:{}", password.expose())))
+    }
+}
+
+/// The logins of one registry, ready to be matched.
+#[derive(Debug, Default)]
+pub(super) struct Logins {
+    /// Longest path first; exact hosts before patterns.
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    path: String,
+    is_pattern: bool,
+    login: Login,
+}
+
+/// Why a text is no file of logins. The text is not repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a Docker config.json")]
+pub(super) struct InvalidLogins;
+
+impl Logins {
+    /// One login for every repository.
+    pub(super) fn single(login: Login) -> Self {
+        Self { entries: vec![Entry { path: String::new(), is_pattern: false, login }] }
+    }
+
+    /// Reads a file of logins, keeping those of `registry`. Entries without a usable login are left out,
+    /// as Docker leaves empty objects for what a credential helper keeps.
+    ///
+    /// # Errors
+    /// [`InvalidLogins`] when the whole has another shape.
+    pub(super) fn parse(text: &[u8], registry: &Registry) -> Result<Self, InvalidLogins> {
+        let mut file: Map<String, Value> = serde_json::from_slice(text).map_err(|_| InvalidLogins)?;
+        let auths = match file.remove("auths") {
+            Some(Value::Object(auths)) => auths,
+            Some(_) => return Err(InvalidLogins),
+            // `.dockercfg`, where other keys than hosts have no business; an entry is an object.
+            None => file,
+        };
+        let mut entries: Vec<Entry> = auths
+            .into_iter()
+            .filter_map(|(key, value)| {
+                let (path, is_pattern) = match_host(&key, registry)?;
+                Some(Entry { path, is_pattern, login: read_entry(value)? })
+            })
+            .collect();
+        entries.sort_by_key(|entry| (std::cmp::Reverse(entry.path.len()), entry.is_pattern));
+        Ok(Self { entries })
+    }
+
+    /// The login for `name`, if one applies.
+    pub(super) fn find(&self, name: &RepoName) -> Option<&Login> {
+        let matches = |entry: &&Entry| match name.as_str().strip_prefix(entry.path.as_str()) {
+            Some(rest) => entry.path.is_empty() || rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        };
+        self.entries.iter().find(matches).map(|entry| &entry.login)
+    }
+}
+
+/// The path of `key` if its host is `registry`, and whether the host is a pattern.
+fn match_host(key: &str, registry: &Registry) -> Option<(String, bool)> {
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let key = key.trim_end_matches('/');
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    let path = match path {
+        "v1" | "v2" => "",
+        path => path,
+    };
+    let host = host.to_ascii_lowercase();
+    let wanted = registry.as_str();
+    let same = host == wanted || (DOCKER_HUB_HOSTS.contains(&wanted) && DOCKER_HUB_HOSTS.contains(&&*host));
+    let is_pattern = !same && matches_pattern(&host, wanted);
+    (same || is_pattern).then(|| (path.to_owned(), is_pattern))
+}
+
+/// `*.dkr.ecr.*.amazonaws.com`: label by label, equally many, with at most one star in each.
+fn matches_pattern(pattern: &str, host: &str) -> bool {
+    let labels_match = |(pattern, label): (&str, &str)| match pattern.split_once('*') {
+        Some((before, after)) => {
+            label.len() >= before.len() + after.len() && label.starts_with(before) && label.ends_with(after)
+        }
+        None => pattern == label,
+    };
+    let port = |text: &str| text.rsplit_once(':').map(|(_, port)| port.to_owned());
+    let name =
+        |text: &str| text.rsplit_once(':').map_or_else(|| text.to_owned(), |(name, _)| name.to_owned());
+    let (pattern_name, host_name) = (name(pattern), name(host));
+    pattern_name.contains('*')
+        && port(pattern) == port(host)
+        && pattern_name.split('.').count() == host_name.split('.').count()
+        && pattern_name.split('.').zip(host_name.split('.')).all(labels_match)
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+fn read_entry(value: Value) -> Option<Login> {
+    let raw: RawEntry = serde_json::from_value(value).ok()?;
+    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
+    if let Some(token) = filled(raw.registrytoken) {
+        return Some(Login::RegistryToken(Secret::new(token)));
+    }
+    if let Some(token) = filled(raw.identitytoken) {
+        return Some(Login::IdentityToken(Secret::new(token)));
+    }
+    let (username, password) = match filled(raw.auth) {
+        Some(auth) => {
+            let decoded = STANDARD.decode(auth.trim()).ok()?;
+            let text = String::from_utf8(decoded).ok()?;
+            let (username, password) = text.split_once(':')?;
+            (username.to_owned(), password.trim_end_matches('\0').to_owned())
+        }
+        None => (filled(raw.username)?, raw.password?),
+    };
+    (!username.is_empty()).then(|| Login::Basic { username, password: Secret::new(password) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(logins: &Logins, name: &str) -> Option<String> {
+        match logins.find(&RepoName::parse(name).unwrap())? {
+            Login::Basic { username, .. } => Some(username.clone()),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
+    fn parse(registry: &str, text: &str) -> Result<Logins, InvalidLogins> {
+        Logins::parse(text.as_bytes(), &Registry::parse(registry).unwrap())
+    }
+
+    #[test]
+    fn the_longest_matching_path_wins() {
+        let text = r#"{"auths": {
+            "harbor.example.com/team-a": {"username": "a", "password": "x"},
+            "https://harbor.example.com/team-a/app/": {"auth": "YXBwOnA6dw=="},
+            "harbor.example.com": {"username": "all", "password": "x"},
+            "other.example.com/team-a/app/deep": {"username": "other", "password": "x"},
+            "harbor.example.com:8443/team-a/app/port": {"username": "port", "password": "x"}}}"#;
+        let logins = parse("harbor.example.com", text).unwrap();
+        let check =
+            |name: &str, expected: &str| assert_eq!(user(&logins, name).as_deref(), Some(expected), "{name}");
+        check("team-a/x", "a");
+        check("team-a", "a");
+        check("team-a/app", "app");
+        check("team-a/app/deep", "app");
+        check("team-a/application", "a");
+        check("team-ab/x", "all");
+        check("team-a/app/port", "app");
+    }
+
+    #[test]
+    fn keys_name_hosts_in_many_ways() {
+        let check = |registry: &str, key: &str, expected: bool| {
+            let text = format!(r#"{{"auths": {{"{key}": {{"username": "u", "password": "p"}}}}}}"#);
+            assert_eq!(user(&parse(registry, &text).unwrap(), "a/b").is_some(), expected, "{registry} {key}");
+        };
+        check("docker.io", "https://index.docker.io/v1/", true);
+        check("docker.io", "docker.io", true);
+        check("docker.io", "registry-1.docker.io", true);
+        check("docker.io", "hub.docker.com", false);
+        check("ghcr.io", "https://ghcr.io/v2/", true);
+        check("ghcr.io", "GHCR.io", true);
+        check("ghcr.io", "ghcr.io:443", false);
+        check("ghcr.io", "ghcr.io/b", false);
+        check("localhost:5000", "localhost:5000", true);
+        check("localhost:5000", "localhost", false);
+        check("1.dkr.ecr.eu-west-1.amazonaws.com", "*.dkr.ecr.*.amazonaws.com", true);
+        check("evil.example.com", "*.com", false);
+        check("a.example.com", "*.example.com", true);
+        check("a.b.example.com", "*.example.com", false);
+        check("a.example.com:1", "*.example.com", false);
+        check("example.com", "*", false);
+    }
+
+    #[test]
+    fn an_exact_host_is_better_than_a_pattern() {
+        let text = r#"{"auths": {"*.example.com": {"username": "star", "password": "x"},
+                                 "a.example.com": {"username": "exact", "password": "x"}}}"#;
+        assert_eq!(user(&parse("a.example.com", text).unwrap(), "x").as_deref(), Some("exact"));
+    }
+
+    #[test]
+    fn entries_have_many_shapes() {
+        let check = |entry: &str, expected: Option<Login>| {
+            let logins = parse("h", &format!(r#"{{"auths": {{"h": {entry}}}}}"#)).unwrap();
+            assert_eq!(logins.find(&RepoName::parse("a").unwrap()), expected.as_ref(), "{entry}");
+        };
+        let secret = |text: &str| Secret::new(text.into());
+        let basic = |password: &str| Some(Login::Basic { username: "u".into(), password: secret(password) });
+        check(r#"{"auth": "dTpwOnE="}"#, basic("p:q"));
+        check(r#"{"auth": "dTpwAAA="}"#, basic("p"));
+        check(r#"{"username": "u", "password": "p", "email": "e"}"#, basic("p"));
+        check(r#"{"auth": "dTpw", "identitytoken": "t"}"#, Some(Login::IdentityToken(secret("t"))));
+        check(r#"{"registrytoken": "t"}"#, Some(Login::RegistryToken(secret("t"))));
+        check(r#"{"auth": "OnA="}"#, None);
+        check(r#"{"auth": "!"}"#, None);
+        check("{}", None);
+        check("[]", None);
+    }
+
+    #[test]
+    fn the_file_may_be_a_dockercfg_but_not_anything() {
+        let logins =
+            parse("h", r#"{"https://h": {"username": "u", "password": "p"}, "HttpHeaders": 1}"#).unwrap();
+        assert_eq!(user(&logins, "a").as_deref(), Some("u"));
+        for text in ["", "[]", "{", r#"{"auths": []}"#] {
+            assert_eq!(parse("h", text).unwrap_err(), InvalidLogins, "{text}");
+        }
+        assert_eq!(user(&parse("h", r#"{"credsStore": "desktop"}"#).unwrap(), "a"), None);
+    }
+
+    #[test]
+    fn another_password_is_another_identity_and_none_prints() {
+        let login =
+            |password: &str| Login::Basic { username: "u".into(), password: Secret::new(password.into()) };
+        assert_ne!(login("hunter2").identity(), login("hunter3").identity());
+        let printed = format!("{:?} {:?}", login("hunter2"), login("hunter2").identity());
+        assert_eq!(printed, r#"Basic { username: "u", password: Secret } Identity"#);
+    }
+}

@@ -1,0 +1,105 @@
+//! Where a redirect leads, and whether berth goes there. Pure.
+//!
+//! Registries redirect blobs to signed URLs of object stores, and registry.k8s.io manifests to other registries.
+//! A target is used for this one request only and never remembered, because signatures expire.
+
+use http::{HeaderValue, StatusCode};
+use url::Url;
+
+use super::address::shorten;
+use super::client::Way;
+use super::config::HostName;
+use super::error::Refusal;
+
+/// Registry, front end, object store, region: and one more.
+pub(super) const HOPS_MAX: usize = 5;
+
+/// Whether an answer says to ask elsewhere.
+pub(super) fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// The URL that `location` means in an answer from `current`.
+///
+/// # Errors
+/// A [`Refusal`] that names the rule.
+pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal> {
+    let location = location.to_str().map_err(|_| Refusal::RedirectTarget)?;
+    let mut target = current.join(location).map_err(|_| Refusal::RedirectTarget)?;
+    target.set_fragment(None);
+    let has_login = !target.username().is_empty() || target.password().is_some();
+    let (false, Some(host)) = (has_login, target.host_str()) else { return Err(Refusal::RedirectTarget) };
+    match (current.scheme(), target.scheme()) {
+        ("https", "http") => Err(Refusal::RedirectToPlainText { host: shorten(host) }),
+        (_, "http" | "https") => Ok(target),
+        _ => Err(Refusal::RedirectTarget),
+    }
+}
+
+/// Whether what may be sent to one may be sent to the other: same scheme, host and port.
+pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
+    one.origin().is_tuple() && one.origin() == other.origin()
+}
+
+/// How `target` may be dialled by the upstream whose endpoint redirected.
+pub(super) fn way(target: &Url, endpoint: &Url, allowed: &[HostName]) -> Way {
+    if is_same_origin(target, endpoint) || allowed.iter().any(|name| name.is_host_of(target)) {
+        Way::Direct
+    } else {
+        Way::Guarded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn targets_are_resolved_and_judged() {
+        let check = |current: &str, location: &[u8], expected: Option<&str>| {
+            let next = next(&url(current), &HeaderValue::from_bytes(location).unwrap());
+            assert_eq!(next.ok().as_ref().map(Url::as_str), expected, "{current} {location:?}");
+        };
+        check("https://a/v2/x", b"https://b/y?sig=1#f", Some("https://b/y?sig=1"));
+        check("https://a/v2/x", b"/y", Some("https://a/y"));
+        check("https://a/v2/x", b"//b/y", Some("https://b/y"));
+        check("http://a/x", b"https://b/y", Some("https://b/y"));
+        check("http://a/x", b"http://b/y", Some("http://b/y"));
+        check("https://a/x", b"http://a/y", None);
+        check("https://a/x", b"https://user:pw@b/y", None);
+        check("https://a/x", b"file:///etc/passwd", None);
+        check("https://a/x", b"javascript:1", None);
+        check("https://a/x", b"https://", None);
+        check("https://a/x", b"https://b/\xff", None);
+    }
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let check = |one: &str, other: &str, expected: bool| {
+            assert_eq!(is_same_origin(&url(one), &url(other)), expected, "{one} {other}");
+        };
+        check("https://a/x", "https://A:443/y", true);
+        check("https://a", "http://a", false);
+        check("https://a", "https://a:444", false);
+        check("https://a", "https://a.b", false);
+        check("http://127.0.0.1", "http://2130706433", true);
+        check("data:x", "data:x", false);
+    }
+
+    #[test]
+    fn only_configured_hosts_are_dialled_freely() {
+        let allowed = [HostName::parse("minio.example.com").unwrap()];
+        let check = |target: &str, expected: Way| {
+            assert_eq!(way(&url(target), &url("https://r.example.com"), &allowed), expected, "{target}");
+        };
+        check("https://r.example.com/x", Way::Direct);
+        check("https://r.example.com:8443/x", Way::Guarded);
+        check("https://minio.example.com:9000/x", Way::Direct);
+        check("https://x.minio.example.com/x", Way::Guarded);
+        check("https://cdn.example.com/x", Way::Guarded);
+    }
+}

@@ -1,0 +1,161 @@
+//! When a failed request is tried again, and where. The decisions are pure; [`Rounds`] carries them out.
+//!
+//! One round asks every endpoint that is worth asking, in order; between rounds berth waits, a little longer each time
+//! and never equally long for two requests. Everything ends at the request's deadline.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+use tokio::time::Instant;
+
+use super::Upstream;
+use super::error::{Error, Next, RETRY_AFTER_MAX};
+use super::server::Server;
+
+/// First time, and two more: a fourth finds nothing that the third did not.
+pub(super) const ROUNDS_MAX: u32 = 3;
+/// The middle of the first wait.
+const BACKOFF_BASE: Duration = Duration::from_millis(250);
+/// The middle of the longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
+/// Longest `Retry-After` that is passed on; a mistaken date must not lame an upstream for years.
+const RETRY_AFTER_REPORTED_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How long to wait after round `round` (from 0) failed: the base doubled each time, half of it at random.
+fn backoff(round: u32, random: &mut fastrand::Rng) -> Duration {
+    let middle = BACKOFF_BASE.saturating_mul(1 << round.min(16)).min(BACKOFF_MAX);
+    middle.mul_f64(0.5 + random.f64())
+}
+
+/// `Retry-After` as seconds or as a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
+}
+
+fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let wait = match text.trim().parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        // A date that has passed means: now.
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(RETRY_AFTER_REPORTED_MAX))
+}
+
+/// The endpoints to ask for one request, one after the other.
+pub(super) struct Rounds<'a> {
+    upstream: &'a Upstream,
+    left: VecDeque<usize>,
+    again: VecDeque<usize>,
+    round: u32,
+    rounds_max: u32,
+    deadline: Instant,
+    hint: Duration,
+    last: Option<Error>,
+}
+
+impl<'a> Rounds<'a> {
+    /// Rounds over all endpoints of `upstream`; those in `avoid` are asked last, since there may be no other.
+    pub(super) fn new(upstream: &'a Upstream, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
+        let (last, first): (Vec<_>, Vec<_>) =
+            (0..upstream.servers.len()).partition(|index| avoid.contains(index));
+        let left = first.into_iter().chain(last).collect();
+        let (again, hint) = (VecDeque::new(), Duration::ZERO);
+        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last: None }
+    }
+
+    /// The endpoint to ask now; waits if it is time to. `None` when there is none or no time.
+    pub(super) async fn next(&mut self) -> Option<&'a Server> {
+        loop {
+            if Instant::now() >= self.deadline {
+                self.last.get_or_insert(Error::Timeout);
+                return None;
+            }
+            if let Some(index) = self.left.pop_front() {
+                let server = &self.upstream.servers[index];
+                if !server.is_down() {
+                    return Some(server);
+                }
+                if !self.is_outage() {
+                    self.last = Some(Error::Unreachable { reason: "an endpoint is known to be down".into() });
+                }
+                continue;
+            }
+            self.round += 1;
+            if self.again.is_empty() || self.round >= self.rounds_max {
+                return None;
+            }
+            let wait = backoff(self.round - 1, &mut fastrand::Rng::new()).max(self.hint);
+            if Instant::now() + wait >= self.deadline {
+                return None;
+            }
+            tokio::time::sleep(wait).await;
+            self.hint = Duration::ZERO;
+            self.left = std::mem::take(&mut self.again);
+        }
+    }
+
+    /// Notes that `server` failed.
+    ///
+    /// A mirror in front of its registry says "not found" of what it does not have, so another endpoint is
+    /// asked; and as long as one of them could not answer, nobody has said that there is no such thing.
+    pub(super) fn failed(&mut self, server: &Server, error: Error) {
+        let registry = self.upstream.registry();
+        tracing::debug!(%registry, endpoint = %server.endpoint(), %error, "an upstream endpoint gave no usable answer");
+        match error.next() {
+            Next::Elsewhere => {}
+            Next::Again => self.again.push_back(server.index()),
+        }
+        if let Error::Limited { retry_after: Some(wait) } = error {
+            self.hint = self.hint.max(wait.min(RETRY_AFTER_MAX));
+        }
+        if error.is_outage() || !self.is_outage() {
+            self.last = Some(error);
+        }
+    }
+
+    /// Whether an endpoint could not answer so far.
+    fn is_outage(&self) -> bool {
+        self.last.as_ref().is_some_and(Error::is_outage)
+    }
+
+    /// What to say when there is nobody left to ask.
+    pub(super) fn give_up(self) -> Error {
+        self.last.unwrap_or(Error::Timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_differ() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for (round, middle) in [(0, 250), (1, 500), (2, 1000), (4, 4000), (5, 4000), (40, 4000)] {
+            let waits: Vec<_> = (0..100).map(|_| backoff(round, &mut random).as_millis()).collect();
+            assert!(
+                waits.iter().all(|wait| (middle / 2..=middle * 3 / 2).contains(wait)),
+                "{round}: {waits:?}"
+            );
+            assert!(waits.windows(2).any(|pair| pair[0] != pair[1]));
+        }
+    }
+
+    #[test]
+    fn retry_after_has_two_forms() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(parse_retry_after(text, now), expected.map(Duration::from_secs), "{text}");
+        };
+        check("5", Some(5));
+        check(" 120 ", Some(120));
+        check("Sun, 06 Nov 1994 08:49:47 GMT", Some(10));
+        check("Sun, 06 Nov 1994 08:49:30 GMT", Some(0));
+        check("99999999999", Some(24 * 3600));
+        check("-1", None);
+        check("soon", None);
+        check("", None);
+    }
+}

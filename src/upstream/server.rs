@@ -1,0 +1,80 @@
+//! One endpoint at run time: whether it is up, and how it wants to be asked.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::auth::Scheme;
+use super::circuit::Circuit;
+use super::config::Endpoint;
+
+/// An endpoint and what was learned about it.
+pub(super) struct Server {
+    index: usize,
+    endpoint: Endpoint,
+    circuit: Mutex<Circuit>,
+    scheme: Mutex<Option<Scheme>>,
+}
+
+impl Server {
+    /// An endpoint of which nothing is known.
+    pub(super) fn new(index: usize, endpoint: Endpoint) -> Self {
+        Self { index, endpoint, circuit: Mutex::default(), scheme: Mutex::default() }
+    }
+
+    /// Its place in the configuration.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Where it is.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether clients should leave it alone.
+    pub(super) fn is_down(&self) -> bool {
+        lock(&self.circuit).is_open()
+    }
+
+    /// Notes an answer.
+    pub(super) fn succeeded(&self) {
+        if lock(&self.circuit).succeed() {
+            tracing::info!(endpoint = %self.endpoint, "an upstream endpoint answers again");
+        }
+    }
+
+    /// Notes that it did not answer; true if it now counts as down.
+    pub(super) fn failed(&self) -> bool {
+        let opened = lock(&self.circuit).fail(Instant::now());
+        if opened {
+            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint does not answer: only probes ask it now");
+        }
+        opened
+    }
+
+    /// Notes that a probe failed.
+    pub(super) fn probe_failed(&self) {
+        lock(&self.circuit).probe_failed(Instant::now());
+    }
+
+    /// When to probe it; `None` while it is up.
+    pub(super) fn probe_at(&self) -> Option<Instant> {
+        lock(&self.circuit).probe_at()
+    }
+
+    /// How it asked to be asked.
+    pub(super) fn scheme(&self) -> Option<Scheme> {
+        lock(&self.scheme).clone()
+    }
+
+    /// Notes how it asks to be asked; with `None`, it is to be asked without anything again.
+    pub(super) fn learn(&self, scheme: Option<Scheme>) {
+        *lock(&self.scheme) = scheme;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // These values are replaced whole, never half.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

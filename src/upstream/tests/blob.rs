@@ -1,0 +1,178 @@
+//! Blobs: sizes, resumption, and bodies that are not what they should be.
+
+use super::super::{BlobStream, Error};
+use super::fake::{Fake, Reply};
+use super::{digest_of, error_of, name, upstream_of};
+
+const CONTENT: &str = "0123456789";
+
+async fn read(mut stream: BlobStream) -> Result<String, Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = stream.chunk().await? {
+        body.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8(body).unwrap())
+}
+
+/// Asks one upstream that answers so for the blob from an offset.
+async fn open(
+    from: u64,
+    total: Option<u64>,
+    reply: impl Fn() -> Reply + Send + Sync + 'static,
+) -> (Result<BlobStream, Error>, Fake) {
+    let fake = Fake::start(move |_| reply()).await;
+    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), from, total, &[]).await;
+    (stream, fake)
+}
+
+fn part(range: &'static str, body: &'static str) -> Reply {
+    Reply::new(206, body).with("content-range", range)
+}
+
+#[tokio::test]
+async fn a_whole_blob_has_upstreams_length() {
+    let (stream, fake) = open(0, None, || Reply::ok(CONTENT)).await;
+    let stream = stream.unwrap();
+    assert_eq!((stream.total, stream.start, stream.endpoint, stream.public), (10, 0, 0, true));
+    assert_eq!(read(stream).await.as_deref(), Ok(CONTENT));
+    let seen = &fake.seen()[0];
+    assert_eq!((seen.header("range"), seen.header("accept-encoding")), (None, Some("identity")));
+}
+
+#[tokio::test]
+async fn a_transfer_goes_on_where_it_broke() {
+    let (stream, fake) = open(4, Some(10), || part("bytes 4-9/10", "456789")).await;
+    let stream = stream.unwrap();
+    assert_eq!((stream.total, stream.start), (10, 4));
+    assert_eq!(read(stream).await.as_deref(), Ok("456789"));
+    assert_eq!(fake.seen()[0].header("range"), Some("bytes=4-9"), "closed: some servers want two numbers");
+
+    let (stream, fake) = open(4, None, || part("bytes 4-9/10", "456789")).await;
+    assert_eq!(stream.unwrap().total, 10);
+    assert_eq!(fake.seen()[0].header("range"), Some("bytes=4-"));
+
+    let (stream, _) = open(4, Some(10), || part("bytes 4-9/*", "456789")).await;
+    assert_eq!(stream.unwrap().total, 10);
+}
+
+#[tokio::test]
+async fn an_upstream_without_ranges_begins_again() {
+    let (stream, _) = open(4, Some(10), || Reply::ok(CONTENT)).await;
+    let stream = stream.unwrap();
+    assert_eq!((stream.total, stream.start), (10, 0));
+    assert_eq!(read(stream).await.as_deref(), Ok(CONTENT));
+}
+
+#[tokio::test]
+async fn another_size_or_place_is_not_gone_on_with() {
+    let check = async |total: Option<u64>, reply: fn() -> Reply, expected: fn(&Error) -> bool| {
+        let error = error_of(open(4, total, reply).await.0);
+        assert!(expected(&error), "{error:?}");
+    };
+    let changed = |error: &Error| *error == Error::Changed;
+    let malformed = |error: &Error| matches!(error, Error::Malformed(_));
+    check(Some(10), || part("bytes 4-10/11", "456789a"), changed).await;
+    check(Some(10), || Reply::ok("another content"), changed).await;
+    check(Some(10), || Reply::new(416, ""), changed).await;
+    check(Some(10), || part("bytes 3-9/10", "3456789"), malformed).await;
+    check(Some(10), || part("bytes 0-9/10", CONTENT), malformed).await;
+    check(Some(10), || part("nonsense", "456789"), malformed).await;
+    check(Some(10), || Reply::new(206, "456789"), malformed).await;
+    check(None, || part("bytes 4-9/*", "456789"), malformed).await;
+    check(Some(8), || part("bytes 4-9/*", "456789"), malformed).await;
+    check(None, || part("bytes 4-9/99999999999999", "456789"), malformed).await;
+}
+
+#[tokio::test]
+async fn a_part_that_nobody_asked_for_is_nonsense() {
+    let error = error_of(open(0, None, || part("bytes 0-9/10", CONTENT)).await.0);
+    assert!(matches!(error, Error::Malformed(_)));
+}
+
+#[tokio::test]
+async fn pages_and_coded_bodies_are_not_blobs() {
+    let check = async |header: &'static str, value: &'static str, accepted: bool| {
+        let fake = Fake::start(move |_| Reply::ok(CONTENT).with(header, value)).await;
+        let upstream = upstream_of(&fake);
+        let digest = digest_of(CONTENT.as_bytes());
+        assert_eq!(
+            upstream.blob(&name("a"), &digest, 0, None, &[]).await.is_ok(),
+            accepted,
+            "{header}: {value}"
+        );
+        assert_eq!(upstream.head_blob(&name("a"), &digest).await.is_ok(), accepted, "{header}: {value}");
+    };
+    check("content-type", "text/html; charset=utf-8", false).await;
+    check("content-type", "TEXT/HTML", false).await;
+    check("content-type", "application/octet-stream", true).await;
+    check("content-encoding", "gzip", false).await;
+    check("content-encoding", "identity", true).await;
+}
+
+/// HEAD or a range of one byte tells what a body in chunks does not.
+#[tokio::test]
+async fn a_length_is_asked_for_where_none_is_given() {
+    let check = async |head: fn() -> Reply, first_byte: fn() -> Reply, expected: Option<u64>| {
+        let fake = Fake::start(move |seen| match (seen.method.as_str(), seen.header("range")) {
+            ("HEAD", _) => head(),
+            (_, Some("bytes=0-0")) => first_byte(),
+            _ => Reply::ok(CONTENT).without_length(),
+        })
+        .await;
+        let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), 0, None, &[]).await;
+        match (stream, expected) {
+            (Ok(stream), Some(total)) => {
+                assert_eq!(stream.total, total);
+                assert_eq!(read(stream).await.as_deref(), Ok(CONTENT));
+            }
+            (Err(Error::Malformed(_)), None) => {}
+            (stream, _) => panic!("{:?}", stream.map(|stream| stream.total)),
+        }
+    };
+    let none = || Reply::ok("x").without_length();
+    check(|| Reply::ok(CONTENT), none, Some(10)).await;
+    check(none, || part("bytes 0-0/10", "0"), Some(10)).await;
+    check(|| Reply::ok(""), || part("bytes 0-0/10", "0"), Some(10)).await;
+    check(|| Reply::new(405, ""), || part("bytes 0-0/10", "0"), Some(10)).await;
+    check(|| Reply::new(405, ""), || Reply::ok(CONTENT), Some(10)).await;
+    check(none, || part("bytes 0-0/*", "0"), None).await;
+    check(none, none, None).await;
+}
+
+#[tokio::test]
+async fn a_known_length_is_not_asked_for_again() {
+    let (stream, fake) = open(4, Some(10), || Reply::ok(CONTENT).without_length()).await;
+    assert_eq!(stream.unwrap().total, 10);
+    assert_eq!(fake.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_signed_url_that_knows_no_head_still_tells_the_size() {
+    let cdn = Fake::start(|seen| match seen.method.as_str() {
+        "GET" => part("bytes 0-0/10", "0"),
+        _ => Reply::new(403, "<Error>SignatureDoesNotMatch</Error>"),
+    })
+    .await;
+    let target = cdn.url();
+    let fake = Fake::start(move |_| Reply::redirect(&target)).await;
+    let size = upstream_of(&fake).head_blob(&name("a"), &digest_of(CONTENT.as_bytes())).await;
+    assert_eq!(size, Ok(10));
+}
+
+#[tokio::test]
+async fn the_empty_blob_has_no_bytes() {
+    let fake = Fake::start(|_| Reply::ok("")).await;
+    assert_eq!(upstream_of(&fake).head_blob(&name("a"), &digest_of(b"")).await, Ok(0));
+    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(b""), 0, None, &[]).await.unwrap();
+    assert_eq!((stream.total, read(stream).await.as_deref()), (0, Ok("")));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_or_falls_silent_is_an_error() {
+    let (stream, _fake) = open(0, None, || Reply::ok("0123").cut(10)).await;
+    assert!(matches!(read(stream.unwrap()).await, Err(Error::Unreachable { .. })));
+    let (stream, _fake) = open(0, None, || Reply::ok("0123").stalling(10)).await;
+    let mut stream = stream.unwrap();
+    assert_eq!(stream.chunk().await.unwrap().as_deref(), Some(b"0123".as_slice()));
+    assert_eq!(stream.chunk().await, Err(Error::Timeout));
+}

@@ -1,0 +1,330 @@
+//! Tokens: asked of a token server once per scope and lifetime, and shared by all requests.
+//!
+//! A token is kept by realm, service, scopes and identity, because a token for one scope is refused for
+//! another and a changed credential must not go on living in old tokens. While one request asks, the others
+//! that need the same token wait for it, and take its failure too rather than ask again one by one.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::Full;
+use lru::LruCache;
+use serde_json::Value;
+use tokio::time::Instant;
+use url::{Url, form_urlencoded};
+
+use super::address::shorten;
+use super::client::{self, Client, Way};
+use super::error::{Error, Refusal};
+use super::login::{Identity, Login};
+use super::{retry, secret};
+
+/// Enough for every repository of a busy site; a token has a few kilobytes.
+const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
+/// As ggcr caps it; a JWT with many grants has some ten kilobytes.
+const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// What a reply without `expires_in` means, and the least that any means (distribution, "Token Authentication").
+const LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// A credential that was withdrawn should not live on for ever in a token.
+const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A token is renewed this long before its end, or after nine tenths of a short life.
+const MARGIN_MAX: Duration = Duration::from_secs(30);
+/// How old a token can be for its refusal to be upstream's word.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// A token, ready for a request.
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) header: HeaderValue,
+    fetched: Instant,
+    renew: Instant,
+}
+
+impl Token {
+    fn new(text: &str, lifetime: Option<Duration>, now: Instant) -> Option<Self> {
+        let lifetime = lifetime.unwrap_or(LIFETIME_MIN).clamp(LIFETIME_MIN, LIFETIME_MAX);
+        let renew = now + lifetime - MARGIN_MAX.min(lifetime / 10);
+        Some(Self { header: secret::header("Bearer", text)?, fetched: now, renew })
+    }
+
+    /// Whether a 403 for it is about what was asked, and not about its age.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fetched.elapsed() < FRESH
+    }
+
+    /// Whether it was fetched after `started`, so that fetching again would change nothing.
+    pub(super) fn is_newer(&self, started: Instant) -> bool {
+        self.fetched >= started
+    }
+}
+
+/// What a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// The token server.
+    pub(super) realm: Url,
+    /// Who the token is for.
+    pub(super) service: Option<String>,
+    /// What it allows, sorted.
+    pub(super) scopes: Vec<String>,
+    /// On whose behalf; `None` for anybody.
+    pub(super) identity: Option<Identity>,
+}
+
+/// All tokens of one upstream.
+pub(super) struct Tokens {
+    slots: Mutex<LruCache<Arc<Key>, Arc<tokio::sync::Mutex<Slot>>>>,
+}
+
+/// What is known of one token.
+#[derive(Default)]
+enum Slot {
+    /// Nothing: ask.
+    #[default]
+    Empty,
+    /// Use it until it is to be renewed.
+    Token(Arc<Token>),
+    /// Take this instead, if you were waiting already when it happened.
+    Failed(Error, Instant),
+}
+
+impl Tokens {
+    /// Without any token.
+    pub(super) fn new() -> Self {
+        Self { slots: Mutex::new(LruCache::new(TOKENS_MAX)) }
+    }
+
+    /// The token for `key`, which `fetch` gets if there is none.
+    pub(super) async fn get(
+        &self,
+        key: &Arc<Key>,
+        fetch: impl Future<Output = Result<Token, Error>>,
+    ) -> Result<Arc<Token>, Error> {
+        let started = Instant::now();
+        let slot = self.slot(key);
+        let mut slot = slot.lock().await;
+        match &*slot {
+            Slot::Token(token) if Instant::now() < token.renew => return Ok(token.clone()),
+            Slot::Failed(error, at) if *at >= started => return Err(error.clone()),
+            Slot::Empty | Slot::Token(_) | Slot::Failed(..) => {}
+        }
+        match fetch.await {
+            Ok(token) => {
+                let token = Arc::new(token);
+                *slot = Slot::Token(token.clone());
+                Ok(token)
+            }
+            Err(error) => {
+                *slot = Slot::Failed(error.clone(), Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops a token that was refused, unless another has taken its place already.
+    pub(super) async fn forget(&self, key: &Arc<Key>, refused: &Arc<Token>) {
+        let slot = self.slot(key);
+        let mut slot = slot.lock().await;
+        if matches!(&*slot, Slot::Token(token) if Arc::ptr_eq(token, refused)) {
+            *slot = Slot::Empty;
+        }
+    }
+
+    fn slot(&self, key: &Arc<Key>) -> Arc<tokio::sync::Mutex<Slot>> {
+        // The cache is whole whenever this lock is free.
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get_or_insert(Arc::clone(key), Arc::default).clone()
+    }
+}
+
+/// Asks the token server for the token of `key`.
+pub(super) async fn fetch(
+    client: &Client,
+    way: Way,
+    key: &Key,
+    login: Option<&Login>,
+    deadline: Instant,
+) -> Result<Token, Error> {
+    let deadline = deadline.min(Instant::now() + client.timeouts.token);
+    let request = match login {
+        Some(Login::IdentityToken(token)) => by_form(key, token)?,
+        _ => by_query(key, login)?,
+    };
+    let within = deadline.saturating_duration_since(Instant::now());
+    let response = client.send(way, request, within).await?;
+    let status = response.status();
+    if status.is_redirection() {
+        // The credential would have to follow, to a place that no rule has judged.
+        let host = shorten(key.realm.host_str().unwrap_or_default());
+        return Err(Refusal::RealmRedirects { host }.into());
+    }
+    if status != StatusCode::OK {
+        return Err(refused(status, login.is_some(), retry::retry_after(response.headers())));
+    }
+    let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
+    let (text, lifetime) = parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
+    Token::new(&text, lifetime, Instant::now()).ok_or(Error::Malformed("a token that fits into no header"))
+}
+
+/// What a token server's refusal means. GitLab says 403 to a wrong password, others 401, OAuth 400.
+fn refused(status: StatusCode, with_login: bool, retry_after: Option<Duration>) -> Error {
+    match status {
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if with_login => {
+            Error::LoginRefused
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied,
+        StatusCode::TOO_MANY_REQUESTS => Error::Limited { retry_after },
+        _ => Error::Unavailable { status: status.as_u16() },
+    }
+}
+
+/// `GET realm?service=…&scope=…`, with Basic if there is a password.
+fn by_query(key: &Key, login: Option<&Login>) -> Result<Request<Full<Bytes>>, Error> {
+    let mut url = key.realm.clone();
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = &key.service {
+            query.append_pair("service", service);
+        }
+        for scope in &key.scopes {
+            query.append_pair("scope", scope);
+        }
+    }
+    // Neither service nor scope leaves an empty query behind.
+    if url.query() == Some("") {
+        url.set_query(None);
+    }
+    let mut request = request(Method::GET, &url, Bytes::new())?;
+    if let Some(basic) = login.and_then(Login::to_basic) {
+        request.headers_mut().insert(AUTHORIZATION, basic);
+    }
+    Ok(request)
+}
+
+/// The OAuth form, which takes an identity token.
+fn by_form(key: &Key, token: &secret::Secret) -> Result<Request<Full<Bytes>>, Error> {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.append_pair("grant_type", "refresh_token").append_pair("client_id", "berth");
+    if let Some(service) = &key.service {
+        form.append_pair("service", service);
+    }
+    if !key.scopes.is_empty() {
+        form.append_pair("scope", &key.scopes.join(" "));
+    }
+    form.append_pair("refresh_token", token.expose());
+    let mut request = request(Method::POST, &key.realm, form.finish().into())?;
+    let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+    request.headers_mut().insert(CONTENT_TYPE, form_type);
+    Ok(request)
+}
+
+fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>>, Error> {
+    Request::builder()
+        .method(method)
+        .uri(url.as_str())
+        .header(USER_AGENT, super::exchange::AGENT)
+        .header(ACCEPT, "application/json")
+        .header(ACCEPT_ENCODING, "identity")
+        .body(Full::new(body))
+        .map_err(|_| Error::Malformed("a token server's URL that cannot be asked"))
+}
+
+/// `token` and `access_token` mean the same; `expires_in` is a number, though some write it as a text.
+fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
+    let mut reply: Value = serde_json::from_slice(body).ok()?;
+    let mut text = |name: &str| match reply.get_mut(name).map(Value::take) {
+        Some(Value::String(text)) if !text.is_empty() => Some(text),
+        _ => None,
+    };
+    let token = text("token").or_else(|| text("access_token"))?;
+    let seconds = match reply.get("expires_in") {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => text.parse().ok(),
+        _ => None,
+    };
+    let lifetime = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    Some((token, lifetime))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_differ() {
+        let check = |body: &str, expected: Option<(&str, Option<u64>)>| {
+            let expected =
+                expected.map(|(token, seconds)| (token.to_owned(), seconds.map(Duration::from_secs)));
+            assert_eq!(parse(body.as_bytes()), expected, "{body}");
+        };
+        check(r#"{"token":"t","expires_in":300}"#, Some(("t", Some(300))));
+        check(r#"{"access_token":"t","expires_in":"300"}"#, Some(("t", Some(300))));
+        check(r#"{"token":"","access_token":"t"}"#, Some(("t", None)));
+        check(r#"{"token":"t","expires_in":-5}"#, Some(("t", None)));
+        check(r#"{"token":"t","expires_in":1e300}"#, Some(("t", None)));
+        check(r#"{"token":""}"#, None);
+        check(r#"{"token":1}"#, None);
+        check("[]", None);
+        check("<html>", None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_lives_a_minute_at_least_and_is_renewed_early() {
+        let now = Instant::now();
+        let check = |lifetime: Option<u64>, renew: u64| {
+            let token = Token::new("t", lifetime.map(Duration::from_secs), now).unwrap();
+            assert_eq!((token.renew - now).as_secs(), renew, "{lifetime:?}");
+        };
+        check(None, 54);
+        check(Some(1), 54);
+        check(Some(200), 180);
+        check(Some(300), 270);
+        check(Some(3600), 3570);
+        check(Some(u64::MAX >> 1), 24 * 3600 - 30);
+        assert!(Token::new("a\nb", None, now).is_none());
+    }
+
+    fn key() -> Arc<Key> {
+        let realm = Url::parse("https://h/t").unwrap();
+        Arc::new(Key { realm, service: None, scopes: Vec::new(), identity: None })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_token_is_renewed_and_a_refused_one_is_forgotten_once() {
+        let tokens = Tokens::new();
+        let fetch = async |text: &'static str| {
+            let fetched = async { Ok(Token::new(text, None, Instant::now()).unwrap()) };
+            tokens.get(&key(), fetched).await.unwrap()
+        };
+        let first = fetch("1").await;
+        assert!(Arc::ptr_eq(&first, &fetch("2").await));
+        tokio::time::advance(Duration::from_secs(55)).await;
+        let second = fetch("2").await;
+        assert_eq!(second.header, "Bearer 2");
+
+        tokens.forget(&key(), &first).await;
+        assert!(Arc::ptr_eq(&second, &fetch("3").await), "the first has been replaced already");
+        tokens.forget(&key(), &second).await;
+        assert_eq!(fetch("3").await.header, "Bearer 3");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_share_a_failure_and_the_next_asks_again() {
+        let tokens = Tokens::new();
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err(Error::Timeout)
+        };
+        let (key_one, key_two) = (key(), key());
+        let (one, two) =
+            tokio::join!(tokens.get(&key_one, slow), tokens.get(&key_two, async { unreachable!() }));
+        assert_eq!((one.unwrap_err(), two.unwrap_err()), (Error::Timeout, Error::Timeout));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let next = tokens.get(&key(), async { Ok(Token::new("t", None, Instant::now()).unwrap()) }).await;
+        assert_eq!(next.unwrap().header, "Bearer t");
+    }
+}
