@@ -1,0 +1,290 @@
+//! The heart: hit, join, fill, revalidate, serve stale.
+//!
+//! [`Cache`] answers for content of a repository. What is stored and granted comes from disk. Else whoever is
+//! already bringing it is joined (`flight`), else it is brought (`fill`). Tags follow [`freshness`].
+//!
+//! Who may be served a digest: content that came without a credential may be had by any repository; other
+//! content only by a repository whose own upstream has answered for it. Such an answer is kept as a grant. A
+//! manifest that merely names a digest grants nothing.
+//!
+//! Every transfer and every check is a task of its own: requests wait for them, and may leave.
+
+mod direct;
+mod error;
+mod fill;
+mod flight;
+pub mod freshness;
+mod listing;
+mod manifests;
+mod once;
+mod reader;
+mod tags;
+mod writer;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::oci::{Digest, Registry, Repo, Tag};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Kind, Source};
+use crate::upstream::Upstream;
+
+pub use error::Error;
+pub use freshness::{Rule, Rules};
+pub use listing::{Page, Referrers};
+pub use manifests::Manifest;
+pub use reader::{Blob, Reading};
+
+use direct::{DIRECT_MAX, Detour};
+use fill::Filler;
+use flight::{Entry, Flights};
+use once::Once;
+
+/// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
+const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
+/// Remembered absences and failed checks; the oldest are forgotten first.
+const MEMORIES_MAX: usize = 16_384;
+/// How long a failed transfer speaks against an image that is not complete.
+const TROUBLE_MEMORY: Duration = Duration::from_secs(10);
+/// Times a request looks again, because what it waited for was not for it.
+const LOOKS_MAX: usize = 4;
+/// HEADs that prove a new manifest's content to its repository, at once, in the whole process.
+const PROOFS_MAX: usize = 4;
+
+/// Content by repository, from disk or from upstream.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    upstreams: HashMap<Registry, Arc<Upstream>>,
+    rules: Rules,
+    metrics: Arc<Metrics>,
+    flights: Arc<Flights>,
+    filler: Arc<Filler>,
+    manifests: Once<(Repo, Digest), Result<Manifest, Error>>,
+    checks: Once<(Repo, Tag), Result<tags::Known, Error>>,
+    proofs: Once<(Repo, Digest), Result<(), Error>>,
+    referrers: Once<(Repo, Digest), Result<Bytes, Error>>,
+    /// When upstream last said that something is not there, and how, by repository and path in it: a digest
+    /// that is no blob may be a manifest.
+    absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
+    /// When a check of a tag last failed.
+    failed: Mutex<LruCache<(Repo, Tag), Instant>>,
+    /// When content of a repository could last not be had.
+    troubled: Mutex<LruCache<Repo, Instant>>,
+    /// Room for transfers that the disk cannot take.
+    direct: Arc<Semaphore>,
+    behind: Arc<Semaphore>,
+}
+
+impl Cache {
+    /// Content of `upstreams`, kept in `store`.
+    pub fn new(store: Store, upstreams: Vec<Arc<Upstream>>, rules: Rules, metrics: Arc<Metrics>) -> Self {
+        let flights = Flights::new();
+        let memories = NonZeroUsize::new(MEMORIES_MAX).expect("not zero");
+        let filler =
+            Filler { store: store.clone(), flights: Arc::clone(&flights), metrics: Arc::clone(&metrics) };
+        let by_registry =
+            upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
+        Self(Arc::new(Inner {
+            store,
+            upstreams: by_registry,
+            rules,
+            metrics,
+            flights,
+            filler: Arc::new(filler),
+            manifests: Once::new(),
+            checks: Once::new(),
+            proofs: Once::new(),
+            referrers: Once::new(),
+            absent: Mutex::new(LruCache::new(memories)),
+            failed: Mutex::new(LruCache::new(memories)),
+            troubled: Mutex::new(LruCache::new(memories)),
+            direct: Arc::new(Semaphore::new(DIRECT_MAX)),
+            behind: Arc::new(Semaphore::new(PROOFS_MAX)),
+        }))
+    }
+
+    /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it.
+    ///
+    /// # Errors
+    /// [`Error`]: what upstream said, or why it could not be asked.
+    pub async fn blob(&self, repo: &Repo, digest: &Digest) -> Result<Blob, Error> {
+        let blob = match self.find_blob(repo, digest).await {
+            // A disk that is full, read-only or broken is no reason to have nothing.
+            Err(Error::Store(cause)) => {
+                warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
+                let whole = self.detour(repo, digest)?.whole().await;
+                whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), error))
+            }
+            other => other,
+        };
+        if let Ok(blob) = &blob {
+            self.0.metrics.served(Kind::Blob, blob.source);
+        }
+        blob
+    }
+
+    async fn find_blob(&self, repo: &Repo, digest: &Digest) -> Result<Blob, Error> {
+        let upstream = self.upstream(repo)?;
+        for _ in 0..LOOKS_MAX {
+            let (granted, stored) = self.0.store.find(repo, digest).await?;
+            match stored {
+                Some(stored) if granted => return Ok(Blob::stored(stored)),
+                Some(_) => {
+                    self.prove(repo, digest).await?;
+                    continue;
+                }
+                None if !granted => self.not_absent(repo, &blob_path(digest))?,
+                None => {}
+            }
+            let public = upstream.is_public(&repo.name).await;
+            let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted) {
+                Entry::Join(reader) => (reader, Source::Join),
+                Entry::Lead(flight, reader) => {
+                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
+                    (reader, Source::Miss)
+                }
+                Entry::Foreign => {
+                    self.prove(repo, digest).await?;
+                    continue;
+                }
+            };
+            match reader.head().await {
+                Ok(Some(head)) => {
+                    return Ok(Blob::flying(reader, head, source, self.detour(repo, digest)?));
+                }
+                // Stored meanwhile, or stopped for want of readers just when this one came.
+                Ok(None) | Err(Error::GivenUp) => {}
+                // What another repository's upstream says or fails at says nothing about this one's. The disk is
+                // everybody's.
+                Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
+                Err(error) => return Err(self.remember(repo, &blob_path(digest), error)),
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// The size of a blob of `repo`, for a HEAD: upstream is asked for no byte of the content.
+    ///
+    /// # Errors
+    /// [`Error`], as for [`Cache::blob`].
+    pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
+        let upstream = self.upstream(repo)?;
+        let (granted, stored) = self.0.store.find(repo, digest).await?;
+        match stored {
+            Some(stored) if granted => return Ok((stored.size, Source::Hit)),
+            _ if granted => {}
+            _ => self.not_absent(repo, &blob_path(digest))?,
+        }
+        if let Some(total) = self.0.flights.total(digest, repo, granted) {
+            return Ok((total, Source::Join));
+        }
+        match upstream.head_blob(&repo.name, digest).await {
+            Ok(size) => Ok((size, Source::Miss)),
+            Err(error) => Err(self.remember(repo, &blob_path(digest), error.into())),
+        }
+    }
+
+    /// Stops the transfers under way; what they have is kept for the next start.
+    pub async fn close(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.0.flights.abandon_all() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn upstream(&self, repo: &Repo) -> Result<&Arc<Upstream>, Error> {
+        self.0.upstreams.get(&repo.registry).ok_or(Error::NoUpstream)
+    }
+
+    /// Whether content is stored, or on its way, for anybody.
+    async fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.0.store.blob(digest).await?.is_some())
+    }
+
+    /// Asks the repository's own upstream whether it has this content; if so, it is granted for good.
+    async fn prove(&self, repo: &Repo, digest: &Digest) -> Result<(), Error> {
+        self.not_absent(repo, &blob_path(digest))?;
+        let upstream = Arc::clone(self.upstream(repo)?);
+        let (store, key) = (self.0.store.clone(), (repo.clone(), *digest));
+        let work = || async move {
+            let (repo, digest) = key;
+            let size = upstream.head_blob(&repo.name, &digest).await?;
+            // Some servers say yes to everything.
+            if store.blob(&digest).await?.is_some_and(|stored| stored.size != size) {
+                return Err(Error::Mismatch);
+            }
+            // To this repository alone, even if anybody may ask there: only content that came without a
+            // credential is public, and this is a claim about it.
+            store.grant(&repo, &digest, false).await?;
+            Ok(())
+        };
+        let (proof, _) = self.0.proofs.run((repo.clone(), *digest), work).await;
+        proof.unwrap_or(Err(Error::GivenUp)).map_err(|error| self.remember(repo, &blob_path(digest), error))
+    }
+
+    /// How a blob comes to a client without the disk.
+    fn detour(&self, repo: &Repo, digest: &Digest) -> Result<Detour, Error> {
+        Ok(Detour {
+            upstream: Arc::clone(self.upstream(repo)?),
+            name: repo.name.clone(),
+            digest: *digest,
+            metrics: Arc::clone(&self.0.metrics),
+            permits: Arc::clone(&self.0.direct),
+        })
+    }
+
+    /// Fails as upstream did, if it said a moment ago that this is not there.
+    fn not_absent(&self, repo: &Repo, path: &str) -> Result<(), Error> {
+        match lock(&self.0.absent).get(&(repo.clone(), path.to_owned())) {
+            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers what upstream just said. Not for what [`Cache::not_absent`] said: it would never be asked again.
+    fn remember(&self, repo: &Repo, path: &str, error: Error) -> Error {
+        if error.is_absence() {
+            let key = (repo.clone(), path.to_owned());
+            lock(&self.0.absent).put(key, (Instant::now(), error.clone()));
+        } else if error.is_outage() {
+            lock(&self.0.troubled).put(repo.clone(), Instant::now());
+        }
+        error
+    }
+
+    /// Whether content of `repo` could not be had a moment ago.
+    fn is_troubled(&self, repo: &Repo) -> bool {
+        lock(&self.0.troubled).get(repo).is_some_and(|since| since.elapsed() < TROUBLE_MEMORY)
+    }
+}
+
+/// What a blob is remembered by when it is absent.
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{digest}")
+}
+
+/// What a manifest or tag is remembered by when it is absent.
+fn manifest_path(reference: &impl std::fmt::Display) -> String {
+    format!("manifests/{reference}")
+}
+
+/// The time in seconds since 1970, as records on disk have it.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A panic elsewhere leaves these values whole: each is changed by a single call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

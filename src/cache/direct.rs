@@ -1,0 +1,202 @@
+//! A blob that passes through unstored, because the disk cannot take it.
+//!
+//! The one exception to "upstream is asked once": each client has a transfer of its own. The promises to the
+//! client hold all the same: the content is hashed from its first byte, and its last [`HOLD_BACK`] bytes are
+//! sent only when the digest is right. A range with an end of its own is asked for as such, and as unproven as
+//! it is from a flight; so a blob that has answered 206 goes on answering 206 when the disk fails underneath.
+//!
+//! A reader of a flight whose disk fails takes this way for the rest: what it has read is still in the file,
+//! and hashed there.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::{Buf as _, Bytes};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::Error;
+use super::flight::HOLD_BACK;
+use crate::oci::{Digest, RepoName, Verifier};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Kind;
+use crate::upstream::{BlobStream, Upstream};
+
+/// Transfers of this kind at once.
+pub(super) const DIRECT_MAX: usize = 64;
+
+/// A range that begins later than this is asked for on its own, if it may go out unproven.
+const FAR: u64 = 1 << 20;
+/// Bytes hashed at once of what a failed flight has left.
+const HASH_CHUNK_BYTES: usize = 1 << 20;
+
+/// The way around the disk, for one blob of one repository.
+#[derive(Clone)]
+pub(super) struct Detour {
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) name: RepoName,
+    pub(super) digest: Digest,
+    pub(super) metrics: Arc<Metrics>,
+    /// Room for [`DIRECT_MAX`] transfers.
+    pub(super) permits: Arc<Semaphore>,
+}
+
+impl Detour {
+    /// All of the content.
+    pub(super) async fn whole(self) -> Result<Direct, Error> {
+        let permit = self.permit()?;
+        let stream = self.upstream.blob(&self.name, &self.digest, 0, None, &[]).await?;
+        let verifier = Verifier::new(self.digest.algorithm());
+        Ok(Direct::new(self, stream, verifier, 0, permit))
+    }
+
+    /// What lies behind `position`, the bytes before it being in `file`.
+    pub(super) async fn rest(self, file: Arc<File>, position: u64, total: u64) -> Result<Direct, Error> {
+        let permit = self.permit()?;
+        let verifier = Verifier::new(self.digest.algorithm());
+        let hash = tokio::task::spawn_blocking(move || hash(verifier, &file, position));
+        let verifier =
+            hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
+        let stream = self.upstream.blob(&self.name, &self.digest, position, Some(total), &[]).await?;
+        Ok(Direct::new(self, stream, verifier, position, permit))
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| Error::Busy)
+    }
+}
+
+/// Hashes the first `len` bytes.
+fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifier> {
+    let mut chunk = vec![0; HASH_CHUNK_BYTES];
+    let mut at = 0;
+    while at < len {
+        let wanted = usize::try_from(len - at).map_or(HASH_CHUNK_BYTES, |left| left.min(HASH_CHUNK_BYTES));
+        file.read_exact_at(&mut chunk[..wanted], at)?;
+        verifier.update(&chunk[..wanted]);
+        at += wanted as u64;
+    }
+    Ok(verifier)
+}
+
+/// One transfer from upstream to one client.
+pub(super) struct Direct {
+    detour: Detour,
+    stream: BlobStream,
+    /// None once the digest was found right, or if it will never be known.
+    verifier: Option<Verifier>,
+    /// Position in the content up to which the verifier has seen it.
+    hashed: u64,
+    /// Received and not yet sent: the end that is held back, and a chunk.
+    waiting: VecDeque<Bytes>,
+    /// Position in the content of the first waiting byte.
+    position: u64,
+    /// Position in the content behind the last byte that was received.
+    received: u64,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Direct {
+    /// Passes `stream` on; `verifier` has seen the first `hashed` bytes of the content.
+    fn new(
+        detour: Detour,
+        stream: BlobStream,
+        verifier: Verifier,
+        hashed: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            detour,
+            verifier: Some(verifier),
+            hashed,
+            waiting: VecDeque::new(),
+            position: stream.start,
+            received: stream.start,
+            stream,
+            _permit: permit,
+        }
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.stream.total
+    }
+
+    /// The next bytes from `start`, which never goes back, and not beyond `end`. `held`: the end of the content
+    /// must wait for the proof.
+    pub(super) async fn next(&mut self, start: u64, end: u64, held: bool) -> Result<Bytes, Error> {
+        if !held && self.verifier.is_some() && start >= self.received.saturating_add(FAR) {
+            self.jump(start).await?;
+        }
+        loop {
+            self.skip_to(start);
+            let visible = match self.verifier {
+                Some(_) if held => self.received.min(self.total().saturating_sub(HOLD_BACK)),
+                Some(_) | None => self.received,
+            };
+            let ready = visible.min(end).saturating_sub(self.position);
+            if self.position == start && ready > 0 {
+                return Ok(self.take(ready));
+            }
+            self.receive().await?;
+        }
+    }
+
+    /// Leaves out what nobody wants, and with it the proof.
+    async fn jump(&mut self, start: u64) -> Result<(), Error> {
+        let Detour { upstream, name, digest, .. } = &self.detour;
+        self.stream = upstream.blob(name, digest, start, Some(self.stream.total), &[]).await?;
+        self.verifier = None;
+        self.waiting.clear();
+        self.position = self.stream.start;
+        self.received = self.stream.start;
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Result<(), Error> {
+        let Some(chunk) = self.stream.chunk().await? else { return Err(Error::GivenUp) };
+        let Detour { upstream, metrics, digest, .. } = &self.detour;
+        metrics.received(Kind::Blob, upstream.registry().as_str(), chunk.len() as u64);
+        let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);
+        self.received += chunk.len() as u64;
+        if let Some(verifier) = &mut self.verifier {
+            verifier.update(&chunk[usize::try_from(known).expect("no more than the chunk's length")..]);
+        }
+        self.waiting.push_back(chunk);
+        if self.received >= self.total() {
+            let actual = self.verifier.take().map(Verifier::finish);
+            if self.received != self.total() || actual.is_some_and(|actual| actual != *digest) {
+                metrics.mismatches.inc();
+                return Err(Error::Mismatch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what lies before `start`.
+    fn skip_to(&mut self, start: u64) {
+        while let Some(first) = self.waiting.front_mut() {
+            let before = (start - self.position).min(first.len() as u64);
+            if before == 0 {
+                return;
+            }
+            self.position += before;
+            first.advance(usize::try_from(before).expect("no more than the chunk's length"));
+            if first.is_empty() {
+                self.waiting.pop_front();
+            }
+        }
+    }
+
+    /// At most `ready` bytes of the first waiting chunk.
+    fn take(&mut self, ready: u64) -> Bytes {
+        let Some(first) = self.waiting.front_mut() else { return Bytes::new() };
+        let len = ready.min(first.len() as u64);
+        let bytes = first.split_to(usize::try_from(len).expect("no more than the chunk's length"));
+        self.position += len;
+        if first.is_empty() {
+            self.waiting.pop_front();
+        }
+        bytes
+    }
+}

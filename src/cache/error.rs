@@ -1,0 +1,69 @@
+//! Why content cannot be had. Shared by everybody who waits for the same transfer, hence `Clone`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{store, upstream};
+
+/// Why a request for content has no content as its answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry is not configured.
+    #[error("no upstream is configured for this registry")]
+    NoUpstream,
+    /// Upstream's answer, or its silence.
+    #[error("{0}")]
+    Upstream(Arc<upstream::Error>),
+    /// Upstream is known to be down and nothing is stored.
+    #[error("upstream is down and nothing is stored")]
+    Offline,
+    /// What is stored is older than its rule allows, and upstream cannot confirm it.
+    #[error("upstream cannot confirm the tag, and it is older than serve_stale allows")]
+    TooOld,
+    /// Upstream's bytes do not have the digest that names them.
+    #[error("the content does not match its digest")]
+    Mismatch,
+    /// The disk.
+    #[error("the data folder: {0}")]
+    Store(Arc<store::Error>),
+    /// Stored bytes could not be read.
+    #[error("stored content could not be read: {0}")]
+    Read(Arc<std::io::Error>),
+    /// A limit of berth's own was reached; try again later.
+    #[error("too many transfers are under way")]
+    Busy,
+    /// No byte arrived for too long.
+    #[error("no byte arrived from upstream for {0:?}")]
+    Stalled(Duration),
+    /// The transfer ended before it had a result.
+    #[error("the transfer was given up")]
+    GivenUp,
+}
+
+impl Error {
+    /// Whether upstream could not be asked, as opposed to having said no.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_outage(),
+            Self::NoUpstream | Self::TooOld | Self::Store(_) | Self::Read(_) => false,
+            Self::Offline | Self::Mismatch | Self::Busy | Self::Stalled(_) | Self::GivenUp => true,
+        }
+    }
+
+    /// Whether it is upstream's own word that there is no such thing, or none for us.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Upstream(error) if !error.is_outage())
+    }
+}
+
+impl From<upstream::Error> for Error {
+    fn from(error: upstream::Error) -> Self {
+        Self::Upstream(Arc::new(error))
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}

@@ -1,0 +1,172 @@
+//! Listings: tags, referrers, repositories. Upstream's own list while it answers, else what is stored.
+//!
+//! Upstream is asked once for all who want the same list of referrers at the same time, and nobody waits long
+//! for what could come from disk.
+//!
+//! A list shows only what came without a credential, unless the configuration says otherwise; the caller
+//! decides that, this module says whether a repository is public.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::error::Error;
+use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
+use super::{Cache, freshness, now};
+use crate::oci::{Digest, Repo, Tag};
+use crate::store::ReferrersRecord;
+use crate::telemetry::metrics::Source;
+use crate::upstream::{self, State, Upstream};
+
+/// How long upstream's list of referrers is served without asking again: signatures arrive soon after a push.
+const REFERRERS_FRESH: Duration = Duration::from_secs(60);
+/// Upstream's "nothing refers to this".
+const EMPTY_INDEX: Bytes = Bytes::from_static(
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
+);
+
+/// Part of a list, in byte order.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The entries.
+    pub entries: Vec<T>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+    /// How it was come by.
+    pub source: Source,
+}
+
+/// What refers to a manifest.
+#[derive(Clone, Debug)]
+pub struct Referrers {
+    /// An image index.
+    pub body: Bytes,
+    /// How it was come by.
+    pub source: Source,
+}
+
+/// An image index, as far as it says whether it is empty.
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<IgnoredAny>,
+}
+
+impl Cache {
+    /// Whether what `repo` holds comes without a credential.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`].
+    pub async fn is_public(&self, repo: &Repo) -> Result<bool, Error> {
+        Ok(self.upstream(repo)?.is_public(&repo.name).await)
+    }
+
+    /// At most `n` tags of `repo` behind `last`.
+    ///
+    /// # Errors
+    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored.
+    pub async fn tags(&self, repo: &Repo, n: usize, last: Option<&str>) -> Result<Page<Tag>, Error> {
+        let upstream = self.upstream(repo)?;
+        let is_known = self.0.store.knows(repo).await?;
+        let error = if upstream.state() == State::Up {
+            let asked = upstream.tags(&repo.name, n, last);
+            let listed = if is_known {
+                timeout(CHECK_DEADLINE, asked).await.unwrap_or(Err(upstream::Error::Timeout))
+            } else {
+                asked.await
+            };
+            match listed {
+                Ok(page) => return Ok(Page { entries: page.tags, more: page.more, source: Source::Miss }),
+                Err(error) => Error::from(error),
+            }
+        } else {
+            Error::Offline
+        };
+        if !is_known || !error.is_outage() {
+            return Err(error);
+        }
+        debug!(repository = %repo, %error, "tags are listed from disk");
+        let mut entries = self.0.store.tags(repo, last, n.saturating_add(1)).await?;
+        let more = entries.len() > n;
+        entries.truncate(n);
+        Ok(Page { entries, more, source: Source::Stale })
+    }
+
+    /// What refers to `digest` in `repo`, by upstream's word. None when upstream does not say and nothing is
+    /// known: clients then try the fallback tag and go on.
+    ///
+    /// # Errors
+    /// [`Error`], when the registry is not configured or the disk fails.
+    pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<Referrers>, Error> {
+        let upstream = self.upstream(repo)?;
+        let known = self.0.store.referrers(repo, digest).await?;
+        if let Some(known) = &known
+            && freshness::is_within(known.fetched_at, REFERRERS_FRESH, now())
+        {
+            return Ok(Some(Referrers { body: known.body.clone(), source: Source::Hit }));
+        }
+        if upstream.state() == State::Up {
+            let limit = if known.is_some() { CHECK_DEADLINE } else { REFERRERS_DEADLINE };
+            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest);
+            match timeout(limit, asked).await.unwrap_or(Err(upstream::Error::Timeout.into())) {
+                Ok(referrers) => return Ok(Some(referrers)),
+                Err(error) if error.is_absence() => return Ok(None),
+                Err(error) => debug!(repository = %repo, %digest, %error, "referrers are answered from disk"),
+            }
+        }
+        Ok(known.map(|known| Referrers { body: known.body, source: Source::Stale }))
+    }
+
+    /// Asks upstream, together with whoever else is asking, and keeps what it says.
+    async fn ask_for_referrers(
+        &self,
+        upstream: Arc<Upstream>,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Referrers, Error> {
+        let (cache, key) = (self.clone(), (repo.clone(), *digest));
+        let work = || async move {
+            let (repo, digest) = key;
+            let body = upstream.referrers(&repo.name, &digest).await?.unwrap_or(EMPTY_INDEX);
+            if let Err(error) = cache.keep_referrers(&repo, &digest, &body).await {
+                warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
+            }
+            Ok(body)
+        };
+        let (body, joined) = self.0.referrers.run((repo.clone(), *digest), work).await;
+        let source = if joined { Source::Join } else { Source::Miss };
+        body.unwrap_or(Err(Error::GivenUp)).map(|body| Referrers { body, source })
+    }
+
+    /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask
+    /// about any digest in any repository, and such questions must not fill the disk.
+    async fn keep_referrers(&self, repo: &Repo, digest: &Digest, body: &Bytes) -> Result<(), Error> {
+        let store = &self.0.store;
+        let is_empty = serde_json::from_slice(body).is_ok_and(|index: Index| index.manifests.is_empty());
+        if is_empty && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some()) {
+            return Ok(());
+        }
+        let record = ReferrersRecord { body: body.clone(), fetched_at: now() };
+        Ok(store.set_referrers(repo, digest, &record).await?)
+    }
+
+    /// At most `n` stored repositories behind `last`; those that came with a credential only if asked for.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn repositories(
+        &self,
+        n: usize,
+        last: Option<&Repo>,
+        private_too: bool,
+    ) -> Result<Page<Repo>, Error> {
+        let mut entries = self.0.store.repositories(last, n.saturating_add(1), private_too).await?;
+        let more = entries.len() > n;
+        entries.truncate(n);
+        Ok(Page { entries, more, source: Source::Hit })
+    }
+}

@@ -1,0 +1,199 @@
+//! Manifests by digest: from disk, else from upstream, once.
+//!
+//! They fly in memory (bounded by [`MANIFEST_BYTES_MAX`]), are kept byte for byte with the media type they
+//! came with, and must be manifests: an HTML page with status 200 is an outage, not an image.
+//!
+//! [`MANIFEST_BYTES_MAX`]: crate::oci::manifest::MANIFEST_BYTES_MAX
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::{debug, warn};
+
+use super::error::Error;
+use super::{Cache, manifest_path, now};
+use crate::oci::{Algorithm, Digest, Reference, Repo, manifest};
+use crate::store::{ManifestRecord, Store};
+use crate::telemetry::metrics::{Kind, Source};
+use crate::upstream::{Fetched, Upstream};
+
+/// A manifest as it is served.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The digest of `body`.
+    pub digest: Digest,
+    /// Exactly as upstream named it.
+    pub media_type: String,
+    /// Byte for byte what upstream sent.
+    pub body: Bytes,
+    /// How it was come by.
+    pub source: Source,
+    /// What the client should be told in a `Warning` header.
+    pub warning: Option<&'static str>,
+}
+
+impl Cache {
+    /// The manifest that `reference` names in `repo`.
+    ///
+    /// # Errors
+    /// [`Error`]: what upstream said, or why it could not be asked.
+    pub async fn manifest(&self, repo: &Repo, reference: &Reference) -> Result<Manifest, Error> {
+        let manifest = match reference {
+            Reference::Tag(tag) => self.tagged(repo, tag).await,
+            Reference::Digest(digest) => self.manifest_by_digest(repo, digest).await,
+        };
+        if let Ok(manifest) = &manifest {
+            self.0.metrics.served(Kind::Manifest, manifest.source);
+        }
+        manifest
+    }
+
+    /// A manifest by digest, whatever upstream's state if it is stored.
+    pub(super) async fn manifest_by_digest(&self, repo: &Repo, digest: &Digest) -> Result<Manifest, Error> {
+        if let Some(manifest) = self.stored_manifest(repo, digest).await? {
+            return Ok(manifest);
+        }
+        self.not_absent(repo, &manifest_path(digest))?;
+        let upstream = Arc::clone(self.upstream(repo)?);
+        let (cache, key) = (self.clone(), (repo.clone(), *digest));
+        let work = || async move {
+            let (repo, digest) = key;
+            // It may have been stored while this request was on its way here.
+            if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
+                return Ok(manifest);
+            }
+            cache.fetch_manifest(&upstream, &repo, &Reference::Digest(digest)).await
+        };
+        let (manifest, joined) = self.0.manifests.run((repo.clone(), *digest), work).await;
+        let mut manifest = manifest
+            .unwrap_or(Err(Error::GivenUp))
+            .map_err(|error| self.remember(repo, &manifest_path(digest), error))?;
+        if joined {
+            manifest.source = Source::Join;
+        }
+        Ok(manifest)
+    }
+
+    /// A manifest that is on disk and that `repo` may have.
+    pub(super) async fn stored_manifest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, Error> {
+        let stored = self.0.store.manifest(repo, digest).await?;
+        Ok(stored.map(|(record, body)| Manifest {
+            digest: *digest,
+            media_type: record.media_type,
+            body,
+            source: Source::Hit,
+            warning: None,
+        }))
+    }
+
+    /// Asks upstream for a manifest, checks that it is one, and stores it.
+    pub(super) async fn fetch_manifest(
+        &self,
+        upstream: &Upstream,
+        repo: &Repo,
+        reference: &Reference,
+    ) -> Result<Manifest, Error> {
+        let Fetched { body, manifest, public, .. } = upstream.manifest(&repo.name, reference).await?;
+        self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
+        let digest = match reference {
+            // Upstream's part has compared it.
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(_) => Digest::of(Algorithm::Sha256, &body),
+        };
+        let record = ManifestRecord {
+            media_type: manifest.media_type.clone(),
+            size: body.len() as u64,
+            // A type that the content does not confirm is not passed on to other repositories: it may be a lie.
+            public: public && manifest.is_type_confirmed,
+            fetched_at: now(),
+        };
+        if let Err(error) = keep(&self.0.store, repo, &digest, body.clone(), &record).await {
+            warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
+        }
+        self.prove_behind(repo, &manifest);
+        let media_type = manifest.media_type;
+        Ok(Manifest { digest, media_type, body, source: Source::Miss, warning: None })
+    }
+
+    /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
+    /// repository, so that the image can be pulled offline later.
+    fn prove_behind(&self, repo: &Repo, manifest: &manifest::Manifest) {
+        let manifests = manifest.manifests.iter().map(|part| (Kind::Manifest, part));
+        let parts = manifests.chain(manifest.blobs.iter().map(|part| (Kind::Blob, part)));
+        let parts: Vec<_> = parts.filter_map(|(kind, part)| Some((kind, part.digest()?))).collect();
+        let (cache, repo) = (self.clone(), repo.clone());
+        tokio::spawn(async move {
+            for (kind, digest) in parts {
+                let Ok(_permit) = cache.0.behind.acquire().await else { return };
+                if let Err(error) = cache.prove_part(&repo, kind, &digest).await {
+                    debug!(repository = %repo, %digest, %error, "content that is here could not be proven to be this repository's too");
+                }
+            }
+        });
+    }
+
+    async fn prove_part(&self, repo: &Repo, kind: Kind, digest: &Digest) -> Result<(), Error> {
+        if !self.is_here(digest).await? {
+            return Ok(());
+        }
+        match kind {
+            Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
+            Kind::Blob => self.prove(repo, digest).await,
+            // Registries do not show manifests as blobs. It is small, and brings its media type along.
+            Kind::Manifest => self.manifest_by_digest(repo, digest).await.map(drop),
+        }
+    }
+
+    /// Whether an image is here so far that a client can run it: a manifest with all its blobs, or an index
+    /// of which some manifests are here, and those whole.
+    pub(super) async fn is_complete(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let Some(parsed) = self.parsed(repo, digest).await? else { return Ok(false) };
+        if parsed.manifests.is_empty() {
+            return self.has_blobs(repo, &parsed).await;
+        }
+        let mut present = 0;
+        for child in parsed.manifests.iter().filter_map(manifest::Descriptor::digest) {
+            // An index in an index is judged by being there: two levels are all that clients follow.
+            if let Some(child) = self.parsed(repo, &child).await? {
+                present += 1;
+                if !self.has_blobs(repo, &child).await? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(present > 0)
+    }
+
+    async fn parsed(&self, repo: &Repo, digest: &Digest) -> Result<Option<manifest::Manifest>, Error> {
+        let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
+        Ok(manifest::Manifest::parse(Some(&stored.media_type), &stored.body).ok())
+    }
+
+    /// Whether every blob is here, and `repo` may have it.
+    async fn has_blobs(&self, repo: &Repo, manifest: &manifest::Manifest) -> Result<bool, Error> {
+        for digest in manifest.blobs.iter().filter_map(manifest::Descriptor::digest) {
+            if !self.0.store.granted(repo, &digest).await? || !self.is_here(&digest).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Stores a manifest: the grant, then the bytes, then the record that names them.
+async fn keep(
+    store: &Store,
+    repo: &Repo,
+    digest: &Digest,
+    body: Bytes,
+    record: &ManifestRecord,
+) -> Result<(), Error> {
+    store.grant(repo, digest, record.public).await?;
+    store.put(digest, body).await?;
+    store.set_manifest(repo, digest, record).await?;
+    Ok(())
+}

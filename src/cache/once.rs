@@ -1,0 +1,122 @@
+//! Work that many may ask for and that is done once: whoever comes while it is under way waits for its result.
+//!
+//! The work is a task of its own, owned by nobody's connection: it goes on when those who asked for it leave,
+//! and a slow or vanished client never delays the others. The table holds only what is under way, so it is
+//! bounded by the requests being answered.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+/// The work under way, by what it is for.
+pub(super) struct Once<K, V> {
+    table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+}
+
+impl<K, V> Once<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub(super) fn new() -> Self {
+        Self { table: Arc::default() }
+    }
+
+    /// The result of the work for `key`, begun by `work` unless it is under way; true when it was.
+    ///
+    /// None if the work panicked: its task is gone and has left no result.
+    pub(super) async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, bool)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let (mut result, joined) = self.enter(key, work);
+        let value = result.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
+        (value, joined)
+    }
+
+    /// Begins the work for `key` unless it is under way, and waits for nothing.
+    pub(super) fn begin<F>(&self, key: K, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        drop(self.enter(key, work));
+    }
+
+    fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, bool)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut table = lock(&self.table);
+        if let Some(result) = table.get(&key) {
+            return (result.clone(), true);
+        }
+        let (sender, result) = watch::channel(None);
+        table.insert(key.clone(), result.clone());
+        let leave = Leave { table: Arc::clone(&self.table), key };
+        let work = work();
+        tokio::spawn(async move {
+            let value = work.await;
+            drop(leave);
+            sender.send_replace(Some(value));
+        });
+        (result, false)
+    }
+}
+
+/// Takes the work out of the table, also when it panics.
+struct Leave<K: Eq + Hash, V> {
+    table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Leave<K, V> {
+    fn drop(&mut self) {
+        lock(&self.table).remove(&self.key);
+    }
+}
+
+/// A panic elsewhere leaves the table whole: it is changed by single inserts and removes only.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_ask_and_it_is_done_once() {
+        let once = Arc::new(Once::<u8, usize>::new());
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (open, gate) = watch::channel(false);
+        let ask = || {
+            let (once, runs, mut gate) = (Arc::clone(&once), Arc::clone(&runs), gate.clone());
+            async move {
+                let work = move || async move {
+                    gate.wait_for(|open| *open).await.unwrap();
+                    runs.fetch_add(1, Ordering::SeqCst)
+                };
+                once.run(1, work).await.0
+            }
+        };
+        let asked: Vec<_> = (0..8).map(|_| tokio::spawn(ask())).collect();
+        asked[0].abort();
+        open.send_replace(true);
+        for answer in asked.into_iter().skip(1) {
+            assert_eq!(answer.await.unwrap(), Some(0));
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert_eq!(once.run(1, || async { 7 }).await, (Some(7), false));
+    }
+
+    #[tokio::test]
+    async fn a_panic_leaves_the_table_usable() {
+        let once = Once::<u8, u8>::new();
+        assert_eq!(once.run(1, || async { panic!("in a test") }).await.0, None);
+        assert_eq!(once.run(1, || async { 2 }).await.0, Some(2));
+    }
+}

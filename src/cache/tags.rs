@@ -1,0 +1,255 @@
+//! Tags: what is known of them, when upstream is asked, and what is served when it cannot answer.
+//!
+//! A check is a HEAD that names the digest; the manifest is then fetched by that digest, if it is not here.
+//! The tag moves when the manifest is stored. Until the new image is here whole, the last whole image of the
+//! tag is remembered, and served if upstream dies in between.
+//!
+//! Checks are shared by everybody who asks at the same time, and go on when a request stops waiting: with
+//! something to serve nobody waits longer than [`CHECK_DEADLINE`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::error::Error;
+use super::freshness::{self, Verdict};
+use super::manifests::Manifest;
+use super::{Cache, lock, manifest_path, now};
+use crate::oci::{Reference, Repo, Tag};
+use crate::store::{Previous, TagRecord};
+use crate::telemetry::metrics::Source;
+use crate::upstream::{self, Upstream};
+
+/// How long a request waits for a check when it could be answered from disk.
+pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
+/// How long a client waits to hear what refers to a manifest, which it can do without.
+pub(super) const REFERRERS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long upstream is left alone about a tag after a check of it failed.
+const FAILURE_MEMORY: Duration = Duration::from_secs(10);
+
+const WARNING_STALE: &str = "stale: upstream could not confirm this tag";
+const WARNING_PREVIOUS: &str =
+    "stale: the tag has moved, but upstream is gone and the new image is incomplete";
+
+/// What a check found.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    record: TagRecord,
+    /// The manifest, if it had to be fetched.
+    fetched: Option<Manifest>,
+}
+
+impl Cache {
+    /// The manifest that a tag means, as fresh as its rule demands.
+    pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
+        let upstream = self.upstream(repo)?;
+        let Some(record) = self.0.store.tag(repo, tag).await? else {
+            return self.first_time(repo, tag).await;
+        };
+        let reachable = upstream.state() == upstream::State::Up && !self.failed_lately(repo, tag);
+        match freshness::judge(record.checked_at, self.0.rules.find(repo, tag), now(), reachable) {
+            Verdict::Serve => {
+                let is_sound = reachable && !self.is_troubled(repo);
+                if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
+                    return Ok(manifest);
+                }
+                self.serve(repo, tag, record, false).await
+            }
+            Verdict::ServeStale => self.serve(repo, tag, record, true).await,
+            Verdict::ServeAndCheck => {
+                if self.not_absent(repo, &manifest_path(tag)).is_ok() {
+                    let work = || self.clone().look_and_note(Arc::clone(upstream), repo.clone(), tag.clone());
+                    self.0.checks.begin((repo.clone(), tag.clone()), work);
+                }
+                self.serve(repo, tag, record, false).await
+            }
+            Verdict::CheckFirst => match self.check(repo, tag, Some(CHECK_DEADLINE)).await {
+                Ok(known) => self.answer(repo, tag, known).await,
+                Err(error) if error.is_outage() => self.serve(repo, tag, record, true).await,
+                Err(error) => Err(error),
+            },
+            Verdict::CheckOrRefuse if reachable => match self.check(repo, tag, None).await {
+                Ok(known) => self.answer(repo, tag, known).await,
+                Err(error) if error.is_outage() => Err(Error::TooOld),
+                Err(error) => Err(error),
+            },
+            Verdict::CheckOrRefuse => Err(Error::TooOld),
+        }
+    }
+
+    /// A tag of which nothing is known: only upstream can say.
+    ///
+    /// A list of referrers is the exception: dockerd asks for it last, and an error instead of "there is none"
+    /// would end its pull.
+    async fn first_time(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
+        let may_be_absent = tag.is_of_referrers();
+        match self.check(repo, tag, may_be_absent.then_some(REFERRERS_DEADLINE)).await {
+            Ok(known) => self.answer(repo, tag, known).await,
+            Err(error) if may_be_absent && error.is_outage() => {
+                debug!(repository = %repo, %tag, %error, "upstream cannot be asked for referrers; there are none for now");
+                Err(upstream::Error::NotFound.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn answer(&self, repo: &Repo, tag: &Tag, known: Known) -> Result<Manifest, Error> {
+        match known.fetched {
+            Some(manifest) => Ok(manifest),
+            None => self.serve(repo, tag, known.record, false).await,
+        }
+    }
+
+    /// Serves what a record says; `stale` when upstream was needed and could not answer.
+    async fn serve(&self, repo: &Repo, tag: &Tag, record: TagRecord, stale: bool) -> Result<Manifest, Error> {
+        if stale && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
+            return Ok(manifest);
+        }
+        let mut manifest = self.manifest_by_digest(repo, &record.digest).await?;
+        if stale {
+            manifest.source = Source::Stale;
+            manifest.warning = Some(WARNING_STALE);
+        }
+        Ok(manifest)
+    }
+
+    /// The image before the current one, if that is whole and the current one is not.
+    async fn last_complete(
+        &self,
+        repo: &Repo,
+        tag: &Tag,
+        record: &TagRecord,
+    ) -> Result<Option<Manifest>, Error> {
+        let Some(previous) = &record.previous else { return Ok(None) };
+        if self.is_complete(repo, &record.digest).await? || !self.is_complete(repo, &previous.digest).await? {
+            return Ok(None);
+        }
+        info!(repository = %repo, %tag, digest = %previous.digest, "serving the tag's last complete image: upstream is gone before the new one is complete");
+        let manifest = self.stored_manifest(repo, &previous.digest).await?;
+        Ok(manifest.map(|manifest| Manifest {
+            source: Source::Stale,
+            warning: Some(WARNING_PREVIOUS),
+            ..manifest
+        }))
+    }
+
+    /// Asks upstream what a tag means now, together with whoever else is asking; waits at most `deadline`.
+    async fn check(&self, repo: &Repo, tag: &Tag, deadline: Option<Duration>) -> Result<Known, Error> {
+        self.not_absent(repo, &manifest_path(tag))?;
+        let upstream = Arc::clone(self.upstream(repo)?);
+        let work = || self.clone().look_and_note(upstream, repo.clone(), tag.clone());
+        let running = self.0.checks.run((repo.clone(), tag.clone()), work);
+        let (result, joined) = match deadline {
+            None => running.await,
+            Some(limit) => match timeout(limit, running).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    lock(&self.0.failed).put((repo.clone(), tag.clone()), Instant::now());
+                    return Err(upstream::Error::Timeout.into());
+                }
+            },
+        };
+        let mut known = result.unwrap_or(Err(Error::GivenUp))?;
+        if let Some(fetched) = known.fetched.as_mut().filter(|_| joined) {
+            fetched.source = Source::Join;
+        }
+        Ok(known)
+    }
+
+    /// One look at upstream, and what it says about the next.
+    async fn look_and_note(self, upstream: Arc<Upstream>, repo: Repo, tag: Tag) -> Result<Known, Error> {
+        let result = self.look(&upstream, &repo, &tag).await;
+        match &result {
+            // Also when those who waited for it have given up, and noted that.
+            Ok(_) => drop(lock(&self.0.failed).pop(&(repo.clone(), tag.clone()))),
+            Err(error) => {
+                debug!(repository = %repo, %tag, %error, "a tag could not be checked");
+                if error.is_outage() {
+                    lock(&self.0.failed).put((repo.clone(), tag.clone()), Instant::now());
+                }
+            }
+        }
+        result.map_err(|error| self.remember(&repo, &manifest_path(&tag), error))
+    }
+
+    /// One look at upstream: HEAD, and the manifest if it is not here.
+    async fn look(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Result<Known, Error> {
+        let before = self.0.store.tag(repo, tag).await?;
+        let resolved = upstream.resolve(&repo.name, tag).await?;
+        let manifest = match resolved.digest {
+            Some(digest) => {
+                if let Some(record) = &before
+                    && record.digest == digest
+                    && self.0.store.blob(&digest).await?.is_some()
+                {
+                    self.0.store.checked(repo, tag, now()).await;
+                    let record = TagRecord { checked_at: now(), ..record.clone() };
+                    return Ok(Known { record, fetched: None });
+                }
+                self.manifest_by_digest(repo, &digest).await.map_err(|error| match error {
+                    // It has just said that this is what the tag means.
+                    Error::Upstream(error) if *error == upstream::Error::NotFound => {
+                        upstream::Error::Malformed("a tag whose manifest is not there").into()
+                    }
+                    error => error,
+                })?
+            }
+            None => self.fetch_manifest(upstream, repo, &Reference::Tag(tag.clone())).await?,
+        };
+        self.moved(upstream, repo, tag, before, manifest).await
+    }
+
+    /// The tag means `manifest` now; it may have meant that before.
+    async fn moved(
+        &self,
+        upstream: &Upstream,
+        repo: &Repo,
+        tag: &Tag,
+        before: Option<TagRecord>,
+        manifest: Manifest,
+    ) -> Result<Known, Error> {
+        let public = upstream.is_public(&repo.name).await;
+        if let Some(before) = &before
+            && (before.digest, before.public) == (manifest.digest, public)
+        {
+            self.0.store.checked(repo, tag, now()).await;
+            let record = TagRecord { checked_at: now(), ..before.clone() };
+            return Ok(Known { record, fetched: Some(manifest) });
+        }
+        let previous = match before {
+            Some(before) if before.digest != manifest.digest => self.previous(repo, before).await?,
+            Some(before) => before.previous,
+            None => None,
+        };
+        let record = TagRecord {
+            digest: manifest.digest,
+            media_type: manifest.media_type.clone(),
+            size: manifest.body.len() as u64,
+            fetched_at: now(),
+            checked_at: now(),
+            public,
+            previous,
+        };
+        // What a full disk cannot keep is served all the same.
+        if let Err(error) = self.0.store.set_tag(repo, tag, &record).await {
+            warn!(repository = %repo, %tag, %error, "a tag is served but could not be stored");
+        }
+        Ok(Known { record, fetched: Some(manifest) })
+    }
+
+    /// What to fall back on while the new image of a tag is incomplete: the image it had, if that is whole.
+    async fn previous(&self, repo: &Repo, before: TagRecord) -> Result<Option<Box<Previous>>, Error> {
+        if self.is_complete(repo, &before.digest).await? {
+            let TagRecord { digest, media_type, size, .. } = before;
+            return Ok(Some(Box::new(Previous { digest, media_type, size })));
+        }
+        Ok(before.previous)
+    }
+
+    fn failed_lately(&self, repo: &Repo, tag: &Tag) -> bool {
+        let failed = lock(&self.0.failed).get(&(repo.clone(), tag.clone())).copied();
+        failed.is_some_and(|failed| failed.elapsed() < FAILURE_MEMORY)
+    }
+}
