@@ -1,3 +1,9 @@
 //! The `berth` binary: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    berth::cli::run(&berth::cli::Cli::parse())
+}

@@ -1,0 +1,147 @@
+//! The command line: what was asked, put over environment and file, and run.
+//!
+//! Flags win over `BERTH_…` variables, those over the file, that over the defaults. Exit codes: 0 after a
+//! drain, 2 for a bad configuration or usage, 1 for any other failure.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::App;
+use crate::config::Config;
+use crate::telemetry;
+
+/// Threads for blocking work: writers of transfers, reads of files, password checks.
+const BLOCKING_THREADS_MAX: usize = 1024;
+
+/// The command line of `berth`.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, about = "A pull-through caching mirror for container registries")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: works without any configuration
+    Serve(Settings),
+    /// Read the configuration as `serve` would, say what is wrong with it, and exit
+    CheckConfig(Settings),
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// TOML file
+    #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address of the data plane; may be given several times
+    #[arg(long, value_name = "ADDR", env = "BERTH_LISTEN", value_delimiter = ',')]
+    listen: Vec<SocketAddr>,
+    /// Address of the admin plane
+    #[arg(long, value_name = "ADDR", env = "BERTH_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
+    /// Folder of what is kept
+    #[arg(long, value_name = "DIR", env = "BERTH_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Add or replace an upstream; several of one name are tried in order
+    #[arg(long, value_name = "NAME=URL", env = "BERTH_UPSTREAM", value_delimiter = ',')]
+    upstream: Vec<String>,
+    /// error, warn, info, debug or trace, or a list such as `info,berth::cache=debug`
+    #[arg(long, value_name = "LEVEL", env = "BERTH_LOG", default_value = telemetry::LEVEL_DEFAULT)]
+    log_level: String,
+}
+
+impl Settings {
+    /// What is to be served, with everything checked that needs neither the data folder nor the network.
+    fn prepare(&self) -> anyhow::Result<App> {
+        let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+        if !self.listen.is_empty() {
+            config.http.listen.clone_from(&self.listen);
+        }
+        if let Some(address) = self.admin_listen {
+            config.admin.listen = address;
+        }
+        if let Some(folder) = &self.data_dir {
+            config.data_dir.clone_from(folder);
+        }
+        config.set_upstreams(&self.upstream)?;
+        config.add_public_registries();
+        let prepared = config.check().and_then(|()| App::prepare(config));
+        match &self.config {
+            Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),
+            None => prepared,
+        }
+    }
+}
+
+/// Runs what the command line asks for.
+pub fn run(cli: &Cli) -> ExitCode {
+    match &cli.command {
+        Command::Serve(settings) => serve(settings),
+        Command::CheckConfig(settings) => check_config(settings),
+    }
+}
+
+fn serve(settings: &Settings) -> ExitCode {
+    let log = match telemetry::start(&settings.log_level) {
+        Ok(log) => log,
+        Err(error) => return complain(&error.into(), 2),
+    };
+    let app = match settings.prepare() {
+        Ok(app) => app,
+        Err(error) => return complain(&error, 2),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build();
+    let served = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let served = runtime.block_on(app.serve());
+        // A thread that waits for a disk or a name server must not hold the process up.
+        runtime.shutdown_background();
+        served
+    });
+    drop(log);
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, 1),
+    }
+}
+
+fn check_config(settings: &Settings) -> ExitCode {
+    match settings.prepare() {
+        Ok(app) => {
+            #[expect(clippy::print_stdout, reason = "the answer that was asked for")]
+            {
+                println!("the configuration is right\n{}", app.config());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => complain(&error, 2),
+    }
+}
+
+/// Says what went wrong, with its causes, and gives the exit code.
+fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
+    #[expect(clippy::print_stderr, reason = "the process ends with it, whether or not logging works")]
+    {
+        eprintln!("berth: {error:#}");
+    }
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_valid() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,329 @@
+//! The configuration: the parts' own sections put together, from file, environment and flags.
+//!
+//! Every section is a type beside the code that reads it. Values are parsed straight into what they mean, so
+//! that what remains here is what no section can check alone: two names for one registry, a default that is
+//! not configured, private images behind an open door.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::cache::{Rule, Rules};
+use crate::http::{self, admin};
+use crate::oci::Registry;
+use crate::oci::route::{KnownRegistry, Registries};
+use crate::upstream;
+
+/// The registries that berth knows without being told, with an endpoint each.
+const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
+    ("docker.io", "https://registry-1.docker.io"),
+    ("ghcr.io", "https://ghcr.io"),
+    ("quay.io", "https://quay.io"),
+    ("registry.k8s.io", "https://registry.k8s.io"),
+    ("gcr.io", "https://gcr.io"),
+    ("mcr.microsoft.com", "https://mcr.microsoft.com"),
+    ("public.ecr.aws", "https://public.ecr.aws"),
+    ("registry.gitlab.com", "https://registry.gitlab.com"),
+    ("cgr.dev", "https://cgr.dev"),
+    ("lscr.io", "https://lscr.io"),
+];
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where content is kept.
+    pub data_dir: PathBuf,
+    /// What a name without a registry means.
+    pub default_upstream: DefaultUpstream,
+    /// Whether the well-known public registries are configured without being listed.
+    pub public_registries: bool,
+    /// The data plane.
+    pub http: http::Config,
+    /// The admin plane.
+    pub admin: admin::Config,
+    /// The registries; one that is listed replaces the built-in one of its name.
+    #[serde(rename = "upstream")]
+    pub upstreams: Vec<upstream::Config>,
+    /// How fresh tags must be; the first match decides.
+    pub tags: Vec<Rule>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let docker_hub = Registry::parse(Registry::DOCKER_HUB).expect("a registry");
+        Self {
+            data_dir: data_dir_default(),
+            default_upstream: DefaultUpstream(Some(docker_hub)),
+            public_registries: true,
+            http: http::Config::default(),
+            admin: admin::Config::default(),
+            upstreams: Vec::new(),
+            tags: Vec::new(),
+        }
+    }
+}
+
+/// The registry of names that carry none; `"none"` if they are to be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefaultUpstream(pub Option<Registry>);
+
+impl<'de> Deserialize<'de> for DefaultUpstream {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let registry = Registry::parse(&text)
+            .map_err(|error| de::Error::custom(format!("`{text}`: {error}, or \"none\"")))?;
+        Ok(Self(Some(registry)))
+    }
+}
+
+impl Config {
+    /// Reads a file; the built-in registries are not yet added.
+    ///
+    /// # Errors
+    /// Names the file, the line, the key and what was expected.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("configuration {}", path.display()))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        toml::from_str(text).map_err(|error| anyhow!(describe(&error, text)))
+    }
+
+    /// Replaces or adds an upstream, as `--upstream NAME=URL` does. Several of one name are its endpoints, in
+    /// order.
+    ///
+    /// # Errors
+    /// When the text is not `NAME=URL`.
+    pub fn set_upstreams(&mut self, given: &[String]) -> anyhow::Result<()> {
+        let mut replaced: Vec<upstream::Config> = Vec::new();
+        for text in given {
+            let expected = "expected NAME=URL, such as docker.io=https://mirror.example.com";
+            let (name, url) = text.split_once('=').with_context(|| format!("--upstream: {expected}"))?;
+            // The URL is not repeated: it may hold a password.
+            let here = || format!("--upstream {name}=…: {expected}");
+            let registry = Registry::parse(name).with_context(here)?;
+            let endpoint = url.parse::<upstream::Endpoint>().with_context(here)?;
+            match replaced.iter_mut().find(|upstream| upstream.registry == registry) {
+                Some(upstream) => upstream.endpoints.push(endpoint),
+                None => replaced.push(upstream::Config::new(registry, vec![endpoint])),
+            }
+        }
+        self.upstreams.retain(|upstream| replaced.iter().all(|other| other.registry != upstream.registry));
+        self.upstreams.append(&mut replaced);
+        Ok(())
+    }
+
+    /// Adds the built-in registries that are not listed.
+    pub fn add_public_registries(&mut self) {
+        if !self.public_registries {
+            return;
+        }
+        for (name, url) in PUBLIC_REGISTRIES {
+            let registry = Registry::parse(name).expect("a registry");
+            if self.upstreams.iter().all(|upstream| upstream.registry != registry) {
+                let endpoint = url.parse().expect("an endpoint");
+                self.upstreams.push(upstream::Config::new(registry, vec![endpoint]));
+            }
+        }
+    }
+
+    /// Which registry a request means.
+    ///
+    /// # Errors
+    /// When two registries claim one name, or the default is not configured.
+    pub fn registries(&self) -> anyhow::Result<Registries> {
+        let known = self.upstreams.iter().map(|upstream| KnownRegistry {
+            registry: upstream.registry.clone(),
+            aliases: upstream.aliases.clone(),
+            hosts: upstream.hosts.clone(),
+        });
+        Registries::new(known.collect(), self.default_upstream.0.clone())
+            .context("[[upstream]] and default_upstream")
+    }
+
+    /// How fresh tags must be.
+    pub fn rules(&self) -> Rules {
+        Rules::new(self.tags.clone())
+    }
+
+    /// Checks what no section can check alone.
+    ///
+    /// # Errors
+    /// Names the keys and what to do.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.http.listen.is_empty(), "http.listen: expected at least one address");
+        for (number, upstream) in self.upstreams.iter().enumerate() {
+            ensure!(
+                self.upstreams[..number].iter().all(|other| other.registry != upstream.registry),
+                "upstream {}: expected one [[upstream]] for each registry; several endpoints go into one",
+                upstream.registry
+            );
+            ensure!(
+                !upstream.endpoints.is_empty(),
+                "upstream {}: endpoints: expected at least one URL",
+                upstream.registry
+            );
+        }
+        let private = self.upstreams.iter().find(|upstream| upstream.credentials.is_some());
+        if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
+            bail!(
+                "http.listen {address} is open to everybody while upstream {} has credentials: anyone could read its \
+                 private images. Set http.allow, http.htpasswd or http.tls.client_ca, or listen on 127.0.0.1",
+                upstream.registry
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What is in force, one setting a line: what an operator wants to see before it is.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "data_dir {}", self.data_dir.display())?;
+        for address in &self.http.listen {
+            writeln!(f, "http.listen {address}")?;
+        }
+        writeln!(f, "admin.listen {}", self.admin.listen)?;
+        if let Some(address) = self.admin.metrics_listen {
+            writeln!(f, "admin.metrics_listen {address}")?;
+        }
+        let default = self.default_upstream.0.as_ref();
+        write!(f, "default_upstream {}", default.map_or("none", |registry| registry.as_str()))?;
+        for upstream in &self.upstreams {
+            write!(f, "\nupstream {}", upstream.registry)?;
+            for endpoint in &upstream.endpoints {
+                write!(f, " {endpoint}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Line, key, value and what was expected. What could be a login is not shown: people paste what they are shown.
+fn describe(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message();
+    let Some(span) = error.span().filter(|span| text.is_char_boundary(span.start)) else {
+        return without_quoted(message);
+    };
+    let before = &text[..span.start];
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or_default().trim();
+    let section = before.lines().rev().find(|line| line.trim_start().starts_with('[')).unwrap_or_default();
+    let is_about = |word| line.contains(word) || section.contains(word);
+    let may_be_login = is_about("credentials") || is_about("password") || line.contains('@');
+    let key = match line.split_once('=') {
+        Some((key, _)) => key.trim(),
+        None if may_be_login => "a login",
+        None => line,
+    };
+    if may_be_login {
+        return format!("line {number}: {key}: {}", without_quoted(message));
+    }
+    let value = match text.get(span).unwrap_or_default() {
+        value if value.is_empty() || value == key || value.contains(['@', '\n']) => String::new(),
+        value => format!(" {value}:"),
+    };
+    format!("line {number}: {key}:{value} {message}")
+}
+
+/// A message without the values that it quotes; names of keys stand in backticks.
+fn without_quoted(message: &str) -> String {
+    let parts = message.split('"').enumerate();
+    parts.map(|(at, part)| if at % 2 == 0 { part } else { "\"…\"" }).collect()
+}
+
+/// `$XDG_DATA_HOME/berth`; without it `/var/lib/berth` for root and `~/.local/share/berth` for others.
+fn data_dir_default() -> PathBuf {
+    // As the XDG specification has it, a path that is not absolute counts as none.
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(data) = set("XDG_DATA_HOME") {
+        return data.join("berth");
+    }
+    match set("HOME") {
+        Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/share/berth"),
+        _ => PathBuf::from("/var/lib/berth"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> anyhow::Result<Config> {
+        let mut config = Config::parse(text)?;
+        config.add_public_registries();
+        config.registries()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_sample_file_has_every_setting_at_its_default() {
+        let sample = include_str!("../config/berth.toml");
+        let mut config: Config = toml::from_str(sample).unwrap();
+        config.data_dir = data_dir_default();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+
+        // What is shown behind a `#` without a space has no default, or is one entry of a list; all of it is
+        // read, and the entry of a tag rule has the defaults that it claims.
+        let uncommented = sample.lines().map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') => setting,
+            _ => line,
+        });
+        let all: Config = toml::from_str(&uncommented.collect::<Vec<_>>().join("\n")).unwrap();
+        let default = Rule { pattern: all.tags[0].pattern.clone(), ..Rule::default() };
+        assert_eq!(format!("{:?}", all.tags[0]), format!("{default:?}"));
+        assert_eq!(all.upstreams[0].timeouts, upstream::Timeouts::default());
+    }
+
+    #[test]
+    fn nothing_configured_means_the_public_registries() {
+        let config = read("").unwrap();
+        assert_eq!(config.upstreams.len(), PUBLIC_REGISTRIES.len());
+        assert!(read("public_registries = false").is_err(), "the default upstream is then not configured");
+        assert!(read("public_registries = false\ndefault_upstream = \"none\"").unwrap().upstreams.is_empty());
+    }
+
+    #[test]
+    fn flags_replace_and_add_upstreams() {
+        let mut config: Config =
+            toml::from_str("[[upstream]]\nregistry = \"docker.io\"\nendpoints = [\"https://a.example\"]")
+                .unwrap();
+        let flags =
+            ["docker.io=http://127.0.0.1:1", "x.example=http://127.0.0.1:2", "docker.io=http://127.0.0.1:3"];
+        config.set_upstreams(&flags.map(str::to_owned)).unwrap();
+        assert_eq!(config.upstreams.len(), 2);
+        assert_eq!(config.upstreams[0].endpoints.len(), 2);
+        for bad in ["docker.io", "=http://x", "docker.io=ftp://x", "docker.io=http://user:secret@x"] {
+            assert!(config.set_upstreams(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_line_the_key_and_what_was_expected() {
+        let check = |text: &str, parts: &[&str]| {
+            let error = format!("{:#}", read(text).unwrap_err());
+            for part in parts {
+                assert!(error.contains(part), "{part:?} in {error}");
+            }
+        };
+        check("data_dirr = \"/x\"", &["line 1", "data_dirr", "data_dir"]);
+        check("[http]\nlisten = [\"here\"]", &["line 2", "listen", "here", "socket address"]);
+        check("[http]\nallow = [\"10.0.0.0/99\"]", &["line 2", "allow"]);
+        check("default_upstream = \"a b\"", &["line 1", "host[:port]"]);
+        check("default_upstream = \"nowhere.example\"", &["nowhere.example", "not configured"]);
+        let open = "[http]\nlisten = [\"0.0.0.0:5000\"]\n[[upstream]]\nregistry = \"h.example\"\n\
+                    endpoints = [\"https://h.example\"]\ncredentials = { file = \"/x\" }";
+        check(open, &["0.0.0.0:5000", "h.example", "http.allow"]);
+        let allowed = open.replace("[\"0.0.0.0:5000\"]", "[\"0.0.0.0:5000\"]\nallow = [\"10.0.0.0/8\"]");
+        assert!(read(&allowed).is_ok());
+    }
+}

@@ -1,0 +1,252 @@
+//! HTTP at berth's own doors: listeners, TLS, the connection loop, its limits, and the drain.
+//!
+//! hyper speaks the protocol (HTTP/1.1, as every container client does towards a mirror). Everything that a
+//! client may make berth keep is bounded here: connections, heads, handshakes, and how long a connection may
+//! stand still. What is answered is decided in `registry` (data plane) and [`admin`].
+
+pub(crate) mod access;
+pub mod admin;
+mod asked;
+mod body;
+mod idle;
+mod journal;
+pub(crate) mod registry;
+mod response;
+mod seats;
+pub(crate) mod tls;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, error, warn};
+
+pub use registry::Data;
+pub use seats::Seats;
+pub use tls::Tls;
+
+use body::{Body, UnderWay};
+use idle::Idle;
+use seats::{Rarely, Seat};
+
+/// Bytes of a request's head; hyper answers 431 beyond it.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Header lines of a request.
+const HEADERS_MAX: usize = 100;
+/// How long a connection may take to send a whole head; also how long it may rest between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after the system had no file descriptor for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection that answers nothing any more may take for its last bytes when berth stops.
+const LAST_BYTES_MAX: Duration = Duration::from_secs(3);
+
+/// How long bodies may take to finish when berth is asked to stop, in seconds.
+pub const DRAIN_SECONDS_DEFAULT: u64 = 25;
+
+/// The data plane: `[http]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses of the data plane.
+    pub listen: Vec<SocketAddr>,
+    /// Networks that may connect; empty: everybody.
+    pub allow: Vec<IpNet>,
+    /// A file of `user:bcrypt` lines; clients must then log in.
+    pub htpasswd: Option<PathBuf>,
+    /// Certificate and key; without them the data plane speaks plain HTTP.
+    pub tls: Option<tls::Config>,
+    /// One log line a request.
+    pub access_log: bool,
+    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential.
+    pub list_private: bool,
+    /// How long bodies may take to finish when berth is asked to stop.
+    pub drain_seconds: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000)],
+            allow: Vec::new(),
+            htpasswd: None,
+            tls: None,
+            access_log: true,
+            list_private: false,
+            drain_seconds: DRAIN_SECONDS_DEFAULT,
+        }
+    }
+}
+
+impl Config {
+    /// A listener that anybody in the network can reach and use.
+    pub fn open_listener(&self) -> Option<SocketAddr> {
+        let is_restricted =
+            !self.allow.is_empty() && self.allow.iter().all(|network| network.prefix_len() > 0);
+        let is_guarded = is_restricted
+            || self.htpasswd.is_some()
+            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if is_guarded {
+            return None;
+        }
+        self.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).copied()
+    }
+}
+
+/// Checks what the data plane's files say.
+///
+/// # Errors
+/// When `htpasswd` cannot be read.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    access::Access::load(&config.allow, config.htpasswd.as_deref()).map(drop)
+}
+
+/// What answers behind a listener.
+#[derive(Clone)]
+pub enum Plane {
+    /// The registry API.
+    Data(Arc<Data>),
+    /// Health, metrics and administration.
+    Admin(Arc<admin::Admin>),
+}
+
+/// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering.
+///
+/// Returns when every connection is closed. `tls`: handshakes come first. `seats` bounds connections.
+pub async fn serve(
+    listener: TcpListener,
+    plane: Plane,
+    tls: Option<Tls>,
+    seats: Arc<Seats>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    let trouble = Rarely::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &seats, &trouble) => accepted,
+            () = turned_true(&mut stop) => break,
+            Some(ended) = connections.join_next() => {
+                if let Err(panic) = ended {
+                    error!(%panic, "a fault of berth's own ended a connection; all others go on");
+                }
+                continue;
+            }
+        };
+        let Some((stream, peer, seat)) = accepted else { continue };
+        let (plane, tls, stop) = (plane.clone(), tls.clone(), stop.clone());
+        connections.spawn(async move {
+            let _seat = seat;
+            if let Err(error) = connection(stream, peer, plane, tls, stop).await {
+                debug!(client = %peer, error, "a connection ended early");
+            }
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+type Accepted = (TcpStream, SocketAddr, Seat);
+
+/// The next connection; none when it failed or finds no seat, and the next but one must be waited for.
+async fn accept(listener: &TcpListener, seats: &Arc<Seats>, trouble: &Rarely) -> Option<Accepted> {
+    match listener.accept().await {
+        Ok((stream, peer)) => seats.take(peer.ip()).map(|seat| (stream, peer, seat)),
+        Err(error) => {
+            if trouble.is_time() {
+                warn!(%error, "a connection could not be accepted");
+            }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    plane: Plane,
+    tls: Option<Tls>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let stream = Idle::new(stream);
+    match tls {
+        None => exchange(stream, peer, plane, stop).await,
+        Some(tls) => {
+            let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
+            let stream = handshake.await.map_err(|_| "the TLS handshake took too long".to_owned())?;
+            exchange(stream.map_err(|error| error.to_string())?, peer, plane, stop).await
+        }
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    plane: Plane,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let (answers, mut under_way) = watch::channel(0);
+    let answers = Arc::new(answers);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (plane, answer) = (plane.clone(), UnderWay::begin(&answers));
+        async move {
+            let response = plane.answer(peer, request).await;
+            Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return result.map_err(|error| error.to_string()),
+        () = turned_true(&mut stop) => connection.as_mut().graceful_shutdown(),
+    }
+    // hyper would go on waiting for a head that was never begun, or never ended.
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = turned_zero(&mut under_way) => {
+            timeout(LAST_BYTES_MAX, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    result.map_err(|error| error.to_string())
+}
+
+/// Waits until no answer is under way.
+async fn turned_zero(answers: &mut watch::Receiver<usize>) {
+    let _ = answers.wait_for(|answers| *answers == 0).await;
+}
+
+/// Waits to be asked to stop; an asker that is gone asks, too.
+async fn turned_true(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+impl Plane {
+    async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        match self {
+            Self::Data(data) => data.answer(peer, request).await,
+            Self::Admin(admin) => admin.answer(&request).await,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The body of every answer: bytes at hand, or a blob being read; and the account of what was sent.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::sync::watch;
+
+use super::journal::Account;
+use crate::cache::{self, Reading};
+
+/// An answer's body. Its length is always known.
+pub(crate) struct Body {
+    content: Content,
+    remaining: u64,
+    /// Closed when the body is dropped: sent whole, or its connection lost.
+    account: Option<Account>,
+    under_way: Option<UnderWay>,
+}
+
+/// An answer that has begun and not ended, counted as long as this lives.
+pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl UnderWay {
+    /// One more in `answers`.
+    pub(crate) fn begin(answers: &Arc<watch::Sender<usize>>) -> Self {
+        answers.send_modify(|answers| *answers += 1);
+        Self(Arc::clone(answers))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|answers| *answers -= 1);
+    }
+}
+
+enum Content {
+    Whole(Bytes),
+    Reading(Box<Reading>),
+    Next(Pin<Box<dyn Future<Output = (Box<Reading>, Next)> + Send>>),
+    Empty,
+}
+
+type Next = Result<Option<Bytes>, cache::Error>;
+
+impl Body {
+    /// No bytes.
+    pub(crate) fn empty() -> Self {
+        Self { content: Content::Empty, remaining: 0, account: None, under_way: None }
+    }
+
+    /// These bytes.
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Self { remaining: bytes.len() as u64, content: Content::Whole(bytes), account: None, under_way: None }
+    }
+
+    /// The `len` bytes that `reading` will give.
+    pub(crate) fn reading(reading: Reading, len: u64) -> Self {
+        Self { content: Content::Reading(Box::new(reading)), remaining: len, account: None, under_way: None }
+    }
+
+    /// Bytes that are still to be sent.
+    pub(crate) fn len(&self) -> u64 {
+        self.remaining
+    }
+
+    /// Keeps `account` of what becomes of this body.
+    pub(crate) fn watched(mut self, account: Account) -> Self {
+        self.account = Some(account);
+        self
+    }
+
+    /// Counts as an answer under way until it is dropped.
+    pub(crate) fn under_way(mut self, answer: UnderWay) -> Self {
+        self.under_way = Some(answer);
+        self
+    }
+
+    fn sent(&mut self, bytes: &Bytes) {
+        self.remaining = self.remaining.saturating_sub(bytes.len() as u64);
+        if let Some(account) = &mut self.account {
+            account.sent(bytes.len() as u64);
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = cache::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, cache::Error>>> {
+        loop {
+            match std::mem::replace(&mut self.content, Content::Empty) {
+                Content::Empty => return Poll::Ready(None),
+                Content::Whole(bytes) => {
+                    self.sent(&bytes);
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Content::Reading(mut reading) => {
+                    self.content = Content::Next(Box::pin(async move {
+                        let next = reading.next().await;
+                        (reading, next)
+                    }));
+                }
+                Content::Next(mut next) => {
+                    let Poll::Ready((reading, result)) = next.as_mut().poll(context) else {
+                        self.content = Content::Next(next);
+                        return Poll::Pending;
+                    };
+                    let Some(bytes) = result.transpose() else { return Poll::Ready(None) };
+                    if let Ok(bytes) = &bytes {
+                        self.content = Content::Reading(reading);
+                        self.sent(bytes);
+                    }
+                    if let (Err(error), Some(account)) = (&bytes, &mut self.account) {
+                        account.broke_off(error);
+                    }
+                    return Poll::Ready(Some(bytes.map(Frame::data)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.remaining == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}

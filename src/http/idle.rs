@@ -1,0 +1,112 @@
+//! A connection that is cut when its client takes nothing for too long.
+//!
+//! A client that stops reading would otherwise hold its connection, and the blob it reads, for ever. A slow
+//! client is not idle: any byte that it takes starts the time anew. Waiting for a request is bounded
+//! elsewhere, by the time for its head.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How long a client may take no byte of what is ready for it.
+const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
+
+/// `stream`, with a limit on how long a write may stand still.
+pub(super) struct Idle<S> {
+    stream: S,
+    timer: Pin<Box<Sleep>>,
+    waiting: bool,
+}
+
+impl<S> Idle<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false }
+    }
+
+    /// Passes on what a write came to, and watches the clock while it comes to nothing.
+    fn watch<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.waiting = false;
+            return result;
+        }
+        if !self.waiting {
+            self.waiting = true;
+            self.timer.as_mut().reset(Instant::now() + TAKES_NOTHING_MAX);
+        }
+        ready!(self.timer.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for too long")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Idle<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(context, result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(context, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.watch(context, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.watch(context, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
+        let (mut client, server) = tokio::io::duplex(10);
+        let mut server = Idle::new(server);
+        let slow = tokio::spawn(async move {
+            let mut taken = [0; 1];
+            for _ in 0..20 {
+                sleep(TAKES_NOTHING_MAX / 2).await;
+                client.read_exact(&mut taken).await.unwrap();
+            }
+            client
+        });
+        server.write_all(&[1; 30]).await.unwrap();
+        let _still_connected = slow.await.unwrap();
+        let error = server.write_all(&[1; 30]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,161 @@
+//! The account of one request: its line in the access log, and its numbers.
+//!
+//! It is opened when a request's head has arrived and closed when the last byte of the answer has been handed
+//! to the connection, or the connection was lost. Nothing here ever holds a header's value of the client.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use tracing::info;
+
+use crate::cache;
+use crate::oci::Repo;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{InFlight, Kind};
+
+/// The status of a request whose client left before there was an answer, as nginx counts it.
+const CLIENT_LEFT: u16 = 499;
+/// Bytes of a path that are logged when it names nothing.
+const PATH_BYTES_MAX: usize = 256;
+
+/// What is known of a request, and what became of its answer.
+pub(crate) struct Account {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: bool,
+    pub(crate) client: SocketAddr,
+    pub(crate) method: Method,
+    /// A number to find this request's lines by.
+    pub(crate) request: u64,
+    /// distribution's name for what was asked.
+    pub(crate) handler: &'static str,
+    pub(crate) kind: Option<Kind>,
+    pub(crate) repo: Option<Repo>,
+    pub(crate) reference: String,
+    pub(crate) status: u16,
+    pub(crate) cache: &'static str,
+    /// The path, if it led to no route.
+    path: Option<String>,
+    in_flight: InFlight,
+    /// Why there is no content, if there is none.
+    pub(crate) cause: String,
+    began: Instant,
+    first_byte: Option<Duration>,
+    bytes: u64,
+    promised: u64,
+    broken: bool,
+}
+
+impl Account {
+    /// A request of `client` has arrived.
+    pub(crate) fn open(metrics: Arc<Metrics>, log: bool, client: SocketAddr, method: Method) -> Self {
+        Self {
+            in_flight: metrics.in_flight("none"),
+            metrics,
+            log,
+            client,
+            method,
+            request: fastrand::u64(..),
+            handler: "none",
+            kind: None,
+            repo: None,
+            reference: String::new(),
+            status: CLIENT_LEFT,
+            cache: "",
+            path: None,
+            cause: String::new(),
+            began: Instant::now(),
+            first_byte: None,
+            bytes: 0,
+            promised: 0,
+            broken: false,
+        }
+    }
+
+    /// It is for `handler`.
+    pub(crate) fn begin(&mut self, handler: &'static str) {
+        self.handler = handler;
+        self.in_flight = self.metrics.in_flight(handler);
+    }
+
+    /// It led to no route. A path holds no secret; a query may, and is not kept.
+    pub(crate) fn astray(&mut self, path: &str) {
+        self.path = Some(path.chars().take(PATH_BYTES_MAX).collect());
+    }
+
+    /// The head of the answer is ready; `promised` bytes of body follow.
+    pub(crate) fn answered(&mut self, status: u16, promised: u64) {
+        self.status = status;
+        self.promised = if self.method == Method::HEAD { 0 } else { promised };
+        if self.promised == 0 {
+            self.first_byte = Some(self.began.elapsed());
+        }
+    }
+
+    /// Bytes of the body were handed to the connection.
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.first_byte.get_or_insert_with(|| self.began.elapsed());
+        self.bytes += bytes;
+    }
+
+    /// The body had to be broken off.
+    pub(crate) fn broke_off(&mut self, error: &cache::Error) {
+        self.broken = true;
+        self.cause = error.to_string();
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let whole = self.began.elapsed();
+        let first_byte = self.first_byte.unwrap_or(whole);
+        self.metrics.request_ended(self.handler, label(&self.method), self.status, first_byte, whole);
+        self.metrics.sent.inc_by(self.bytes);
+        if let Some(kind) = self.kind.filter(|_| matches!(self.status, 200 | 206)) {
+            self.metrics.pushed(kind, self.bytes);
+        }
+        if !self.log {
+            return;
+        }
+        let end = match (self.broken, self.bytes < self.promised) {
+            (true, _) => "broken_off",
+            (false, _) if self.status == CLIENT_LEFT => "client_left",
+            (false, true) => "client_left",
+            (false, false) => "whole",
+        };
+        info!(
+            target: "berth::access",
+            request = format_args!("{:016x}", self.request),
+            client = %self.client.ip(),
+            method = %self.method,
+            handler = self.handler,
+            registry = self.repo.as_ref().map_or("", |repo| repo.registry.as_str()),
+            repository = self.repo.as_ref().map_or("", |repo| repo.name.as_str()),
+            reference = self.reference,
+            status = self.status,
+            bytes = self.bytes,
+            first_byte_seconds = first_byte.as_secs_f64(),
+            duration_seconds = whole.as_secs_f64(),
+            cache = self.cache,
+            path = self.path,
+            cause = self.cause,
+            end,
+            "request",
+        );
+    }
+}
+
+/// A method as a label: clients may invent methods, and labels are bounded.
+fn label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "get",
+        Method::HEAD => "head",
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        Method::OPTIONS => "options",
+        _ => "other",
+    }
+}

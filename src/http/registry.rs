@@ -1,0 +1,386 @@
+//! The registry API: a request becomes a route, a route becomes content, content becomes an answer.
+//!
+//! Every answer has its length, HEAD answers as GET does, and nothing is ever content-coded. Within
+//! [`BUDGET`] of a request's head there is a head of an answer, or a clean error: container runtimes give up
+//! after thirty seconds without one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, EXPECT, HeaderValue, WARNING,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::Config;
+use super::access::{Access, Verdict};
+use super::asked::{Asked, discard};
+use super::body::Body;
+use super::journal::Account;
+use super::response::{
+    API_VERSION, CACHE_STATUS, CONTENT_DIGEST, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status,
+    content, failure, log_in, unavailable, unrouted, value, wrong_address,
+};
+use crate::cache::{self, Cache, Manifest};
+use crate::oci::error::ErrorCode;
+use crate::oci::range::{Range, Span};
+use crate::oci::route::{Registries, Route};
+use crate::oci::{Digest, Reference, Repo};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Kind;
+
+/// Time within which a request has an answer's head.
+const BUDGET: Duration = Duration::from_secs(19);
+/// Entries of a list when the client does not say.
+const PAGE_DEFAULT: usize = 1000;
+/// Entries of a list at most; larger wishes get this many and a link to the rest.
+const PAGE_MAX: usize = 1000;
+
+/// The data plane.
+pub struct Data {
+    cache: Cache,
+    registries: Registries,
+    access: Access,
+    metrics: Arc<Metrics>,
+    access_log: bool,
+    list_private: bool,
+}
+
+impl Data {
+    /// Answers for `cache` by the rules of `config`.
+    ///
+    /// # Errors
+    /// When `htpasswd` cannot be read.
+    pub fn new(
+        cache: Cache,
+        registries: Registries,
+        metrics: Arc<Metrics>,
+        config: &Config,
+    ) -> anyhow::Result<Self> {
+        let access = Access::load(&config.allow, config.htpasswd.as_deref())?;
+        let Config { access_log, list_private, .. } = *config;
+        Ok(Self { cache, registries, access, metrics, access_log, list_private })
+    }
+
+    pub(super) async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        // A client that waits for leave to send its body gets its answer without having sent it.
+        let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
+        let mut account =
+            Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
+        let mut response = match self.access.judge(peer.ip(), &head.headers).await {
+            Verdict::Allowed => {
+                let Parts { method, uri, headers, .. } = head;
+                let asked = Asked { method, uri, headers };
+                self.respond(&asked, &mut account).await
+            }
+            Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
+            Verdict::LogIn => refuse(&mut account, &head.uri, log_in()),
+            Verdict::Busy => refuse(&mut account, &head.uri, busy()),
+        };
+        if is_announced {
+            discard(body).await;
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        account.answered(response.status().as_u16(), response.body().len());
+        response.map(|body| body.watched(account))
+    }
+
+    async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {
+        let route =
+            match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
+                Ok(route) => route,
+                Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
+            };
+        describe(&route, account);
+        let request = account.request;
+        let subject = subject(&route);
+        match timeout(BUDGET, self.serve(asked, route, account)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                account.cause = error.to_string();
+                if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
+                    warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
+                }
+                unavailable(&error, subject)
+            }
+            Err(_) => failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::Unavailable,
+                "upstream did not answer in time; the transfer may go on: try again",
+            ),
+        }
+    }
+
+    async fn serve(
+        &self,
+        asked: &Asked,
+        route: Route,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        match route {
+            Route::Base => Ok(json(Bytes::from_static(b"{}"))),
+            Route::Extensions => Ok(json(Bytes::from_static(br#"{"extensions":[]}"#))),
+            Route::Catalog { n, last } => self.catalog(asked, n, last.as_deref()).await,
+            Route::Manifest { repo, reference } => self.manifest(asked, &repo, &reference, account).await,
+            Route::Blob { repo, digest } if asked.method == Method::HEAD => {
+                self.blob_head(asked, &repo, &digest, account).await
+            }
+            Route::Blob { repo, digest } => self.blob(asked, &repo, &digest, account).await,
+            Route::Tags { repo, n, last } => self.tags(asked, &repo, n, last.as_deref(), account).await,
+            Route::Referrers { repo, digest, artifact_type } => {
+                self.referrers(&repo, &digest, artifact_type.as_deref(), account).await
+            }
+        }
+    }
+
+    async fn manifest(
+        &self,
+        asked: &Asked,
+        repo: &Repo,
+        reference: &Reference,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        let Manifest { digest, media_type, body, source, warning } =
+            self.cache.manifest(repo, reference).await?;
+        let status = cache_status(source, true, false);
+        account.cache = status;
+        let mut response =
+            if asked.has(&digest) { not_modified() } else { content(StatusCode::OK, &media_type, body) };
+        identify(&mut response, repo, &digest, status);
+        if let Some(warning) = warning {
+            response.headers_mut().insert(WARNING, value(&format!("299 - \"{warning}\"")));
+        }
+        Ok(response)
+    }
+
+    async fn blob_head(
+        &self,
+        asked: &Asked,
+        repo: &Repo,
+        digest: &Digest,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        let (size, source) = self.cache.blob_size(repo, digest).await?;
+        let status = cache_status(source, false, false);
+        account.cache = status;
+        let mut response =
+            if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, Body::empty(), size) };
+        identify(&mut response, repo, digest, status);
+        Ok(response)
+    }
+
+    async fn blob(
+        &self,
+        asked: &Asked,
+        repo: &Repo,
+        digest: &Digest,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        let blob = self.cache.blob(repo, digest).await?;
+        let total = blob.total;
+        // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here.
+        let range = asked.range(digest).filter(|_| total > 0);
+        // What ends where the range says may go out before the whole is proven; an end that is merely "the
+        // end" may not.
+        let held = matches!(range, None | Some(Range::From(_)));
+        let status = cache_status(blob.source, !blob.is_direct(), !held && !blob.is_stored());
+        account.cache = status;
+        let mut response = match range.map(|range| range.resolve(total)) {
+            _ if asked.has(digest) => not_modified(),
+            None => octets(StatusCode::OK, Body::reading(blob.read(0, total, held), total), total),
+            Some(Ok(span)) => {
+                let body = Body::reading(blob.read(span.start, span.end, held), span.len());
+                partial(body, &span, total)
+            }
+            Some(Err(_)) => {
+                let mut response = failure(
+                    StatusCode::RANGE_NOT_SATISFIABLE,
+                    ErrorCode::RangeInvalid,
+                    "the range begins behind the end of the blob",
+                );
+                response.headers_mut().insert(CONTENT_RANGE, value(&format!("bytes */{total}")));
+                response
+            }
+        };
+        identify(&mut response, repo, digest, status);
+        Ok(response)
+    }
+
+    async fn tags(
+        &self,
+        asked: &Asked,
+        repo: &Repo,
+        n: Option<usize>,
+        last: Option<&str>,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        if !self.list_private && !self.cache.is_public(repo).await? {
+            return Ok(failure(
+                StatusCode::NOT_FOUND,
+                ErrorCode::NameUnknown,
+                "lists show only what needs no credential upstream, unless [http] list_private is set",
+            ));
+        }
+        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
+        if size == 0 {
+            return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
+        }
+        let page = self.cache.tags(repo, size, last).await?;
+        let body =
+            list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
+        let mut response = json(body);
+        let next = page.entries.last().filter(|_| page.more);
+        asked.link_to_next(&mut response, size, next.map(|tag| tag.as_str().to_owned()));
+        response.headers_mut().insert(NAMESPACE, value(repo.registry.as_str()));
+        let status = cache_status(page.source, false, false);
+        account.cache = status;
+        response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
+        Ok(response)
+    }
+
+    async fn catalog(
+        &self,
+        asked: &Asked,
+        n: Option<usize>,
+        last: Option<&str>,
+    ) -> Result<Response<Body>, cache::Error> {
+        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
+        let last = last.and_then(|last| {
+            let (registry, name) = last.split_once('/')?;
+            Some(Repo { registry: registry.parse().ok()?, name: name.parse().ok()? })
+        });
+        if size == 0 {
+            return Ok(json(list("repositories", None, std::iter::empty())));
+        }
+        let page = self.cache.repositories(size, last.as_ref(), self.list_private).await?;
+        let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
+        let next = page.entries.last().filter(|_| page.more);
+        asked.link_to_next(&mut response, size, next.map(ToString::to_string));
+        Ok(response)
+    }
+
+    async fn referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+        account: &mut Account,
+    ) -> Result<Response<Body>, cache::Error> {
+        let Some(referrers) = self.cache.referrers(repo, digest).await? else {
+            return Ok(failure(
+                StatusCode::NOT_FOUND,
+                ErrorCode::ManifestUnknown,
+                "upstream does not say what refers to this manifest, and nothing is stored",
+            ));
+        };
+        let status = cache_status(referrers.source, false, false);
+        account.cache = status;
+        let (body, is_filtered) = match artifact_type {
+            Some(artifact_type) => filter(referrers.body, artifact_type),
+            None => (referrers.body, false),
+        };
+        let mut response = content(StatusCode::OK, "application/vnd.oci.image.index.v1+json", body);
+        let headers = response.headers_mut();
+        headers.insert(NAMESPACE, value(repo.registry.as_str()));
+        if is_filtered {
+            headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+        Ok(response)
+    }
+}
+
+/// Tells the account what was asked.
+fn describe(route: &Route, account: &mut Account) {
+    let (handler, kind, repo, reference) = match route {
+        Route::Base | Route::Extensions => ("base", None, None, String::new()),
+        Route::Catalog { .. } => ("catalog", None, None, String::new()),
+        Route::Manifest { repo, reference } => {
+            ("manifest", Some(Kind::Manifest), Some(repo), reference.to_string())
+        }
+        Route::Blob { repo, digest } => ("blob", Some(Kind::Blob), Some(repo), digest.to_string()),
+        Route::Tags { repo, .. } => ("tags", None, Some(repo), String::new()),
+        Route::Referrers { repo, digest, .. } => ("referrers", None, Some(repo), digest.to_string()),
+    };
+    account.kind = kind;
+    account.repo = repo.cloned();
+    account.reference = reference;
+    account.begin(handler);
+}
+
+/// An answer to a request that did not come as far as a route.
+fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
+    account.astray(uri.path());
+    response
+}
+
+fn subject(route: &Route) -> Subject {
+    match route {
+        Route::Manifest { .. } | Route::Referrers { .. } => Subject::Manifest,
+        Route::Blob { .. } => Subject::Blob,
+        Route::Base | Route::Extensions | Route::Catalog { .. } | Route::Tags { .. } => Subject::Repository,
+    }
+}
+
+/// The headers that say what content is, where it is from and how it was come by.
+fn identify(response: &mut Response<Body>, repo: &Repo, digest: &Digest, status: &'static str) {
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_DIGEST, value(&digest.to_string()));
+    headers.insert(ETAG, value(&format!("\"{digest}\"")));
+    headers.insert(NAMESPACE, value(repo.registry.as_str()));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
+}
+
+fn not_modified() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+fn octets(status: StatusCode, body: Body, length: u64) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, length.into());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+}
+
+fn partial(body: Body, span: &Span, total: u64) -> Response<Body> {
+    let mut response = octets(StatusCode::PARTIAL_CONTENT, body, span.len());
+    response.headers_mut().insert(CONTENT_RANGE, value(&span.content_range(total)));
+    response
+}
+
+fn json(body: Bytes) -> Response<Body> {
+    content(StatusCode::OK, "application/json", body)
+}
+
+/// `{"name": …, "tags": […]}`, or the like.
+fn list(key: &str, name: Option<&str>, entries: impl Iterator<Item = String>) -> Bytes {
+    let mut object = serde_json::Map::new();
+    if let Some(name) = name {
+        object.insert("name".to_owned(), name.into());
+    }
+    object.insert(key.to_owned(), entries.map(serde_json::Value::from).collect());
+    serde_json::Value::from(object).to_string().into()
+}
+
+/// An index with only the manifests of `artifact_type`; unchanged, and false, if it cannot be read.
+fn filter(index: Bytes, artifact_type: &str) -> (Bytes, bool) {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&index) else { return (index, false) };
+    let Some(manifests) = value.get_mut("manifests").and_then(serde_json::Value::as_array_mut) else {
+        return (index, false);
+    };
+    manifests
+        .retain(|entry| entry.get("artifactType").and_then(serde_json::Value::as_str) == Some(artifact_type));
+    (value.to_string().into(), true)
+}

@@ -1,0 +1,221 @@
+//! Answers of the data plane, and the one table from error to status, OCI code and public text.
+//!
+//! Statuses are chosen for what clients do with them (protocol.md B.1): a 404 or a 503 makes a container
+//! runtime go on to its next host at once; a 429 would be hammered, and a redirect that is not followed would
+//! end the pull. Texts say what to do and never carry internals; the cause is in the log under the request's
+//! number.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use hyper::{Response, StatusCode};
+
+use super::body::Body;
+use crate::cache;
+use crate::oci::error::{self, ErrorCode};
+use crate::oci::name::InvalidName;
+use crate::oci::route::RouteError;
+use crate::telemetry::metrics::Source;
+use crate::upstream;
+
+pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(super) const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// A body of JSON, or of another text type.
+pub(super) fn content(status: StatusCode, content_type: &str, body: Bytes) -> Response<Body> {
+    let length = body.len();
+    let mut response = Response::new(Body::whole(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, length.into());
+    headers.insert(CONTENT_TYPE, value(content_type));
+    response
+}
+
+/// An error that a client understands.
+pub(super) fn failure(status: StatusCode, code: ErrorCode, message: &str) -> Response<Body> {
+    content(status, "application/json", error::body(code, message))
+}
+
+/// A header's value; text that cannot be one is left out rather than answered with a failure.
+pub(super) fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Whether two texts of a request are about a manifest, a blob or a repository: which "unknown" is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Subject {
+    Manifest,
+    Blob,
+    Repository,
+}
+
+impl Subject {
+    fn unknown(self) -> (ErrorCode, &'static str) {
+        match self {
+            Self::Manifest => (ErrorCode::ManifestUnknown, "manifest unknown"),
+            Self::Blob => (ErrorCode::BlobUnknown, "blob unknown to this repository"),
+            Self::Repository => (ErrorCode::NameUnknown, "repository name not known to registry"),
+        }
+    }
+}
+
+/// The `Cache-Status` of content (RFC 9211).
+pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -> &'static str {
+    match (source, is_stored, is_unproven) {
+        (Source::Hit, ..) => "berth; hit",
+        (Source::Stale, ..) => "berth; hit; detail=stale",
+        (Source::Miss, true, false) => "berth; fwd=miss; stored",
+        (Source::Miss, true, true) => "berth; fwd=miss; stored; detail=unproven",
+        (Source::Miss, false, false) => "berth; fwd=miss",
+        (Source::Miss, false, true) => "berth; fwd=miss; detail=unproven",
+        (Source::Join, _, false) => "berth; fwd=miss; collapsed",
+        (Source::Join, _, true) => "berth; fwd=miss; collapsed; detail=unproven",
+    }
+}
+
+/// A path that means nothing, or something that is not to be had.
+pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
+    let invalid = |code, message: &str| failure(StatusCode::BAD_REQUEST, code, message);
+    match error {
+        RouteError::NotFound => {
+            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such path in the registry API")
+        }
+        RouteError::UnknownRegistry(name) => failure(
+            StatusCode::NOT_FOUND,
+            ErrorCode::NameUnknown,
+            &format!(
+                "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
+            ),
+        ),
+        RouteError::NoDefault => failure(
+            StatusCode::NOT_FOUND,
+            ErrorCode::NameUnknown,
+            "the request names no registry and there is no default_upstream: send ns=, or put the registry in front of the name",
+        ),
+        RouteError::Method => {
+            let mut response = failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                ErrorCode::Unsupported,
+                "berth is a pull-through mirror and takes no pushes or deletes: send them to the registry itself",
+            );
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            // The body of a push is not read.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+        RouteError::Page => invalid(ErrorCode::PaginationNumberInvalid, "expected n to be a number"),
+        RouteError::PathTooLong => invalid(ErrorCode::NameInvalid, "the path is longer than any name can be"),
+        RouteError::Name(error) => {
+            let code = match error {
+                InvalidName::Registry | InvalidName::Repository => ErrorCode::NameInvalid,
+                InvalidName::Tag => ErrorCode::TagInvalid,
+                InvalidName::Digest(_) => ErrorCode::DigestInvalid,
+            };
+            invalid(code, &error.to_string())
+        }
+    }
+}
+
+/// Who must log in first.
+pub(super) fn log_in() -> Response<Body> {
+    let mut response = failure(
+        StatusCode::UNAUTHORIZED,
+        ErrorCode::Unauthorized,
+        "log in with a user of this mirror's htpasswd",
+    );
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"berth\""));
+    response
+}
+
+/// Who must try again, because logins are checked slowly on purpose and many are waiting.
+pub(super) fn busy() -> Response<Body> {
+    failure(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::TooManyRequests,
+        "too many logins are being checked: try again",
+    )
+}
+
+/// Who may not connect; nor rest here until the next try.
+pub(super) fn wrong_address() -> Response<Body> {
+    let mut response = failure(
+        StatusCode::FORBIDDEN,
+        ErrorCode::Denied,
+        "this address is not in this mirror's [http] allow",
+    );
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Why there is no content. The one table: every error has its line.
+pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
+    use cache::Error;
+    let outage = |message: &str| failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+    match error {
+        Error::NoUpstream => {
+            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
+        }
+        Error::Upstream(error) => refused(error, subject),
+        Error::Offline => outage("upstream is down and nothing is stored"),
+        Error::TooOld => {
+            outage("upstream cannot confirm this tag, and what is stored is older than serve_stale allows")
+        }
+        Error::Mismatch => outage("upstream sent content that does not match its digest"),
+        Error::Store(_) | Error::Read(_) => {
+            outage("stored content cannot be read or written: see this mirror's log")
+        }
+        Error::Busy => outage("too many transfers are under way: try again"),
+        Error::Stalled(_) => outage("no byte arrived from upstream in time"),
+        Error::GivenUp => outage("the transfer was given up: try again"),
+    }
+}
+
+fn unknown(subject: Subject) -> Response<Body> {
+    let (code, message) = subject.unknown();
+    failure(StatusCode::NOT_FOUND, code, message)
+}
+
+/// What upstream's refusal means to the client.
+fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
+    use upstream::Error;
+    let outage = |message: &str| failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+    match error {
+        Error::NotFound => unknown(subject),
+        // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
+        Error::Denied => failure(
+            StatusCode::NOT_FOUND,
+            ErrorCode::Denied,
+            "upstream refuses access, or there is no such repository: does this mirror need a credential for it?",
+        ),
+        Error::LoginRefused => outage("upstream refuses this mirror's own credential: check it"),
+        Error::Limited { retry_after } => limited(*retry_after),
+        Error::Unavailable { .. } => outage("upstream answered with an error"),
+        Error::Unreachable { .. } => outage("upstream cannot be reached"),
+        Error::Timeout => outage("upstream did not answer in time"),
+        Error::Malformed(what) => outage(&format!("upstream answered with {what}")),
+        Error::DigestMismatch => outage("upstream sent content that does not match its digest"),
+        Error::Changed => outage("upstream's content changed while it was sent"),
+        Error::Refused(_) => outage(
+            "upstream points to an address that this mirror must not reach: see redirect_hosts and realm_hosts",
+        ),
+    }
+}
+
+fn limited(retry_after: Option<Duration>) -> Response<Body> {
+    let mut response = failure(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::TooManyRequests,
+        "upstream limits this mirror's requests, and this is not stored yet",
+    );
+    if let Some(after) = retry_after {
+        response.headers_mut().insert(RETRY_AFTER, after.as_secs().into());
+    }
+    response
+}
