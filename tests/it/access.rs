@@ -1,0 +1,147 @@
+//! Who may use the data plane: by address, and by name.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use crate::support::{Berth, Image, Setup, Upstream, eventually, file_of, get, together};
+
+const REPO: &str = "library/alpine";
+/// The least that bcrypt allows: these are tests.
+const COST: u32 = 4;
+
+async fn alpine() -> (Upstream, Setup, Image) {
+    let upstream = Upstream::start().await;
+    let image = Image::of(1, &[3000]);
+    upstream.image(REPO, "3", &image);
+    let setup = Berth::with("docker.io", &upstream);
+    (upstream, setup, image)
+}
+
+fn user(name: &str, password: &str) -> String {
+    format!("{name}:{}\n", bcrypt::hash(password, COST).unwrap())
+}
+
+/// Whether this user gets in, everywhere alike.
+async fn gets_in(berth: &Berth, name: &str, password: &str) -> bool {
+    let path = format!("/v2/{REPO}/manifests/3");
+    let base = berth.get("/v2/").basic(name, password).await.status;
+    let content = berth.get(&path).basic(name, password).await.status;
+    assert_eq!(base, content);
+    base == 200
+}
+
+#[tokio::test]
+async fn only_listed_networks_are_served() {
+    let (upstream, setup, image) = alpine().await;
+    let berth = setup.clone().http("allow = [\"10.0.0.0/8\", \"::1/128\"]").start().await;
+    for path in
+        ["/v2/".to_owned(), format!("/v2/{REPO}/manifests/3"), image.layer().path(REPO), "/".to_owned()]
+    {
+        let reply = berth.get(&path).await;
+        assert_eq!((reply.status, &*reply.error_code()), (403, "DENIED"), "{path}");
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+        assert_eq!(reply.header("connection"), Some("close"), "strangers rest in nobody's seat");
+        assert_eq!(berth.head(&path).await.status, 403, "{path}");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    assert_eq!(berth.admin("/readyz").await.status, 200);
+
+    let berth = setup.http("allow = [\"10.0.0.0/8\", \"127.0.0.0/8\"]").start().await;
+    berth.pull(REPO, "3", &image).await;
+}
+
+#[tokio::test]
+async fn an_ipv4_client_of_an_ipv6_listener_is_known_by_its_ipv4_address() {
+    let (_upstream, setup, image) = alpine().await;
+    let listen = "listen = [\"[::ffff:127.0.0.1]:0\"]";
+    let ask = |berth: &Berth| {
+        let address = SocketAddr::from(([127, 0, 0, 1], berth.address().port()));
+        get(format!("http://{address}{}", image.layer().path(REPO)))
+    };
+    let berth = setup.clone().http(listen).http("allow = [\"127.0.0.0/8\"]").start().await;
+    ask(&berth).await.expect(200);
+    let berth = setup.http(listen).http("allow = [\"10.0.0.0/8\"]").start().await;
+    assert_eq!(ask(&berth).await.status, 403);
+}
+
+#[tokio::test]
+async fn whoever_is_not_logged_in_is_challenged() {
+    let (upstream, setup, image) = alpine().await;
+    let users = file_of(&format!("# people\n\n{}{}", user("anna", "right"), user("bert", "pass:word")));
+    let berth = setup.http(&format!("htpasswd = {users:?}")).start().await;
+    for path in ["/v2/".to_owned(), format!("/v2/{REPO}/manifests/3"), image.layer().path(REPO)] {
+        for ask in [
+            berth.get(&path),
+            berth.get(&path).basic("anna", "wrong"),
+            berth.get(&path).basic("nobody", "right"),
+            berth.get(&path).basic("anna", ""),
+            berth.get(&path).basic("", ""),
+            berth.get(&path).basic("anna", &"x".repeat(9000)),
+            berth.get(&path).basic("anna", "right\0more"),
+            berth.get(&path).header("authorization", "Bearer abc"),
+            berth.get(&path).header("authorization", "Basic %%%"),
+            berth.get(&path).header("authorization", "Basic"),
+        ] {
+            let reply = ask.await;
+            assert_eq!((reply.status, &*reply.error_code()), (401, "UNAUTHORIZED"), "{path}");
+            assert_eq!(reply.header("www-authenticate"), Some("Basic realm=\"berth\""));
+        }
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    assert!(gets_in(&berth, "anna", "right").await);
+    assert!(gets_in(&berth, "bert", "pass:word").await);
+    assert!(!gets_in(&berth, "anna", "pass:word").await);
+    assert!(upstream.requests().iter().all(|request| request.header("authorization").is_none()));
+    for secret in ["right", "wrong", "pass:word"] {
+        assert!(!berth.logs_contain(secret), "{secret} is in the log");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_htpasswd_counts_from_then_on() {
+    let (_upstream, setup, _) = alpine().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("htpasswd");
+    // As editors and secret mounts do: a new file in the place of the old.
+    let replace = |text: &str| {
+        let mut next = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
+        next.write_all(text.as_bytes()).unwrap();
+        next.persist(&path).unwrap();
+    };
+    replace(&user("anna", "old"));
+    let berth = setup.http(&format!("htpasswd = {path:?}")).start().await;
+    assert!(gets_in(&berth, "anna", "old").await);
+    replace(&format!("{}{}", user("anna", "new"), user("bert", "his")));
+    eventually("the new password counts", async || gets_in(&berth, "anna", "new").await).await;
+    assert!(!gets_in(&berth, "anna", "old").await, "it was remembered as right");
+    assert!(gets_in(&berth, "bert", "his").await);
+    replace("carl:plain\n");
+    assert!(gets_in(&berth, "bert", "his").await);
+    berth.until_logged("htpasswd has changed and cannot be read").await;
+    assert!(gets_in(&berth, "bert", "his").await, "the users before stay");
+    std::fs::remove_file(&path).unwrap();
+    assert!(gets_in(&berth, "anna", "new").await, "without a file, too");
+    File::create(&path).unwrap();
+    eventually("nobody is left", async || !gets_in(&berth, "anna", "new").await).await;
+}
+
+#[tokio::test]
+async fn wrong_passwords_do_not_lock_out_who_is_known() {
+    let (_upstream, setup, _) = alpine().await;
+    // At this cost a check takes a tenth of a second and more.
+    let users = file_of(&format!("anna:{}\n", bcrypt::hash("right", 11).unwrap()));
+    let berth = setup.http(&format!("htpasswd = {users:?}")).start().await;
+    assert!(gets_in(&berth, "anna", "right").await);
+    let asks: Vec<_> = (0..64).map(|at| berth.get("/v2/").basic("anna", &format!("wrong{at}"))).collect();
+    let guesses = tokio::spawn(together(64, move |at| asks[at].clone().into_future()));
+    eventually("they are being checked", async || {
+        berth.metric("registry_http_in_flight_requests").await >= 30.0
+    })
+    .await;
+    assert!(gets_in(&berth, "anna", "right").await);
+    assert!(!guesses.is_finished());
+    for reply in guesses.await.unwrap() {
+        assert!([401, 503].contains(&reply.status), "{}", reply.status);
+    }
+}

@@ -1,0 +1,35 @@
+//! The tests of the whole: a fake registry, a running berth, a client. One binary; a module per feature.
+
+#![allow(clippy::unwrap_used, reason = "a failed assumption of a test is a failed test")]
+
+mod support;
+
+mod access;
+mod admin;
+mod auth;
+mod clients;
+mod clients_itself;
+mod config;
+mod crash;
+mod crash_itself;
+mod crowd;
+mod disk;
+mod drain;
+mod flight;
+mod grants;
+mod hostile;
+mod index;
+mod layout;
+mod listing;
+mod lying;
+mod offline;
+mod pull;
+mod ranges;
+mod redirects;
+mod referrers;
+mod samples;
+mod serve;
+mod support_itself;
+mod tags;
+mod tidy;
+mod tls;

@@ -1,0 +1,174 @@
+//! Who may read what, and the token endpoint `/token`.
+//!
+//! A token is its own record, base64 of `serial repository…`, so that one fake takes the tokens of another.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::json;
+
+use super::wire::{Answer, Request, pairs};
+
+/// One more than the serial of the last token.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
+/// How a registry asks for a login.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Auth {
+    /// Not at all.
+    Open,
+    Basic,
+    /// By tokens, from `/token` unless another realm is set.
+    Bearer,
+}
+
+/// Who may pass.
+pub(super) struct Door {
+    pub(super) auth: Auth,
+    pub(super) users: Vec<User>,
+    /// Beginnings of the names that everybody may read.
+    pub(super) anonymous: Vec<String>,
+    pub(super) realm: Option<String>,
+    pub(super) expires_in: Option<u64>,
+    /// Tokens below this serial are worth nothing any more.
+    first_valid_serial: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct User {
+    name: String,
+    password: String,
+    prefix: String,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self {
+            auth: Auth::Open,
+            users: Vec::new(),
+            anonymous: Vec::new(),
+            realm: None,
+            expires_in: Some(300),
+            first_valid_serial: 0,
+        }
+    }
+}
+
+/// The `Authorization` of a user.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
+impl Door {
+    pub(super) fn user(&mut self, name: &str, password: &str, prefix: &str) {
+        let [name, password, prefix] = [name, password, prefix].map(str::to_owned);
+        self.users.push(User { name, password, prefix });
+    }
+
+    pub(super) fn revoke(&mut self) {
+        self.first_valid_serial = NEXT_SERIAL.load(Ordering::SeqCst);
+    }
+
+    /// A token, a refusal, or nothing: then the request may pass.
+    pub(super) fn answer(&self, request: &Request, origin: &str) -> Option<Answer> {
+        if request.path() == "/token" {
+            return Some(self.token(request));
+        }
+        let repository = repository(request.path());
+        let given = request.header("authorization").unwrap_or_default();
+        match self.auth {
+            Auth::Open => None,
+            Auth::Basic => {
+                let user = self.users.iter().find(|user| {
+                    basic(&user.name, &user.password) == given
+                        && repository.is_none_or(|name| name.starts_with(&user.prefix))
+                });
+                let passes = user.is_some() || repository.is_some_and(|name| self.is_anonymous(name));
+                (!passes).then(|| refusal("Basic realm=\"fake\""))
+            }
+            Auth::Bearer => {
+                let token = given.strip_prefix("Bearer ");
+                let passes = token.is_some_and(|token| self.admits(token, repository));
+                (!passes).then(|| refusal(&self.challenge(origin, repository, token)))
+            }
+        }
+    }
+
+    fn challenge(&self, origin: &str, repository: Option<&str>, token: Option<&str>) -> String {
+        let realm = self.realm.clone().unwrap_or_else(|| format!("{origin}/token"));
+        let mut challenge = format!("Bearer realm=\"{realm}\",service=\"fake\"");
+        if let Some(name) = repository {
+            challenge += &format!(",scope=\"repository:{name}:pull\"");
+        }
+        if let Some(token) = token {
+            let error = if self.admits(token, None) { "insufficient_scope" } else { "invalid_token" };
+            challenge += &format!(",error=\"{error}\"");
+        }
+        challenge
+    }
+
+    fn admits(&self, token: &str, repository: Option<&str>) -> bool {
+        let Some(record) = BASE64_STANDARD.decode(token).ok().and_then(|it| String::from_utf8(it).ok())
+        else {
+            return false;
+        };
+        let mut words = record.split(' ');
+        let serial: Option<u64> = words.next().and_then(|word| word.parse().ok());
+        serial.is_some_and(|serial| serial >= self.first_valid_serial)
+            && repository.is_none_or(|name| words.any(|granted| granted == name))
+    }
+
+    /// For what was asked as far as it is allowed; only a wrong login is refused.
+    fn token(&self, request: &Request) -> Answer {
+        let form: Vec<_> = pairs(&request.body).collect();
+        let field = |key: &str| form.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let refresh = field("refresh_token");
+        let given = match (request.header("authorization"), field("username"), field("password")) {
+            (Some(header), _, _) => Some(header.to_owned()),
+            (None, Some(user), Some(password)) => Some(basic(user, password)),
+            _ => None,
+        };
+        let is_it = |user: &&User| {
+            refresh == Some(&user.password) || given.as_ref() == Some(&basic(&user.name, &user.password))
+        };
+        let users: Vec<_> = self.users.iter().filter(is_it).collect();
+        if users.is_empty() && (given.is_some() || refresh.is_some()) {
+            return refusal("Basic realm=\"fake\"");
+        }
+        let query = request.target.split_once('?').map_or("", |(_, query)| query);
+        let scopes = pairs(query.as_bytes()).chain(form.iter().cloned()).filter(|(name, _)| name == "scope");
+        let mut record = NEXT_SERIAL.fetch_add(1, Ordering::SeqCst).to_string();
+        for (_, scopes) in scopes {
+            let names =
+                scopes.split(' ').filter_map(|it| it.strip_prefix("repository:")?.strip_suffix(":pull"));
+            let allowed = |name: &&str| {
+                self.is_anonymous(name) || users.iter().any(|user| name.starts_with(&user.prefix))
+            };
+            for name in names.filter(allowed) {
+                record += &format!(" {name}");
+            }
+        }
+        let mut body = json!({ "token": BASE64_STANDARD.encode(record) });
+        if let Some(seconds) = self.expires_in {
+            body["expires_in"] = json!(seconds);
+        }
+        Answer::new(200, "application/json", body.to_string())
+    }
+
+    fn is_anonymous(&self, name: &str) -> bool {
+        self.anonymous.iter().any(|prefix| name.starts_with(prefix))
+    }
+}
+
+fn refusal(challenge: &str) -> Answer {
+    Answer::error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge)
+}
+
+/// The repository that a path is in, if any.
+fn repository(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("/v2/")?;
+    ["/manifests/", "/blobs/", "/tags/", "/referrers/"]
+        .iter()
+        .find_map(|word| Some(rest.rsplit_once(word)?.0))
+}
