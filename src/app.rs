@@ -158,8 +158,8 @@ async fn listen(address: SocketAddr, plane: &str) -> anyhow::Result<TcpListener>
     Ok(listener)
 }
 
-async fn run_store(store: Store, stops: watch::Receiver<bool>) {
-    store.run(turned_true(stops)).await;
+async fn run_store(store: Store, mut stops: watch::Receiver<bool>) {
+    store.run(http::turned_true(&mut stops)).await;
 }
 
 async fn run_upstream(upstream: Arc<Upstream>, stops: watch::Receiver<bool>) {
@@ -167,16 +167,11 @@ async fn run_upstream(upstream: Arc<Upstream>, stops: watch::Receiver<bool>) {
 }
 
 /// Runs `work` until it is time to stop.
-async fn until(work: impl Future<Output = ()>, stops: watch::Receiver<bool>) {
+async fn until(work: impl Future<Output = ()>, mut stops: watch::Receiver<bool>) {
     tokio::select! {
         () = work => {}
-        () = turned_true(stops) => {}
+        () = http::turned_true(&mut stops) => {}
     }
-}
-
-/// Waits to be asked to stop; an asker that is gone asks, too.
-async fn turned_true(mut stops: watch::Receiver<bool>) {
-    let _ = stops.wait_for(|stop| *stop).await;
 }
 
 /// Waits for a part that must run for ever to end, which is a fault.

@@ -24,7 +24,7 @@ mod writer;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -32,7 +32,7 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::oci::{Digest, Registry, Repo, Tag};
-use crate::store::Store;
+use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::Upstream;
@@ -58,6 +58,10 @@ const TROUBLE_MEMORY: Duration = Duration::from_secs(10);
 const LOOKS_MAX: usize = 4;
 /// HEADs that prove a new manifest's content to its repository, at once, in the whole process.
 const PROOFS_MAX: usize = 4;
+/// How long the end of the process waits for transfers to put down what they have.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at them.
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Content by repository, from disk or from upstream.
 #[derive(Clone)]
@@ -197,9 +201,9 @@ impl Cache {
 
     /// Stops the transfers under way; what they have is kept for the next start.
     pub async fn close(&self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + CLOSE_MAX;
         while self.0.flights.abandon_all() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(CLOSE_PAUSE).await;
         }
     }
 
@@ -207,7 +211,7 @@ impl Cache {
         self.0.upstreams.get(&repo.registry).ok_or(Error::NoUpstream)
     }
 
-    /// Whether content is stored, or on its way, for anybody.
+    /// Whether content is stored, for whomever it may be.
     async fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(self.0.store.blob(digest).await?.is_some())
     }
@@ -279,12 +283,7 @@ fn manifest_path(reference: &impl std::fmt::Display) -> String {
     format!("manifests/{reference}")
 }
 
-/// The time in seconds since 1970, as records on disk have it.
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// A panic elsewhere leaves these values whole: each is changed by a single call.
+/// A panic elsewhere leaves what these locks guard whole: it is changed by single calls.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,9 +17,9 @@ pub(crate) mod tls;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -237,8 +237,16 @@ async fn turned_zero(answers: &mut watch::Receiver<usize>) {
     let _ = answers.wait_for(|answers| *answers == 0).await;
 }
 
+/// When a file was changed and how long it is: whether it must be read again.
+type Stamp = (SystemTime, u64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
 /// Waits to be asked to stop; an asker that is gone asks, too.
-async fn turned_true(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

@@ -64,6 +64,7 @@ mod upkeep;
 
 pub use blob::StoredBlob;
 pub use error::Error;
+pub use ledger::unix_seconds;
 pub use partial::{Partial, Sync, Synced};
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
 

@@ -12,13 +12,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::error::Error;
+use super::lock;
 use crate::oci::{Digest, Repo};
 
 /// Bytes at the end of a body that wait for the proof of the whole.
@@ -219,9 +220,8 @@ impl Flights {
         }
     }
 
-    /// A panic elsewhere leaves the table whole: it is changed by single inserts and removes only.
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 

@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
+
+use super::lock;
 
 /// The work under way, by what it is for.
 pub(super) struct Once<K, V> {
@@ -75,11 +77,6 @@ impl<K: Eq + Hash, V> Drop for Leave<K, V> {
     fn drop(&mut self) {
         lock(&self.table).remove(&self.key);
     }
-}
-
-/// A panic elsewhere leaves the table whole: it is changed by single inserts and removes only.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

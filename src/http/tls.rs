@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
@@ -16,6 +16,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
+
+use super::{Stamp, stamp};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -37,12 +39,8 @@ impl Config {
         [&self.cert, &self.key].into_iter().chain(&self.client_ca)
     }
 
-    fn stamps(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let stamp = |path: &PathBuf| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
-        };
-        self.files().map(stamp).collect()
+    fn stamps(&self) -> Vec<Option<Stamp>> {
+        self.files().map(|path| stamp(path)).collect()
     }
 
     fn load(&self) -> anyhow::Result<ServerConfig> {

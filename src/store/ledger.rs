@@ -346,7 +346,7 @@ impl Ledger {
     }
 }
 
-/// Now, in seconds since 1970; a clock before that counts as 1970.
-pub(super) fn unix_seconds() -> u64 {
+/// Now, as records have it: in seconds since 1970; a clock before that counts as 1970.
+pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

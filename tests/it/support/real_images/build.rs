@@ -122,7 +122,18 @@ impl Builder {
             "annotations": {"org.example.made-by": "nobody"},
         });
         let descriptor = Map::from_iter([("artifactType".to_owned(), json!(artifact_type))]);
-        let digest = self.keep(&to_bytes(&manifest));
+        self.without_platform(&manifest, config, layers, descriptor)
+    }
+
+    /// Keeps a manifest of nothing that runs, with what an index says of it.
+    fn without_platform(
+        &self,
+        manifest: &Value,
+        config: String,
+        layers: Vec<Layer>,
+        descriptor: Map<String, Value>,
+    ) -> Manifest {
+        let digest = self.keep(&to_bytes(manifest));
         Manifest {
             digest,
             media_type: OCI_MANIFEST.to_owned(),
@@ -158,15 +169,7 @@ impl Builder {
                 }),
             ),
         ]);
-        let digest = self.keep(&to_bytes(&manifest));
-        Manifest {
-            digest,
-            media_type: OCI_MANIFEST.to_owned(),
-            config,
-            layers,
-            architecture: None,
-            descriptor,
-        }
+        self.without_platform(&manifest, config, layers, descriptor)
     }
 
     fn index(&self, key: &str, repository: &str, name: &str, manifests: Vec<Manifest>) -> Image {
