@@ -9,6 +9,7 @@
 //!
 //! Every transfer and every check is a task of its own: requests wait for them, and may leave.
 
+mod config;
 mod direct;
 mod error;
 mod fill;
@@ -37,6 +38,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::Upstream;
 
+pub use config::Config;
 pub use error::Error;
 pub use freshness::{Rule, Rules};
 pub use listing::{Page, Referrers};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::cache::{Rule, Rules};
+use crate::cache::{self, Rule, Rules};
 use crate::http::{self, admin};
 use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
@@ -44,6 +44,8 @@ pub struct Config {
     pub http: http::Config,
     /// The admin plane.
     pub admin: admin::Config,
+    /// What is kept, and how much of it.
+    pub cache: cache::Config,
     /// The registries; one that is listed replaces the built-in one of its name.
     #[serde(rename = "upstream")]
     pub upstreams: Vec<upstream::Config>,
@@ -60,6 +62,7 @@ impl Default for Config {
             public_registries: true,
             http: http::Config::default(),
             admin: admin::Config::default(),
+            cache: cache::Config::default(),
             upstreams: Vec::new(),
             tags: Vec::new(),
         }
