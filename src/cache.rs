@@ -43,7 +43,7 @@ pub use error::Error;
 pub use freshness::{Rule, Rules};
 pub use listing::{Page, Referrers};
 pub use manifests::Manifest;
-pub use reader::{Blob, Reading};
+pub use reader::{Blob, Reading, Way};
 
 use direct::{DIRECT_MAX, Detour};
 use fill::Filler;
@@ -125,6 +125,11 @@ impl Cache {
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
     pub async fn blob(&self, repo: &Repo, digest: &Digest) -> Result<Blob, Error> {
+        self.upstream(repo)?;
+        if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
+            self.0.metrics.served(Kind::Blob, Source::Hit);
+            return Ok(Blob::stored(stored));
+        }
         let blob = match self.find_blob(repo, digest).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
             Err(Error::Store(cause)) => {
@@ -186,6 +191,9 @@ impl Cache {
     /// [`Error`], as for [`Cache::blob`].
     pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
         let upstream = self.upstream(repo)?;
+        if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
+            return Ok((stored.size, Source::Hit));
+        }
         let (granted, stored) = self.0.store.find(repo, digest).await?;
         match stored {
             Some(stored) if granted => return Ok((stored.size, Source::Hit)),

@@ -1,6 +1,7 @@
 //! The vocabulary of the OCI distribution protocol: pure types, no I/O, no clock.
 
 pub mod digest;
+pub mod document;
 pub mod error;
 pub mod manifest;
 pub mod name;
@@ -8,6 +9,7 @@ pub mod range;
 pub mod route;
 
 pub use digest::{Algorithm, Digest, Verifier};
+pub use document::Document;
 pub use error::ErrorCode;
 pub use manifest::Manifest;
 pub use name::{Reference, Registry, Repo, RepoName, Tag};

@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, Repo, Tag};
+use crate::oci::{Digest, Document, Repo, Tag};
 
 mod adopt;
 mod blob;
@@ -56,15 +56,18 @@ mod layout;
 mod ledger;
 mod lock;
 mod map;
+#[expect(unsafe_code, reason = "maps files: the module says why that is sound")]
+mod mapping;
+mod opened;
 mod partial;
 mod rebuild;
 mod record;
 mod refs;
 mod upkeep;
 
-pub use blob::StoredBlob;
 pub use error::Error;
 pub use ledger::unix_seconds;
+pub use opened::{Mapped, StoredBlob};
 pub use partial::{Partial, Sync, Synced};
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
 
@@ -134,7 +137,27 @@ impl Store {
     /// If the disk fails.
     pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<StoredBlob>), Error> {
         let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| Ok((ledger.granted(&repo, &digest)?, ledger.blob(&digest)?))).await
+        // In this order: what is granted is noted with what is at hand.
+        self.ask(move |ledger| {
+            let blob = ledger.blob(&digest)?;
+            Ok((ledger.granted(&repo, &digest)?, blob))
+        })
+        .await
+    }
+
+    /// A stored blob that `repo` may be served, if that is known without a look at disk or index. Never blocks.
+    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<StoredBlob> {
+        self.0.ledger.opened.blob(repo, digest)
+    }
+
+    /// A stored manifest that `repo` may be served, if that is known without a look at disk or index. Never blocks.
+    pub fn manifest_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
+        self.0.ledger.opened.manifest(repo, digest)
+    }
+
+    /// What a tag means here, if that is known without a look at disk or index. Never blocks.
+    pub fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.0.ledger.index.tag_at_hand(repo, tag)
     }
 
     /// Stores small content, such as a manifest. Content that is there already is left alone.
@@ -220,15 +243,11 @@ impl Store {
         self.ask(move |ledger| ledger.tags(&repo, after.as_deref(), n)).await
     }
 
-    /// A stored manifest that a repository may be served, with what is known of it: here, or publicly elsewhere.
+    /// A stored manifest that a repository may be served: known here, or publicly elsewhere.
     ///
     /// # Errors
     /// If the disk fails.
-    pub async fn manifest(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-    ) -> Result<Option<(ManifestRecord, Bytes)>, Error> {
+    pub async fn manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<Arc<Document>>, Error> {
         let (repo, digest) = (repo.clone(), *digest);
         self.ask(move |ledger| ledger.manifest(&repo, &digest)).await
     }

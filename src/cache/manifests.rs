@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::error::Error;
 use super::{Cache, manifest_path, now};
-use crate::oci::{Algorithm, Digest, Reference, Repo, manifest};
+use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
 use crate::store::{ManifestRecord, Store};
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Fetched, Upstream};
@@ -20,12 +20,8 @@ use crate::upstream::{Fetched, Upstream};
 /// A manifest as it is served.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The digest of `body`.
-    pub digest: Digest,
-    /// Exactly as upstream named it.
-    pub media_type: String,
-    /// Byte for byte what upstream sent.
-    pub body: Bytes,
+    /// What it is.
+    pub document: Arc<Document>,
     /// How it was come by.
     pub source: Source,
     /// What the client should be told in a `Warning` header.
@@ -80,14 +76,11 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
     ) -> Result<Option<Manifest>, Error> {
-        let stored = self.0.store.manifest(repo, digest).await?;
-        Ok(stored.map(|(record, body)| Manifest {
-            digest: *digest,
-            media_type: record.media_type,
-            body,
-            source: Source::Hit,
-            warning: None,
-        }))
+        let document = match self.0.store.manifest_at_hand(repo, digest) {
+            Some(document) => Some(document),
+            None => self.0.store.manifest(repo, digest).await?,
+        };
+        Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None }))
     }
 
     /// Asks upstream for a manifest, checks that it is one, and stores it.
@@ -115,8 +108,8 @@ impl Cache {
             warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
         }
         self.prove_behind(repo, &manifest);
-        let media_type = manifest.media_type;
-        Ok(Manifest { digest, media_type, body, source: Source::Miss, warning: None })
+        let document = Arc::new(Document::new(digest, manifest.media_type, body));
+        Ok(Manifest { document, source: Source::Miss, warning: None })
     }
 
     /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
@@ -170,7 +163,7 @@ impl Cache {
 
     async fn parsed(&self, repo: &Repo, digest: &Digest) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
-        Ok(manifest::Manifest::parse(Some(&stored.media_type), &stored.body).ok())
+        Ok(manifest::Manifest::parse(Some(&stored.document.media_type), &stored.document.body).ok())
     }
 
     /// Whether every blob is here, and `repo` may have it.

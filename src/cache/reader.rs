@@ -5,7 +5,8 @@
 //! sent is an error here and a cut connection at the client: no error text is ever put into a body.
 
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -16,12 +17,13 @@ use tracing::warn;
 use super::direct::{Detour, Direct};
 use super::error::Error;
 use super::flight::{Head, Reader};
-use crate::store::StoredBlob;
+use crate::store::{Mapped, StoredBlob};
 use crate::telemetry::metrics::Source;
 
 /// Bytes read at once.
 const CHUNK_BYTES: u64 = 256 * 1024;
-
+/// Bytes sent at once from a mapped file.
+const MAPPED_BYTES: u64 = 1 << 20;
 /// Bytes that one client is sent in a row while others wait for their turn: from memory nothing else would stop it.
 const TURN_BYTES: u64 = 1 << 20;
 
@@ -34,15 +36,24 @@ pub struct Blob {
     from: From,
 }
 
+/// How bytes of a stored file come to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Through a buffer, for who looks at them: TLS encrypts.
+    Copied,
+    /// From where the kernel has them: for a plain socket, which does not look.
+    Mapped,
+}
+
 enum From {
-    Stored(Arc<File>),
+    Stored { blob: StoredBlob, mapped: Option<Mapped> },
     Flight { reader: Reader, file: Arc<File>, total: u64, detour: Box<Detour> },
     Direct(Box<Direct>),
 }
 
 impl Blob {
     pub(super) fn stored(blob: StoredBlob) -> Self {
-        Self { total: blob.size, source: Source::Hit, from: From::Stored(blob.file) }
+        Self { total: blob.size, source: Source::Hit, from: From::Stored { blob, mapped: None } }
     }
 
     /// `detour` is for a disk that fails before the end.
@@ -57,7 +68,7 @@ impl Blob {
 
     /// Whether every byte is on disk and proven.
     pub fn is_stored(&self) -> bool {
-        matches!(self.from, From::Stored(_))
+        matches!(self.from, From::Stored { .. })
     }
 
     /// Whether it passes through without being kept.
@@ -67,7 +78,13 @@ impl Blob {
 
     /// The bytes from `start` up to `end`. `held`: those at the end of the content wait until the whole is
     /// proven.
-    pub fn read(self, start: u64, end: u64, held: bool) -> Reading {
+    pub fn read(mut self, start: u64, end: u64, held: bool, way: Way) -> Reading {
+        if let From::Stored { blob, mapped } = &mut self.from
+            && way == Way::Mapped
+        {
+            // Without room for another mapping, reading still works. There is none of nothing.
+            *mapped = blob.mapped().ok();
+        }
         Reading {
             from: self.from,
             position: start,
@@ -92,6 +109,43 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// The file that its bytes are sent from, if that is so.
+    pub fn mapped(&self) -> Option<&Mapped> {
+        match &self.from {
+            From::Stored { mapped, .. } => mapped.as_ref(),
+            From::Flight { .. } | From::Direct(_) => None,
+        }
+    }
+
+    /// The next bytes, if they are in memory and can be sent from there.
+    pub fn at_hand(&mut self) -> Option<Bytes> {
+        let From::Stored { mapped: Some(mapped), .. } = &self.from else { return None };
+        let bytes = mapped.bytes(self.ahead()?)?;
+        Some(self.taken(bytes))
+    }
+
+    /// Whether others should have their turn before the next bytes; asked once, it is not so again for a while.
+    pub fn is_turn_over(&mut self) -> bool {
+        let is_over = self.in_a_row >= TURN_BYTES;
+        if is_over {
+            self.in_a_row = 0;
+        }
+        is_over
+    }
+
+    /// Where the next bytes of a mapped file are; none at the end.
+    fn ahead(&self) -> Option<Range<usize>> {
+        let end = self.end.min(self.position + MAPPED_BYTES);
+        let range = usize::try_from(self.position).ok()?..usize::try_from(end).ok()?;
+        (!range.is_empty()).then_some(range)
+    }
+
+    fn taken(&mut self, bytes: Bytes) -> Bytes {
+        self.position += bytes.len() as u64;
+        self.in_a_row += bytes.len() as u64;
+        bytes
+    }
+
     /// The next bytes; none at the end.
     ///
     /// # Errors
@@ -107,41 +161,57 @@ impl Reading {
             let rest = detour.as_ref().clone().rest(Arc::clone(file), self.position, *total).await?;
             self.from = From::Direct(Box::new(rest));
         }
-        if self.in_a_row >= TURN_BYTES {
-            self.in_a_row = 0;
-            tokio::task::yield_now().await;
+        if let From::Stored { mapped: Some(mapped), .. } = &self.from
+            && let Some(range) = self.ahead()
+            && let Some(bytes) = bring(mapped.clone(), range).await?
+        {
+            return Ok(Some(self.taken(bytes)));
         }
-        let (file, there) = match &mut self.from {
-            From::Stored(file) => (Arc::clone(file), self.end),
+        let (position, end, held) = (self.position, self.end, self.held);
+        let buffer = std::mem::take(&mut self.buffer);
+        let chunk = |there: u64| (there.min(end) - position).min(CHUNK_BYTES);
+        self.buffer = match &mut self.from {
+            From::Stored { blob, .. } => read_at(blob.clone(), position, chunk(end), buffer).await?,
             From::Flight { reader, file, .. } => {
-                (Arc::clone(file), reader.beyond(self.position, self.held).await?)
+                let there = reader.beyond(position, held).await?;
+                read_at(Arc::clone(file), position, chunk(there), buffer).await?
             }
             From::Direct(direct) => {
-                let bytes = direct.next(self.position, self.end, self.held).await?;
-                self.position += bytes.len() as u64;
-                return Ok(Some(bytes));
+                let bytes = direct.next(position, end, held).await?;
+                return Ok(Some(self.taken(bytes)));
             }
         };
-        let len = (there.min(self.end) - self.position).min(CHUNK_BYTES);
-        let buffer = std::mem::take(&mut self.buffer);
-        self.buffer = read_at(file, self.position, len, buffer).await?;
         let bytes = self.buffer.split().freeze();
-        self.position += bytes.len() as u64;
-        self.in_a_row += bytes.len() as u64;
-        Ok(Some(bytes))
+        Ok(Some(self.taken(bytes)))
     }
+}
+
+/// Waits for bytes of a mapped file that were not in memory, on a thread of the pool.
+async fn bring(mapped: Mapped, range: Range<usize>) -> Result<Option<Bytes>, Error> {
+    in_pool(move || mapped.bring(range)).await
 }
 
 /// Reads some of the `len` bytes at `position`: at once what is in memory, as nearly all is that many want. A
 /// page that must come from the disk would block a worker of the runtime, so it blocks a thread of the pool.
-async fn read_at(file: Arc<File>, position: u64, len: u64, mut buffer: BytesMut) -> Result<BytesMut, Error> {
+async fn read_at(
+    file: impl AsRef<File> + Send + 'static,
+    position: u64,
+    len: u64,
+    mut buffer: BytesMut,
+) -> Result<BytesMut, Error> {
     buffer.resize(usize::try_from(len).expect("at most a chunk"), 0);
-    let in_memory = preadv2(&file, &mut [IoSliceMut::new(&mut buffer)], position, ReadWriteFlags::NOWAIT);
+    let in_memory =
+        preadv2(file.as_ref(), &mut [IoSliceMut::new(&mut buffer)], position, ReadWriteFlags::NOWAIT);
     if let Ok(count @ 1..) = in_memory {
         buffer.truncate(count);
         return Ok(buffer);
     }
-    let read = move || file.read_exact_at(&mut buffer, position).map(|()| buffer);
-    let read = tokio::task::spawn_blocking(read).await.map_err(|_| Error::GivenUp)?;
-    read.map_err(|error| Error::Read(Arc::new(error)))
+    in_pool(move || file.as_ref().read_exact_at(&mut buffer, position).map(|()| buffer)).await
+}
+
+async fn in_pool<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|_| Error::GivenUp)?;
+    done.map_err(|error| Error::Read(Arc::new(error)))
 }

@@ -45,9 +45,12 @@ impl Cache {
     /// The manifest that a tag means, as fresh as its rule demands.
     pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
-        let Some(record) = self.0.store.tag(repo, tag).await? else {
-            return self.first_time(repo, tag).await;
+        let at_hand = self.0.store.tag_at_hand(repo, tag);
+        let known = match at_hand {
+            Some(record) => Some(record),
+            None => self.0.store.tag(repo, tag).await?.map(Arc::new),
         };
+        let Some(record) = known else { return self.first_time(repo, tag).await };
         let reachable = upstream.state() == upstream::State::Up && !self.failed_lately(repo, tag);
         match freshness::judge(record.checked_at, self.0.rules.find(repo, tag), now(), reachable) {
             Verdict::Serve => {
@@ -55,19 +58,19 @@ impl Cache {
                 if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
                     return Ok(manifest);
                 }
-                self.serve(repo, tag, record, false).await
+                self.serve(repo, tag, &record, false).await
             }
-            Verdict::ServeStale => self.serve(repo, tag, record, true).await,
+            Verdict::ServeStale => self.serve(repo, tag, &record, true).await,
             Verdict::ServeAndCheck => {
                 if self.not_absent(repo, &manifest_path(tag)).is_ok() {
                     let work = || self.clone().look_and_note(Arc::clone(upstream), repo.clone(), tag.clone());
                     self.0.checks.begin((repo.clone(), tag.clone()), work);
                 }
-                self.serve(repo, tag, record, false).await
+                self.serve(repo, tag, &record, false).await
             }
             Verdict::CheckFirst => match self.check(repo, tag, Some(CHECK_DEADLINE)).await {
                 Ok(known) => self.answer(repo, tag, known).await,
-                Err(error) if error.is_outage() => self.serve(repo, tag, record, true).await,
+                Err(error) if error.is_outage() => self.serve(repo, tag, &record, true).await,
                 Err(error) => Err(error),
             },
             Verdict::CheckOrRefuse if reachable => match self.check(repo, tag, None).await {
@@ -98,13 +101,19 @@ impl Cache {
     async fn answer(&self, repo: &Repo, tag: &Tag, known: Known) -> Result<Manifest, Error> {
         match known.fetched {
             Some(manifest) => Ok(manifest),
-            None => self.serve(repo, tag, known.record, false).await,
+            None => self.serve(repo, tag, &known.record, false).await,
         }
     }
 
     /// Serves what a record says; `stale` when upstream was needed and could not answer.
-    async fn serve(&self, repo: &Repo, tag: &Tag, record: TagRecord, stale: bool) -> Result<Manifest, Error> {
-        if stale && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
+    async fn serve(
+        &self,
+        repo: &Repo,
+        tag: &Tag,
+        record: &TagRecord,
+        stale: bool,
+    ) -> Result<Manifest, Error> {
+        if stale && let Some(manifest) = self.last_complete(repo, tag, record).await? {
             return Ok(manifest);
         }
         let mut manifest = self.manifest_by_digest(repo, &record.digest).await?;
@@ -212,21 +221,21 @@ impl Cache {
     ) -> Result<Known, Error> {
         let public = upstream.is_public(&repo.name).await;
         if let Some(before) = &before
-            && (before.digest, before.public) == (manifest.digest, public)
+            && (before.digest, before.public) == (manifest.document.digest, public)
         {
             self.0.store.checked(repo, tag, now()).await;
             let record = TagRecord { checked_at: now(), ..before.clone() };
             return Ok(Known { record, fetched: Some(manifest) });
         }
         let previous = match before {
-            Some(before) if before.digest != manifest.digest => self.previous(repo, before).await?,
+            Some(before) if before.digest != manifest.document.digest => self.previous(repo, before).await?,
             Some(before) => before.previous,
             None => None,
         };
         let record = TagRecord {
-            digest: manifest.digest,
-            media_type: manifest.media_type.clone(),
-            size: manifest.body.len() as u64,
+            digest: manifest.document.digest,
+            media_type: manifest.document.media_type.clone(),
+            size: manifest.document.body.len() as u64,
             fetched_at: now(),
             checked_at: now(),
             public,

@@ -11,7 +11,9 @@ use hyper::{HeaderMap, Method, Response, Uri};
 use tokio::time::timeout;
 
 use super::body::Body;
+use super::outlet::Outlet;
 use super::response::value;
+use crate::cache::{Blob, Way};
 use crate::oci::Digest;
 use crate::oci::range::Range;
 
@@ -25,6 +27,8 @@ pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+    /// Where its connection sends files by itself; none if it looks at what it sends, as TLS does.
+    pub(super) outlet: Option<Outlet>,
 }
 
 impl Asked {
@@ -61,6 +65,16 @@ impl Asked {
             // Several lines are one list, and a list of ranges is answered with everything.
             _ => None,
         }
+    }
+
+    /// The bytes of a blob from `start` up to `end` as a body; `held` as for [`Blob::read`].
+    pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
+        let way = if self.outlet.is_some() { Way::Mapped } else { Way::Copied };
+        let reading = blob.read(start, end, held, way);
+        if let Some(outlet) = &self.outlet {
+            outlet.set(reading.mapped().cloned());
+        }
+        Body::reading(reading, end - start)
     }
 
     /// Links to the rest of a list: a path of this host, so that it is right behind any proxy.

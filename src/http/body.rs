@@ -103,6 +103,17 @@ impl http_body::Body for Body {
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
                 Content::Reading(mut reading) => {
+                    if reading.is_turn_over() {
+                        self.content = Content::Reading(reading);
+                        // Behind everybody else who can go on now.
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    if let Some(bytes) = reading.at_hand() {
+                        self.content = Content::Reading(reading);
+                        self.sent(&bytes);
+                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    }
                     self.content = Content::Next(Box::pin(async move {
                         let next = reading.next().await;
                         (reading, next)

@@ -11,9 +11,9 @@ use hyper::Method;
 use tracing::info;
 
 use crate::cache;
-use crate::oci::Repo;
+use crate::oci::{Repo, Route};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{InFlight, Kind};
+use crate::telemetry::metrics::{Handler, InFlight, Kind, Verb};
 
 /// The status of a request whose client left before there was an answer, as nginx counts it.
 const CLIENT_LEFT: u16 = 499;
@@ -28,11 +28,9 @@ pub(crate) struct Account {
     pub(crate) method: Method,
     /// A number to find this request's lines by.
     pub(crate) request: u64,
-    /// distribution's name for what was asked.
-    pub(crate) handler: &'static str,
-    pub(crate) kind: Option<Kind>,
-    pub(crate) repo: Option<Repo>,
-    pub(crate) reference: String,
+    handler: Handler,
+    /// What it led to; kept for the log alone.
+    route: Option<Arc<Route>>,
     pub(crate) status: u16,
     pub(crate) cache: &'static str,
     /// The path, if it led to no route.
@@ -51,16 +49,14 @@ impl Account {
     /// A request of `client` has arrived.
     pub(crate) fn open(metrics: Arc<Metrics>, log: bool, client: SocketAddr, method: Method) -> Self {
         Self {
-            in_flight: metrics.in_flight("none"),
+            in_flight: metrics.in_flight(Handler::None),
             metrics,
             log,
             client,
             method,
             request: fastrand::u64(..),
-            handler: "none",
-            kind: None,
-            repo: None,
-            reference: String::new(),
+            handler: Handler::None,
+            route: None,
             status: CLIENT_LEFT,
             cache: "",
             path: None,
@@ -73,10 +69,18 @@ impl Account {
         }
     }
 
-    /// It is for `handler`.
-    pub(crate) fn begin(&mut self, handler: &'static str) {
-        self.handler = handler;
-        self.in_flight = self.metrics.in_flight(handler);
+    /// It led to a route.
+    pub(crate) fn begin(&mut self, route: &Arc<Route>) {
+        self.handler = match **route {
+            Route::Base | Route::Extensions => Handler::Base,
+            Route::Catalog { .. } => Handler::Catalog,
+            Route::Manifest { .. } => Handler::Manifest,
+            Route::Blob { .. } => Handler::Blob,
+            Route::Tags { .. } => Handler::Tags,
+            Route::Referrers { .. } => Handler::Referrers,
+        };
+        self.in_flight = self.metrics.in_flight(self.handler);
+        self.route = Some(Arc::clone(route));
     }
 
     /// It led to no route. A path holds no secret; a query may, and is not kept.
@@ -110,9 +114,14 @@ impl Drop for Account {
     fn drop(&mut self) {
         let whole = self.began.elapsed();
         let first_byte = self.first_byte.unwrap_or(whole);
-        self.metrics.request_ended(self.handler, label(&self.method), self.status, first_byte, whole);
+        self.metrics.request_ended(self.handler, Verb::from(&self.method), self.status, first_byte, whole);
         self.metrics.sent.inc_by(self.bytes);
-        if let Some(kind) = self.kind.filter(|_| matches!(self.status, 200 | 206)) {
+        let kind = match self.handler {
+            Handler::Blob => Some(Kind::Blob),
+            Handler::Manifest => Some(Kind::Manifest),
+            Handler::None | Handler::Base | Handler::Catalog | Handler::Tags | Handler::Referrers => None,
+        };
+        if let Some(kind) = kind.filter(|_| matches!(self.status, 200 | 206)) {
             self.metrics.pushed(kind, self.bytes);
         }
         if !self.log {
@@ -124,15 +133,16 @@ impl Drop for Account {
             (false, true) => "client_left",
             (false, false) => "whole",
         };
+        let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
         info!(
             target: "berth::access",
             request = format_args!("{:016x}", self.request),
             client = %self.client.ip(),
             method = %self.method,
-            handler = self.handler,
-            registry = self.repo.as_ref().map_or("", |repo| repo.registry.as_str()),
-            repository = self.repo.as_ref().map_or("", |repo| repo.name.as_str()),
-            reference = self.reference,
+            handler = self.handler.as_str(),
+            registry = repo.map_or("", |repo| repo.registry.as_str()),
+            repository = repo.map_or("", |repo| repo.name.as_str()),
+            reference,
             status = self.status,
             bytes = self.bytes,
             first_byte_seconds = first_byte.as_secs_f64(),
@@ -146,16 +156,14 @@ impl Drop for Account {
     }
 }
 
-/// A method as a label: clients may invent methods, and labels are bounded.
-fn label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "get",
-        Method::HEAD => "head",
-        Method::POST => "post",
-        Method::PUT => "put",
-        Method::PATCH => "patch",
-        Method::DELETE => "delete",
-        Method::OPTIONS => "options",
-        _ => "other",
+/// The repository and the reference that a route is about.
+fn subject(route: &Route) -> (Option<&Repo>, String) {
+    match route {
+        Route::Base | Route::Extensions | Route::Catalog { .. } => (None, String::new()),
+        Route::Manifest { repo, reference } => (Some(repo), reference.to_string()),
+        Route::Blob { repo, digest } | Route::Referrers { repo, digest, .. } => {
+            (Some(repo), digest.to_string())
+        }
+        Route::Tags { repo, .. } => (Some(repo), String::new()),
     }
 }

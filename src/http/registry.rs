@@ -23,17 +23,18 @@ use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
 use super::journal::Account;
+use super::outlet::Outlet;
 use super::response::{
-    API_VERSION, CACHE_STATUS, CONTENT_DIGEST, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status,
-    content, failure, log_in, unavailable, unrouted, value, wrong_address,
+    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
+    log_in, unavailable, unrouted, value, wrong_address,
 };
 use crate::cache::{self, Cache, Manifest};
+use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::range::{Range, Span};
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::Kind;
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -68,7 +69,13 @@ impl Data {
         Ok(Self { cache, registries, access, metrics, access_log, list_private })
     }
 
-    pub(super) async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request of `peer`; its connection may send files by itself.
+    pub(super) async fn answer(
+        &self,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+        outlet: Option<Outlet>,
+    ) -> Response<Body> {
         let (head, body) = request.into_parts();
         // A client that waits for leave to send its body gets its answer without having sent it.
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
@@ -77,7 +84,7 @@ impl Data {
         let mut response = match self.access.judge(peer.ip(), &head.headers).await {
             Verdict::Allowed => {
                 let Parts { method, uri, headers, .. } = head;
-                let asked = Asked { method, uri, headers };
+                let asked = Asked { method, uri, headers, outlet };
                 self.respond(&asked, &mut account).await
             }
             Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
@@ -95,13 +102,13 @@ impl Data {
     async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {
         let route =
             match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
-                Ok(route) => route,
+                Ok(route) => Arc::new(route),
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
-        describe(&route, account);
+        account.begin(&route);
         let request = account.request;
         let subject = subject(&route);
-        match timeout(BUDGET, self.serve(asked, route, account)).await {
+        match timeout(BUDGET, self.serve(asked, &route, account)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 account.cause = error.to_string();
@@ -121,21 +128,21 @@ impl Data {
     async fn serve(
         &self,
         asked: &Asked,
-        route: Route,
+        route: &Route,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         match route {
             Route::Base => Ok(json(Bytes::from_static(b"{}"))),
             Route::Extensions => Ok(json(Bytes::from_static(br#"{"extensions":[]}"#))),
-            Route::Catalog { n, last } => self.catalog(asked, n, last.as_deref()).await,
-            Route::Manifest { repo, reference } => self.manifest(asked, &repo, &reference, account).await,
+            Route::Catalog { n, last } => self.catalog(asked, *n, last.as_deref()).await,
+            Route::Manifest { repo, reference } => self.manifest(asked, repo, reference, account).await,
             Route::Blob { repo, digest } if asked.method == Method::HEAD => {
-                self.blob_head(asked, &repo, &digest, account).await
+                self.blob_head(asked, repo, digest, account).await
             }
-            Route::Blob { repo, digest } => self.blob(asked, &repo, &digest, account).await,
-            Route::Tags { repo, n, last } => self.tags(asked, &repo, n, last.as_deref(), account).await,
+            Route::Blob { repo, digest } => self.blob(asked, repo, digest, account).await,
+            Route::Tags { repo, n, last } => self.tags(asked, repo, *n, last.as_deref(), account).await,
             Route::Referrers { repo, digest, artifact_type } => {
-                self.referrers(&repo, &digest, artifact_type.as_deref(), account).await
+                self.referrers(repo, digest, artifact_type.as_deref(), account).await
             }
         }
     }
@@ -147,13 +154,19 @@ impl Data {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Manifest { digest, media_type, body, source, warning } =
-            self.cache.manifest(repo, reference).await?;
+        let Manifest { document, source, warning } = self.cache.manifest(repo, reference).await?;
         let status = cache_status(source, true, false);
         account.cache = status;
-        let mut response =
-            if asked.has(&digest) { not_modified() } else { content(StatusCode::OK, &media_type, body) };
-        identify(&mut response, repo, &digest, status);
+        let mut response = if asked.has(&document.digest) {
+            let mut response = not_modified();
+            identify(&mut response, &document.digest);
+            response
+        } else {
+            let mut response = Response::new(Body::whole(document.body.clone()));
+            response.headers_mut().clone_from(&document.headers);
+            response
+        };
+        account_for(&mut response, repo, status);
         if let Some(warning) = warning {
             response.headers_mut().insert(WARNING, value(&format!("299 - \"{warning}\"")));
         }
@@ -172,7 +185,8 @@ impl Data {
         account.cache = status;
         let mut response =
             if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, Body::empty(), size) };
-        identify(&mut response, repo, digest, status);
+        identify(&mut response, digest);
+        account_for(&mut response, repo, status);
         Ok(response)
     }
 
@@ -194,11 +208,8 @@ impl Data {
         account.cache = status;
         let mut response = match range.map(|range| range.resolve(total)) {
             _ if asked.has(digest) => not_modified(),
-            None => octets(StatusCode::OK, Body::reading(blob.read(0, total, held), total), total),
-            Some(Ok(span)) => {
-                let body = Body::reading(blob.read(span.start, span.end, held), span.len());
-                partial(body, &span, total)
-            }
+            None => octets(StatusCode::OK, asked.body_of(blob, 0, total, held), total),
+            Some(Ok(span)) => partial(asked.body_of(blob, span.start, span.end, held), &span, total),
             Some(Err(_)) => {
                 let mut response = failure(
                     StatusCode::RANGE_NOT_SATISFIABLE,
@@ -209,7 +220,8 @@ impl Data {
                 response
             }
         };
-        identify(&mut response, repo, digest, status);
+        identify(&mut response, digest);
+        account_for(&mut response, repo, status);
         Ok(response)
     }
 
@@ -297,24 +309,6 @@ impl Data {
     }
 }
 
-/// Tells the account what was asked.
-fn describe(route: &Route, account: &mut Account) {
-    let (handler, kind, repo, reference) = match route {
-        Route::Base | Route::Extensions => ("base", None, None, String::new()),
-        Route::Catalog { .. } => ("catalog", None, None, String::new()),
-        Route::Manifest { repo, reference } => {
-            ("manifest", Some(Kind::Manifest), Some(repo), reference.to_string())
-        }
-        Route::Blob { repo, digest } => ("blob", Some(Kind::Blob), Some(repo), digest.to_string()),
-        Route::Tags { repo, .. } => ("tags", None, Some(repo), String::new()),
-        Route::Referrers { repo, digest, .. } => ("referrers", None, Some(repo), digest.to_string()),
-    };
-    account.kind = kind;
-    account.repo = repo.cloned();
-    account.reference = reference;
-    account.begin(handler);
-}
-
 /// An answer to a request that did not come as far as a route.
 fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
     account.astray(uri.path());
@@ -329,11 +323,16 @@ fn subject(route: &Route) -> Subject {
     }
 }
 
-/// The headers that say what content is, where it is from and how it was come by.
-fn identify(response: &mut Response<Body>, repo: &Repo, digest: &Digest, status: &'static str) {
+/// The headers that say what content is.
+fn identify(response: &mut Response<Body>, digest: &Digest) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_DIGEST, value(&digest.to_string()));
     headers.insert(ETAG, value(&format!("\"{digest}\"")));
+}
+
+/// The headers that say where content is from and how it was come by.
+fn account_for(response: &mut Response<Body>, repo: &Repo, status: &'static str) {
+    let headers = response.headers_mut();
     headers.insert(NAMESPACE, value(repo.registry.as_str()));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
 }

@@ -22,7 +22,6 @@ use crate::telemetry::metrics::Source;
 use crate::upstream;
 
 pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub(super) const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");

@@ -15,20 +15,12 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::OFlags;
 
 use super::disk::{self, Disk, Look};
+use super::opened::StoredBlob;
 use super::{Error, hold};
 use crate::oci::{Algorithm, Digest, Verifier};
 
 /// How much is read at a time for hashing: large enough that system calls do not count.
 const HASH_CHUNK_BYTES: usize = 256 * 1024;
-
-/// A blob that is whole, opened for reading.
-#[derive(Clone, Debug)]
-pub struct StoredBlob {
-    /// The content; nothing will ever change it, also when its name is removed.
-    pub file: Arc<File>,
-    /// Its size in bytes.
-    pub size: u64,
-}
 
 /// The folder of blobs.
 pub(super) struct Blobs {
@@ -54,7 +46,7 @@ impl Blobs {
         let path = self.path(digest);
         let Some((file, metadata)) = open_file(&path)? else { return Ok(None) };
         if !is_writable(&metadata) {
-            return Ok(Some(StoredBlob { file: Arc::new(file), size: metadata.len() }));
+            return Ok(Some(StoredBlob::new(file, metadata.len())));
         }
         let _one_at_a_time = hold(&self.proving);
         let metadata = file.metadata().map_err(|source| Error::io("read", &path, source))?;
@@ -63,7 +55,7 @@ impl Blobs {
         }
         // Asked again: it may have grown until it was hashed.
         let size = file.metadata().map_err(|source| Error::io("read", &path, source))?.len();
-        Ok(Some(StoredBlob { file: Arc::new(file), size }))
+        Ok(Some(StoredBlob::new(file, size)))
     }
 
     /// Whether a stored blob still has the content that its name says. If not, its file is removed: the size
@@ -72,7 +64,7 @@ impl Blobs {
         let _one_at_a_time = hold(&self.proving);
         let path = self.path(digest);
         let actual =
-            hash(digest.algorithm(), &blob.file).map_err(|source| Error::io("verify", &path, source))?;
+            hash(digest.algorithm(), blob.file()).map_err(|source| Error::io("verify", &path, source))?;
         if actual == *digest {
             return Ok(true);
         }
@@ -81,6 +73,12 @@ impl Blobs {
             tracing::warn!(error = &error as &dyn std::error::Error, "it is ignored instead");
         }
         Ok(false)
+    }
+
+    /// How the file of a blob looks, if there is one that berth or nobody but berth may have written.
+    pub(super) fn look(&self, digest: &Digest) -> Option<Metadata> {
+        let metadata = std::fs::symlink_metadata(self.path(digest)).ok()?;
+        (metadata.is_file() && !is_writable(&metadata)).then_some(metadata)
     }
 
     /// The size of a blob if it is there, without proof of a foreign one.
@@ -106,7 +104,7 @@ impl Blobs {
             return Ok(None);
         };
         let mut content = vec![0; size];
-        let read = blob.file.read_exact_at(&mut content, 0);
+        let read = blob.file().read_exact_at(&mut content, 0);
         read.map_err(|source| Error::io("read", &self.path(digest), source))?;
         Ok(Some(content))
     }

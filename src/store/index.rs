@@ -29,11 +29,13 @@ use tokio::sync::Notify;
 
 mod guard;
 mod key;
+mod recent;
 mod records;
 
 pub(super) use key::Entry;
 
 use guard::{catch, clear_away, drop_quietly};
+use recent::Recent;
 
 /// Another version of the trees is not migrated but rebuilt.
 const VERSION: &[u8] = b"berth 1";
@@ -63,6 +65,7 @@ pub(super) struct Index {
     /// Whether it is marked as closed in order, which the next change takes back.
     is_closed: AtomicBool,
     used_bytes: AtomicU64,
+    recent: Recent,
     /// Told when the index has failed, so that somebody rebuilds it.
     failed: Arc<Notify>,
 }
@@ -88,6 +91,7 @@ impl Index {
             is_complete: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             used_bytes: AtomicU64::new(0),
+            recent: Recent::new(),
             failed,
         };
         let opened = if folder.exists() { catch(|| Trees::load(folder)) } else { Err("missing".to_owned()) };
@@ -111,6 +115,7 @@ impl Index {
         self.is_complete.store(false, Ordering::Release);
         drop_quietly(self.trees.write().unwrap_or_else(PoisonError::into_inner).take());
         self.used_bytes.store(0, Ordering::Relaxed);
+        self.recent.clear();
         if let Err(error) = clear_away(&self.folder) {
             tracing::warn!(path = %self.folder.display(), %error, "cannot remove the old index");
         }

@@ -14,18 +14,19 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
 
-use super::blob::{Blobs, StoredBlob};
+use super::blob::Blobs;
 use super::disk::Disk;
 use super::index::{Entry, Found, Index};
 use super::lock::Lock;
+use super::opened::{Opened, StoredBlob, Whose, is_same_file};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
 use super::{Error, hold};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
-use crate::oci::{Digest, Repo, Tag};
+use crate::oci::{Digest, Document, Repo, Tag};
 
 /// Repositories share locks beyond this many: enough that two rarely meet on one.
 const LOCKS: usize = 64;
@@ -38,6 +39,8 @@ pub(super) struct Ledger {
     pub(super) blobs: Blobs,
     pub(super) refs: Refs,
     pub(super) index: Index,
+    /// What costs no look at the disk.
+    pub(super) opened: Opened,
     /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
     pub(super) adopting: Arc<tokio::sync::Mutex<()>>,
     /// Serialises what rewrites an `index.json`.
@@ -61,6 +64,7 @@ impl Ledger {
             refs: Refs::new(Arc::clone(&disk)),
             disk,
             index,
+            opened: Opened::new(getrlimit(Resource::Nofile).current),
             adopting: Arc::default(),
             rendering: Mutex::default(),
             wake,
@@ -81,16 +85,25 @@ impl Ledger {
 
     // === Blobs ===
 
+    /// A stored blob, opened; from here on it is at hand.
     pub(super) fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+        if let Some(looks) = self.blobs.look(digest)
+            && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
+        {
+            return Ok(Some(blob));
+        }
+        self.opened.forget(digest);
         let Some(blob) = self.blobs.open(digest)? else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
         let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
             return Ok(None);
         }
-        let mut used = hold(&self.used);
-        if used.len() < USED_MAX {
-            used.insert(*digest, (blob.size, unix_seconds()));
+        if let Some((displaced, size, at)) = self.opened.keep_blob(digest, &blob) {
+            let mut used = hold(&self.used);
+            if used.len() < USED_MAX {
+                used.insert(displaced, (size, at));
+            }
         }
         Ok(Some(blob))
     }
@@ -99,6 +112,7 @@ impl Ledger {
     fn discard_unsound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
         let is_unsound = !self.blobs.is_sound(digest, blob)?;
         if is_unsound {
+            self.opened.forget(digest);
             self.index.remove(&Entry::Blob(*digest));
         }
         Ok(is_unsound)
@@ -117,8 +131,9 @@ impl Ledger {
 
     /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.
     pub(super) fn write_uses(&self) {
-        let used = std::mem::take(&mut *hold(&self.used));
-        for (digest, (size, at)) in used {
+        let displaced = std::mem::take(&mut *hold(&self.used));
+        let displaced = displaced.into_iter().map(|(digest, (size, at))| (digest, size, at));
+        for (digest, size, at) in displaced.chain(self.opened.uses()) {
             self.index.put_blob(&digest, size, at);
         }
     }
@@ -127,10 +142,15 @@ impl Ledger {
 
     /// Whether `repo` may be served `digest`: its own, or public anywhere.
     pub(super) fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        if self.index.grant(repo, digest).is_some() || self.index.is_public(digest) {
-            return Ok(true);
-        }
-        Ok(self.own_grant(repo, digest)?.is_some())
+        let whose = if self.index.is_public(digest) {
+            Whose::Public
+        } else if self.index.grant(repo, digest).is_some() || self.own_grant(repo, digest)?.is_some() {
+            Whose::Repo(repo)
+        } else {
+            return Ok(false);
+        };
+        self.opened.grant(digest, whose);
+        Ok(true)
     }
 
     /// Grants for good. Where the index or, under the lock, a file says so already, that is durable.
@@ -172,25 +192,26 @@ impl Ledger {
 
     // === Manifests ===
 
-    /// A manifest's content, and what `repo` knows of it itself, or whoever has it publicly. Without the index
-    /// only the former can be found.
-    pub(super) fn manifest(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-    ) -> Result<Option<(ManifestRecord, Bytes)>, Error> {
-        let own = self.own_manifest(repo, digest)?;
-        let Some(record) = own.or_else(|| self.index.public_manifest(digest)) else { return Ok(None) };
-        let Some(blob) = self.blob(digest)? else { return Ok(None) };
-        let Some(content) = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64)? else {
+    /// A manifest as `repo` knows it itself, or whoever has it publicly. Without the index only the former can be
+    /// found. From here on it is at hand.
+    pub(super) fn manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<Arc<Document>>, Error> {
+        let own = self.own_manifest(repo, digest)?.map(|record| (record, Whose::Repo(repo)));
+        let public = || self.index.public_manifest(digest).map(|record| (record, Whose::Public));
+        let Some((record, whose)) = own.or_else(public) else { return Ok(None) };
+        let Some(blob) = self.blobs.open(digest)? else {
+            self.opened.forget(digest);
             return Ok(None);
         };
+        let content = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64)?;
         // Small enough to be proven each time; a wrong one would be served, and believed to be here, for ever.
-        if Digest::of(digest.algorithm(), &content) != *digest {
+        let Some(content) = content.filter(|content| Digest::of(digest.algorithm(), content) == *digest)
+        else {
             self.discard_unsound(digest, &blob)?;
             return Ok(None);
-        }
-        Ok(Some((record, content.into())))
+        };
+        let document = Arc::new(Document::new(*digest, record.media_type, content.into()));
+        self.opened.keep_manifest(&document, whose);
+        Ok(Some(document))
     }
 
     fn own_manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<ManifestRecord>, Error> {
@@ -226,6 +247,7 @@ impl Ledger {
             self.refs.write(repo, Ref::Manifest(digest), &record)?;
         }
         self.index.put_manifest(repo, digest, &record);
+        self.opened.forget_manifest(digest);
         drop(guard);
         if is_news {
             self.mark_dirty(repo);

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::blob::StoredBlob;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::Map;
@@ -225,7 +224,7 @@ impl Partial {
     /// # Errors
     /// [`Error::DigestMismatch`] if that is another digest, and the file is dropped; [`Error::Full`] or
     /// [`Error::Io`] if the disk fails, and the file stays for another try.
-    pub fn commit(self, proven: &Digest) -> Result<StoredBlob, Error> {
+    pub fn commit(self, proven: &Digest) -> Result<(), Error> {
         self.refuse_if_broken()?;
         if *proven != self.digest {
             let error = Error::mismatch(&self.digest, *proven);
@@ -248,7 +247,7 @@ impl Partial {
             tracing::warn!(%error, digest = %self.digest, "cannot remove the map of a finished blob");
         }
         self.ledger.blob_stored(&self.digest, size);
-        Ok(StoredBlob { file: Arc::clone(&self.data), size })
+        Ok(())
     }
 
     /// Drops it, for content that turned out to be wrong.

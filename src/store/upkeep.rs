@@ -20,8 +20,8 @@ use crate::oci::{Algorithm, Repo};
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
 /// Rendering takes at most this part of the time: a store with very large layouts is rendered less often.
 const RENDER_PAUSE_FACTOR: u32 = 9;
-/// What has no hurry (times of use, another try at an index) is looked after at least so often.
-const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+/// What has no hurry (times of use, mappings at rest, another try at an index) is looked after at least so often.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long to wait before an index that could not be rebuilt is tried again: the disk may be full for hours.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -158,6 +158,7 @@ pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> Instant {
         next_rebuild = Instant::now() + REBUILD_INTERVAL;
     }
     ledger.write_uses();
+    ledger.opened.rest();
     // Without the index nobody knows whose an `index.json` is. What is dirty stays so.
     if !ledger.index.is_disabled() {
         for repo in ledger.dirty() {

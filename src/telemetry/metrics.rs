@@ -4,6 +4,8 @@
 //! distribution, so that dashboards made for it work; what is berth's own is under `berth_`. Labels are
 //! bounded by the configuration: a registry at most, never a repository, a tag or a client.
 
+mod requests;
+
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -12,15 +14,12 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use requests::{Handler, InFlight, Verb};
+
+use requests::Requests;
+
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-/// distribution's buckets for request durations, in seconds.
-const DURATION_BUCKETS: [f64; 13] =
-    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0];
-/// A hit takes well under a millisecond, a cold token dance some seconds.
-const FIRST_BYTE_BUCKETS: [f64; 12] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0];
 
 /// What a request was for, as distribution's `type` label has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +31,8 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 2] = [Self::Blob, Self::Manifest];
+
     fn as_str(self) -> &'static str {
         match self {
             Self::Blob => "blob",
@@ -56,12 +57,12 @@ pub enum Source {
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
-    http: Http,
+    requests: Requests,
     proxy: Proxy,
-    hits: IntCounterVec,
-    misses: IntCounterVec,
-    joins: IntCounterVec,
-    stale: IntCounterVec,
+    hits: ByKind,
+    misses: ByKind,
+    joins: ByKind,
+    stale: ByKind,
     upstream_requests: IntCounterVec,
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
@@ -78,61 +79,27 @@ pub struct Metrics {
     pub storage_total: IntGauge,
 }
 
-/// Requests at berth's own door.
-struct Http {
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    in_flight: IntGaugeVec,
-    first_byte: HistogramVec,
-}
-
-/// A request that is being answered.
-pub struct InFlight(IntGauge);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 /// What distribution tells of a pull-through cache.
 struct Proxy {
-    requests: IntCounterVec,
-    hits: IntCounterVec,
-    misses: IntCounterVec,
-    pulled: IntCounterVec,
-    pushed: IntCounterVec,
+    requests: ByKind,
+    hits: ByKind,
+    misses: ByKind,
+    pulled: ByKind,
+    pushed: ByKind,
 }
 
-impl Http {
-    fn new(new: &Families<'_>) -> Self {
-        let labels = ["handler", "code", "method"];
-        Self {
-            requests: new.counters("registry_http_requests_total", "Requests answered", &labels),
-            duration: new.histogram(
-                "registry_http_request_duration_seconds",
-                "Time until the last byte of an answer was sent",
-                &DURATION_BUCKETS,
-                &["handler", "method"],
-            ),
-            in_flight: new.gauges(
-                "registry_http_in_flight_requests",
-                "Requests being answered",
-                &["handler"],
-            ),
-            first_byte: new.histogram(
-                "berth_first_byte_seconds",
-                "Time from a request's head to the first byte of its answer",
-                &FIRST_BYTE_BUCKETS,
-                &["handler"],
-            ),
-        }
+/// A counter for each kind, there from the start, so that rates are right.
+struct ByKind([IntCounter; Kind::ALL.len()]);
+
+impl ByKind {
+    fn of(&self, kind: Kind) -> &IntCounter {
+        &self.0[kind as usize]
     }
 }
 
 impl Proxy {
     fn new(new: &Families<'_>) -> Self {
-        let counters = |name: &str, help: &str| new.counters(name, help, &["type"]);
+        let counters = |name: &str, help: &str| new.by_kind(name, help);
         Self {
             requests: counters("registry_proxy_requests_total", "Requests for content"),
             hits: counters("registry_proxy_hits_total", "Requests answered from disk"),
@@ -149,6 +116,11 @@ struct Families<'a>(&'a Registry);
 impl Families<'_> {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn by_kind(&self, name: &str, help: &str) -> ByKind {
+        let family = self.counters(name, help, &["type"]);
+        ByKind(Kind::ALL.map(|kind| family.with_label_values(&[kind.as_str()])))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
@@ -179,11 +151,11 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let new = Families(&registry);
-        let by_type = |name: &str, help: &str| new.counters(name, help, &["type"]);
+        let by_type = |name: &str, help: &str| new.by_kind(name, help);
         let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let metrics = Self {
-            http: Http::new(&new),
+        Self {
+            requests: Requests::new(&new),
             proxy: Proxy::new(&new),
             hits: by_type("berth_hits_total", "Answers from disk"),
             misses: by_type("berth_misses_total", "Answers for which upstream was asked"),
@@ -207,76 +179,49 @@ impl Metrics {
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
             registry,
-        };
-        metrics.start_at_zero();
-        metrics
-    }
-
-    /// Families with a fixed set of labels are there from the start, so that rates are right.
-    fn start_at_zero(&self) {
-        for kind in [Kind::Blob.as_str(), Kind::Manifest.as_str()] {
-            for family in [
-                &self.proxy.requests,
-                &self.proxy.hits,
-                &self.proxy.misses,
-                &self.proxy.pulled,
-                &self.proxy.pushed,
-                &self.hits,
-                &self.misses,
-                &self.joins,
-                &self.stale,
-            ] {
-                family.with_label_values(&[kind]);
-            }
         }
     }
 
     /// Counts a request for `handler` as being answered, until the value is dropped.
-    pub fn in_flight(&self, handler: &str) -> InFlight {
-        let gauge = self.http.in_flight.with_label_values(&[handler]);
-        gauge.inc();
-        InFlight(gauge)
+    pub fn in_flight(&self, handler: Handler) -> InFlight {
+        self.requests.in_flight(handler)
     }
 
-    /// A request was answered, or its connection was lost. `method` in lower case, one of a fixed set.
+    /// A request was answered, or its connection was lost.
     pub fn request_ended(
         &self,
-        handler: &str,
-        method: &str,
+        handler: Handler,
+        verb: Verb,
         status: u16,
         first_byte: Duration,
         whole: Duration,
     ) {
-        self.http.requests.with_label_values(&[handler, &status.to_string(), method]).inc();
-        self.http.duration.with_label_values(&[handler, method]).observe(whole.as_secs_f64());
-        self.http.first_byte.with_label_values(&[handler]).observe(first_byte.as_secs_f64());
+        self.requests.ended(handler, verb, status, first_byte, whole);
     }
 
     /// Content was found, or not.
     pub fn served(&self, kind: Kind, source: Source) {
-        let labels = &[kind.as_str()];
-        self.proxy.requests.with_label_values(labels).inc();
+        self.proxy.requests.of(kind).inc();
         let on_disk = matches!(source, Source::Hit | Source::Stale);
-        (if on_disk { &self.proxy.hits } else { &self.proxy.misses }).with_label_values(labels).inc();
-        match source {
+        if on_disk { &self.proxy.hits } else { &self.proxy.misses }.of(kind).inc();
+        let by_source = match source {
             Source::Hit => &self.hits,
             Source::Stale => &self.stale,
             Source::Miss => &self.misses,
             Source::Join => &self.joins,
-        }
-        .with_label_values(labels)
-        .inc();
+        };
+        by_source.of(kind).inc();
     }
 
     /// Bytes of content arrived from `registry`.
     pub fn received(&self, kind: Kind, registry: &str, bytes: u64) {
-        self.proxy.pulled.with_label_values(&[kind.as_str()]).inc_by(bytes);
+        self.proxy.pulled.of(kind).inc_by(bytes);
         self.received.with_label_values(&[registry]).inc_by(bytes);
     }
 
     /// Bytes of content were sent to a client.
     pub fn pushed(&self, kind: Kind, bytes: u64) {
-        self.proxy.pushed.with_label_values(&[kind.as_str()]).inc_by(bytes);
+        self.proxy.pushed.of(kind).inc_by(bytes);
     }
 
     /// An HTTP request to an upstream of `registry` ended in `outcome`.

@@ -398,3 +398,26 @@ async fn an_image_without_right_to_its_layers_is_not_whole() {
     eventually("the last whole image is served", async || berth.get(&path).await.body == old.manifest).await;
     berth.pull(B, "1", &old).await;
 }
+
+#[tokio::test]
+async fn what_is_at_hand_for_one_repository_is_not_so_for_another() {
+    let harbor = harbor(Auth::Basic).await;
+    let image = Image::of(77, &[5000]);
+    harbor.image(A, "1", &image);
+    let (setup, _logins) = mirror(&harbor);
+    let berth = setup.start().await;
+    let (manifest, blob) = (image.path(A), image.layer().path(A));
+    berth.pull(A, "1", &image).await;
+    eventually("both are at hand", async || {
+        let statuses = [berth.get(&manifest).await, berth.get(&blob).await];
+        statuses.iter().all(|reply| reply.header("cache-status") == Some("berth; hit"))
+    })
+    .await;
+    for path in [image.path(B), image.layer().path(B)] {
+        assert_eq!((status(&berth, &path).await, berth.head(&path).await.status), (404, 404), "{path}");
+    }
+    // The first is served still, after the second was refused.
+    for path in [&manifest, &blob] {
+        assert_eq!(status(&berth, path).await, 200, "{path}");
+    }
+}

@@ -18,6 +18,7 @@ mod drain;
 mod flight;
 mod grants;
 mod hostile;
+mod hot;
 mod index;
 mod layout;
 mod listing;

@@ -3,6 +3,7 @@
 //! The trees and their encodings are described in [`index`](super). Every question can be answered with "don't
 //! know", and every change can be lost.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Entry, Index, collect, first_number, key, raise};
@@ -51,14 +52,24 @@ impl Index {
     }
 
     pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Option<TagRecord> {
-        decode(&self.with(|trees| trees.tag.get(key::tag(repo, tag.as_str())))??)
+        let (key, changes) = (key::tag(repo, tag.as_str()), self.recent.changes());
+        let record = decode(&self.with(|trees| trees.tag.get(&key))??)?;
+        self.recent.put(key, &record, changes);
+        Some(record)
+    }
+
+    /// A tag's record, if it was read a moment ago and is the whole truth.
+    pub(in crate::store) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.recent.get(&key::tag(repo, tag.as_str())).filter(|_| self.is_complete())
     }
 
     pub(in crate::store) fn put_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) {
+        let key = key::tag(repo, tag.as_str());
         self.change(|trees| {
-            trees.tag.insert(key::tag(repo, tag.as_str()), encode(record))?;
+            trees.tag.insert(&key, encode(record))?;
             raise(&trees.repo, &key::repo(repo), record.public)
         });
+        self.recent.forget(&key);
     }
 
     /// Notes that upstream confirmed a tag; a record that meanwhile moved keeps what it moved to.
@@ -69,7 +80,9 @@ impl Index {
             record.checked_at = record.checked_at.max(at);
             Some(encode(&record))
         };
-        self.change(|trees| trees.tag.update_and_fetch(key::tag(repo, tag.as_str()), note).map(drop));
+        let key = key::tag(repo, tag.as_str());
+        self.change(|trees| trees.tag.update_and_fetch(&key, note).map(drop));
+        self.recent.forget(&key);
     }
 
     /// A page of tags in byte order; `None` if the list would not be the whole one.
@@ -183,8 +196,10 @@ impl Index {
             Entry::Manifest(repo, digest) => trees.manifest.remove(key::repo_digest(repo, digest)),
             Entry::Grant(repo, digest) => trees.grant.remove(key::repo_digest(repo, digest)),
         });
-        if let (Entry::Blob(_), Some(old)) = (entry, old) {
-            self.forget_bytes(old.as_deref());
+        match (entry, old) {
+            (Entry::Blob(_), Some(old)) => self.forget_bytes(old.as_deref()),
+            (Entry::Tag(repo, tag), _) => self.recent.forget(&key::tag(repo, tag.as_str())),
+            _ => {}
         }
     }
 

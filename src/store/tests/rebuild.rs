@@ -24,7 +24,7 @@ async fn assert_filled(store: &Store) {
             let about = digest(&content);
             let expected = tag_record(&content, public);
             assert_eq!(store.tag(repo, &tag(name)).await.unwrap(), Some(expected));
-            let expected = (manifest_record(&content, public), Bytes::from(content));
+            let expected = document(&content);
             assert_eq!(store.manifest(repo, &about).await.unwrap().as_ref(), Some(&expected));
             assert_eq!(store.manifest(other, &about).await.unwrap(), public.then_some(expected));
             assert!(store.granted(repo, &about).await.unwrap());

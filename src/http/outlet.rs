@@ -1,0 +1,150 @@
+//! The plain end of a connection, through which the kernel sends stored files by itself.
+//!
+//! hyper keeps the protocol. A body gives it mapped bytes of a stored file ([`Mapped`]) and says so here; when
+//! hyper then writes a slice that lies in that mapping, `sendfile` does it: the kernel passes pages on, and no byte
+//! is copied. Whatever does not fit (another slice, a short one, a file system that cannot) is written as usual,
+//! and the same bytes go out.
+//!
+//! # Why sendfile, and not only the mapping
+//! Measured on the daemon, `benches/run hot`; see the README for the figures. Writing out of the mapping copies once
+//! and, on loopback, moves large blobs as fast or faster; but it costs about twice the CPU time per byte, which on
+//! a node belongs to the pods, and on a real network card there is nobody to make up for it. Below
+//! [`SENDFILE_MIN`] a write is cheaper.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use rustix::fs::sendfile;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::store::Mapped;
+
+/// A shorter slice is written: a copy of it costs less than a further call to the kernel.
+const SENDFILE_MIN: usize = 64 * 1024;
+
+/// What the connection's current body is made of, if that is a mapped file. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Outlet(Arc<Mutex<Option<Mapped>>>);
+
+impl Outlet {
+    /// From here on slices of `mapped` are sent by the kernel.
+    pub(super) fn set(&self, mapped: Option<Mapped>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped;
+    }
+
+    /// The file that a slice lies in, and where.
+    fn find(&self, slice: &[u8]) -> Option<(Mapped, u64)> {
+        if slice.len() < SENDFILE_MIN {
+            return None;
+        }
+        let mapped = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let offset = mapped.offset_of(slice)?;
+        Some((mapped, offset))
+    }
+}
+
+/// A TCP connection without TLS.
+pub(super) struct Plain {
+    stream: TcpStream,
+    outlet: Outlet,
+}
+
+impl Plain {
+    pub(super) fn new(stream: TcpStream, outlet: Outlet) -> Self {
+        Self { stream, outlet }
+    }
+
+    /// Does what the kernel may tell to try again, once it can be done.
+    fn poll_write_io(
+        &self,
+        context: &mut Context<'_>,
+        mut write: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            match self.stream.try_io(Interest::WRITABLE, &mut write) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Sends a slice of a file; `None` if this file cannot be sent so.
+    fn poll_sendfile(
+        &self,
+        context: &mut Context<'_>,
+        (mapped, start): (&Mapped, u64),
+        len: usize,
+    ) -> Option<Poll<io::Result<usize>>> {
+        let mut is_possible = true;
+        let sent = self.poll_write_io(context, || {
+            let mut offset = start;
+            match sendfile(&self.stream, mapped.file(), Some(&mut offset), len) {
+                // There was more when it was mapped: somebody has cut it.
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => Ok(count),
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    is_possible = false;
+                    Ok(0)
+                }
+                Err(error) => Err(error.into()),
+            }
+        });
+        is_possible.then_some(sent)
+    }
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        for (at, part) in parts.iter().enumerate() {
+            let Some((mapped, offset)) = self.outlet.find(part) else { continue };
+            if at > 0 {
+                // What stands before it, and with a word that more follows at once: the head of an answer does not
+                // travel alone.
+                let head = parts[..at].iter().find(|part| !part.is_empty());
+                let Some(head) = head else { continue };
+                return self.poll_write_io(context, || Ok(send(&self.stream, head, SendFlags::MORE)?));
+            }
+            match self.poll_sendfile(context, (&mapped, offset), part.len()) {
+                Some(sent) => return sent,
+                None => break,
+            }
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,392 @@
+//! What is at hand: files that are open, and small manifests in memory, with who may be served them.
+//!
+//! Most requests are for what was asked a moment ago. These find it here, by one look into a table: no call to the
+//! disk, to the index, or to another thread. Nothing here is truth: an entry is believed for [`BELIEVED_FOR`], and
+//! the next request then looks at the file as if there were none ([`Ledger::blob`](super::ledger::Ledger::blob)), so
+//! that a file that somebody has removed or cut short is noticed.
+//!
+//! Times of use are noted in the entries, and written to the index behind.
+
+use std::fs::File;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use rustix::fs::{Advice, fadvise};
+
+use super::hold;
+use super::ledger::unix_seconds;
+use super::mapping::Mapping;
+use crate::oci::{Digest, Document, Repo};
+
+/// How long an entry is believed without a look at its file.
+const BELIEVED_FOR: Duration = Duration::from_secs(1);
+/// How long a mapping stays that nobody reads: its pages count as the process's memory.
+const MAPPED_FOR_SECONDS: u64 = 10;
+/// Repositories remembered for one digest; others are looked up each time.
+const REPOS_MAX: usize = 16;
+/// Parts of a table, each with its own lock, so that requests for different digests do not meet.
+const SHARDS: usize = 16;
+/// Files kept open, and how many of those that the process may have open they are at most.
+const FILES_MAX: usize = 512;
+const FILES_SHARE: u64 = 16;
+/// Manifests in memory: as many, and as large in all.
+const MANIFESTS_MAX: usize = 8192;
+const MANIFESTS_BYTES_MAX: usize = 16 << 20;
+/// What the disk is asked for at once when a blob is not in memory.
+const AHEAD_BYTES: u64 = 4 << 20;
+/// A larger manifest is read from disk each time.
+const MANIFEST_BYTES_MAX: usize = 256 << 10;
+
+/// A blob that is whole, opened for reading. Clones share it.
+#[derive(Clone)]
+pub struct StoredBlob {
+    /// Its size in bytes.
+    pub size: u64,
+    open: Arc<Open>,
+}
+
+/// The open file, which nothing will ever change, also when its name is removed.
+struct Open {
+    file: File,
+    mapping: Mutex<Option<Arc<Mapping>>>,
+}
+
+impl StoredBlob {
+    pub(super) fn new(file: File, size: u64) -> Self {
+        Self { size, open: Arc::new(Open { file, mapping: Mutex::default() }) }
+    }
+
+    /// The content.
+    pub fn file(&self) -> &File {
+        &self.open.file
+    }
+
+    /// The content mapped into memory: for a plain socket only, see [`Mapped`].
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub fn mapped(&self) -> std::io::Result<Mapped> {
+        let mut kept = hold(&self.open.mapping);
+        let mapping = match &*kept {
+            Some(mapping) => Arc::clone(mapping),
+            None => Arc::clone(kept.insert(Arc::new(Mapping::of(&self.open.file, self.size)?))),
+        };
+        Ok(Mapped { blob: self.clone(), mapping })
+    }
+
+    fn unmap(&self) {
+        drop(hold(&self.open.mapping).take());
+    }
+
+    fn is_being_read(&self) -> bool {
+        Arc::strong_count(&self.open) > 1
+    }
+}
+
+impl AsRef<File> for StoredBlob {
+    fn as_ref(&self) -> &File {
+        &self.open.file
+    }
+}
+
+/// Bytes of a stored blob that are sent from where the kernel has them.
+///
+/// They may go to a plain socket, and be looked at by nobody: a file that somebody cuts short would end the
+/// process. The kernel answers the write with an error instead.
+#[derive(Clone)]
+pub struct Mapped {
+    blob: StoredBlob,
+    mapping: Arc<Mapping>,
+}
+
+impl Mapped {
+    /// The file that is mapped.
+    pub fn file(&self) -> &File {
+        self.blob.file()
+    }
+
+    /// Where in the content a slice of it begins; `None` for any other slice.
+    pub fn offset_of(&self, slice: &[u8]) -> Option<u64> {
+        self.mapping.offset_of(slice).map(|offset| offset as u64)
+    }
+
+    /// These bytes of the content, if all of them are in memory and so cost no wait for the disk.
+    pub fn bytes(&self, range: Range<usize>) -> Option<Bytes> {
+        self.mapping.is_resident(range.clone()).then(|| self.mapping.bytes(range))
+    }
+
+    /// These bytes, after a wait for the disk; `None` where the kernel cannot do that. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails, or the file has become shorter.
+    pub fn bring(&self, range: Range<usize>) -> std::io::Result<Option<Bytes>> {
+        // Page by page the disk would be asked for little at a time. A mere hint, so its failure is none.
+        let _ = fadvise(self.file(), range.start as u64, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
+        Ok(self.mapping.populate(range.clone())?.then(|| self.mapping.bytes(range)))
+    }
+}
+
+/// What is at hand.
+pub(super) struct Opened {
+    blobs: Shelf<StoredBlob>,
+    manifests: Shelf<Arc<Document>>,
+}
+
+/// Things by digest; the least recently asked is forgotten first.
+struct Shelf<T> {
+    shards: [Mutex<Shard<T>>; SHARDS],
+    bytes_max: usize,
+}
+
+struct Shard<T> {
+    items: LruCache<Digest, Arc<Item<T>>>,
+    bytes: usize,
+}
+
+struct Item<T> {
+    what: T,
+    bytes: usize,
+    /// Whether any repository may be served it.
+    is_public: AtomicBool,
+    /// Repositories that may.
+    repos: Mutex<Vec<Repo>>,
+    /// In seconds since 1970.
+    used_at: AtomicU64,
+    /// The last use that the index knows of.
+    noted_at: AtomicU64,
+    looked_at: Mutex<Instant>,
+}
+
+/// That somebody may be served something.
+#[derive(Clone, Copy)]
+pub(super) enum Whose<'a> {
+    Public,
+    Repo(&'a Repo),
+}
+
+/// A digest, how large its content is, and when it was last used.
+pub(super) type Use = (Digest, u64, u64);
+
+impl Opened {
+    /// Empty tables, for a process that may have `files` open; none: as many as it likes.
+    pub(super) fn new(files: Option<u64>) -> Self {
+        let fit = files.and_then(|files| usize::try_from(files / FILES_SHARE).ok()).unwrap_or(FILES_MAX);
+        Self {
+            blobs: Shelf::new(fit.clamp(SHARDS, FILES_MAX), usize::MAX),
+            manifests: Shelf::new(MANIFESTS_MAX, MANIFESTS_BYTES_MAX),
+        }
+    }
+
+    /// A blob that `repo` may have, if it is at hand.
+    pub(super) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<StoredBlob> {
+        self.blobs.get_for(repo, digest)
+    }
+
+    /// A manifest that `repo` may have, if it is at hand.
+    pub(super) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
+        self.manifests.get_for(repo, digest)
+    }
+
+    /// The open file of a digest, if it still is the one of these looks; believed anew.
+    pub(super) fn confirm(
+        &self,
+        digest: &Digest,
+        is_same: impl FnOnce(&StoredBlob) -> bool,
+    ) -> Option<StoredBlob> {
+        let item = self.blobs.item(digest)?;
+        if !is_same(&item.what) {
+            return None;
+        }
+        item.confirm();
+        Some(item.what.clone())
+    }
+
+    /// Keeps a blob at hand. Returns the uses of what had to make room.
+    pub(super) fn keep_blob(&self, digest: &Digest, blob: &StoredBlob) -> Option<Use> {
+        let displaced = self.blobs.put(*digest, blob.clone(), 0)?;
+        Some((displaced.0, displaced.1.what.size, displaced.1.used_at.load(Ordering::Relaxed)))
+    }
+
+    /// Keeps a manifest at hand, unless it is large.
+    ///
+    /// Repositories may disagree about its type. Then the last one has it at hand, and the others do not.
+    pub(super) fn keep_manifest(&self, manifest: &Arc<Document>, whose: Whose<'_>) {
+        let digest = &manifest.digest;
+        if manifest.body.len() > MANIFEST_BYTES_MAX {
+            return;
+        }
+        if self.manifests.item(digest).is_some_and(|item| item.what.media_type != manifest.media_type) {
+            self.manifests.remove(digest);
+        }
+        self.manifests.put(*digest, Arc::clone(manifest), manifest.body.len());
+        if let Some(item) = self.manifests.item(digest) {
+            item.grant(whose);
+        }
+    }
+
+    /// What is known of a manifest has changed.
+    pub(super) fn forget_manifest(&self, digest: &Digest) {
+        self.manifests.remove(digest);
+    }
+
+    /// Notes who may be served a blob that is at hand.
+    pub(super) fn grant(&self, digest: &Digest, whose: Whose<'_>) {
+        if let Some(item) = self.blobs.item(digest) {
+            item.grant(whose);
+        }
+    }
+
+    /// Drops what is at hand of a digest: before its file goes. Who is reading it keeps what it has.
+    pub(super) fn forget(&self, digest: &Digest) {
+        self.blobs.remove(digest);
+        self.manifests.remove(digest);
+    }
+
+    /// Whether somebody reads the file of a digest now.
+    pub(super) fn is_being_read(&self, digest: &Digest) -> bool {
+        self.blobs.item(digest).is_some_and(|item| item.what.is_being_read())
+    }
+
+    /// Uses that were not handed out yet.
+    pub(super) fn uses(&self) -> Vec<Use> {
+        let mut uses = Vec::new();
+        self.blobs.each(|digest, item| uses.extend(item.news().map(|at| (*digest, item.what.size, at))));
+        self.manifests.each(|digest, item| {
+            uses.extend(item.news().map(|at| (*digest, item.what.body.len() as u64, at)))
+        });
+        uses
+    }
+
+    /// Unmaps what nobody has read for a while.
+    pub(super) fn rest(&self) {
+        let now = unix_seconds();
+        let mut resting = Vec::new();
+        self.blobs.each(|_, item| {
+            if now.saturating_sub(item.used_at.load(Ordering::Relaxed)) > MAPPED_FOR_SECONDS
+                && !item.what.is_being_read()
+            {
+                resting.push(item.what.clone());
+            }
+        });
+        // Without the table's lock: to unmap a large file takes a while.
+        resting.iter().for_each(StoredBlob::unmap);
+    }
+}
+
+impl<T: Clone> Shelf<T> {
+    fn new(items_max: usize, bytes_max: usize) -> Self {
+        let room = NonZeroUsize::new(items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        let shard = |_| Mutex::new(Shard { items: LruCache::new(room), bytes: 0 });
+        Self { shards: std::array::from_fn(shard), bytes_max: bytes_max / SHARDS }
+    }
+
+    /// What `repo` may have, and was looked at a moment ago.
+    fn get_for(&self, repo: &Repo, digest: &Digest) -> Option<T> {
+        let item = self.item(digest)?;
+        if !item.is_believed() || !item.is_granted(repo) {
+            return None;
+        }
+        item.used_at.store(unix_seconds(), Ordering::Relaxed);
+        Some(item.what.clone())
+    }
+
+    fn item(&self, digest: &Digest) -> Option<Arc<Item<T>>> {
+        hold(self.shard(digest)).items.get(digest).cloned()
+    }
+
+    /// Puts something in; what was there of the digest keeps its grants. Returns what it displaced.
+    fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Item<T>>)> {
+        let mut shard = hold(self.shard(&digest));
+        let now = unix_seconds();
+        let old = shard.items.pop(&digest);
+        let (is_public, repos) = old.as_ref().map_or((false, Vec::new()), |old| {
+            (old.is_public.load(Ordering::Relaxed), hold(&old.repos).clone())
+        });
+        shard.bytes = shard.bytes + bytes - old.map_or(0, |old| old.bytes);
+        let item = Item {
+            what,
+            bytes,
+            is_public: AtomicBool::new(is_public),
+            repos: Mutex::new(repos),
+            used_at: AtomicU64::new(now),
+            noted_at: AtomicU64::new(0),
+            looked_at: Mutex::new(Instant::now()),
+        };
+        let displaced = shard.items.push(digest, Arc::new(item));
+        if let Some((_, displaced)) = &displaced {
+            shard.bytes -= displaced.bytes;
+        }
+        while shard.bytes > self.bytes_max
+            && let Some((_, dropped)) = shard.items.pop_lru()
+        {
+            shard.bytes -= dropped.bytes;
+        }
+        displaced
+    }
+
+    fn remove(&self, digest: &Digest) {
+        let mut shard = hold(self.shard(digest));
+        if let Some(item) = shard.items.pop(digest) {
+            shard.bytes -= item.bytes;
+        }
+    }
+
+    fn each(&self, mut look: impl FnMut(&Digest, &Item<T>)) {
+        for shard in &self.shards {
+            for (digest, item) in &hold(shard).items {
+                look(digest, item);
+            }
+        }
+    }
+
+    fn shard(&self, digest: &Digest) -> &Mutex<Shard<T>> {
+        &self.shards[usize::from(digest.raw()[0]) % SHARDS]
+    }
+}
+
+impl<T> Item<T> {
+    fn is_believed(&self) -> bool {
+        hold(&self.looked_at).elapsed() < BELIEVED_FOR
+    }
+
+    fn confirm(&self) {
+        *hold(&self.looked_at) = Instant::now();
+        self.used_at.store(unix_seconds(), Ordering::Relaxed);
+    }
+
+    fn is_granted(&self, repo: &Repo) -> bool {
+        self.is_public.load(Ordering::Relaxed) || hold(&self.repos).contains(repo)
+    }
+
+    fn grant(&self, whose: Whose<'_>) {
+        match whose {
+            Whose::Public => self.is_public.store(true, Ordering::Relaxed),
+            Whose::Repo(repo) => {
+                let mut repos = hold(&self.repos);
+                if repos.len() < REPOS_MAX && !repos.contains(repo) {
+                    repos.push(repo.clone());
+                }
+            }
+        }
+    }
+
+    /// The time of the last use, if the index has not heard of it.
+    fn news(&self) -> Option<u64> {
+        let used_at = self.used_at.load(Ordering::Relaxed);
+        (self.noted_at.swap(used_at, Ordering::Relaxed) != used_at).then_some(used_at)
+    }
+}
+
+/// Whether two looks at a file are looks at the same content.
+pub(super) fn is_same_file(blob: &StoredBlob, found: &std::fs::Metadata) -> bool {
+    let same = |own: std::fs::Metadata| {
+        (own.ino(), own.dev(), own.len()) == (found.ino(), found.dev(), found.len()) && own.len() == blob.size
+    };
+    blob.file().metadata().is_ok_and(same)
+}
