@@ -92,12 +92,15 @@ impl App {
             let (plane, tls, seats) = (plane.clone(), tls.clone(), Arc::clone(&seats));
             data_plane.spawn(http::serve(listener, plane, tls, seats, data_stops.clone()));
         }
-        for listener in listeners.admin {
+        let admin_address = listeners.admin.local_addr()?;
+        let metrics_plane = listeners.metrics.map(|listener| (listener, Plane::Metrics(Arc::clone(&admin))));
+        let admin_plane = (listeners.admin, Plane::Admin(Arc::clone(&admin)));
+        for (listener, plane) in std::iter::once(admin_plane).chain(metrics_plane) {
             // Each its own: a crowd at the metrics listener must not keep the administrator out.
             let seats = Seats::new(ADMIN_CONNECTIONS_MAX, Arc::clone(&metrics));
-            let plane = Plane::Admin(Arc::clone(&admin));
             rest.spawn(http::serve(listener, plane, None, seats, rest_stops.clone()));
         }
+        store.announce(admin_address).await;
         rest.spawn(run_store(store, rest_stops.clone()));
         for upstream in upstreams {
             rest.spawn(run_upstream(upstream, rest_stops.clone()));
@@ -135,19 +138,21 @@ impl App {
 /// Every listener, bound.
 struct Listeners {
     data: Vec<TcpListener>,
-    admin: Vec<TcpListener>,
+    admin: TcpListener,
+    metrics: Option<TcpListener>,
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
-    let mut listeners = Listeners { data: Vec::new(), admin: Vec::new() };
+    let mut data = Vec::new();
     for address in &config.http.listen {
-        listeners.data.push(listen(*address, "data").await?);
+        data.push(listen(*address, "data").await?);
     }
-    listeners.admin.push(listen(config.admin.listen, "admin").await?);
-    if let Some(address) = config.admin.metrics_listen {
-        listeners.admin.push(listen(address, "metrics").await?);
-    }
-    Ok(listeners)
+    let admin = listen(config.admin.listen, "admin").await?;
+    let metrics = match config.admin.metrics_listen {
+        Some(address) => Some(listen(address, "metrics").await?),
+        None => None,
+    };
+    Ok(Listeners { data, admin, metrics })
 }
 
 async fn listen(address: SocketAddr, plane: &str) -> anyhow::Result<TcpListener> {

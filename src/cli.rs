@@ -1,7 +1,13 @@
 //! The command line: what was asked, put over environment and file, and run.
 //!
 //! Flags win over `BERTH_…` variables, those over the file, that over the defaults. Exit codes: 0 after a
-//! drain, 2 for a bad configuration or usage, 1 for any other failure.
+//! drain or a command that did what it should, 2 for a bad configuration or usage, 1 for any other failure.
+//!
+//! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`).
+
+mod folder;
+mod remote;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +19,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::app::App;
 use crate::config::Config;
 use crate::telemetry;
+
+use folder::Folder;
 
 /// Threads for blocking work: writers of transfers, reads of files, password checks.
 const BLOCKING_THREADS_MAX: usize = 1024;
@@ -31,22 +39,31 @@ enum Command {
     Serve(Settings),
     /// Read the configuration as `serve` would, say what is wrong with it, and exit
     CheckConfig(Settings),
+    /// Look at every stored file; what is damaged is put aside, and will be fetched again
+    Verify(Place),
 }
 
+/// Which data folder, and who may have it.
 #[derive(Debug, Args)]
-struct Settings {
+struct Place {
     /// TOML file
     #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
     config: Option<PathBuf>,
-    /// Address of the data plane; may be given several times
-    #[arg(long, value_name = "ADDR", env = "BERTH_LISTEN", value_delimiter = ',')]
-    listen: Vec<SocketAddr>,
     /// Address of the admin plane
     #[arg(long, value_name = "ADDR", env = "BERTH_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
     /// Folder of what is kept
     #[arg(long, value_name = "DIR", env = "BERTH_DATA_DIR")]
     data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    #[command(flatten)]
+    place: Place,
+    /// Address of the data plane; may be given several times
+    #[arg(long, value_name = "ADDR", env = "BERTH_LISTEN", value_delimiter = ',')]
+    listen: Vec<SocketAddr>,
     /// Add or replace an upstream; several of one name are tried in order
     #[arg(long, value_name = "NAME=URL", env = "BERTH_UPSTREAM", value_delimiter = ',')]
     upstream: Vec<String>,
@@ -55,23 +72,30 @@ struct Settings {
     log_level: String,
 }
 
-impl Settings {
-    /// What is to be served, with everything checked that needs neither the data folder nor the network.
-    fn prepare(&self) -> anyhow::Result<App> {
+impl Place {
+    fn load(&self) -> anyhow::Result<Config> {
         let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
-        if !self.listen.is_empty() {
-            config.http.listen.clone_from(&self.listen);
-        }
         if let Some(address) = self.admin_listen {
             config.admin.listen = address;
         }
         if let Some(folder) = &self.data_dir {
             config.data_dir.clone_from(folder);
         }
+        Ok(config)
+    }
+}
+
+impl Settings {
+    /// What is to be served, with everything checked that needs neither the data folder nor the network.
+    fn prepare(&self) -> anyhow::Result<App> {
+        let mut config = self.place.load()?;
+        if !self.listen.is_empty() {
+            config.http.listen.clone_from(&self.listen);
+        }
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
         let prepared = config.check().and_then(|()| App::prepare(config));
-        match &self.config {
+        match &self.place.config {
             Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),
             None => prepared,
         }
@@ -83,6 +107,26 @@ pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
+        Command::Verify(place) => command(place, verify::run),
+    }
+}
+
+/// Runs a command that is about a data folder. What it returns says whether all is as it should be.
+fn command(place: &Place, run: impl AsyncFnOnce(Folder) -> anyhow::Result<bool>) -> ExitCode {
+    let config = match place.load() {
+        Ok(config) => config,
+        Err(error) => return complain(&error, 2),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let ran = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ran = runtime.block_on(async { run(Folder::find(&config).await?).await });
+        runtime.shutdown_background();
+        ran
+    });
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => complain(&error, 1),
     }
 }
 

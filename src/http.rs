@@ -128,6 +128,8 @@ pub enum Plane {
     Data(Arc<Data>),
     /// Health, metrics and administration.
     Admin(Arc<admin::Admin>),
+    /// Health and metrics alone.
+    Metrics(Arc<admin::Admin>),
 }
 
 /// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering.
@@ -274,7 +276,8 @@ impl Plane {
     ) -> Response<Body> {
         match self {
             Self::Data(data) => data.answer(peer, request, outlet).await,
-            Self::Admin(admin) => admin.answer(&request).await,
+            Self::Admin(admin) => admin.answer(request).await,
+            Self::Metrics(admin) => admin.show(&request).await,
         }
     }
 }

@@ -9,6 +9,7 @@
 //!   partial/.tmp-<n>                       files being staged, swept at start              disk.rs
 //!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
 //!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
+//!   quarantine/                            damaged files, a few of them               quarantine.rs
 //!   index/                                 derived and disposable                          index.rs
 //!   lock                                   one process at a time                           lock.rs
 //! ```
@@ -38,6 +39,7 @@
 //! is finished even if its caller goes away.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,16 +62,20 @@ mod map;
 mod mapping;
 mod opened;
 mod partial;
+mod quarantine;
 mod rebuild;
 mod record;
 mod refs;
 mod upkeep;
+mod verify;
 
 pub use error::Error;
 pub use ledger::unix_seconds;
 pub use opened::{Mapped, StoredBlob};
 pub use partial::{Partial, Sync, Synced};
+pub use quarantine::Damage;
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
+pub use verify::{Finding, Verification};
 
 use index::Found;
 use ledger::Ledger;
@@ -91,6 +97,8 @@ struct Inner {
     opened_at: u64,
     /// Ends background passes early.
     stop: AtomicBool,
+    /// The look at every stored file that is under way, or the last one.
+    verification: Mutex<Verification>,
 }
 
 /// How full the store is.
@@ -120,6 +128,30 @@ impl Store {
     /// still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         upkeep::run(&self.0, shutdown).await;
+    }
+
+    /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
+    pub async fn announce(&self, admin: SocketAddr) {
+        self.ask(move |ledger| ledger.process_lock.announce(admin)).await;
+    }
+
+    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
+    /// What is damaged is put aside, and will be fetched again.
+    pub fn verify(&self) {
+        {
+            let mut state = hold(&self.0.verification);
+            if state.running {
+                return;
+            }
+            *state = Verification { running: true, ..Verification::default() };
+        }
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || verify::run(&inner.ledger, &inner.verification, &inner.stop));
+    }
+
+    /// How far the look at every stored file is, or what the last one has found.
+    pub fn verification(&self) -> Verification {
+        hold(&self.0.verification).clone()
     }
 
     /// A stored blob, opened.

@@ -2,11 +2,16 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/healthz` | 200 while the process works |
-//! | `/readyz` | 200 while it takes requests; 503 once it was asked to stop. Never depends on an upstream |
-//! | `/metrics` | Prometheus text |
+//! | `GET /healthz` | 200 while the process works |
+//! | `GET /readyz` | 200 while it takes requests; 503 once it was asked to stop. Never depends on an upstream |
+//! | `GET /metrics` | Prometheus text |
+//! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
+//! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
-//! A second listener (`metrics_listen`) offers these three to a network that must not administer berth.
+//! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
+//! others, which speak JSON and answer failures with `{"error": "…"}`, are in [`api`].
+
+mod api;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,13 +19,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 
 use super::body::Body;
+use super::response::content;
 use crate::store::Store;
 use crate::telemetry::{Metrics, metrics};
+
+use api::Api;
 
 /// The admin plane: `[admin]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,13 +49,14 @@ impl Default for Config {
 pub struct Admin {
     metrics: Arc<Metrics>,
     store: Store,
+    api: Api,
     draining: AtomicBool,
 }
 
 impl Admin {
-    /// Tells of `metrics` and of how full `store` is.
+    /// Tells of `metrics` and of how full `store` is, and does to it what it is told.
     pub fn new(metrics: Arc<Metrics>, store: Store) -> Self {
-        Self { metrics, store, draining: AtomicBool::new(false) }
+        Self { metrics, api: Api::new(store.clone()), store, draining: AtomicBool::new(false) }
     }
 
     /// From now on berth is not ready.
@@ -56,7 +64,16 @@ impl Admin {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    /// Answers an administrator.
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path().starts_with(api::PREFIX) {
+            return self.api.answer(request).await;
+        }
+        self.show(&request).await
+    }
+
+    /// Answers anybody who may look but not touch.
+    pub(crate) async fn show(&self, request: &Request<Incoming>) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "expected GET or HEAD\n");
         }
@@ -68,7 +85,7 @@ impl Admin {
             "/readyz" => text(StatusCode::OK, "ready\n"),
             "/metrics" => {
                 self.measure().await;
-                answer(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.text().into())
+                content(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.text().into())
             }
             _ => text(StatusCode::NOT_FOUND, "expected /healthz, /readyz or /metrics\n"),
         }
@@ -84,14 +101,5 @@ impl Admin {
 }
 
 fn text(status: StatusCode, text: &'static str) -> Response<Body> {
-    answer(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
-}
-
-fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
-    let length = body.len();
-    let mut response = Response::new(Body::whole(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, content_type.parse().expect("a fixed value"));
-    response.headers_mut().insert(CONTENT_LENGTH, length.into());
-    response
+    content(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
 }

@@ -58,21 +58,13 @@ impl Blobs {
         Ok(Some(StoredBlob::new(file, size)))
     }
 
-    /// Whether a stored blob still has the content that its name says. If not, its file is removed: the size
-    /// has told that something changed it, and nothing of berth's ever does.
+    /// Whether a stored blob still has the content that its name says.
     pub(super) fn is_sound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
         let _one_at_a_time = hold(&self.proving);
         let path = self.path(digest);
         let actual =
             hash(digest.algorithm(), blob.file()).map_err(|source| Error::io("verify", &path, source))?;
-        if actual == *digest {
-            return Ok(true);
-        }
-        tracing::warn!(path = %path.display(), "a stored file has been changed: it is removed");
-        if let Err(error) = self.disk.remove(&path) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "it is ignored instead");
-        }
-        Ok(false)
+        Ok(actual == *digest)
     }
 
     /// How the file of a blob looks, if there is one that berth or nobody but berth may have written.
@@ -163,13 +155,13 @@ fn prove(digest: &Digest, path: &Path, file: &File) -> Result<bool, Error> {
 
 /// Opens a regular file; anything else under a blob's name is as good as absent, also a link: nobody knows who
 /// writes to the file that it leads to.
-fn open_file(path: &Path) -> Result<Option<(File, Metadata)>, Error> {
+pub(super) fn open_file(path: &Path) -> Result<Option<(File, Metadata)>, Error> {
     let Some(file) = disk::open(path, OFlags::NOFOLLOW)? else { return Ok(None) };
     let metadata = file.metadata().map_err(|source| Error::io("open", path, source))?;
     Ok(metadata.is_file().then_some((file, metadata)))
 }
 
-fn is_writable(metadata: &Metadata) -> bool {
+pub(super) fn is_writable(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & 0o222 != 0
 }
 

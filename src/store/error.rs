@@ -3,6 +3,7 @@
 //! Absence is never an error: a blob, tag or grant that is not there is `None` or `false`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::oci::Digest;
@@ -27,6 +28,8 @@ pub enum Error {
         path: PathBuf,
         /// The process that wrote itself into it.
         pid: Option<u32>,
+        /// Where that process can be asked, if it said so.
+        admin: Option<SocketAddr>,
     },
     /// The content is not what its digest says: nothing was stored.
     #[error("digest mismatch: expected {expected}, got {actual}")]

@@ -19,9 +19,10 @@ use tokio::sync::Notify;
 
 use super::blob::Blobs;
 use super::disk::Disk;
-use super::index::{Entry, Found, Index};
+use super::index::{Found, Index};
 use super::lock::Lock;
 use super::opened::{Opened, StoredBlob, Whose, is_same_file};
+use super::quarantine::{Condemned, Damage};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
 use super::{Error, hold};
@@ -37,6 +38,8 @@ const USED_MAX: usize = 65_536;
 pub(super) struct Ledger {
     pub(super) disk: Arc<Disk>,
     pub(super) blobs: Blobs,
+    /// Damaged blobs whose files could not be moved away.
+    pub(super) condemned: Condemned,
     pub(super) refs: Refs,
     pub(super) index: Index,
     /// What costs no look at the disk.
@@ -52,7 +55,7 @@ pub(super) struct Ledger {
     used: Mutex<HashMap<Digest, (u64, u64)>>,
     /// Here, because an open partial file keeps the ledger alive; last, so that the index is closed before the
     /// next process may open it.
-    _lock: Lock,
+    pub(super) process_lock: Lock,
 }
 
 impl Ledger {
@@ -61,6 +64,7 @@ impl Ledger {
         let (index, found) = Index::open(&disk.root().join("index"), Arc::clone(&wake));
         let ledger = Self {
             blobs: Blobs::new(Arc::clone(&disk)),
+            condemned: Condemned::default(),
             refs: Refs::new(Arc::clone(&disk)),
             disk,
             index,
@@ -71,7 +75,7 @@ impl Ledger {
             locks: [const { Mutex::new(()) }; LOCKS],
             dirty: Mutex::default(),
             used: Mutex::default(),
-            _lock: lock,
+            process_lock: lock,
         };
         (ledger, found)
     }
@@ -87,6 +91,9 @@ impl Ledger {
 
     /// A stored blob, opened; from here on it is at hand.
     pub(super) fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+        if self.condemned.has(digest) {
+            return Ok(None);
+        }
         if let Some(looks) = self.blobs.look(digest)
             && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
         {
@@ -108,12 +115,11 @@ impl Ledger {
         Ok(Some(blob))
     }
 
-    /// Drops a stored blob if it is not what its name says. Returns whether that is so.
+    /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
     fn discard_unsound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
         let is_unsound = !self.blobs.is_sound(digest, blob)?;
         if is_unsound {
-            self.opened.forget(digest);
-            self.index.remove(&Entry::Blob(*digest));
+            self.quarantine(digest, Damage::Changed);
         }
         Ok(is_unsound)
     }
@@ -126,6 +132,7 @@ impl Ledger {
     }
 
     pub(super) fn blob_stored(&self, digest: &Digest, size: u64) {
+        self.condemned.acquit(digest);
         self.index.put_blob(digest, size, unix_seconds());
     }
 

@@ -1,35 +1,58 @@
 //! One process per data folder.
 //!
-//! An advisory lock on `<data_dir>/lock`, which the kernel drops with the process, however that ends. The file
-//! holds the process id only for the message that the second process prints.
+//! An advisory lock on `<data_dir>/lock`, which the kernel drops with the process, however that ends. Another
+//! process that finds the folder taken reads from the file who has it, and where that one's admin plane is:
+//!
+//! ```text
+//! 4711                the process
+//! 127.0.0.1:5001      its admin plane, once it has one
+//! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Error;
 
-/// Longest process id that is believed, in digits.
-const PID_CHARACTERS_MAX: u64 = 20;
+/// More than a process id and an address are never believed.
+const TEXT_BYTES_MAX: u64 = 128;
 
 /// Holds the data folder for as long as it lives.
 pub(super) struct Lock {
-    /// Closing the file drops the lock.
-    _file: File,
+    /// Closing it drops the lock.
+    file: File,
 }
 
 impl Lock {
     pub(super) fn take(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("lock");
-        let mut file = open(folder, &path).map_err(|source| Error::io("open", &path, source))?;
+        let file = open(folder, &path).map_err(|source| Error::io("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked { pid: read_pid(&mut file), path }),
+            Err(TryLockError::WouldBlock) => {
+                let (pid, admin) = read_holder(file);
+                return Err(Error::Locked { path, pid, admin });
+            }
             Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path, source)),
         }
-        // Without room for it the lock holds all the same; only the other process's message is the poorer.
-        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Self { _file: file })
+        let lock = Self { file };
+        lock.write(&format!("{}\n", std::process::id()));
+        Ok(lock)
+    }
+
+    /// Tells other processes where the admin plane of this one is.
+    pub(super) fn announce(&self, admin: SocketAddr) {
+        self.write(&format!("{}\n{admin}\n", std::process::id()));
+    }
+
+    /// Without room for it the lock holds all the same; only the other process knows less.
+    fn write(&self, text: &str) {
+        let written = self.file.set_len(0).and_then(|()| self.file.write_all_at(text.as_bytes(), 0));
+        if let Err(error) = written {
+            tracing::debug!(%error, "other processes cannot be told who has the data folder");
+        }
     }
 }
 
@@ -46,10 +69,14 @@ fn open(folder: &Path, path: &PathBuf) -> io::Result<File> {
     }
 }
 
-fn read_pid(file: &mut File) -> Option<u32> {
+fn read_holder(file: File) -> (Option<u32>, Option<SocketAddr>) {
     let mut text = String::new();
-    file.take(PID_CHARACTERS_MAX).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    if file.take(TEXT_BYTES_MAX).read_to_string(&mut text).is_err() {
+        return (None, None);
+    }
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.trim().parse().ok());
+    (pid, lines.next().and_then(|line| line.trim().parse().ok()))
 }
 
 #[cfg(test)]
@@ -57,14 +84,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_process_is_told_who_was_first() {
+    fn the_second_process_is_told_who_was_first_and_where_to_ask_it() {
         let folder = tempfile::tempdir().unwrap();
         let first = Lock::take(folder.path()).unwrap();
-        let Err(Error::Locked { pid, path }) = Lock::take(folder.path()) else { panic!("locked twice") };
-        assert_eq!(pid, Some(std::process::id()));
-        assert!(
-            Error::Locked { pid, path }.to_string().ends_with(&format!("process {}", std::process::id()))
-        );
+        let check = |expected: Option<&str>| {
+            let Err(error) = Lock::take(folder.path()) else { panic!("locked twice") };
+            assert!(error.to_string().ends_with(&format!("process {}", std::process::id())), "{error}");
+            let Error::Locked { pid, admin, .. } = error else { panic!("{error}") };
+            assert_eq!(pid, Some(std::process::id()));
+            assert_eq!(admin, expected.map(|address| address.parse().unwrap()));
+        };
+        check(None);
+        first.announce("[::1]:50001".parse().unwrap());
+        first.announce("[::1]:5001".parse().unwrap());
+        check(Some("[::1]:5001"));
         drop(first);
         assert!(Lock::take(folder.path()).is_ok());
     }

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::disk::Disk;
@@ -48,7 +48,14 @@ pub(super) fn open(folder: &Path) -> Result<Inner, Error> {
     {
         rebuild(&ledger, reason, &AtomicBool::new(false));
     }
-    Ok(Inner { ledger: Arc::new(ledger), partials, found, opened_at, stop: AtomicBool::new(false) })
+    Ok(Inner {
+        ledger: Arc::new(ledger),
+        partials,
+        found,
+        opened_at,
+        stop: AtomicBool::new(false),
+        verification: Mutex::default(),
+    })
 }
 
 /// The folders, without what a killed process left in them.

@@ -34,3 +34,4 @@ mod support_itself;
 mod tags;
 mod tidy;
 mod tls;
+mod verify;

@@ -1,0 +1,38 @@
+//! Who has the data folder: nobody, so that a command opens it itself, or a daemon that is asked instead.
+
+use anyhow::{Context as _, ensure};
+
+use super::remote::Remote;
+use crate::config::Config;
+use crate::store::{self, Store};
+
+/// The data folder that a command is about.
+pub(super) enum Folder {
+    /// Nobody else can have it meanwhile.
+    Ours(Store),
+    /// A daemon has it.
+    Theirs(Remote),
+}
+
+impl Folder {
+    /// Opens it, or finds out whom to ask. One that is not there is not made.
+    pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
+        let path = &config.data_dir;
+        ensure!(path.is_dir(), "there is no data folder {}", path.display());
+        let (pid, admin) = match Store::open(path).await {
+            Ok(store) => return Ok(Self::Ours(store)),
+            Err(store::Error::Locked { pid, admin, .. }) => (pid, admin),
+            Err(error) => return Err(error).with_context(|| format!("data folder {}", path.display())),
+        };
+        // What the daemon says of itself comes first. It cannot say so on a disk that is read-only.
+        let addresses: Vec<_> = admin.into_iter().chain([config.admin.listen]).collect();
+        let remote = Remote::find(&addresses).await.with_context(|| {
+            let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            format!(
+                "{holder} has the data folder {}, and cannot be asked (--admin-listen says where)",
+                path.display()
+            )
+        })?;
+        Ok(Self::Theirs(remote))
+    }
+}

@@ -1,0 +1,64 @@
+//! `berth verify`: a look at every stored file, by the daemon that has them or without one.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::folder::Folder;
+use crate::store::Verification;
+
+/// Where the daemon does it.
+const PATH: &str = "/api/v1/verify";
+/// Between two looks at how far it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two lines about that.
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Looks at everything, and tells of it. Returns whether all is sound.
+pub(super) async fn run(folder: Folder) -> anyhow::Result<bool> {
+    let mut state: Verification = match &folder {
+        Folder::Ours(store) => {
+            store.verify();
+            store.verification()
+        }
+        Folder::Theirs(remote) => remote.post(PATH, &json!({})).await?,
+    };
+    let mut told = Instant::now();
+    while state.running {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        state = match &folder {
+            Folder::Ours(store) => store.verification(),
+            Folder::Theirs(remote) => remote.get(PATH).await?,
+        };
+        if told.elapsed() >= TELL_INTERVAL {
+            told = Instant::now();
+            tell(&state);
+        }
+    }
+    conclude(&state);
+    Ok(state.complete && state.damaged == 0 && state.skipped == 0)
+}
+
+/// A line while it is under way, which is no result.
+#[expect(clippy::print_stderr, reason = "for whoever waits")]
+fn tell(state: &Verification) {
+    let Verification { blobs, blobs_total, bytes, damaged, .. } = state;
+    eprintln!("{blobs} of {blobs_total} files, {bytes} bytes, {damaged} damaged");
+}
+
+#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
+fn conclude(state: &Verification) {
+    for finding in &state.findings {
+        println!("damaged {}: {}", finding.digest, finding.damage.as_str());
+    }
+    if state.damaged > 0 {
+        println!("what is damaged was taken out of service, and is fetched again when it is next asked for");
+    }
+    if !state.complete {
+        println!("stopped early, after {} of {} files", state.blobs, state.blobs_total);
+    }
+    let Verification { blobs, bytes, damaged, foreign, skipped, .. } = state;
+    println!(
+        "{blobs} files, {bytes} bytes: {damaged} damaged, {skipped} could not be looked at, {foreign} not berth's"
+    );
+}

@@ -1,0 +1,131 @@
+//! The changing side of the admin plane: small JSON in, JSON out.
+//!
+//! A command is a POST with `Content-Type: application/json`, which may be `{}`. What takes long is begun by its
+//! POST and followed by a GET of the same path: whoever began it may go away and come back.
+//!
+//! A web page that an administrator happens to look at can make the browser send requests here. It cannot
+//! choose that content type for another site without asking first (and nobody here answers such a question),
+//! and what a browser sends for a page carries an `Origin`: neither is let in.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::super::body::Body;
+use super::super::response::content;
+use crate::store::Store;
+
+/// What every path of the API begins with.
+pub(super) const PREFIX: &str = "/api/";
+
+/// Bytes of a command; all of them are small.
+const COMMAND_BYTES_MAX: usize = 64 * 1024;
+/// How long a command may take to arrive.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Carries out commands.
+pub(super) struct Api {
+    store: Store,
+}
+
+/// Why a command was not carried out.
+struct Refusal {
+    status: StatusCode,
+    error: String,
+    /// The methods that there are, if this one is not.
+    allow: Option<&'static str>,
+}
+
+/// `POST /api/v1/verify` needs to be told nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Verify {}
+
+impl Api {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.act(request).await.unwrap_or_else(Refusal::answer)
+    }
+
+    async fn act(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+        let method = request.method().clone();
+        match request.uri().path() {
+            "/api/v1/verify" => match method {
+                Method::GET | Method::HEAD => Ok(json(StatusCode::OK, &self.store.verification())),
+                Method::POST => {
+                    let Verify {} = command(request).await?;
+                    self.store.verify();
+                    Ok(json(StatusCode::ACCEPTED, &self.store.verification()))
+                }
+                _ => Err(Refusal::method("GET, HEAD, POST")),
+            },
+            _ => Err(Refusal::new(StatusCode::NOT_FOUND, "expected /api/v1/verify")),
+        }
+    }
+}
+
+impl Refusal {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), allow: None }
+    }
+
+    fn method(allow: &'static str) -> Self {
+        let error = format!("expected one of {allow}");
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, error, allow: Some(allow) }
+    }
+
+    fn answer(self) -> Response<Body> {
+        #[derive(Serialize)]
+        struct Failure<'a> {
+            error: &'a str,
+        }
+        let mut response = json(self.status, &Failure { error: &self.error });
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}
+
+/// A command, if it comes from no browser and can be read.
+async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
+    let (head, body) = request.into_parts();
+    refuse_browsers(&head.headers)?;
+    let body = tokio::time::timeout(COMMAND_TIMEOUT, Limited::new(body, COMMAND_BYTES_MAX).collect()).await;
+    let too_slow = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the command did not arrive in time");
+    let too_large = |_| {
+        let error = format!("expected a whole command of at most {COMMAND_BYTES_MAX} bytes");
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+    };
+    let body: Bytes = body.map_err(too_slow)?.map_err(too_large)?.to_bytes();
+    serde_json::from_slice(&body)
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the command: {error}")))
+}
+
+fn refuse_browsers(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers.contains_key(ORIGIN) {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "expected no Origin: this is not for browsers"));
+    }
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json"))
+}
+
+fn json(status: StatusCode, answer: &impl Serialize) -> Response<Body> {
+    // Nothing that is answered here has a key that is no text.
+    let mut body = serde_json::to_vec(answer).unwrap_or_default();
+    body.push(b'\n');
+    content(status, "application/json", body.into())
+}

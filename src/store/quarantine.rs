@@ -1,0 +1,143 @@
+//! `quarantine/<algorithm>-<hex>`: what was found damaged, for whoever wants to know how it came to that.
+//!
+//! A damaged blob leaves `blobs/` at once, so that the next request is a miss and fetches it again. Who has the
+//! file open goes on reading it: what such a reader was sent before the damage was found cannot be taken back,
+//! and its client's own check of the digest is what is left.
+//!
+//! The folder is bounded, and evidence only: nothing is ever read from it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::{list, sync_folder};
+use super::index::Entry;
+use super::ledger::Ledger;
+use super::{Error, hold};
+use crate::oci::Digest;
+
+/// Files kept; the oldest go first.
+const FILES_MAX: usize = 16;
+/// Bytes kept: a disk with a budget is not for keeping what is of no use.
+const BYTES_MAX: u64 = 1 << 30;
+/// Damaged blobs remembered that could not be moved. Beyond it they are found again, one by one.
+const CONDEMNED_MAX: usize = 65_536;
+
+/// What is wrong with a stored file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Damage {
+    /// Its content is not what its name says.
+    Changed,
+    /// The disk does not give it back.
+    Unreadable,
+}
+
+impl Damage {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "its content is not what its name says",
+            Self::Unreadable => "the disk does not give it back",
+        }
+    }
+
+    /// Whether a failure to read a file means that its content is lost.
+    pub(super) fn from_error(error: &io::Error) -> Option<Self> {
+        let lost = [rustix::io::Errno::IO, rustix::io::Errno::ILSEQ, rustix::io::Errno::BADMSG];
+        lost.iter().any(|lost| error.raw_os_error() == Some(lost.raw_os_error())).then_some(Self::Unreadable)
+    }
+}
+
+/// Damaged blobs that stay where they are, because the disk cannot change, and count as absent.
+#[derive(Default)]
+pub(super) struct Condemned {
+    digests: Mutex<HashSet<Digest>>,
+    /// Whether there are any: asked at every hit.
+    is_any: AtomicBool,
+}
+
+impl Condemned {
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.is_any.load(Ordering::Acquire) && hold(&self.digests).contains(digest)
+    }
+
+    fn add(&self, digest: &Digest) {
+        let mut digests = hold(&self.digests);
+        if digests.len() < CONDEMNED_MAX {
+            digests.insert(*digest);
+            self.is_any.store(true, Ordering::Release);
+        }
+    }
+
+    /// Another file has taken its place.
+    pub(super) fn acquit(&self, digest: &Digest) {
+        if self.is_any.load(Ordering::Acquire) {
+            let mut digests = hold(&self.digests);
+            digests.remove(digest);
+            self.is_any.store(!digests.is_empty(), Ordering::Release);
+        }
+    }
+}
+
+impl Ledger {
+    /// Takes a damaged blob out of service.
+    pub(super) fn quarantine(&self, digest: &Digest, damage: Damage) {
+        let path = self.blobs.path(digest);
+        // From now on: the file may take its time.
+        self.condemned.add(digest);
+        self.opened.forget(digest);
+        self.index.remove(&Entry::Blob(*digest));
+        match self.move_away(digest, &path) {
+            Ok(()) => {
+                self.condemned.acquit(digest);
+                tracing::warn!(%digest, damage = damage.as_str(), "a stored file is damaged: it is in quarantine, and will be fetched again");
+            }
+            Err(error) => tracing::warn!(
+                %digest,
+                damage = damage.as_str(),
+                error = &error as &dyn std::error::Error,
+                "a stored file is damaged and cannot be moved away: it is ignored"
+            ),
+        }
+        if let Err(error) = self.bound_quarantine() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the quarantine cannot be kept small");
+        }
+    }
+
+    fn move_away(&self, digest: &Digest, path: &std::path::Path) -> Result<(), Error> {
+        self.disk.rename(path, &self.quarantine_folder().join(digest.file_name()))?;
+        sync_folder(&self.blobs.folder(digest.algorithm()))
+    }
+
+    /// Removes what is more than is kept, the oldest first.
+    fn bound_quarantine(&self) -> Result<(), Error> {
+        let mut files = Vec::new();
+        for name in list(&self.quarantine_folder())? {
+            let path = self.quarantine_folder().join(name);
+            // A file's name changes its times of change, not of modification: it tells when it came here.
+            if let Ok(metadata) = fs::symlink_metadata(&path) {
+                files.push((metadata.ctime(), metadata.ctime_nsec(), metadata.len(), path));
+            }
+        }
+        files.sort();
+        let mut bytes = 0;
+        for (number, (_, _, len, path)) in files.into_iter().rev().enumerate() {
+            bytes += len;
+            if number >= FILES_MAX || bytes > BYTES_MAX {
+                self.disk.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn quarantine_folder(&self) -> PathBuf {
+        self.disk.root().join("quarantine")
+    }
+}

@@ -1,0 +1,241 @@
+//! A look at every stored file: does it still have the content that its name says?
+//!
+//! Berth never changes a file in `blobs/`, but disks, other tools and people do. What is found damaged goes to
+//! [`quarantine`](super::quarantine). Content that is in memory is hashed from there, so a sector that has gone
+//! bad under a page that is still cached is found later; pages that come from the disk for this alone are
+//! dropped again, because a look at everything must not push out what is served.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use serde::{Deserialize, Serialize};
+
+use super::blob::{is_writable, open_file};
+use super::ledger::Ledger;
+use super::quarantine::Damage;
+use super::{Error, hold};
+use crate::oci::{Algorithm, Digest, Verifier};
+
+/// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
+const STEP_BYTES: usize = 256 * 1024;
+/// Damaged blobs that are named; all are counted.
+const NAMED_MAX: usize = 1000;
+
+/// How far a look at everything is, and what it has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether it is under way.
+    pub running: bool,
+    /// Whether it came to its end, or was stopped.
+    pub complete: bool,
+    /// Files that were there when it began.
+    pub blobs_total: u64,
+    /// Files that it has looked at.
+    pub blobs: u64,
+    /// Bytes that it has hashed.
+    pub bytes: u64,
+    /// Files that were damaged.
+    pub damaged: u64,
+    /// The first of these.
+    pub findings: Vec<Finding>,
+    /// Files that another tool is still writing, or that are no blobs: berth serves none of them.
+    pub foreign: u64,
+    /// Files that could not be looked at, for want of permission or of memory.
+    pub skipped: u64,
+}
+
+/// A damaged blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Its name.
+    pub digest: Digest,
+    /// What is wrong with it.
+    pub damage: Damage,
+}
+
+/// What a look at one file has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Sound,
+    Damaged(Damage),
+    /// Not berth's, or not yet.
+    Foreign,
+    /// Gone meanwhile.
+    Gone,
+}
+
+/// A stored file that is being hashed.
+pub(super) struct Hashing {
+    digest: Digest,
+    file: File,
+    verifier: Verifier,
+    at: u64,
+    chunk: Vec<u8>,
+}
+
+impl Hashing {
+    /// Begins, unless it is known without hashing what comes of it.
+    pub(super) fn begin(ledger: &Ledger, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
+        let path = ledger.blobs.path(digest);
+        let Some((file, metadata)) = open_file(&path)? else {
+            let is_there = path.symlink_metadata().is_ok();
+            return Ok(Err(if is_there { Verdict::Foreign } else { Verdict::Gone }));
+        };
+        if is_writable(&metadata) {
+            // It is hashed there, and is berth's from then on.
+            let is_proven = ledger.blobs.open(digest)?.is_some();
+            return Ok(Err(if is_proven { Verdict::Sound } else { Verdict::Foreign }));
+        }
+        // Read-ahead would bring pages that cannot be told from those that others have read.
+        let _ = fadvise(&file, 0, None, Advice::Random);
+        let verifier = Verifier::new(digest.algorithm());
+        Ok(Ok(Self { digest: *digest, file, verifier, at: 0, chunk: vec![0; STEP_BYTES] }))
+    }
+
+    /// Hashes some more. Returns how many bytes; none at the end.
+    pub(super) fn step(&mut self) -> io::Result<usize> {
+        let count = read_gently(&self.file, &mut self.chunk, self.at)?;
+        self.verifier.update(&self.chunk[..count]);
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    /// What came of it, once all is hashed.
+    pub(super) fn end(self) -> Verdict {
+        if self.verifier.finish() == self.digest { Verdict::Sound } else { Verdict::Damaged(Damage::Changed) }
+    }
+}
+
+/// Reads some bytes, and leaves in memory only what was there before.
+fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut slices = [IoSliceMut::new(chunk)];
+    let in_memory = preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT);
+    if let Ok(count @ 1..) = in_memory {
+        return Ok(count);
+    }
+    let count = loop {
+        match file.read_at(chunk, at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if in_memory == Err(Errno::AGAIN) {
+        let len = std::num::NonZeroU64::new(count as u64);
+        let _ = len.map(|len| fadvise(file, at, Some(len), Advice::DontNeed));
+    }
+    Ok(count)
+}
+
+/// Looks at one blob, and takes it out of service if it is damaged. `step` hears of every piece; it says whether
+/// to go on, else there is no verdict.
+fn look(
+    ledger: &Ledger,
+    digest: &Digest,
+    mut step: impl FnMut(usize) -> bool,
+) -> Result<Option<Verdict>, Error> {
+    let verdict = match Hashing::begin(ledger, digest) {
+        Ok(Ok(mut hashing)) => loop {
+            match hashing.step() {
+                Ok(0) => break Ok(hashing.end()),
+                Ok(count) if step(count) => {}
+                Ok(_) => return Ok(None),
+                Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
+            }
+        },
+        Ok(Err(verdict)) => Ok(verdict),
+        Err(error) => Err(error),
+    };
+    let verdict = judge(verdict)?;
+    if let Verdict::Damaged(damage) = verdict {
+        ledger.quarantine(digest, damage);
+    }
+    Ok(Some(verdict))
+}
+
+/// A disk that does not give content back has lost it; any other failure says nothing about the content.
+pub(super) fn judge(looked: Result<Verdict, Error>) -> Result<Verdict, Error> {
+    match looked {
+        Err(Error::Io { source, path, action }) => match Damage::from_error(&source) {
+            Some(damage) => Ok(Verdict::Damaged(damage)),
+            None => Err(Error::Io { path, action, source }),
+        },
+        other => other,
+    }
+}
+
+/// Looks at every stored file, in no order. `stop` ends it early.
+pub(super) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBool) {
+    let _ended = Ended(state);
+    let every = |mut each: Box<dyn FnMut(Digest) + '_>| {
+        Algorithm::ALL.iter().try_for_each(|algorithm| for_each(ledger, *algorithm, stop, &mut *each))
+    };
+    let counted = every(Box::new(|_| hold(state).blobs_total += 1));
+    let looked = every(Box::new(|digest| look_and_note(ledger, &digest, state, stop)));
+    match counted.and(looked) {
+        Ok(()) => hold(state).complete = !stop.load(Ordering::Relaxed),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look at every stored file");
+        }
+    }
+}
+
+fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, stop: &AtomicBool) {
+    let looked = look(ledger, digest, |count| {
+        hold(state).bytes += count as u64;
+        !stop.load(Ordering::Relaxed)
+    });
+    let mut state = hold(state);
+    match looked {
+        Ok(None) => return,
+        Ok(Some(Verdict::Sound | Verdict::Gone)) => {}
+        Ok(Some(Verdict::Foreign)) => state.foreign += 1,
+        Ok(Some(Verdict::Damaged(damage))) => {
+            state.damaged += 1;
+            if state.findings.len() < NAMED_MAX {
+                state.findings.push(Finding { digest: *digest, damage });
+            }
+        }
+        Err(error) => {
+            state.skipped += 1;
+            tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+        }
+    }
+    state.blobs += 1;
+}
+
+/// The digests that there are files for, while they are read from the folder: there may be millions.
+fn for_each(
+    ledger: &Ledger,
+    algorithm: Algorithm,
+    stop: &AtomicBool,
+    each: &mut dyn FnMut(Digest),
+) -> Result<(), Error> {
+    let folder = ledger.blobs.folder(algorithm);
+    let failed = |source| Error::io("list", &folder, source);
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let name = entry.map_err(failed)?.file_name();
+        name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)).into_iter().for_each(&mut *each);
+    }
+    Ok(())
+}
+
+/// However it ends, it is not under way any more.
+struct Ended<'a>(&'a Mutex<Verification>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        hold(self.0).running = false;
+    }
+}
