@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::http::admin::Admin;
 use crate::http::{self, Data, Plane, Seats, Tls};
 use crate::oci::route::Registries;
-use crate::store::Store;
+use crate::store::{Rate, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::Upstream;
 
@@ -75,7 +75,7 @@ impl App {
         let Self { config, registries, upstreams, metrics, tls } = self;
         let mut signals = Signals::new()?;
         let files = raise_file_limit();
-        let store = Store::open(&config.data_dir)
+        let store = Store::open(&config.data_dir, Arc::clone(&metrics))
             .await
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
         let cache = Cache::new(store.clone(), upstreams.clone(), config.rules(), Arc::clone(&metrics));
@@ -101,6 +101,7 @@ impl App {
             rest.spawn(http::serve(listener, plane, None, seats, rest_stops.clone()));
         }
         store.announce(admin_address).await;
+        rest.spawn(run_scrub(store.clone(), config.cache.scrub, rest_stops.clone()));
         rest.spawn(run_store(store, rest_stops.clone()));
         for upstream in upstreams {
             rest.spawn(run_upstream(upstream, rest_stops.clone()));
@@ -165,6 +166,10 @@ async fn listen(address: SocketAddr, plane: &str) -> anyhow::Result<TcpListener>
 
 async fn run_store(store: Store, mut stops: watch::Receiver<bool>) {
     store.run(http::turned_true(&mut stops)).await;
+}
+
+async fn run_scrub(store: Store, rate: Rate, mut stops: watch::Receiver<bool>) {
+    store.scrub(rate, http::turned_true(&mut stops)).await;
 }
 
 async fn run_upstream(upstream: Arc<Upstream>, stops: watch::Receiver<bool>) {

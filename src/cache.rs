@@ -128,7 +128,7 @@ impl Cache {
         self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             self.0.metrics.served(Kind::Blob, Source::Hit);
-            return Ok(Blob::stored(stored));
+            return Ok(Blob::stored(stored, digest, &self.0.store));
         }
         let blob = match self.find_blob(repo, digest).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
@@ -150,7 +150,7 @@ impl Cache {
         for _ in 0..LOOKS_MAX {
             let (granted, stored) = self.0.store.find(repo, digest).await?;
             match stored {
-                Some(stored) if granted => return Ok(Blob::stored(stored)),
+                Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
                 Some(_) => {
                     self.prove(repo, digest).await?;
                     continue;

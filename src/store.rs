@@ -48,11 +48,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::oci::{Digest, Document, Repo, Tag};
+use crate::telemetry::Metrics;
 
 mod adopt;
 mod blob;
 mod disk;
 mod error;
+mod health;
 mod index;
 mod layout;
 mod ledger;
@@ -66,15 +68,18 @@ mod quarantine;
 mod rebuild;
 mod record;
 mod refs;
+mod scrub;
 mod upkeep;
 mod verify;
 
 pub use error::Error;
+pub use health::Health;
 pub use ledger::unix_seconds;
 pub use opened::{Mapped, StoredBlob};
 pub use partial::{Partial, Sync, Synced};
 pub use quarantine::Damage;
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
+pub use scrub::{InvalidRate, Rate};
 pub use verify::{Finding, Verification};
 
 use index::Found;
@@ -99,6 +104,8 @@ struct Inner {
     stop: AtomicBool,
     /// The look at every stored file that is under way, or the last one.
     verification: Mutex<Verification>,
+    /// Held while a blob is looked at that a reader could not read.
+    suspect: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How full the store is.
@@ -113,18 +120,19 @@ pub struct Usage {
 impl Store {
     /// Opens a data folder, which is made if need be, and makes sure that there is an index.
     ///
-    /// Starts nothing: see [`Store::run`]. A disk that is full or read-only is no error if it has a data folder.
+    /// Starts nothing: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a data
+    /// folder that can be locked. What becomes of it is counted in `metrics`.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process has it; otherwise if the disk fails.
-    pub async fn open(folder: &Path) -> Result<Self, Error> {
+    /// [`Error::Locked`] if another process has it; otherwise if there is no such folder, nor can one be made.
+    pub async fn open(folder: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
-        let inner = blocking(move || upkeep::open(&folder)).await?;
+        let inner = blocking(move || upkeep::open(&folder, metrics)).await?;
         Ok(Self(Arc::new(inner)))
     }
 
     /// Does what is behind, until `shutdown`: renders `index.json` files, adopts, reconciles and rebuilds the
-    /// index. Then marks the index as closed in order, so it is best ended last: a change that comes later
+    /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best ended last: a change that comes later
     /// still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         upkeep::run(&self.0, shutdown).await;
@@ -133,6 +141,34 @@ impl Store {
     /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
     pub async fn announce(&self, admin: SocketAddr) {
         self.ask(move |ledger| ledger.process_lock.announce(admin)).await;
+    }
+
+    /// Whether the disk takes what it is given.
+    pub fn health(&self) -> Health {
+        self.0.ledger.disk.condition.health()
+    }
+
+    /// Looks at stored files in the background, round after round, until `shutdown`. What is damaged is put aside,
+    /// and will be fetched again.
+    pub async fn scrub(&self, rate: Rate, shutdown: impl Future<Output = ()>) {
+        tokio::select! {
+            () = scrub::run(Arc::clone(&self.0.ledger), rate) => {}
+            () = shutdown => {}
+        }
+    }
+
+    /// A reader could not read a stored blob: it is looked at, in the background.
+    pub fn suspect(&self, digest: &Digest) {
+        // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
+        let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let looked = verify::look(&inner.ledger, &digest, |_| !inner.stop.load(Ordering::Relaxed));
+            if let Err(error) = looked {
+                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+            }
+        });
     }
 
     /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.

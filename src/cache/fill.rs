@@ -326,7 +326,7 @@ mod tests {
     #[tokio::test]
     async fn a_flight_whose_task_dies_leaves_nobody_waiting() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).await.unwrap();
+        let store = Store::open(folder.path(), Arc::default()).await.unwrap();
         let filler = Filler { store, flights: Flights::new(), metrics: Arc::new(Metrics::new()) };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);

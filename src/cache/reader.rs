@@ -17,7 +17,8 @@ use tracing::warn;
 use super::direct::{Detour, Direct};
 use super::error::Error;
 use super::flight::{Head, Reader};
-use crate::store::{Mapped, StoredBlob};
+use crate::oci::Digest;
+use crate::store::{Mapped, Store, StoredBlob};
 use crate::telemetry::metrics::Source;
 
 /// Bytes read at once.
@@ -46,14 +47,21 @@ pub enum Way {
 }
 
 enum From {
-    Stored { blob: StoredBlob, mapped: Option<Mapped> },
+    Stored { blob: StoredBlob, mapped: Option<Mapped>, suspect: Suspect },
     Flight { reader: Reader, file: Arc<File>, total: u64, detour: Box<Detour> },
     Direct(Box<Direct>),
 }
 
+/// Whom to tell if a stored file cannot be read.
+struct Suspect {
+    digest: Digest,
+    store: Store,
+}
+
 impl Blob {
-    pub(super) fn stored(blob: StoredBlob) -> Self {
-        Self { total: blob.size, source: Source::Hit, from: From::Stored { blob, mapped: None } }
+    pub(super) fn stored(blob: StoredBlob, digest: &Digest, store: &Store) -> Self {
+        let suspect = Suspect { digest: *digest, store: store.clone() };
+        Self { total: blob.size, source: Source::Hit, from: From::Stored { blob, mapped: None, suspect } }
     }
 
     /// `detour` is for a disk that fails before the end.
@@ -79,7 +87,7 @@ impl Blob {
     /// The bytes from `start` up to `end`. `held`: those at the end of the content wait until the whole is
     /// proven.
     pub fn read(mut self, start: u64, end: u64, held: bool, way: Way) -> Reading {
-        if let From::Stored { blob, mapped } = &mut self.from
+        if let From::Stored { blob, mapped, .. } = &mut self.from
             && way == Way::Mapped
         {
             // Without room for another mapping, reading still works. There is none of nothing.
@@ -151,6 +159,15 @@ impl Reading {
     /// # Errors
     /// [`Error`], after which the body must be broken off.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let next = self.read_on().await;
+        if let (Err(Error::Read(_)), From::Stored { suspect, .. }) = (&next, &self.from) {
+            // This reader is lost. The next one must not be.
+            suspect.store.suspect(&suspect.digest);
+        }
+        next
+    }
+
+    async fn read_on(&mut self) -> Result<Option<Bytes>, Error> {
         if self.position >= self.end {
             return Ok(None);
         }

@@ -1,5 +1,7 @@
 //! Who has the data folder: nobody, so that a command opens it itself, or a daemon that is asked instead.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, ensure};
 
 use super::remote::Remote;
@@ -19,7 +21,7 @@ impl Folder {
     pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         let path = &config.data_dir;
         ensure!(path.is_dir(), "there is no data folder {}", path.display());
-        let (pid, admin) = match Store::open(path).await {
+        let (pid, admin) = match Store::open(path, Arc::default()).await {
             Ok(store) => return Ok(Self::Ours(store)),
             Err(store::Error::Locked { pid, admin, .. }) => (pid, admin),
             Err(error) => return Err(error).with_context(|| format!("data folder {}", path.display())),

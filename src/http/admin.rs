@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process works |
-//! | `GET /readyz` | 200 while it takes requests; 503 once it was asked to stop. Never depends on an upstream |
+//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk; 503 once it was asked to stop. Never depends on an upstream |
 //! | `GET /metrics` | Prometheus text |
 //! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 use super::body::Body;
 use super::response::content;
-use crate::store::Store;
+use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};
 
 use api::Api;
@@ -82,12 +82,20 @@ impl Admin {
             "/readyz" if self.draining.load(Ordering::Relaxed) => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
             }
-            "/readyz" => text(StatusCode::OK, "ready\n"),
+            "/readyz" => text(StatusCode::OK, self.readiness()),
             "/metrics" => {
                 self.measure().await;
                 content(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.text().into())
             }
             _ => text(StatusCode::NOT_FOUND, "expected /healthz, /readyz or /metrics\n"),
+        }
+    }
+
+    /// Ready it is in any case: what a failing disk cannot keep passes through.
+    fn readiness(&self) -> Bytes {
+        match self.store.health() {
+            Health::Healthy => Bytes::from_static(b"ready\n"),
+            Health::Degraded { reason, .. } => format!("degraded: {reason}\n").into(),
         }
     }
 
@@ -100,6 +108,6 @@ impl Admin {
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Body> {
-    content(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    content(status, "text/plain; charset=utf-8", text.into())
 }

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     fn blobs(folder: &Path) -> Blobs {
-        Blobs::new(Arc::new(Disk::open(folder).unwrap()))
+        Blobs::new(Arc::new(Disk::open(folder, Arc::default()).unwrap()))
     }
 
     #[test]

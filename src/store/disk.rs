@@ -14,14 +14,16 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::health::Condition;
 use super::{Error, hold};
+use crate::telemetry::Metrics;
 
 /// Files that are not yet anything begin so.
 const STAGED_PREFIX: &str = ".tmp-";
@@ -33,6 +35,8 @@ pub(super) struct Disk {
     root: PathBuf,
     durable: Mutex<HashSet<PathBuf>>,
     staged: AtomicU64,
+    /// Whether changes succeed.
+    pub(super) condition: Condition,
 }
 
 /// How a file is to look besides its content.
@@ -52,10 +56,11 @@ impl Look {
 
 impl Disk {
     /// Makes the data folder if it is not there.
-    pub(super) fn open(root: &Path) -> Result<Self, Error> {
+    pub(super) fn open(root: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         // Absolute, so that parents can be named, and so that nothing depends on the working folder.
         let root = std::path::absolute(root).map_err(|source| Error::io("find", root, source))?;
-        let disk = Self { root, durable: Mutex::default(), staged: AtomicU64::new(0) };
+        let condition = Condition::new(metrics);
+        let disk = Self { root, durable: Mutex::default(), staged: AtomicU64::new(0), condition };
         let missing: Vec<&Path> = disk.root.ancestors().take_while(|folder| !folder.exists()).collect();
         for folder in missing.into_iter().rev() {
             make_folder(folder)?;
@@ -98,56 +103,74 @@ impl Disk {
 
     /// Puts `content` at `target`, at once and for good.
     pub(super) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
-        let staged = self.stage_name();
-        self.ensure(&self.partials())?;
-        let result = self.retry_without_folder(|| {
-            write_synced(&staged, content, look).map_err(|source| Error::io("write", &staged, source))
-        });
-        let result = result.and_then(|()| self.rename(&staged, target));
-        if result.is_err() {
-            let _ = fs::remove_file(&staged);
-        }
-        result
+        let write = |staged: &Path| {
+            write_synced(staged, content, look).map_err(|source| Error::io("write", staged, source))
+        };
+        self.condition.note(content.len() as u64, self.stage_and_move(target, write))
     }
 
     /// Makes `target` a symbolic link, whatever file or link it was.
     pub(super) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
+        let link = |staged: &Path| {
+            symlink(points_to, staged).map_err(|source| Error::io("link", target, source))
+        };
+        self.condition.note(0, self.stage_and_move(target, link))
+    }
+
+    /// Moves a file that is already synced to where it belongs.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        self.condition.note(0, self.move_file(from, to))
+    }
+
+    /// Removes a file for good. One that is already gone is no error.
+    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
+        let removed = match fs::remove_file(path) {
+            Ok(()) => sync_folder(parent(path)),
+            // Says nothing about the disk.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => Err(Error::io("remove", path, source)),
+        };
+        self.condition.note(0, removed)
+    }
+
+    /// Makes `folder` and its parents down from the root, each synced into its parent.
+    pub(super) fn ensure(&self, folder: &Path) -> Result<(), Error> {
+        self.make_folders(folder).inspect_err(|error| self.condition.failed(0, error))
+    }
+
+    /// A fresh name for a file to be staged, in a folder that is there.
+    pub(super) fn stage(&self) -> Result<PathBuf, Error> {
         let staged = self.stage_name();
-        self.ensure(&self.partials())?;
-        let result = self.retry_without_folder(|| {
-            symlink(points_to, &staged).map_err(|source| Error::io("link", target, source))
-        });
-        let result = result.and_then(|()| self.rename(&staged, target));
+        self.make_folders(&self.partials())?;
+        Ok(staged)
+    }
+
+    fn stage_and_move(
+        &self,
+        target: &Path,
+        write: impl Fn(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let staged = self.stage()?;
+        let result = self.retry_without_folder(|| write(&staged));
+        let result = result.and_then(|()| self.move_file(&staged, target));
         if result.is_err() {
             let _ = fs::remove_file(&staged);
         }
         result
     }
 
-    /// Moves a file that is already synced to where it belongs.
-    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+    fn move_file(&self, from: &Path, to: &Path) -> Result<(), Error> {
         let folder = parent(to);
         self.retry_without_folder(|| {
-            self.ensure(folder)?;
+            self.make_folders(folder)?;
             fs::rename(from, to).map_err(|source| Error::io("rename into place", to, source))
         })?;
         sync_folder(folder)
     }
 
-    /// Removes a file for good. One that is already gone is no error.
-    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
-        match fs::remove_file(path) {
-            Ok(()) => sync_folder(parent(path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(Error::io("remove", path, source)),
-        }
-    }
-
-    /// Makes `folder` and its parents down from the root, each synced into its parent.
-    ///
     /// The lock is held meanwhile: who finds a folder that another thread has just made must not take it for
     /// durable before that thread has synced it. A folder left by an earlier process is synced once, too.
-    pub(super) fn ensure(&self, folder: &Path) -> Result<(), Error> {
+    fn make_folders(&self, folder: &Path) -> Result<(), Error> {
         let mut durable = hold(&self.durable);
         if durable.contains(folder) {
             return Ok(());
@@ -171,7 +194,7 @@ impl Disk {
         match attempt() {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 hold(&self.durable).clear();
-                self.ensure(&self.partials())?;
+                self.make_folders(&self.partials())?;
                 attempt()
             }
             other => other,
@@ -267,7 +290,7 @@ mod tests {
     #[test]
     fn a_file_is_replaced_whole_with_its_mode() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(&folder.path().join("a/b")).unwrap();
+        let disk = Disk::open(&folder.path().join("a/b"), Arc::default()).unwrap();
         let target = disk.root().join("x/y/file");
         disk.replace(&target, b"one", Look::IMMUTABLE).unwrap();
         disk.replace(&target, b"two", Look::IMMUTABLE).unwrap();
@@ -282,7 +305,7 @@ mod tests {
     #[test]
     fn folders_removed_under_it_are_made_again() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(folder.path()).unwrap();
+        let disk = Disk::open(folder.path(), Arc::default()).unwrap();
         let target = disk.root().join("x/y/file");
         disk.replace(&target, b"one", Look::PLAIN).unwrap();
         fs::remove_dir_all(disk.root().join("x")).unwrap();
@@ -295,7 +318,7 @@ mod tests {
     #[test]
     fn what_a_killed_process_staged_is_swept() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(folder.path()).unwrap();
+        let disk = Disk::open(folder.path(), Arc::default()).unwrap();
         disk.ensure(&disk.partials()).unwrap();
         File::create(disk.partials().join(".tmp-0")).unwrap();
         File::create(disk.partials().join("sha256-kept")).unwrap();

@@ -9,7 +9,7 @@
 //! | `tag` | repo, NUL, tag | `TagRecord` |
 //! | `manifest` | repo, NUL, digest | `ManifestRecord` |
 //! | `layout` | repo | what its `index.json` looked like when it was last in line with the refs |
-//! | `meta` | `version`, `clean` | |
+//! | `meta` | `version`, `clean`, `scrub` | the last: when the round began, and the last digest it looked at |
 //!
 //! A digest is one byte for the algorithm and the raw hash; records are JSON, as in the files.
 //!

@@ -100,7 +100,8 @@ impl Ledger {
             return Ok(Some(blob));
         }
         self.opened.forget(digest);
-        let Some(blob) = self.blobs.open(digest)? else { return Ok(None) };
+        let opened = self.unless_lost(digest, self.blobs.open(digest))?;
+        let Some(blob) = opened else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
         let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
@@ -117,11 +118,13 @@ impl Ledger {
 
     /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
     fn discard_unsound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
-        let is_unsound = !self.blobs.is_sound(digest, blob)?;
-        if is_unsound {
-            self.quarantine(digest, Damage::Changed);
+        let is_sound = self.blobs.is_sound(digest, blob).map(Some);
+        match self.unless_lost(digest, is_sound)? {
+            Some(true) => return Ok(false),
+            Some(false) => self.quarantine(digest, Damage::Changed),
+            None => {}
         }
-        Ok(is_unsound)
+        Ok(true)
     }
 
     pub(super) fn put(&self, digest: &Digest, content: &[u8]) -> Result<(), Error> {
@@ -205,11 +208,12 @@ impl Ledger {
         let own = self.own_manifest(repo, digest)?.map(|record| (record, Whose::Repo(repo)));
         let public = || self.index.public_manifest(digest).map(|record| (record, Whose::Public));
         let Some((record, whose)) = own.or_else(public) else { return Ok(None) };
-        let Some(blob) = self.blobs.open(digest)? else {
+        let Some(blob) = self.unless_lost(digest, self.blobs.open(digest))? else {
             self.opened.forget(digest);
             return Ok(None);
         };
-        let content = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64)?;
+        let content = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64);
+        let content = self.unless_lost(digest, content)?;
         // Small enough to be proven each time; a wrong one would be served, and believed to be here, for ever.
         let Some(content) = content.filter(|content| Digest::of(digest.algorithm(), content) == *digest)
         else {

@@ -93,16 +93,8 @@ impl Partials {
         }
         let in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
         let path = self.path(digest);
-        let (data, map_file, map) = match open_existing(&path, total)? {
-            Some(existing) => existing,
-            None => self.disk.retry_without_folder(|| self.create(&path, total))?,
-        };
-        if let Err(error) = reserve(&data, total) {
-            if map.prefix == 0 {
-                drop_files(&self.disk, &path)?;
-            }
-            return Err(Error::io("reserve room for", &path, error));
-        }
+        let opened = self.open_with_room(&path, total);
+        let (data, map_file, map) = opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
         Ok(Partial {
             ledger,
             digest: *digest,
@@ -133,6 +125,20 @@ impl Partials {
             }
         }
         Ok(())
+    }
+
+    fn open_with_room(&self, path: &Path, total: u64) -> Result<(File, File, Map), Error> {
+        let (data, map_file, map) = match open_existing(path, total)? {
+            Some(existing) => existing,
+            None => self.disk.retry_without_folder(|| self.create(path, total))?,
+        };
+        if let Err(error) = reserve(&data, total) {
+            if map.prefix == 0 {
+                drop_files(&self.disk, path)?;
+            }
+            return Err(Error::io("reserve room for", path, error));
+        }
+        Ok((data, map_file, map))
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -246,6 +252,7 @@ impl Partial {
         if let Err(error) = disk.remove(&map_path(&self.path)) {
             tracing::warn!(%error, digest = %self.digest, "cannot remove the map of a finished blob");
         }
+        disk.condition.succeeded(size);
         self.ledger.blob_stored(&self.digest, size);
         Ok(())
     }
@@ -265,7 +272,9 @@ impl Partial {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
-        Error::io(action, &self.path, source)
+        let error = Error::io(action, &self.path, source);
+        self.ledger.disk.condition.failed(self.map.total, &error);
+        error
     }
 }
 
@@ -283,7 +292,7 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, E
 }
 
 /// Reserves room for all of a file, without changing its length.
-fn reserve(file: &File, total: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &File, total: u64) -> io::Result<()> {
     let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, 0, total);
     match if total == 0 { Ok(()) } else { retry_on_intr(allocate) } {
         Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),

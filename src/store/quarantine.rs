@@ -6,14 +6,15 @@
 //!
 //! The folder is bounded, and evidence only: nothing is ever read from it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{list, sync_folder};
@@ -28,6 +29,9 @@ const FILES_MAX: usize = 16;
 const BYTES_MAX: u64 = 1 << 30;
 /// Damaged blobs remembered that could not be moved. Beyond it they are found again, one by one.
 const CONDEMNED_MAX: usize = 65_536;
+/// How long a file counts as lost that the disk did not give back and that could not be moved: a disk that fails
+/// altogether may come back with everything.
+const UNREADABLE_MEMORY: Duration = Duration::from_secs(60);
 
 /// What is wrong with a stored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,31 +51,40 @@ impl Damage {
             Self::Unreadable => "the disk does not give it back",
         }
     }
-
-    /// Whether a failure to read a file means that its content is lost.
-    pub(super) fn from_error(error: &io::Error) -> Option<Self> {
-        let lost = [rustix::io::Errno::IO, rustix::io::Errno::ILSEQ, rustix::io::Errno::BADMSG];
-        lost.iter().any(|lost| error.raw_os_error() == Some(lost.raw_os_error())).then_some(Self::Unreadable)
-    }
 }
 
 /// Damaged blobs that stay where they are, because the disk cannot change, and count as absent.
 #[derive(Default)]
 pub(super) struct Condemned {
-    digests: Mutex<HashSet<Digest>>,
+    /// Until when; for ever if there is none.
+    digests: Mutex<HashMap<Digest, Option<Instant>>>,
     /// Whether there are any: asked at every hit.
     is_any: AtomicBool,
 }
 
 impl Condemned {
     pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.is_any.load(Ordering::Acquire) && hold(&self.digests).contains(digest)
+        if !self.is_any.load(Ordering::Acquire) {
+            return false;
+        }
+        let until = hold(&self.digests).get(digest).copied();
+        match until {
+            Some(Some(until)) if until < Instant::now() => {
+                self.acquit(digest);
+                false
+            }
+            other => other.is_some(),
+        }
     }
 
-    fn add(&self, digest: &Digest) {
+    fn add(&self, digest: &Digest, damage: Damage) {
+        let until = match damage {
+            Damage::Changed => None,
+            Damage::Unreadable => Some(Instant::now() + UNREADABLE_MEMORY),
+        };
         let mut digests = hold(&self.digests);
         if digests.len() < CONDEMNED_MAX {
-            digests.insert(*digest);
+            digests.insert(*digest, until);
             self.is_any.store(true, Ordering::Release);
         }
     }
@@ -87,12 +100,38 @@ impl Condemned {
 }
 
 impl Ledger {
+    /// Takes a blob out of service if this failure to read it says that it is lost: the disk, or the file system
+    /// on it, does not give it back, as opposed to a lack of memory, permission or files. Returns whether it did.
+    pub(super) fn is_lost(&self, digest: &Digest, error: &Error) -> bool {
+        let Error::Io { source, .. } = error else { return false };
+        let lost = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
+        if !lost.iter().any(|lost| source.raw_os_error() == Some(lost.raw_os_error())) {
+            return false;
+        }
+        self.disk.condition.failed(0, error);
+        self.quarantine(digest, Damage::Unreadable);
+        true
+    }
+
+    /// A blob, or none if the disk has lost it.
+    pub(super) fn unless_lost<T>(
+        &self,
+        digest: &Digest,
+        read: Result<Option<T>, Error>,
+    ) -> Result<Option<T>, Error> {
+        match read {
+            Err(error) if self.is_lost(digest, &error) => Ok(None),
+            other => other,
+        }
+    }
+
     /// Takes a damaged blob out of service.
     pub(super) fn quarantine(&self, digest: &Digest, damage: Damage) {
         let path = self.blobs.path(digest);
         // From now on: the file may take its time.
-        self.condemned.add(digest);
+        self.condemned.add(digest, damage);
         self.opened.forget(digest);
+        self.disk.condition.metrics.quarantined.inc();
         self.index.remove(&Entry::Blob(*digest));
         match self.move_away(digest, &path) {
             Ok(()) => {
@@ -111,7 +150,7 @@ impl Ledger {
         }
     }
 
-    fn move_away(&self, digest: &Digest, path: &std::path::Path) -> Result<(), Error> {
+    fn move_away(&self, digest: &Digest, path: &Path) -> Result<(), Error> {
         self.disk.rename(path, &self.quarantine_folder().join(digest.file_name()))?;
         sync_folder(&self.blobs.folder(digest.algorithm()))
     }

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn folders_carry_no_colon_and_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let refs = Refs::new(Arc::new(Disk::open(folder.path()).unwrap()));
+        let refs = Refs::new(Arc::new(Disk::open(folder.path(), Arc::default()).unwrap()));
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let all = [
             repo("docker.io", "library/alpine"),
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn tags_come_in_byte_order_without_what_is_no_tag() {
         let folder = tempfile::tempdir().unwrap();
-        let refs = Refs::new(Arc::new(Disk::open(folder.path()).unwrap()));
+        let refs = Refs::new(Arc::new(Disk::open(folder.path(), Arc::default()).unwrap()));
         let repo = repo("docker.io", "a");
         for tag in ["b", "B", "10", "9", "_x"] {
             refs.write(&repo, Ref::Tag(&Tag::parse(tag).unwrap()), &Grant { public: false }).unwrap();

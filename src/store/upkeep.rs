@@ -13,8 +13,9 @@ use super::ledger::{Ledger, unix_seconds};
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
-use super::{Error, Inner, blocking};
+use super::{Error, Inner, blocking, health};
 use crate::oci::{Algorithm, Repo};
+use crate::telemetry::Metrics;
 
 /// A repository's `index.json` is rendered at most this often.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,16 +27,15 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Takes the lock, sweeps what a killed process left, and finds or rebuilds the index.
-pub(super) fn open(folder: &Path) -> Result<Inner, Error> {
+pub(super) fn open(folder: &Path, metrics: Arc<Metrics>) -> Result<Inner, Error> {
     let opened_at = unix_seconds();
-    let disk = Arc::new(Disk::open(folder)?);
+    let disk = Arc::new(Disk::open(folder, metrics)?);
     let lock = Lock::take(disk.root())?;
     let partials = Partials::new(Arc::clone(&disk));
-    let swept = prepare(&disk, &partials);
-    match swept {
-        // Writes will say so again, and what is there can be served.
-        Err(error @ Error::Full { .. }) => tracing::warn!(%error, "the disk is full or read-only"),
-        other => other?,
+    if let Err(error) = prepare(&disk, &partials) {
+        // Whatever it is: what is there can be served, and the rest passes through.
+        disk.condition.failed(0, &error);
+        tracing::warn!(error = &error as &dyn std::error::Error, "the data folder cannot be put in order");
     }
     let (ledger, found) = Ledger::open(disk, lock);
     if !matches!(found, Found::Clean(_)) {
@@ -55,6 +55,7 @@ pub(super) fn open(folder: &Path) -> Result<Inner, Error> {
         opened_at,
         stop: AtomicBool::new(false),
         verification: Mutex::default(),
+        suspect: Arc::default(),
     })
 }
 
@@ -95,6 +96,7 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
     let mut shutdown = pin!(shutdown);
     let first = Arc::clone(inner);
     let first_pass = tokio::spawn(async move { blocking(move || compare(&first)).await });
+    let probes = tokio::spawn(health::run(Arc::clone(&inner.ledger.disk)));
     let mut rebuild_after = Instant::now();
     loop {
         tokio::select! {
@@ -111,6 +113,7 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
         }
     }
     inner.stop.store(true, Ordering::Relaxed);
+    probes.abort();
     if let Err(error) = first_pass.await {
         tracing::warn!(%error, "the first comparison of index and files has failed");
     }

@@ -133,7 +133,7 @@ fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
 
 /// Looks at one blob, and takes it out of service if it is damaged. `step` hears of every piece; it says whether
 /// to go on, else there is no verdict.
-fn look(
+pub(super) fn look(
     ledger: &Ledger,
     digest: &Digest,
     mut step: impl FnMut(usize) -> bool,
@@ -150,22 +150,28 @@ fn look(
         Ok(Err(verdict)) => Ok(verdict),
         Err(error) => Err(error),
     };
-    let verdict = judge(verdict)?;
-    if let Verdict::Damaged(damage) = verdict {
-        ledger.quarantine(digest, damage);
-    }
-    Ok(Some(verdict))
+    conclude(ledger, digest, verdict).map(Some)
 }
 
-/// A disk that does not give content back has lost it; any other failure says nothing about the content.
-pub(super) fn judge(looked: Result<Verdict, Error>) -> Result<Verdict, Error> {
-    match looked {
-        Err(Error::Io { source, path, action }) => match Damage::from_error(&source) {
-            Some(damage) => Ok(Verdict::Damaged(damage)),
-            None => Err(Error::Io { path, action, source }),
+/// Takes a blob out of service if it was found damaged. A disk that does not give content back has lost it; any
+/// other failure says nothing about the content.
+pub(super) fn conclude(
+    ledger: &Ledger,
+    digest: &Digest,
+    looked: Result<Verdict, Error>,
+) -> Result<Verdict, Error> {
+    let verdict = match looked {
+        Err(error) => match ledger.is_lost(digest, &error) {
+            true => Verdict::Damaged(Damage::Unreadable),
+            false => return Err(error),
         },
-        other => other,
-    }
+        Ok(Verdict::Damaged(damage)) => {
+            ledger.quarantine(digest, damage);
+            Verdict::Damaged(damage)
+        }
+        Ok(verdict) => verdict,
+    };
+    Ok(verdict)
 }
 
 /// Looks at every stored file, in no order. `stop` ends it early.

@@ -77,6 +77,13 @@ pub struct Metrics {
     pub storage_used: IntGauge,
     /// Size of the file system that holds the data folder.
     pub storage_total: IntGauge,
+    storage_errors: IntCounterVec,
+    /// 1 while the disk does not take what it is given.
+    pub degraded: IntGauge,
+    /// Stored files that were found damaged.
+    pub quarantined: IntCounter,
+    /// Bytes of stored files that the background scrub has hashed.
+    pub scrubbed: IntCounter,
 }
 
 /// What distribution tells of a pull-through cache.
@@ -152,6 +159,14 @@ impl Metrics {
         let registry = Registry::new();
         let new = Families(&registry);
         let by_type = |name: &str, help: &str| new.by_kind(name, help);
+        let storage_errors = new.counters(
+            "berth_storage_errors_total",
+            "What the disk did not take, or give back",
+            &["kind"],
+        );
+        for kind in ["full", "read_only", "io"] {
+            storage_errors.with_label_values(&[kind]);
+        }
         let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
@@ -178,6 +193,11 @@ impl Metrics {
                 .counter("berth_digest_mismatches_total", "Transfers that did not match their digest"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
+            storage_errors,
+            degraded: new.gauge("berth_degraded", "1 while the disk does not take what it is given"),
+            quarantined: new.counter("berth_quarantined_total", "Stored files that were found damaged"),
+            scrubbed: new
+                .counter("berth_scrubbed_bytes_total", "Bytes of stored files hashed in the background"),
             registry,
         }
     }
@@ -227,6 +247,11 @@ impl Metrics {
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstream_requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// The disk has failed: `kind` is one of a fixed set.
+    pub fn storage_error(&self, kind: &str) {
+        self.storage_errors.with_label_values(&[kind]).inc();
     }
 
     /// The Prometheus text of everything.

@@ -46,7 +46,7 @@ pub(super) fn repo_digest(of: &Repo, about: &Digest) -> Vec<u8> {
     key
 }
 
-fn to_digest(key: &[u8]) -> Option<Digest> {
+pub(super) fn to_digest(key: &[u8]) -> Option<Digest> {
     let (algorithm, raw) = key.split_first()?;
     let algorithm = match algorithm {
         1 => Algorithm::Sha256,

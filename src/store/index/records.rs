@@ -3,12 +3,14 @@
 //! The trees and their encodings are described in [`index`](super). Every question can be answered with "don't
 //! know", and every change can be lost.
 
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Entry, Index, collect, first_number, key, raise};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
+use crate::store::scrub::Round;
 
 impl Index {
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
@@ -169,6 +171,31 @@ impl Index {
 
     pub(in crate::store) fn put_layout(&self, repo: &Repo, looks: &[u8]) {
         self.change(|trees| trees.layout.insert(key::repo(repo), looks));
+    }
+
+    /// A page of at most `n` blobs after `after`, in the order of their keys; `None` if there would be gaps.
+    pub(in crate::store) fn blobs(&self, after: Option<&Digest>, n: usize) -> Option<Vec<Digest>> {
+        if !self.is_complete() {
+            return None;
+        }
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key::digest(after)));
+        self.with(|trees| {
+            let range = trees.blob.range((from, Bound::<Vec<u8>>::Unbounded)).take(n);
+            range.map(|item| Ok(key::to_digest(&item?.0))).filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// How far the scrub is.
+    pub(in crate::store) fn round(&self) -> Option<Round> {
+        let value = self.with(|trees| trees.meta.get("scrub"))??;
+        Some(Round { began_at: first_number(&value), at: key::to_digest(value.get(8..)?) })
+    }
+
+    /// Not a change of what the index says of the files: it stays closed in order if it was.
+    pub(in crate::store) fn set_round(&self, round: Round) {
+        let mut value = round.began_at.to_be_bytes().to_vec();
+        value.extend(round.at.as_ref().map(key::digest).unwrap_or_default());
+        self.with(|trees| trees.meta.insert("scrub", value));
     }
 
     /// Everything that the index says of which `is_there` disagrees.
