@@ -111,9 +111,8 @@ impl Disk {
 
     /// Makes `target` a symbolic link, whatever file or link it was.
     pub(super) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
-        let link = |staged: &Path| {
-            symlink(points_to, staged).map_err(|source| Error::io("link", target, source))
-        };
+        let link =
+            |staged: &Path| symlink(points_to, staged).map_err(|source| Error::io("link", target, source));
         self.condition.note(0, self.stage_and_move(target, link))
     }
 
@@ -145,11 +144,7 @@ impl Disk {
         Ok(staged)
     }
 
-    fn stage_and_move(
-        &self,
-        target: &Path,
-        write: impl Fn(&Path) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn stage_and_move(&self, target: &Path, write: impl Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
         let staged = self.stage()?;
         let result = self.retry_without_folder(|| write(&staged));
         let result = result.and_then(|()| self.move_file(&staged, target));

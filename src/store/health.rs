@@ -134,6 +134,11 @@ impl Condition {
         }
     }
 
+    /// The disk did not give a file back. Whether it fails altogether is seen when that is put aside.
+    pub(super) fn lost_a_file(&self) {
+        self.metrics.storage_error(Trouble::Failing.label());
+    }
+
     /// A change of `bytes` is on disk.
     pub(super) fn succeeded(&self, bytes: u64) {
         if !self.is_degraded.load(Ordering::Acquire) {
@@ -205,9 +210,12 @@ fn probe(disk: &Disk, room_bytes: u64) -> Result<(), Error> {
         file.write_all(&PROBE_BYTES)?;
         file.sync_all()
     };
-    let written = OpenOptions::new().write(true).create_new(true).open(&path).and_then(write);
-    let removed = std::fs::remove_file(&path);
-    written.and(removed).map_err(|source| Error::io("write", &path, source))
+    let written = disk.retry_without_folder(|| {
+        let created = OpenOptions::new().write(true).create_new(true).open(&path);
+        created.and_then(write).map_err(|source| Error::io("write", &path, source))
+    });
+    let removed = std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source));
+    written.and(removed)
 }
 
 #[cfg(test)]

@@ -25,8 +25,9 @@ use crate::oci::Digest;
 
 /// Files kept; the oldest go first.
 const FILES_MAX: usize = 16;
-/// Bytes kept: a disk with a budget is not for keeping what is of no use.
+/// Bytes kept, and at most this part of a small disk: what is fetched again needs room.
 const BYTES_MAX: u64 = 1 << 30;
+const DISK_PART: u64 = 64;
 /// Damaged blobs remembered that could not be moved. Beyond it they are found again, one by one.
 const CONDEMNED_MAX: usize = 65_536;
 /// How long a file counts as lost that the disk did not give back and that could not be moved: a disk that fails
@@ -108,7 +109,7 @@ impl Ledger {
         if !lost.iter().any(|lost| source.raw_os_error() == Some(lost.raw_os_error())) {
             return false;
         }
-        self.disk.condition.failed(0, error);
+        self.disk.condition.lost_a_file();
         self.quarantine(digest, Damage::Unreadable);
         true
     }
@@ -136,7 +137,7 @@ impl Ledger {
         match self.move_away(digest, &path) {
             Ok(()) => {
                 self.condemned.acquit(digest);
-                tracing::warn!(%digest, damage = damage.as_str(), "a stored file is damaged: it is in quarantine, and will be fetched again");
+                tracing::warn!(%digest, damage = damage.as_str(), "a stored file is damaged: it is put aside, and will be fetched again");
             }
             Err(error) => tracing::warn!(
                 %digest,
@@ -166,10 +167,12 @@ impl Ledger {
             }
         }
         files.sort();
+        let disk_bytes = rustix::fs::statvfs(self.disk.root()).map_or(0, |it| it.f_blocks * it.f_frsize);
+        let bytes_max = BYTES_MAX.min(disk_bytes / DISK_PART);
         let mut bytes = 0;
         for (number, (_, _, len, path)) in files.into_iter().rev().enumerate() {
             bytes += len;
-            if number >= FILES_MAX || bytes > BYTES_MAX {
+            if number >= FILES_MAX || bytes > bytes_max {
                 self.disk.remove(&path)?;
             }
         }

@@ -85,7 +85,10 @@ async fn half_written(store: &Store, content: &str) -> Partial {
 async fn the_second_process_is_refused_until_the_first_is_gone() {
     let folder = folder();
     let store = open(&folder).await;
-    assert!(matches!(Store::open(folder.path(), Arc::default()).await, Err(Error::Locked { pid: Some(_), .. })));
+    assert!(matches!(
+        Store::open(folder.path(), Arc::default()).await,
+        Err(Error::Locked { pid: Some(_), .. })
+    ));
     drop(store);
     open(&folder).await;
 }

@@ -17,6 +17,7 @@ mod disk;
 mod drain;
 mod flight;
 mod grants;
+mod health;
 mod hostile;
 mod hot;
 mod index;

@@ -71,6 +71,12 @@ impl Disk {
         run(tool("mount").args(["-o", "remount,abort"]).arg(self.path())).await;
     }
 
+    /// Makes everything behind this many mebibytes unreadable, as a kernel reports bad sectors.
+    pub(crate) fn lose_behind(&self, mebibytes: u64) {
+        let image = fs::File::options().write(true).open(self.image()).expect("the image is there");
+        image.set_len(mebibytes << 20).expect("a file can be made shorter");
+    }
+
     /// The disk as it would be found if the power failed now, while `writers` are stopped at any instruction.
     pub(crate) async fn after_power_loss(&self, writers: &[u32]) -> Self {
         for writer in writers {
@@ -120,10 +126,35 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let mut unmount = Command::new(tool("umount").as_std().get_program());
-        // Lazily: a test that failed may not have ended all that uses it.
-        unmount.arg("--lazy").arg(self.path()).stderr(Stdio::null()).status().ok();
+        unmount(&self.path());
     }
+}
+
+/// A folder that nothing can be changed in, although others have files open on the same disk, until this is
+/// dropped.
+pub(crate) struct ReadOnly {
+    folder: PathBuf,
+}
+
+impl ReadOnly {
+    pub(crate) async fn folder(folder: &Path) -> Self {
+        run(tool("mount").arg("--bind").arg(folder).arg(folder)).await;
+        let mounted = Self { folder: folder.to_owned() };
+        run(tool("mount").args(["-o", "remount,bind,ro"]).arg(folder)).await;
+        mounted
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        unmount(&self.folder);
+    }
+}
+
+fn unmount(path: &Path) {
+    let mut unmount = Command::new(tool("umount").as_std().get_program());
+    // Lazily: a test that failed may not have ended all that uses it.
+    unmount.arg("--lazy").arg(path).stderr(Stdio::null()).status().ok();
 }
 
 /// Requests to write, and those under way, of a block device: fields of the kernel's `block/stat.rst`.
