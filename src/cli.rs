@@ -112,14 +112,19 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 /// Runs a command that is about a data folder. What it returns says whether all is as it should be.
-fn command(place: &Place, run: impl AsyncFnOnce(Folder) -> anyhow::Result<bool>) -> ExitCode {
+fn command(place: &Place, run: impl AsyncFnOnce(&Folder) -> anyhow::Result<bool>) -> ExitCode {
     let config = match place.load() {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ran = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let ran = runtime.block_on(async { run(Folder::find(&config).await?).await });
+        let ran = runtime.block_on(async {
+            let folder = Folder::find(&config).await?;
+            let ran = run(&folder).await;
+            folder.close().await;
+            ran
+        });
         runtime.shutdown_background();
         ran
     });

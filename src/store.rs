@@ -190,6 +190,12 @@ impl Store {
         hold(&self.0.verification).clone()
     }
 
+    /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it
+    /// would have without this one.
+    pub async fn close(self) {
+        blocking(move || upkeep::close(&self.0)).await;
+    }
+
     /// A stored blob, opened.
     ///
     /// # Errors

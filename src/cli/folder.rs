@@ -37,4 +37,12 @@ impl Folder {
         })?;
         Ok(Self::Theirs(remote))
     }
+
+    /// Leaves it in order.
+    pub(super) async fn close(self) {
+        match self {
+            Self::Ours(store) => store.close().await,
+            Self::Theirs(_) => {}
+        }
+    }
 }

@@ -15,8 +15,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks at everything, and tells of it. Returns whether all is sound.
-pub(super) async fn run(folder: Folder) -> anyhow::Result<bool> {
-    let mut state: Verification = match &folder {
+pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
+    let mut state: Verification = match folder {
         Folder::Ours(store) => {
             store.verify();
             store.verification()
@@ -26,7 +26,7 @@ pub(super) async fn run(folder: Folder) -> anyhow::Result<bool> {
     let mut told = Instant::now();
     while state.running {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        state = match &folder {
+        state = match folder {
             Folder::Ours(store) => store.verification(),
             Folder::Theirs(remote) => remote.get(PATH).await?,
         };

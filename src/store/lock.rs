@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::Error;
 
 /// More than a process id and an address are never believed.
@@ -56,17 +58,18 @@ impl Lock {
     }
 }
 
-/// A disk that is read-only or full still serves what it has, so the lock must not need to write: an existing
-/// file is locked through a read-only handle, and where there is none, the folder itself is locked.
+/// A disk that is read-only, full or failing still serves what it has, so the lock must not need to write: an
+/// existing file is locked through a read-only handle, and where there is none, the folder itself is locked.
 fn open(folder: &Path, path: &PathBuf) -> io::Result<File> {
     match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path) {
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) =>
-        {
-            File::open(path).or_else(|_| File::open(folder))
-        }
+        Err(error) if cannot_write(&error) => File::open(path).or_else(|_| File::open(folder)),
         other => other,
     }
+}
+
+fn cannot_write(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
 fn read_holder(file: File) -> (Option<u32>, Option<SocketAddr>) {

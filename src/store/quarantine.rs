@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::disk::{list, sync_folder};
+use super::disk::{is_absent, list, sync_folder};
 use super::index::Entry;
 use super::ledger::Ledger;
 use super::{Error, hold};
@@ -61,6 +61,8 @@ pub(super) struct Condemned {
     digests: Mutex<HashMap<Digest, Option<Instant>>>,
     /// Whether there are any: asked at every hit.
     is_any: AtomicBool,
+    /// Several may find one file damaged at once: it is moved once.
+    moving: Mutex<()>,
 }
 
 impl Condemned {
@@ -129,7 +131,12 @@ impl Ledger {
     /// Takes a damaged blob out of service.
     pub(super) fn quarantine(&self, digest: &Digest, damage: Damage) {
         let path = self.blobs.path(digest);
-        // From now on: the file may take its time.
+        let _one_at_a_time = hold(&self.condemned.moving);
+        if path.symlink_metadata().is_err_and(|error| is_absent(&error)) {
+            self.index.remove(&Entry::Blob(*digest));
+            return;
+        }
+        // From now on: the move may take its time.
         self.condemned.add(digest, damage);
         self.opened.forget(digest);
         self.disk.condition.metrics.quarantined.inc();
@@ -181,5 +188,70 @@ impl Ledger {
 
     fn quarantine_folder(&self) -> PathBuf {
         self.disk.root().join("quarantine")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::disk::Disk;
+    use crate::store::lock::Lock;
+
+    fn ledger(folder: &Path) -> Ledger {
+        let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
+        let lock = Lock::take(folder).unwrap();
+        Ledger::open(disk, lock).0
+    }
+
+    #[test]
+    fn what_is_damaged_is_absent_until_it_is_stored_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(folder.path());
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        for damage in [Damage::Changed, Damage::Unreadable] {
+            ledger.put(&digest, b"x").unwrap();
+            assert!(ledger.blob(&digest).unwrap().is_some());
+            ledger.quarantine(&digest, damage);
+            // By somebody else, at the same time.
+            ledger.quarantine(&digest, damage);
+            assert!(ledger.blob(&digest).unwrap().is_none());
+            assert!(!ledger.condemned.has(&digest) && ledger.index.used_bytes() == 0);
+        }
+        assert_eq!(ledger.disk.condition.metrics.quarantined.get(), 2);
+        assert_eq!(list(&ledger.quarantine_folder()).unwrap(), [&*digest.file_name()]);
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_absent_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(folder.path());
+        fs::File::create(ledger.quarantine_folder()).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        for damage in [Damage::Changed, Damage::Unreadable] {
+            ledger.put(&digest, b"x").unwrap();
+            ledger.quarantine(&digest, damage);
+            assert!(ledger.blob(&digest).unwrap().is_none());
+            assert!(ledger.blobs.path(&digest).exists());
+            ledger.blob_stored(&digest, 1);
+            assert!(ledger.blob(&digest).unwrap().is_some(), "another file is there now");
+        }
+    }
+
+    #[test]
+    fn only_what_the_disk_does_not_give_back_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(folder.path());
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        ledger.put(&digest, b"x").unwrap();
+        let error = |errno: Errno| Error::io("read", Path::new("x"), errno.into());
+        for harmless in [Errno::ACCESS, Errno::MFILE, Errno::NOMEM, Errno::NOSPC] {
+            assert!(!ledger.is_lost(&digest, &error(harmless)), "{harmless}");
+        }
+        assert!(ledger.blob(&digest).unwrap().is_some());
+        assert!(ledger.is_lost(&digest, &error(Errno::IO)));
+        assert!(ledger.blob(&digest).unwrap().is_none());
     }
 }

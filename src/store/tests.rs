@@ -143,6 +143,27 @@ async fn an_unproven_or_incomplete_partial_file_never_becomes_a_blob() {
 }
 
 #[tokio::test]
+async fn a_command_leaves_the_index_as_it_was_found() {
+    let folder = folder();
+    let store = open(&folder).await;
+    store.put(&digest("x"), "x".into()).await.unwrap();
+    assert!(matches!(store.0.found, Found::Fresh(_)));
+    let at = store.0.opened_at;
+    store.close().await;
+    for _ in 0..2 {
+        let store = open(&folder).await;
+        assert_eq!(store.0.found, Found::Clean(at));
+        store.put(&digest("y"), "y".into()).await.unwrap();
+        store.close().await;
+    }
+    drop(open(&folder).await);
+    let store = open(&folder).await;
+    assert_eq!(store.0.found, Found::Unclean);
+    store.close().await;
+    assert_eq!(open(&folder).await.0.found, Found::Unclean);
+}
+
+#[tokio::test]
 async fn a_partial_file_resumes_where_its_map_says() {
     let folder = folder();
     let store = open(&folder).await;

@@ -126,6 +126,17 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
     .await;
 }
 
+/// Leaves the index as it was found: in order at that time, or not.
+pub(super) fn close(inner: &Inner) {
+    let closed_at = match inner.found {
+        Found::Clean(closed_at) => closed_at,
+        Found::Fresh(_) => inner.opened_at,
+        Found::Unclean => return,
+    };
+    inner.ledger.write_uses();
+    inner.ledger.index.close(closed_at);
+}
+
 /// The pass at every start: the index against the files, and what other tools did while nobody looked.
 pub(super) fn compare(inner: &Inner) {
     let (ledger, stop) = (&inner.ledger, &inner.stop);

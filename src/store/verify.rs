@@ -177,11 +177,8 @@ pub(super) fn conclude(
 /// Looks at every stored file, in no order. `stop` ends it early.
 pub(super) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBool) {
     let _ended = Ended(state);
-    let every = |mut each: Box<dyn FnMut(Digest) + '_>| {
-        Algorithm::ALL.iter().try_for_each(|algorithm| for_each(ledger, *algorithm, stop, &mut *each))
-    };
-    let counted = every(Box::new(|_| hold(state).blobs_total += 1));
-    let looked = every(Box::new(|digest| look_and_note(ledger, &digest, state, stop)));
+    let counted = for_each(ledger, stop, |_| hold(state).blobs_total += 1);
+    let looked = for_each(ledger, stop, |digest| look_and_note(ledger, &digest, state, stop));
     match counted.and(looked) {
         Ok(()) => hold(state).complete = !stop.load(Ordering::Relaxed),
         Err(error) => {
@@ -215,24 +212,21 @@ fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, 
 }
 
 /// The digests that there are files for, while they are read from the folder: there may be millions.
-fn for_each(
-    ledger: &Ledger,
-    algorithm: Algorithm,
-    stop: &AtomicBool,
-    each: &mut dyn FnMut(Digest),
-) -> Result<(), Error> {
-    let folder = ledger.blobs.folder(algorithm);
-    let failed = |source| Error::io("list", &folder, source);
-    let entries = match std::fs::read_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
-    };
-    for entry in entries {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(());
+fn for_each(ledger: &Ledger, stop: &AtomicBool, mut each: impl FnMut(Digest)) -> Result<(), Error> {
+    for algorithm in Algorithm::ALL {
+        let folder = ledger.blobs.folder(algorithm);
+        let failed = |source| Error::io("list", &folder, source);
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(failed)?,
+        };
+        for entry in entries {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let name = entry.map_err(failed)?.file_name();
+            name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)).into_iter().for_each(&mut each);
         }
-        let name = entry.map_err(failed)?.file_name();
-        name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)).into_iter().for_each(&mut *each);
     }
     Ok(())
 }
