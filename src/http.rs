@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub mod admin;
+mod answers;
 mod asked;
 mod body;
 mod idle;
@@ -26,7 +27,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -40,7 +41,8 @@ pub use registry::Data;
 pub use seats::Seats;
 pub use tls::Tls;
 
-use body::{Body, UnderWay};
+use answers::Answers;
+use body::Body;
 use idle::Idle;
 use outlet::{Outlet, Plain};
 use seats::{Rarely, Seat};
@@ -49,8 +51,6 @@ use seats::{Rarely, Seat};
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Header lines of a request.
 const HEADERS_MAX: usize = 100;
-/// How long a connection may take to send a whole head; also how long it may rest between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Encrypted bytes of a connection that wait for its client: with rustls's own 64 KiB there are four times as many
@@ -192,18 +192,20 @@ async fn connection(
     stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let answers = Answers::new();
     match tls {
         None => {
             let outlet = Outlet::default();
-            let stream = Idle::new(Plain::new(stream, outlet.clone()));
-            exchange(stream, peer, plane, Some(outlet), stop).await
+            let stream = Idle::new(Plain::new(stream, outlet.clone()), Arc::clone(&answers));
+            exchange(stream, peer, plane, Some(outlet), answers, stop).await
         }
         Some(tls) => {
-            let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(Idle::new(stream)));
+            let handshake =
+                timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(Idle::new(stream, Arc::clone(&answers))));
             let stream = handshake.await.map_err(|_| "the TLS handshake took too long".to_owned())?;
             let mut stream = stream.map_err(|error| error.to_string())?;
             stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
-            exchange(stream, peer, plane, None, stop).await
+            exchange(stream, peer, plane, None, answers, stop).await
         }
     }
 }
@@ -213,12 +215,12 @@ async fn exchange(
     peer: SocketAddr,
     plane: Plane,
     outlet: Option<Outlet>,
+    answers: Arc<Answers>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
-    let (answers, mut under_way) = watch::channel(0);
-    let answers = Arc::new(answers);
+    let beginning = Arc::clone(&answers);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (plane, outlet, answer) = (plane.clone(), outlet.clone(), UnderWay::begin(&answers));
+        let (plane, outlet, answer) = (plane.clone(), outlet.clone(), beginning.begin());
         if let Some(outlet) = &outlet {
             // What was sent before may be evicted.
             outlet.set(None);
@@ -229,29 +231,23 @@ async fn exchange(
         }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => return result.map_err(|error| error.to_string()),
+        () = answers.rested_too_long() => return Err("no request came in time".to_owned()),
         () = turned_true(&mut stop) => connection.as_mut().graceful_shutdown(),
     }
     // hyper would go on waiting for a head that was never begun, or never ended.
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = turned_zero(&mut under_way) => {
+        () = answers.none_left() => {
             timeout(LAST_BYTES_MAX, connection).await.unwrap_or(Ok(()))
         }
     };
     result.map_err(|error| error.to_string())
-}
-
-/// Waits until no answer is under way.
-async fn turned_zero(answers: &mut watch::Receiver<usize>) {
-    let _ = answers.wait_for(|answers| *answers == 0).await;
 }
 
 /// When a file was changed and how long it is: whether it must be read again.

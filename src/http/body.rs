@@ -1,13 +1,12 @@
 //! The body of every answer: bytes at hand, or a blob being read; and the account of what was sent.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::watch;
 
+use super::answers::UnderWay;
 use super::journal::Account;
 use crate::cache::{self, Reading};
 
@@ -18,23 +17,6 @@ pub(crate) struct Body {
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Account>,
     under_way: Option<UnderWay>,
-}
-
-/// An answer that has begun and not ended, counted as long as this lives.
-pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
-
-impl UnderWay {
-    /// One more in `answers`.
-    pub(crate) fn begin(answers: &Arc<watch::Sender<usize>>) -> Self {
-        answers.send_modify(|answers| *answers += 1);
-        Self(Arc::clone(answers))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|answers| *answers -= 1);
-    }
 }
 
 enum Content {

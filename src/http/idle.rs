@@ -6,11 +6,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::answers::Answers;
 
 /// How long a client may take no byte of what is ready for it.
 const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
@@ -20,11 +23,13 @@ pub(super) struct Idle<S> {
     stream: S,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
+    /// Hears of bytes that are sent.
+    answers: Arc<Answers>,
 }
 
 impl<S> Idle<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false }
+    pub(super) fn new(stream: S, answers: Arc<Answers>) -> Self {
+        Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false, answers }
     }
 
     /// Passes on what a write came to, and watches the clock while it comes to nothing.
@@ -39,6 +44,18 @@ impl<S> Idle<S> {
         }
         ready!(self.timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for too long")))
+    }
+
+    /// The same for bytes, which are a sign of life. A flush is none: there is one for every byte that comes in.
+    fn watch_write(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(1..)) = result {
+            self.answers.wrote();
+        }
+        self.watch(context, result)
     }
 }
 
@@ -59,7 +76,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, result)
+        self.watch_write(context, result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -82,7 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.watch(context, result)
+        self.watch_write(context, result)
     }
 }
 
@@ -95,7 +112,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
         let (mut client, server) = tokio::io::duplex(10);
-        let mut server = Idle::new(server);
+        let mut server = Idle::new(server, Answers::new());
         let slow = tokio::spawn(async move {
             let mut taken = [0; 1];
             for _ in 0..20 {
