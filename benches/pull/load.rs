@@ -1,7 +1,8 @@
 //! Clients that read one blob over and over, for as long as it takes to count.
 
+use std::mem;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,9 @@ use crate::usage::{CPU_RESOLUTION, anonymous_bytes, cpu_seconds};
 
 /// Connections of one turn, each with a client of its own.
 pub(crate) const CONNECTIONS: [usize; 3] = [1, 8, 64];
+
+/// Until all clients of a turn have their first byte.
+const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A blob of some size, over some connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,11 +76,16 @@ pub(crate) fn take_turn(
 ) -> Turn {
     let bytes = AtomicU64::new(0);
     let done = AtomicBool::new(false);
+    let busy = AtomicUsize::new(0);
     let first_bytes = Mutex::new(Vec::new());
     let read = || {
         let mut client = Client::reading(server.address, reading);
+        let mut is_busy = false;
         while !done.load(Ordering::Relaxed) {
             let got = client.fetch(path, None, |piece| {
+                if !mem::replace(&mut is_busy, true) {
+                    busy.fetch_add(1, Ordering::Relaxed);
+                }
                 bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 !done.load(Ordering::Relaxed)
             });
@@ -88,6 +97,11 @@ pub(crate) fn take_turn(
     let (began, ended, anonymous) = thread::scope(|scope| {
         for _ in 0..cell.connections {
             scope.spawn(read);
+        }
+        // Handshakes of many connections are not part of it.
+        let asked = Instant::now();
+        while busy.load(Ordering::Relaxed) < cell.connections && asked.elapsed() < START_DEADLINE {
+            thread::sleep(Duration::from_millis(1));
         }
         thread::sleep(bench.plan.warm_up);
         let began = look();

@@ -42,6 +42,7 @@ mod tls;
 mod usage;
 mod yardstick;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -51,8 +52,11 @@ use bars::Bars;
 use cores::Cores;
 use plan::Plan;
 
-/// The parts, in the order in which they run.
-const PARTS: [(&str, fn(&Bench)); 7] = [
+/// The word for a part, and what measures it.
+type Part = (&'static str, fn(&Bench));
+
+/// In the order in which they run.
+const PARTS: [Part; 7] = [
     ("hot", hot::run),
     ("tls", tls::run),
     ("manifest", manifest::run),
@@ -90,13 +94,19 @@ fn main() -> ExitCode {
     let cores = Cores::divide();
     let plan = if is_asked("quick") { Plan::quick() } else { Plan::full() };
     let bench = Bench { runtime: Runtime::new().unwrap(), plan, cores, bars: Bars::default() };
-    let chosen = PARTS.iter().any(|(name, _)| is_asked(name));
-    for (name, run) in PARTS {
-        if !chosen || is_asked(name) {
-            run(&bench);
-            eprintln!("{name}: done after {:.0} s in all", began.elapsed().as_secs_f64());
+    let all = !PARTS.iter().any(|(name, _)| is_asked(name));
+    let mut failed = Vec::new();
+    for (name, run) in PARTS.into_iter().filter(|(name, _)| all || is_asked(name)) {
+        // A part that fails has said why, and shall not take along what the others measured.
+        if catch_unwind(AssertUnwindSafe(|| run(&bench))).is_err() {
+            failed.push(name);
         }
+        eprintln!("{name}: done after {:.0} s in all", began.elapsed().as_secs_f64());
     }
     bench.bars.show();
-    ExitCode::SUCCESS
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("these parts failed: {}", failed.join(", "));
+    ExitCode::FAILURE
 }

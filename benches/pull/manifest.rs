@@ -41,6 +41,11 @@ pub(crate) fn run(bench: &Bench) {
     let path = image.path(REPOSITORY);
     scene.learn_headers(&Kind::Berth.start(bench, &scene));
     let servers = start_filled(bench, &scene, &SERVERS, &Reading::Copy);
+    for server in &servers {
+        if [Kind::BareHyper, Kind::NginxStatic].contains(&server.kind) {
+            scene.check_headers(server);
+        }
+    }
     let mut turns = Vec::new();
     for round in 0..plan.manifest_rounds {
         for method in METHODS {

@@ -1,7 +1,7 @@
 //! What does a server hold when it has worked and rests, and what while 64 clients read from it?
 //!
-//! *Resident* is all that the kernel counts for it, its program and mapped files included; *anonymous* is what
-//! it holds itself. All servers rest at the same time, because a minute is a minute.
+//! *Resident* is all that the kernel counts for its processes, programs and mapped files included, what two of
+//! them share twice; *anonymous* is what they hold themselves. All servers rest at the same time, because a minute is a minute.
 
 use std::thread;
 

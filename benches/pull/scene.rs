@@ -56,6 +56,20 @@ impl Scene {
             page.headers = head_of(berth, "HEAD", &page.path);
         }
     }
+
+    /// Makes sure that a server answers with them.
+    pub(crate) fn check_headers(&self, server: &Server) {
+        for page in &self.pages {
+            assert_eq!(sorted(&head_of(server, "GET", &page.path)), sorted(&page.headers), "{}", page.path);
+        }
+    }
+}
+
+fn sorted(headers: &[(String, String)]) -> Vec<(String, String)> {
+    let mut headers: Vec<_> =
+        headers.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+    headers.sort();
+    headers
 }
 
 fn head_of(server: &Server, method: &str, path: &str) -> Vec<(String, String)> {
