@@ -10,13 +10,10 @@ use crate::Bench;
 use crate::client::{Client, Reading};
 use crate::server::{Kind, Server};
 use crate::table::{self, geometric_mean, median, percentile};
-use crate::usage::{CPU_RESOLUTION, anonymous_bytes, cpu_seconds};
+use crate::usage::{CPU_COUNTABLE, TURN_DEADLINE, TURN_GOES_ON, anonymous_bytes, cpu_seconds};
 
 /// Connections of one turn, each with a client of its own.
 pub(crate) const CONNECTIONS: [usize; 3] = [1, 8, 64];
-
-/// Until all clients of a turn have their first byte.
-const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A blob of some size, over some connections.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,7 +87,10 @@ pub(crate) fn take_turn(
                 !done.load(Ordering::Relaxed)
             });
             assert_eq!(got.status, 200, "{path} of {}", server.kind.name());
-            first_bytes.lock().unwrap().push(got.first_byte.as_secs_f64() * 1e3);
+            // What was cut before its first byte has none.
+            if got.bytes > 0 {
+                first_bytes.lock().unwrap().push(got.first_byte.as_secs_f64() * 1e3);
+            }
         }
     };
     let look = || (Instant::now(), cpu_seconds(server.pid), bytes.load(Ordering::Relaxed));
@@ -100,25 +100,34 @@ pub(crate) fn take_turn(
         }
         // Handshakes of many connections are not part of it.
         let asked = Instant::now();
-        while busy.load(Ordering::Relaxed) < cell.connections && asked.elapsed() < START_DEADLINE {
+        while busy.load(Ordering::Relaxed) < cell.connections && asked.elapsed() < TURN_DEADLINE {
             thread::sleep(Duration::from_millis(1));
         }
         thread::sleep(bench.plan.warm_up);
         let began = look();
         thread::sleep(window);
-        let ended = look();
+        let mut ended = look();
+        while ended.1 - began.1 < CPU_COUNTABLE || ended.2 == began.2 {
+            if asked.elapsed() > TURN_DEADLINE {
+                break;
+            }
+            thread::sleep(TURN_GOES_ON);
+            ended = look();
+        }
         let anonymous = anonymous_bytes(server.pid);
         done.store(true, Ordering::Relaxed);
         (began, ended, anonymous)
     });
-    // In a quick run the slowest may not have sent anything, which shall not make the means infinite.
-    let gigabytes = (ended.2 - began.2).max(1) as f64 / 1e9;
+    let (seconds, cpu) = ((ended.0 - began.0).as_secs_f64(), ended.1 - began.1);
+    let gigabytes = (ended.2 - began.2) as f64 / 1e9;
+    // Nothing stands in for what was not measured: a mean over it would be made up.
+    assert!(gigabytes > 0.0 && cpu > 0.0, "nothing to count of {} in {seconds:.0} s", server.kind.name());
     let mut first_bytes = first_bytes.into_inner().unwrap();
     Turn {
         kind: server.kind,
         cell,
-        rate: gigabytes / (ended.0 - began.0).as_secs_f64(),
-        cpu_per_gb: (ended.1 - began.1).max(CPU_RESOLUTION) / gigabytes,
+        rate: gigabytes / seconds,
+        cpu_per_gb: cpu / gigabytes,
         first_byte_ms: percentile(&mut first_bytes, 0.99),
         anonymous_mib: anonymous as f64 / f64::from(1 << 20),
     }

@@ -3,19 +3,20 @@
 //!
 //! Of its own because wrk cannot HEAD, and what is compared should be measured alike.
 
-use std::net::SocketAddr;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::client::ACCEPT;
 use crate::server::Server;
 use crate::table::percentile;
-use crate::usage::cpu_seconds;
+use crate::usage::{CPU_COUNTABLE, TURN_DEADLINE, TURN_GOES_ON, cpu_seconds};
 
 /// Connections, each with one request under way.
 pub(crate) const CONNECTIONS: usize = 32;
@@ -35,40 +36,50 @@ pub(crate) struct Requests {
     pub(crate) cpu_us: f64,
 }
 
-/// Asks for one path, by `GET` or `HEAD`, for some time.
+/// Asks for one path, by `GET` or `HEAD`, for some time from when all are connected, and until there is
+/// something to count.
 pub(crate) fn ask(server: &Server, method: &str, path: &str, window: Duration) -> Requests {
-    let cpu_before = cpu_seconds(server.pid);
-    let began = Instant::now();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let mut latencies = LocalSet::new().block_on(&runtime, async {
-        let mut tasks = JoinSet::new();
+    LocalSet::new().block_on(&runtime, async {
+        let mut streams = Vec::new();
         for _ in 0..CONNECTIONS {
-            let (method, path) = (method.to_owned(), path.to_owned());
-            tasks.spawn_local(keep_asking(server.address, method, path, began + window));
+            streams.push(TcpStream::connect(server.address).await.unwrap());
         }
-        tasks.join_all().await.concat()
-    });
-    let seconds = began.elapsed().as_secs_f64();
-    let count = latencies.len();
-    Requests {
-        count,
-        rate: count as f64 / seconds,
-        p50_ms: percentile(&mut latencies, 0.50),
-        p99_ms: percentile(&mut latencies, 0.99),
-        cpu_us: (cpu_seconds(server.pid) - cpu_before) * 1e6 / count as f64,
-    }
+        let (cpu_before, began) = (cpu_seconds(server.pid), Instant::now());
+        let done = Rc::new(Cell::new(false));
+        let mut tasks = JoinSet::new();
+        for stream in streams {
+            let (method, path) = (method.to_owned(), path.to_owned());
+            tasks.spawn_local(keep_asking(stream, method, path, Rc::clone(&done)));
+        }
+        sleep(window).await;
+        while cpu_seconds(server.pid) - cpu_before < CPU_COUNTABLE && began.elapsed() < TURN_DEADLINE {
+            sleep(TURN_GOES_ON).await;
+        }
+        done.set(true);
+        let mut latencies = tasks.join_all().await.concat();
+        let (cpu, seconds) = (cpu_seconds(server.pid) - cpu_before, began.elapsed().as_secs_f64());
+        assert!(cpu > 0.0, "nothing to count of {} in {seconds:.0} s", server.kind.name());
+        let count = latencies.len();
+        Requests {
+            count,
+            rate: count as f64 / seconds,
+            p50_ms: percentile(&mut latencies, 0.50),
+            p99_ms: percentile(&mut latencies, 0.99),
+            cpu_us: cpu * 1e6 / count as f64,
+        }
+    })
 }
 
-/// One connection. Returns the milliseconds that each answer took.
-async fn keep_asking(address: SocketAddr, method: String, path: String, until: Instant) -> Vec<f64> {
+/// One connection, with one request at least. Returns the milliseconds that each answer took.
+async fn keep_asking(mut stream: TcpStream, method: String, path: String, done: Rc<Cell<bool>>) -> Vec<f64> {
     let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {ACCEPT}\r\n\r\n");
-    let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let mut buffer = vec![0; BUFFER_BYTES];
     // The same for every answer to the same request.
     let mut body_bytes = None;
     let mut latencies = Vec::new();
-    while Instant::now() < until {
+    loop {
         let asked = Instant::now();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut filled = 0;
@@ -85,8 +96,10 @@ async fn keep_asking(address: SocketAddr, method: String, path: String, until: I
             }
         }
         latencies.push(asked.elapsed().as_secs_f64() * 1e3);
+        if done.get() {
+            return latencies;
+        }
     }
-    latencies
 }
 
 fn head_end(answer: &[u8]) -> Option<usize> {

@@ -15,8 +15,13 @@ use rustix::process::{Pid, Signal, kill_process};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The unit of CPU time in `/proc`, on every Linux that this runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Seconds of CPU time that cannot be told from none.
-pub(crate) const CPU_RESOLUTION: f64 = 1.0 / TICKS_PER_SECOND;
+/// Seconds of CPU time that a turn must take at least: less cannot be told from none with that unit, and a turn
+/// goes on until it is so much.
+pub(crate) const CPU_COUNTABLE: f64 = 5.0 / TICKS_PER_SECOND;
+/// Between two looks at a turn that goes on.
+pub(crate) const TURN_GOES_ON: Duration = Duration::from_millis(10);
+/// No turn goes on for longer.
+pub(crate) const TURN_DEADLINE: Duration = Duration::from_secs(30);
 /// What `st_blocks` counts.
 const BLOCK_BYTES: u64 = 512;
 /// How long perf may take until it counts.

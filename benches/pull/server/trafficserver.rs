@@ -11,6 +11,7 @@ use crate::support::process::write;
 
 const RECORDS: &str = "\
 CONFIG proxy.config.admin.user_id STRING #-1
+CONFIG proxy.config.crash_log_helper STRING NULL
 CONFIG proxy.config.log.logging_enabled INT 0
 CONFIG proxy.config.diags.show_location INT 0
 CONFIG proxy.config.exec_thread.autoconfig.enabled INT 0
