@@ -33,9 +33,9 @@ impl Bars {
     }
 
     /// Prints the table.
-    pub(crate) fn show(&self) {
+    pub(crate) fn show(&self, title: &str) {
         let rows: Vec<_> = self.0.borrow().iter().map(Bar::row).collect();
-        table::print("**Bars**", &["scenario", "what", "bar", "measured", "holds"], &rows);
+        table::print(title, &["scenario", "what", "bar", "measured", "holds"], &rows);
     }
 }
 

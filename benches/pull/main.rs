@@ -103,7 +103,11 @@ fn main() -> ExitCode {
         }
         eprintln!("{name}: done after {:.0} s in all", began.elapsed().as_secs_f64());
     }
-    bench.bars.show();
+    bench.bars.show(if is_asked("quick") {
+        "**Bars**, of a quick run: figures that mean nothing"
+    } else {
+        "**Bars**"
+    });
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }
