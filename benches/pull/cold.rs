@@ -1,80 +1,125 @@
-//! Many clients want one blob that nobody has yet, half of them when the transfer is under way.
+//! Many clients want one blob that nobody has yet, half of them when the transfer is under way: what is asked
+//! of upstream, when has who joins late the first byte, when are all served, and at what cost?
 //!
 //! Upstream sends 50 MB/s on each connection, 200 ms after it was asked. Each fan-out meets a new server with
-//! an empty folder, so that each figure is of one fan-out alone.
+//! an empty folder, so that each figure is of one fan-out alone. Two of the clients prove the digest. berth then
+//! serves the same clients once more, from disk: what the machine can do at all.
 
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Runtime;
+use berth::oci::{Algorithm, Verifier};
 
-use crate::Plan;
+use crate::Bench;
 use crate::client::{Client, Got};
+use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY};
-use crate::support::{Blob, Fault, Image, Upstream};
+use crate::support::{Blob, Fault, Image};
 use crate::table::{median, print};
-use crate::usage;
+use crate::usage::{cpu_seconds, watch};
 
-const SERVERS: [Kind; 3] = [Kind::Berth, Kind::NginxCache, Kind::Distribution];
+const SERVERS: [Kind; 5] =
+    [Kind::Berth, Kind::NginxCache, Kind::Varnish, Kind::TrafficServer, Kind::Distribution];
 const CLIENTS: [usize; 3] = [1, 8, 64];
 /// Of upstream, on each connection.
-const BYTES_PER_SECOND: u64 = 50_000_000;
+pub(crate) const BYTES_PER_SECOND: u64 = 50_000_000;
 /// Of upstream, to the first byte.
-const DELAY: Duration = Duration::from_millis(200);
-/// The part of a direct download after which the second half of the clients comes: about 1 s of the full plan.
-const JOIN_AFTER: f64 = 0.35;
+pub(crate) const DELAY: Duration = Duration::from_millis(200);
+/// The part of the transfer, behind the first byte, after which the second half of the clients comes: 1.5 s from
+/// the beginning, of the full plan.
+const JOIN_AFTER: f64 = 0.25;
+const SCENARIO: &str = "cold fan-out, 64 clients";
 
 /// What came of one fan-out.
 struct Figures {
     upstream_gets: f64,
     /// Bytes that upstream sent for each byte of the blob.
     upstream_ratio: f64,
-    /// Of the late client that waited longest.
-    late_first_byte: f64,
-    /// Until all are served.
-    all_done: f64,
-    peak_memory: f64,
+    fan: Fan,
+    cpu_per_gb: f64,
+    anonymous_mib: f64,
+    /// Bytes of disk for each byte of the blob, at most, if they are counted.
+    disk_ratio: f64,
+    /// Seconds that the same clients take once it is there, if that is measured.
+    hot: f64,
 }
 
-pub(crate) fn run(runtime: &Runtime, plan: &Plan) {
-    let upstream = runtime.block_on(Upstream::start());
-    let image = Image::of(1, &[plan.cold_bytes]);
-    upstream.image(REPOSITORY, "latest", &image);
-    upstream.on("*", "/blobs/").fault(Fault::Delay(DELAY));
-    upstream.on("*", "/blobs/").fault(Fault::Drip(BYTES_PER_SECOND));
+/// What the clients saw of it.
+struct Fan {
+    /// Seconds until all are served.
+    all_done: f64,
+    /// Of the client that waited longest among those who came first, and among those who came late.
+    early_first_byte: f64,
+    late_first_byte: f64,
+}
+
+/// Figures of one server with some clients, in any order.
+type Results = Vec<(usize, Kind, Figures)>;
+
+pub(crate) fn run(bench: &Bench) {
+    let plan = &bench.plan;
+    let mut scene = Scene::new(bench);
+    let image = Image::of(3, &[plan.cold_bytes]);
+    scene.hold(&image);
+    scene.upstream.on("*", "/blobs/").fault(Fault::Delay(DELAY));
+    scene.upstream.on("*", "/blobs/").fault(Fault::Drip(BYTES_PER_SECOND));
     let blob = image.layer();
 
     let mut direct = Vec::new();
-    let mut figures: Vec<(usize, Kind, Figures)> = Vec::new();
+    let mut results = Results::new();
     for round in 0..plan.cold_rounds {
-        direct.push(fan_out(upstream.address(), blob, 1, Duration::ZERO).0);
-        let join_after = Duration::from_secs_f64(direct[0] * JOIN_AFTER);
+        direct.push(fan_out(scene.upstream.address(), blob, 1, Duration::ZERO).all_done);
+        let join_after = DELAY + Duration::from_secs_f64(direct[0]).saturating_sub(DELAY).mul_f64(JOIN_AFTER);
         for clients in CLIENTS {
             for turn in 0..SERVERS.len() {
                 let kind = SERVERS[(turn + round) % SERVERS.len()];
-                let server = kind.start(runtime, &upstream, &image);
-                upstream.forget();
-                let ((all_done, late_first_byte), peak) =
-                    usage::peak_memory(server.pid, || fan_out(server.address, blob, clients, join_after));
-                let result = Figures {
-                    upstream_gets: upstream.count("GET", "/blobs/") as f64,
-                    upstream_ratio: upstream.bytes_sent(&blob.digest) as f64 / blob.len() as f64,
-                    late_first_byte,
-                    all_done,
-                    peak_memory: peak as f64 / f64::from(1 << 20),
-                };
-                eprintln!("cold, {clients} clients, {}: {all_done:.2} s", kind.name());
-                figures.push((clients, kind, result));
+                let figures = meet(bench, &scene, kind, blob, clients, join_after);
+                eprintln!("cold, {clients} clients, {}: {:.2} s", kind.name(), figures.fan.all_done);
+                results.push((clients, kind, figures));
             }
         }
     }
-    show(plan, median(direct), &figures);
+    let direct = median(direct);
+    show(bench, direct, &results);
+    hold_to_bars(bench, direct, &results);
 }
 
-/// Seconds until all clients are served, and until the slowest of those that came late had its first byte.
-fn fan_out(address: SocketAddr, blob: &Blob, clients: usize, join_after: Duration) -> (f64, f64) {
+/// One fan-out from a new server.
+fn meet(
+    bench: &Bench,
+    scene: &Scene,
+    kind: Kind,
+    blob: &Blob,
+    clients: usize,
+    join_after: Duration,
+) -> Figures {
+    let server = kind.start(bench, scene);
+    scene.upstream.forget();
+    let cpu_before = cpu_seconds(server.pid);
+    let (fan, peak) =
+        watch(server.pid, server.folder.as_deref(), || fan_out(server.address, blob, clients, join_after));
+    let cpu = cpu_seconds(server.pid) - cpu_before;
+    let upstream_gets = scene.upstream.count("GET", "/blobs/") as f64;
+    let upstream_ratio = scene.upstream.bytes_sent(&blob.digest) as f64 / blob.len() as f64;
+    let hot = match kind {
+        Kind::Berth => fan_out(server.address, blob, clients, Duration::ZERO).all_done,
+        _ => f64::NAN,
+    };
+    Figures {
+        upstream_gets,
+        upstream_ratio,
+        fan,
+        cpu_per_gb: cpu / (blob.len() as f64 * clients as f64 / 1e9),
+        anonymous_mib: peak.anonymous as f64 / f64::from(1 << 20),
+        disk_ratio: server.folder.map_or(f64::NAN, |_| peak.disk as f64 / blob.len() as f64),
+        hot,
+    }
+}
+
+/// The clients with the lower numbers come late; the first and the last prove the digest.
+fn fan_out(address: SocketAddr, blob: &Blob, clients: usize, join_after: Duration) -> Fan {
     let path = blob.path(REPOSITORY);
     let together = Barrier::new(clients + 1);
     let late = clients / 2;
@@ -86,7 +131,8 @@ fn fan_out(address: SocketAddr, blob: &Blob, clients: usize, join_after: Duratio
                 if number < late {
                     thread::sleep(join_after);
                 }
-                Client::connect(address).get(path)
+                let proves = number == 0 || number == clients - 1;
+                if proves { get_proven(address, path, blob) } else { Client::connect(address).get(path) }
             })
         };
         let running: Vec<_> = (0..clients).map(client).collect();
@@ -95,46 +141,85 @@ fn fan_out(address: SocketAddr, blob: &Blob, clients: usize, join_after: Duratio
         let got: Vec<Got> = running.into_iter().map(|client| client.join().unwrap()).collect();
         let all_done = began.elapsed().as_secs_f64();
         assert!(got.iter().all(|got| got.bytes == blob.len()));
+        let slowest = |got: &[Got]| {
+            let slowest = got.iter().map(|got| got.first_byte).max();
+            slowest.unwrap_or_default().as_secs_f64()
+        };
         // A single client is early and late at once.
-        let first_byte = got[..late.max(1)].iter().map(|got| got.first_byte).max();
-        (all_done, first_byte.unwrap_or_default().as_secs_f64())
+        let late_first_byte = slowest(&got[..late.max(1)]);
+        Fan { all_done, early_first_byte: slowest(&got[late..]), late_first_byte }
     })
 }
 
-fn show(plan: &Plan, direct: f64, figures: &[(usize, Kind, Figures)]) {
+fn get_proven(address: SocketAddr, path: &str, blob: &Blob) -> Got {
+    let mut verifier = Verifier::new(Algorithm::Sha256);
+    let got = Client::connect(address).fetch(path, None, |piece| {
+        verifier.update(piece);
+        true
+    });
+    assert_eq!(verifier.finish(), blob.digest, "{path}");
+    got
+}
+
+fn middle(results: &Results, clients: usize, kind: Kind, figure: fn(&Figures) -> f64) -> f64 {
+    let own = results.iter().filter(|(count, server, _)| *count == clients && *server == kind);
+    median(own.map(|(_, _, figures)| figure(figures)))
+}
+
+fn show(bench: &Bench, direct: f64, results: &Results) {
     let mut rows = Vec::new();
     for clients in CLIENTS {
         for kind in SERVERS {
-            let of = |figure: fn(&Figures) -> f64| {
-                let own = figures.iter().filter(|(count, server, _)| *count == clients && *server == kind);
-                median(own.map(|(_, _, result)| figure(result)))
-            };
-            let all_done = of(|it| it.all_done);
+            let of = |figure: fn(&Figures) -> f64| middle(results, clients, kind, figure);
+            let all_done = of(|it| it.fan.all_done);
+            let if_known = |figure: f64, text: String| if figure.is_nan() { "–".to_owned() } else { text };
+            let (hot, disk) = (of(|it| it.hot), of(|it| it.disk_ratio));
             rows.push(vec![
                 clients.to_string(),
                 kind.name().to_owned(),
                 format!("{:.0}", of(|it| it.upstream_gets)),
                 format!("{:.2}×", of(|it| it.upstream_ratio)),
-                format!("{:.0} ms", of(|it| it.late_first_byte) * 1e3),
-                format!("{all_done:.1} s ({:.2}×)", all_done / direct),
-                format!("{:.0} MiB", of(|it| it.peak_memory)),
+                format!("{:.0} ms", of(|it| it.fan.early_first_byte) * 1e3),
+                format!("{:.0} ms", of(|it| it.fan.late_first_byte) * 1e3),
+                format!("{all_done:.2} s ({:.2}×)", all_done / direct),
+                if_known(hot, format!("{hot:.2} s")),
+                format!("{:.2}", of(|it| it.cpu_per_gb)),
+                format!("{:.0} MiB", of(|it| it.anonymous_mib)),
+                if_known(disk, format!("{disk:.2}×")),
             ]);
         }
     }
     let title = format!(
-        "**Cold fan-out**: a blob of {} MiB, upstream 50 MB/s after 200 ms, half of the clients join after {:.1} s; one \
-         direct download takes {direct:.2} s",
-        plan.cold_bytes >> 20,
-        direct * JOIN_AFTER
+        "**Cold fan-out**: a blob of {} MiB, upstream 50 MB/s after 200 ms, half of the clients join under way; one direct \
+         download takes {direct:.2} s",
+        bench.plan.cold_bytes >> 20
     );
     let head = [
         "clients",
         "",
         "GETs at upstream",
         "bytes from upstream",
-        "first byte of the last to join",
+        "first byte, first to come",
+        "first byte, last to join",
         "all done (direct = 1)",
+        "all done, hot",
+        "CPU-seconds per GB",
         "anonymous memory",
+        "disk",
     ];
     print(&title, &head, &rows);
+}
+
+fn hold_to_bars(bench: &Bench, direct: f64, results: &Results) {
+    let of = |figure: fn(&Figures) -> f64| middle(results, 64, Kind::Berth, figure);
+    let bars = &bench.bars;
+    bars.at_most(SCENARIO, "GETs at upstream", of(|it| it.upstream_gets), 1.0);
+    bars.at_most(SCENARIO, "bytes from upstream, of the blob", of(|it| it.upstream_ratio), 1.0);
+    bars.at_most(SCENARIO, "first byte of the last to join, ms", of(|it| it.fan.late_first_byte) * 1e3, 50.0);
+    let bound = direct.max(of(|it| it.hot));
+    let what = "all done, of one direct download or the same clients on the hot blob, whichever is longer";
+    bars.at_most(SCENARIO, what, of(|it| it.fan.all_done) / bound, 1.1);
+    bars.at_most(SCENARIO, "CPU-seconds per GB served", of(|it| it.cpu_per_gb), 0.35);
+    bars.at_most(SCENARIO, "anonymous memory at most, MiB", of(|it| it.anonymous_mib), 64.0);
+    bars.at_most(SCENARIO, "disk, of the blob", of(|it| it.disk_ratio), 1.0);
 }

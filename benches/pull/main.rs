@@ -1,13 +1,15 @@
 //! What does a pull through berth cost, next to the caches and servers that people run today?
 //!
-//! - `cold`: many clients want one blob that nobody has yet. What is asked of upstream, when does who joins
-//!   late get the first byte, when are all served, and in how much memory?
-//! - `hot`: a blob and a manifest that are there. How fast, and for how much CPU time?
+//! Each part answers the question that its file begins with:
+//! - [`hot`], [`tls`], [`manifest`]: content that is there, in the clear, over TLS, and small;
+//! - [`cold`], [`ranges`], [`connections`]: content that nobody has yet;
+//! - [`memory`]: what a server holds when it rests, and when it is busy.
 //!
-//! Server, clients and upstream share one machine, so its cores limit them together; figures compare only
-//! within one run. The servers take turns in each of several rounds, and medians are shown. Standard output is
-//! Markdown. `cold` or `hot` as argument measures only that; with `quick` everything is small, which shows that it
-//! works, and nothing else.
+//! One core is the servers', another that of the clients and of upstream ([`cores`]); access logs are off
+//! everywhere. The servers take turns in each of several rounds, so that a busy moment of the machine meets all
+//! of them, and medians are shown: figures compare only within one run. Standard output is Markdown, and its
+//! last table holds each of the [`bars`] against what was measured. Words choose parts; with `quick` everything
+//! is small, which shows that it works, and nothing else.
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a benchmark is a failed benchmark")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its results")]
@@ -21,44 +23,94 @@ mod it {
 }
 use it::support;
 
+mod bars;
 mod client;
 mod cold;
+mod connections;
+mod cores;
 mod hot;
+mod load;
+mod manifest;
+mod memory;
+mod plan;
+mod ranges;
+mod requests;
+mod scene;
 mod server;
 mod table;
+mod tls;
 mod usage;
+mod yardstick;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::time::Instant;
 
-/// How large and how often.
-pub(crate) struct Plan {
-    /// Turns that each server takes with each cold fan-out.
-    pub(crate) cold_rounds: usize,
-    /// Turns that each server takes with hot content.
-    pub(crate) hot_rounds: usize,
-    /// Seconds of one turn with hot content.
-    pub(crate) hot_seconds: u64,
-    /// Bytes of the blob of the cold fan-out.
-    pub(crate) cold_bytes: usize,
-    /// Bytes of the hot blob.
-    pub(crate) hot_bytes: usize,
+use tokio::runtime::Runtime;
+
+use bars::Bars;
+use cores::Cores;
+use plan::Plan;
+
+/// The word for a part, and what measures it.
+type Part = (&'static str, fn(&Bench));
+
+/// In the order in which they run.
+const PARTS: [Part; 7] = [
+    ("hot", hot::run),
+    ("tls", tls::run),
+    ("manifest", manifest::run),
+    ("cold", cold::run),
+    ("ranges", ranges::run),
+    ("connections", connections::run),
+    ("memory", memory::run),
+];
+
+/// What all parts share.
+pub(crate) struct Bench {
+    /// For upstream, on the clients' core.
+    pub(crate) runtime: Runtime,
+    pub(crate) plan: Plan,
+    pub(crate) cores: Cores,
+    pub(crate) bars: Bars,
 }
 
-const FULL: Plan =
-    Plan { cold_rounds: 3, hot_rounds: 5, hot_seconds: 2, cold_bytes: 128 << 20, hot_bytes: 16 << 20 };
-const QUICK: Plan =
-    Plan { cold_rounds: 1, hot_rounds: 1, hot_seconds: 1, cold_bytes: 8 << 20, hot_bytes: 1 << 20 };
-
-fn main() {
-    let is_asked = |word: &str| std::env::args().any(|arg| arg == word);
-    let plan = if is_asked("quick") { QUICK } else { FULL };
+fn main() -> ExitCode {
+    // cargo adds a flag of its own.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    if let [yardstick::WORD, address, folder] = &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        yardstick::serve(address, folder);
+        return ExitCode::SUCCESS;
+    }
+    let is_asked = |word: &str| words.iter().any(|asked| asked == word);
+    let is_known = |word: &String| word == "quick" || PARTS.iter().any(|(name, _)| name == word);
+    if let Some(unknown) = words.iter().find(|word| !is_known(word)) {
+        let names = PARTS.map(|(name, _)| name).join(", ");
+        eprintln!("no part is called `{unknown}`: choose of {names}; or add `quick`");
+        return ExitCode::from(2);
+    }
     let began = Instant::now();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    if !is_asked("hot") {
-        cold::run(&runtime, &plan);
+    // Before the runtime, whose threads shall stay where this one is.
+    let cores = Cores::divide();
+    let plan = if is_asked("quick") { Plan::quick() } else { Plan::full() };
+    let bench = Bench { runtime: Runtime::new().unwrap(), plan, cores, bars: Bars::default() };
+    let all = !PARTS.iter().any(|(name, _)| is_asked(name));
+    let mut failed = Vec::new();
+    for (name, run) in PARTS.into_iter().filter(|(name, _)| all || is_asked(name)) {
+        // A part that fails has said why, and shall not take along what the others measured.
+        if catch_unwind(AssertUnwindSafe(|| run(&bench))).is_err() {
+            failed.push(name);
+        }
+        eprintln!("{name}: done after {:.0} s in all", began.elapsed().as_secs_f64());
     }
-    if !is_asked("cold") {
-        hot::run(&runtime, &plan);
+    bench.bars.show(if is_asked("quick") {
+        "**Bars**, of a quick run: figures that mean nothing"
+    } else {
+        "**Bars**"
+    });
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
     }
-    eprintln!("{:.0} s in all", began.elapsed().as_secs_f64());
+    eprintln!("these parts failed: {}", failed.join(", "));
+    ExitCode::FAILURE
 }
