@@ -159,11 +159,8 @@ impl Metrics {
         let registry = Registry::new();
         let new = Families(&registry);
         let by_type = |name: &str, help: &str| new.by_kind(name, help);
-        let storage_errors = new.counters(
-            "berth_storage_errors_total",
-            "What the disk did not take, or give back",
-            &["kind"],
-        );
+        let storage_errors =
+            new.counters("berth_storage_errors_total", "What the disk did not take, or give back", &["kind"]);
         for kind in ["full", "read_only", "io"] {
             storage_errors.with_label_values(&[kind]);
         }
