@@ -78,7 +78,8 @@ impl App {
         let store = Store::open(&config.data_dir, Arc::clone(&metrics))
             .await
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
-        let cache = Cache::new(store.clone(), upstreams.clone(), config.rules(), Arc::clone(&metrics));
+        let cache =
+            Cache::new(store.clone(), upstreams.clone(), config.rules(), &config.cache, Arc::clone(&metrics));
         let data = Data::new(cache.clone(), registries, Arc::clone(&metrics), &config.http)?;
         let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone()));
 

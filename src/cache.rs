@@ -12,6 +12,7 @@
 mod config;
 mod direct;
 mod error;
+mod fetch;
 mod fill;
 mod flight;
 pub mod freshness;
@@ -19,6 +20,7 @@ mod listing;
 mod manifests;
 mod once;
 mod reader;
+mod schedule;
 mod tags;
 mod writer;
 
@@ -32,13 +34,14 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use crate::oci::{Digest, Registry, Repo, Tag};
+use crate::oci::range::Span;
+use crate::oci::{Digest, Range, Registry, Repo, Tag};
 use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::Upstream;
 
-pub use config::Config;
+pub use config::{Complete, Config};
 pub use error::Error;
 pub use freshness::{Rule, Rules};
 pub use listing::{Page, Referrers};
@@ -46,7 +49,7 @@ pub use manifests::Manifest;
 pub use reader::{Blob, Reading, Way};
 
 use direct::{DIRECT_MAX, Detour};
-use fill::Filler;
+use fill::{COMPLETIONS_MAX, Filler};
 use flight::{Entry, Flights};
 use once::Once;
 
@@ -94,11 +97,22 @@ struct Inner {
 
 impl Cache {
     /// Content of `upstreams`, kept in `store`.
-    pub fn new(store: Store, upstreams: Vec<Arc<Upstream>>, rules: Rules, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        store: Store,
+        upstreams: Vec<Arc<Upstream>>,
+        rules: Rules,
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let flights = Flights::new();
         let memories = NonZeroUsize::new(MEMORIES_MAX).expect("not zero");
-        let filler =
-            Filler { store: store.clone(), flights: Arc::clone(&flights), metrics: Arc::clone(&metrics) };
+        let filler = Filler {
+            store: store.clone(),
+            flights: Arc::clone(&flights),
+            metrics: Arc::clone(&metrics),
+            complete: config.complete,
+            completions: Semaphore::new(COMPLETIONS_MAX),
+        };
         let by_registry =
             upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
         Self(Arc::new(Inner {
@@ -120,17 +134,18 @@ impl Cache {
         }))
     }
 
-    /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it.
+    /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
+    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
-    pub async fn blob(&self, repo: &Repo, digest: &Digest) -> Result<Blob, Error> {
+    pub async fn blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
         self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             self.0.metrics.served(Kind::Blob, Source::Hit);
             return Ok(Blob::stored(stored, digest, &self.0.store));
         }
-        let blob = match self.find_blob(repo, digest).await {
+        let blob = match self.find_blob(repo, digest, asked).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
             Err(Error::Store(cause)) => {
                 warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
@@ -145,7 +160,7 @@ impl Cache {
         blob
     }
 
-    async fn find_blob(&self, repo: &Repo, digest: &Digest) -> Result<Blob, Error> {
+    async fn find_blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
         for _ in 0..LOOKS_MAX {
             let (granted, stored) = self.0.store.find(repo, digest).await?;
@@ -158,8 +173,11 @@ impl Cache {
                 None if !granted => self.not_absent(repo, &blob_path(digest))?,
                 None => {}
             }
+            if let Some(left) = self.left(repo, digest, granted, asked).await {
+                return Ok(left);
+            }
             let public = upstream.is_public(&repo.name).await;
-            let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted) {
+            let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted, asked) {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
                     tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
@@ -172,6 +190,10 @@ impl Cache {
             };
             match reader.head().await {
                 Ok(Some(head)) => {
+                    let source = match source {
+                        Source::Join => reader.source(closed_span(asked, head.total)),
+                        other => other,
+                    };
                     return Ok(Blob::flying(reader, head, source, self.detour(repo, digest)?));
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
@@ -183,6 +205,14 @@ impl Cache {
             }
         }
         Err(Error::Busy)
+    }
+
+    /// Parts of a blob that earlier flights have left, if they hold all that is asked and came for this repository.
+    async fn left(&self, repo: &Repo, digest: &Digest, granted: bool, asked: Option<Range>) -> Option<Blob> {
+        let asked = asked.filter(|asked| !matches!(asked, Range::From(_)))?;
+        let left = self.0.store.left(digest).await.filter(|left| granted || left.is_from(repo))?;
+        let span = closed_span(Some(asked), left.total)?;
+        left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(digest)))
     }
 
     /// The size of a blob of `repo`, for a HEAD: upstream is asked for no byte of the content.
@@ -281,6 +311,11 @@ impl Cache {
     fn is_troubled(&self, repo: &Repo) -> bool {
         lock(&self.0.troubled).get(repo).is_some_and(|since| since.elapsed() < TROUBLE_MEMORY)
     }
+}
+
+/// The bytes that a range with an end of its own has: these may go out before the whole is proven.
+fn closed_span(asked: Option<Range>, total: u64) -> Option<Span> {
+    asked.filter(|asked| !matches!(asked, Range::From(_)))?.resolve(total).ok()
 }
 
 /// What a blob is remembered by when it is absent.

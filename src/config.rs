@@ -285,6 +285,7 @@ mod tests {
         let default = Rule { pattern: all.tags[0].pattern.clone(), ..Rule::default() };
         assert_eq!(format!("{:?}", all.tags[0]), format!("{default:?}"));
         assert_eq!(all.upstreams[0].timeouts, upstream::Timeouts::default());
+        assert_eq!(all.upstreams[0].connections_per_blob, upstream::Connections::default());
     }
 
     #[test]

@@ -64,6 +64,7 @@ mod map;
 mod mapping;
 mod opened;
 mod partial;
+mod pieces;
 mod quarantine;
 mod rebuild;
 mod record;
@@ -76,7 +77,8 @@ pub use error::Error;
 pub use health::Health;
 pub use ledger::unix_seconds;
 pub use opened::{Mapped, StoredBlob};
-pub use partial::{Partial, Sync, Synced};
+pub use partial::{Left, Partial, Sync, Synced};
+pub use pieces::Pieces;
 pub use quarantine::Damage;
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
 pub use scrub::{InvalidRate, Rate};
@@ -243,20 +245,27 @@ impl Store {
         self.ask(move |ledger| ledger.put(&digest, &content)).await
     }
 
-    /// Opens the partial file of a blob of `total` bytes, or begins one. What is there of another total is
-    /// dropped.
+    /// Opens the partial file of a blob of `total` bytes, or begins one, for what comes from the upstream of
+    /// `repo`; with room for everything if `is_whole`. What is there of another total is dropped.
     ///
     /// # Errors
     /// [`Error::InUse`] while somebody else has it; [`Error::Full`] or [`Error::Io`].
-    pub async fn partial(&self, digest: &Digest, total: u64) -> Result<Partial, Error> {
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
-        blocking(move || inner.partials.open(Arc::clone(&inner.ledger), &digest, total)).await
+    pub async fn partial(
+        &self,
+        digest: &Digest,
+        total: u64,
+        repo: &Repo,
+        is_whole: bool,
+    ) -> Result<Partial, Error> {
+        let (inner, digest, repo) = (Arc::clone(&self.0), *digest, repo.clone());
+        blocking(move || inner.partials.open(Arc::clone(&inner.ledger), &digest, total, &repo, is_whole))
+            .await
     }
 
-    /// The total and the synced bytes of a blob whose download was interrupted.
-    pub async fn partial_total(&self, digest: &Digest) -> Option<(u64, u64)> {
+    /// What is there of a blob whose download has stopped, or is under way; nothing if that is not sound.
+    pub async fn left(&self, digest: &Digest) -> Option<Left> {
         let (inner, digest) = (Arc::clone(&self.0), *digest);
-        blocking(move || inner.partials.total(&digest)).await
+        blocking(move || inner.partials.left(&digest)).await
     }
 
     /// Whether a repository may be served a digest: granted to it, or public.

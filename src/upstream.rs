@@ -48,7 +48,9 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
 pub use self::blob::BlobStream;
-pub use self::config::{Config, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts};
+pub use self::config::{
+    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
+};
 pub use self::error::{BuildError, Error, Refusal};
 pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
@@ -113,6 +115,7 @@ pub struct Upstream {
     credentials: Credentials,
     has_credentials: bool,
     redirect_hosts: Vec<HostName>,
+    connections_per_blob: Connections,
     auth: Auth,
     client: Client,
     /// Wakes the prober when a circuit opens.
@@ -135,6 +138,7 @@ impl Upstream {
             credentials: Credentials::load(config.credentials.as_ref(), &registry)?,
             has_credentials: config.credentials.is_some(),
             redirect_hosts: config.redirect_hosts.clone(),
+            connections_per_blob: config.connections_per_blob,
             auth: Auth::new(config),
             client: Client::build(config, observer)?,
             opened: Notify::new(),
@@ -155,6 +159,11 @@ impl Upstream {
     /// Whether credentials are configured, for some repository at least.
     pub fn has_credentials(&self) -> bool {
         self.has_credentials
+    }
+
+    /// Connections over which one large blob may be fetched at once.
+    pub fn connections_per_blob(&self) -> usize {
+        self.connections_per_blob.count()
     }
 
     /// Whether it is worth asking.

@@ -6,7 +6,8 @@
 //! it is from a flight; so a blob that has answered 206 goes on answering 206 when the disk fails underneath.
 //!
 //! A reader of a flight whose disk fails takes this way for the rest: what it has read is still in the file,
-//! and hashed there.
+//! and hashed there. Where that is not all of the beginning, the whole is asked for from its start if the proof
+//! is needed, and the rest alone if not.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::Error;
 use super::flight::HOLD_BACK;
-use crate::oci::{Digest, RepoName, Verifier};
+use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, Upstream};
@@ -46,9 +47,16 @@ impl Detour {
     /// All of the content.
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let permit = self.permit()?;
-        let stream = self.upstream.blob(&self.name, &self.digest, 0, None, &[]).await?;
+        let stream = self.upstream.blob(&self.name, &self.digest, None, None, &[]).await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        Ok(Direct::new(self, stream, verifier, 0, permit))
+        Ok(Direct::new(self, stream, Some(verifier), 0, permit))
+    }
+
+    /// What lies behind `position`, to go out unproven.
+    pub(super) async fn unproven(self, position: u64, total: u64) -> Result<Direct, Error> {
+        let permit = self.permit()?;
+        let stream = self.from(position, total).await?;
+        Ok(Direct::new(self, stream, None, 0, permit))
     }
 
     /// What lies behind `position`, the bytes before it being in `file`.
@@ -58,8 +66,13 @@ impl Detour {
         let hash = tokio::task::spawn_blocking(move || hash(verifier, &file, position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        let stream = self.upstream.blob(&self.name, &self.digest, position, Some(total), &[]).await?;
-        Ok(Direct::new(self, stream, verifier, position, permit))
+        let stream = self.from(position, total).await?;
+        Ok(Direct::new(self, stream, Some(verifier), position, permit))
+    }
+
+    async fn from(&self, position: u64, total: u64) -> Result<BlobStream, Error> {
+        let range = (position > 0).then_some(Range::From(position));
+        Ok(self.upstream.blob(&self.name, &self.digest, range, Some(total), &[]).await?)
     }
 
     fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -102,13 +115,13 @@ impl Direct {
     fn new(
         detour: Detour,
         stream: BlobStream,
-        verifier: Verifier,
+        verifier: Option<Verifier>,
         hashed: u64,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         Self {
             detour,
-            verifier: Some(verifier),
+            verifier,
             hashed,
             waiting: VecDeque::new(),
             position: stream.start,
@@ -144,8 +157,7 @@ impl Direct {
 
     /// Leaves out what nobody wants, and with it the proof.
     async fn jump(&mut self, start: u64) -> Result<(), Error> {
-        let Detour { upstream, name, digest, .. } = &self.detour;
-        self.stream = upstream.blob(name, digest, start, Some(self.stream.total), &[]).await?;
+        self.stream = self.detour.from(start, self.stream.total).await?;
         self.verifier = None;
         self.waiting.clear();
         self.position = self.stream.start;

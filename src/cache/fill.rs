@@ -1,49 +1,61 @@
-//! A fill: one upstream body becomes one stored blob, whatever happens to connections on the way.
+//! A fill: what is asked of one content comes from upstream to disk, whatever happens to connections on the way.
 //!
-//! Two halves run side by side. The async half, here, asks upstream and resumes after every break; the other
+//! Two halves run side by side. The async half asks upstream: [`Course`] decides with a [`Schedule`] what to
+//! fetch, and each connection is a [`Fetch`] that resumes after every break. The other half
 //! ([`super::writer`]) writes, hashes in order and announces progress. Between them is a short channel, so that
-//! a slow disk slows the upstream connection and nothing piles up in memory.
+//! a slow disk slows the upstream connections and nothing piles up in memory.
+//!
+//! Mostly all of a blob is asked for, comes over one connection, is proven and stored. Where only parts are
+//! asked, these come first; then [`Complete`] says whether the rest follows. If not, the flight waits [`LINGER`]
+//! for more to do, and ends. What is there stays, and is read without a flight.
 //!
 //! A flight ends whatever happens to its task: also a panic takes it out of the table and cuts its readers.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::config::Complete;
 use super::error::Error;
-use super::flight::{End, Flight, Flights, Head};
-use super::writer::{Writer, Written};
-use crate::oci::Digest;
-use crate::store::{self, Partial, Store};
+use super::fetch::{Fetch, Line, range_of};
+use super::flight::{End, Flight, Flights, HOLD_BACK, Head};
+use super::schedule::{self, BLOCK, Need, Schedule};
+use super::writer::{Given, Writer, Written};
+use crate::oci::Range;
+use crate::oci::range::Span;
+use crate::store::{self, Partial, Pieces, Store};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::Kind;
 use crate::upstream::{self, BlobStream, Upstream};
 
-/// Broken connections in a row, without a byte gained, after which a fill is given up.
-const BREAKS_MAX: u32 = 8;
-/// Pause before the first resume; doubled for each further break without progress.
-const RESUME_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause between two resumes.
-const RESUME_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Between two looks whether a partial file is free; its last owner is gone but for a call to the disk.
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 /// Looks at most, so that a disk that hangs fails the flight.
 const IN_USE_LOOKS: u32 = 100;
+/// How long a flight waits for further ranges to be asked: those of a lazy puller come one after the other.
+const LINGER: Duration = Duration::from_secs(1);
+/// Between two looks whether a reader has come to where nothing is under way.
+const LOOK: Duration = Duration::from_secs(1);
+/// Blobs whose rest is fetched although nobody asked for it, at once.
+pub(super) const COMPLETIONS_MAX: usize = 4;
 
 /// What fills need.
 pub(super) struct Filler {
     pub(super) store: Store,
     pub(super) flights: Arc<Flights>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) complete: Complete,
+    /// Room for [`COMPLETIONS_MAX`].
+    pub(super) completions: Semaphore,
 }
 
 /// How one try ended without success.
 enum Failure {
-    /// The bytes of this endpoint do not have the digest.
-    Mismatch { endpoint: usize },
+    /// The bytes of these endpoints do not have the digest.
+    Mismatch { endpoints: Vec<usize> },
     /// Somebody stored the content before this flight began.
     Landed,
     /// Anything else.
@@ -56,25 +68,54 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
+/// Upstream's first answer.
+struct Answer {
+    stream: BlobStream,
+    /// A range was asked for, and everything is what came.
+    ignores_ranges: bool,
+}
+
+impl Answer {
+    fn new(stream: BlobStream, asked: Span) -> Self {
+        Self { ignores_ranges: stream.start < asked.start || stream.end > asked.end, stream }
+    }
+}
+
+/// What a flight begins with.
+struct Prepared {
+    answer: Answer,
+    partial: Partial,
+    schedule: Schedule,
+}
+
+/// What a flight came to.
+enum Outcome {
+    /// All of it is there.
+    Whole,
+    /// What was asked is there, and that is enough.
+    Parts,
+}
+
 impl Filler {
-    /// Runs `flight` to its end: a stored blob, or an error that its readers see.
+    /// Runs `flight` to its end: a stored blob, parts of it, or an error that its readers see.
     ///
-    /// After a mismatch one more try is made, from another endpoint where there is one. Readers that have
-    /// been told a length are cut; who comes later joins the second try.
+    /// After a mismatch one more try is made over one connection, from another endpoint where there is one.
+    /// Readers that have been told a length are cut; who comes later joins the second try.
     pub(super) async fn run(self: Arc<Self>, flight: Arc<Flight>, upstream: Arc<Upstream>) {
         let mut current = UnderWay::new(&self, flight);
         let mut result = self.fly(&current.flight, &upstream, &[]).await;
-        if let Err(Failure::Mismatch { endpoint }) = result {
-            warn!(digest = %current.flight.digest, repository = %current.flight.origin, endpoint, "upstream sent content that does not match its digest; trying once more");
+        if let Err(Failure::Mismatch { endpoints }) = result {
+            warn!(digest = %current.flight.digest, repository = %current.flight.origin, ?endpoints, "upstream sent content that does not match its digest; trying once more");
             if current.flight.is_announced() {
                 let next = self.flights.replace(&current.flight);
                 let flight = std::mem::replace(&mut current.flight, next);
                 flight.end(End::Failed(Error::Mismatch));
             }
-            result = self.fly(&current.flight, &upstream, &[endpoint]).await;
+            result = self.fly(&current.flight, &upstream, &endpoints).await;
         }
         current.end = match result {
-            Ok(()) => End::Proven,
+            Ok(Outcome::Whole) => End::Proven,
+            Ok(Outcome::Parts) => End::Left,
             Err(Failure::Landed) => End::Landed,
             Err(Failure::Mismatch { .. }) => End::Failed(Error::Mismatch),
             Err(Failure::Error(error)) => End::Failed(error),
@@ -84,72 +125,94 @@ impl Filler {
         }
     }
 
+    /// One try. With `avoid`, the second: then everything is asked for, over one connection.
     async fn fly(
         &self,
         flight: &Arc<Flight>,
         upstream: &Arc<Upstream>,
         avoid: &[usize],
-    ) -> Result<(), Failure> {
+    ) -> Result<Outcome, Failure> {
         let _seat = tokio::select! {
             seat = self.flights.seats.acquire() => seat.map_err(|_| Error::Busy)?,
             () = flight.abandoned() => return Err(Error::GivenUp.into()),
         };
-        let (stream, partial) = tokio::select! {
+        let prepared = tokio::select! {
             prepared = self.prepare(flight, upstream, avoid) => prepared?,
             () = flight.abandoned() => return Err(Error::GivenUp.into()),
         };
-        let (digest, endpoint, public) = (flight.digest, stream.endpoint, stream.public);
-        let (total, offset) = (partial.total(), partial.have());
+        let Prepared { answer, partial, schedule } = prepared;
+        let line = Line::new(flight, upstream, &self.metrics, &answer.stream, schedule);
         let (chunks, writing) = Writer::spawn(flight, partial);
-        let feed = Feed { flight, upstream, metrics: &self.metrics, stream, total, offset };
-        let fed = tokio::select! {
-            fed = feed.run(chunks) => fed,
+        let mut course = Course { filler: self, line: Arc::clone(&line), chunks, fetches: JoinSet::new() };
+        let flown = tokio::select! {
+            flown = course.run(answer) => flown,
             () = flight.abandoned() => Err(Error::GivenUp),
         };
-        let Written { partial, digest: actual, have } = writing.await.map_err(|_| Error::GivenUp)??;
-        match fed {
-            Ok(()) if actual == digest && have == total => {
-                self.land(flight, partial, public).await;
-                Ok(())
+        course.stop().await;
+        let Written { partial, digest: actual } = writing.await.map_err(|_| Error::GivenUp)??;
+        match (flown, actual) {
+            (Ok(Outcome::Whole), Some(actual)) if actual == flight.digest => {
+                self.land(flight, partial, line.public).await;
+                Ok(Outcome::Whole)
             }
-            Ok(()) | Err(Error::Mismatch) => {
+            (Ok(Outcome::Whole), Some(_)) | (Err(Error::Mismatch), _) => {
                 self.metrics.mismatches.inc();
                 blocking(move || {
                     partial.discard();
                     Ok(())
                 })
                 .await?;
-                Err(Failure::Mismatch { endpoint })
+                Err(Failure::Mismatch { endpoints: line.endpoints() })
             }
-            Err(error) => Err(error.into()),
+            (Ok(Outcome::Whole), None) => Err(Error::GivenUp.into()),
+            (Ok(Outcome::Parts), _) => Ok(Outcome::Parts),
+            (Err(error), _) => Err(error.into()),
         }
     }
 
-    /// Upstream's answer, and the file for it.
+    /// Upstream's answer, the file for it, and what is to be fetched.
     async fn prepare(
         &self,
         flight: &Flight,
         upstream: &Upstream,
         avoid: &[usize],
-    ) -> Result<(BlobStream, Partial), Failure> {
+    ) -> Result<Prepared, Failure> {
         let digest = flight.digest;
         if self.store.blob(&digest).await?.is_some() {
             return Err(Failure::Landed);
         }
-        let stream = self.open(flight, upstream, avoid).await?;
+        let is_second = !avoid.is_empty();
+        let asked = if is_second { vec![None] } else { flight.asked() };
+        let answer = self.open(flight, upstream, &asked, avoid).await?;
+        let stream = &answer.stream;
         if flight.public && !stream.public {
             // A credential has come since the flight began, and others may have joined because there was none.
             return Err(Error::GivenUp.into());
         }
-        let partial = self.partial(&digest, stream.total).await?;
-        Ok((stream, partial))
+        let is_open = |range: &Option<Range>| matches!(range, None | Some(Range::From(_)));
+        let is_whole = answer.ignores_ranges || asked.iter().any(is_open);
+        if is_whole {
+            flight.want_whole();
+        }
+        let partial = self.partial(flight, stream.total, is_whole).await?;
+        let schedule = Schedule::new(stream.total, partial.have().clone(), upstream.connections_per_blob());
+        let mut schedule = if is_second { schedule.without_sides() } else { schedule };
+        asked.into_iter().for_each(|range| schedule.ask(range));
+        if stream.total <= HOLD_BACK {
+            // What is so small is proven before anybody hears of it.
+            schedule.ask_whole();
+        }
+        if answer.ignores_ranges {
+            schedule.ignores_ranges();
+        }
+        Ok(Prepared { answer, partial, schedule })
     }
 
     /// The partial file, once whoever had it before has let go of it.
-    async fn partial(&self, digest: &Digest, total: u64) -> Result<Partial, store::Error> {
+    async fn partial(&self, flight: &Flight, total: u64, is_whole: bool) -> Result<Partial, store::Error> {
         let mut looks = 0;
         loop {
-            match self.store.partial(digest, total).await {
+            match self.store.partial(&flight.digest, total, &flight.origin, is_whole).await {
                 // There is one flight for a digest. The last one was stopped while it opened the file.
                 Err(store::Error::InUse { .. }) if looks < IN_USE_LOOKS => looks += 1,
                 other => return other,
@@ -158,25 +221,47 @@ impl Filler {
         }
     }
 
-    /// Asks upstream, for the rest only if an earlier flight left the beginning behind.
+    /// Asks upstream, for what is first wanted of what an earlier flight has not left behind.
     async fn open(
         &self,
         flight: &Flight,
         upstream: &Upstream,
+        asked: &[Option<Range>],
         avoid: &[usize],
-    ) -> Result<BlobStream, Failure> {
+    ) -> Result<Answer, Error> {
         let (name, digest) = (&flight.origin.name, &flight.digest);
-        let there = if avoid.is_empty() { self.store.partial_total(digest).await } else { None };
-        if let Some((total, have)) = there.filter(|(_, have)| *have > 0) {
-            // All of it, left by a process that ended just then: upstream is still to say that it may be had.
-            let from = have.min(total - 1);
-            match upstream.blob(name, digest, from, Some(total), avoid).await {
+        let left = if avoid.is_empty() { self.store.left(digest).await } else { None };
+        if let Some(left) = left.filter(|left| left.pieces.bytes() > 0) {
+            let total = left.total;
+            let mut schedule = Schedule::new(total, left.pieces, upstream.connections_per_blob());
+            asked.iter().for_each(|range| schedule.ask(*range));
+            // All that is asked may be there: upstream is still to say that it may be had.
+            let job = schedule.next(&flight.needs(total));
+            let wanted = job.map_or(Span { start: total - 1, end: total }, |job| job.span);
+            match upstream.blob(name, digest, Some(range_of(wanted, total)), Some(total), avoid).await {
                 // Of another size now, or a range that makes no sense: perhaps all of it does.
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
-                other => return Ok(other?),
+                Err(error) => return Err(error.into()),
+                Ok(stream) => return Ok(Answer::new(stream, wanted)),
             }
         }
-        Ok(upstream.blob(name, digest, 0, None, avoid).await?)
+        let first = schedule::first(asked.first().copied().flatten(), upstream.connections_per_blob());
+        // Some have no answer to a range of this kind. The beginning tells the size too, and so does everything.
+        let beginning = Range::Closed { first: 0, last: BLOCK - 1 };
+        let second = first.is_some_and(|first| first != beginning).then_some(beginning);
+        for range in first.into_iter().chain(second) {
+            match upstream.blob(name, digest, Some(range), None, avoid).await {
+                Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
+                Err(upstream::Error::Unavailable { status: 400 | 501 }) => {}
+                Err(error) => return Err(error.into()),
+                Ok(stream) => {
+                    let asked = range.resolve(stream.total).unwrap_or_else(|_| Span::whole(0));
+                    return Ok(Answer::new(stream, asked));
+                }
+            }
+        }
+        let stream = upstream.blob(name, digest, None, None, avoid).await?;
+        Ok(Answer { stream, ignores_ranges: first.is_some() })
     }
 
     /// The content is proven: readers get the rest at once, and the file its place.
@@ -187,7 +272,10 @@ impl Filler {
     async fn land(&self, flight: &Flight, partial: Partial, public: bool) {
         let digest = flight.digest;
         if !flight.is_announced() {
-            flight.announce(Head { total: partial.total(), file: partial.file() }, partial.total());
+            flight.announce(
+                Head { total: partial.total(), file: partial.file() },
+                Pieces::prefix(partial.total()),
+            );
         }
         flight.end(End::Proven);
         let kept = async {
@@ -223,91 +311,86 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The async half of a fill.
-struct Feed<'a> {
-    flight: &'a Flight,
-    upstream: &'a Upstream,
-    metrics: &'a Metrics,
-    stream: BlobStream,
-    total: u64,
-    /// Bytes that the writer has, or will have from what it was given.
-    offset: u64,
+/// The async half of a fill: the connections of one flight.
+struct Course<'a> {
+    filler: &'a Filler,
+    line: Arc<Line>,
+    chunks: mpsc::Sender<Given>,
+    fetches: JoinSet<Result<(), Error>>,
 }
 
-impl Feed<'_> {
-    /// Gives the writer every byte from `offset` to the end, once and in order.
-    async fn run(mut self, chunks: mpsc::Sender<Bytes>) -> Result<(), Error> {
-        let mut breaks = 0;
+impl Course<'_> {
+    /// Brings what is asked, as long as more is asked, and the rest if that is worth it.
+    async fn run(&mut self, answer: Answer) -> Result<Outcome, Error> {
+        let line = Arc::clone(&self.line);
+        let span = Span { start: answer.stream.start, end: answer.stream.end };
+        let adopted = line.schedule().adopt(span);
+        if let Some(job) = adopted {
+            self.fetches.spawn(Fetch::new(&line, job.id, &self.chunks, Some(answer.stream)).run());
+        }
+        // Held to the end of the flight, once it fetches what nobody asked for.
+        let mut _completion = None;
         loop {
-            let before = self.offset;
-            let Some(broken) = self.drain(&chunks).await? else { return Ok(()) };
-            debug!(digest = %self.flight.digest, offset = self.offset, error = %broken, "upstream broke off");
-            if self.offset > before {
-                breaks = 0;
+            self.dispatch();
+            if !self.fetches.is_empty() {
+                self.watch().await?;
+                continue;
             }
-            self.resume(&mut breaks, broken).await?;
-        }
-    }
-
-    /// Takes what the connection gives; none when everything is there, else how it broke.
-    async fn drain(&mut self, chunks: &mpsc::Sender<Bytes>) -> Result<Option<Error>, Error> {
-        // An upstream that ignores ranges begins again: what is already there is passed over.
-        let mut at = self.stream.start;
-        if at > self.offset {
-            // The partial file turned out to have less than was asked for.
-            return Ok(Some(upstream::Error::Malformed("the answer begins too late").into()));
-        }
-        while self.offset < self.total {
-            let mut chunk = match self.stream.chunk().await {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => return Ok(Some(upstream::Error::Malformed("the body ended early").into())),
-                Err(error) => return Ok(Some(error.into())),
-            };
-            self.metrics.received(Kind::Blob, self.upstream.registry().as_str(), chunk.len() as u64);
-            let known = self.offset.saturating_sub(at).min(chunk.len() as u64);
-            at += chunk.len() as u64;
-            let fresh = chunk.split_off(usize::try_from(known).expect("no more than the chunk's length"));
-            self.offset += fresh.len() as u64;
-            if self.offset > self.total {
-                return Err(Error::Mismatch);
+            if line.schedule().is_whole() {
+                return Ok(Outcome::Whole);
             }
-            if !fresh.is_empty() && chunks.send(fresh).await.is_err() {
-                // The writer has failed and will say why.
-                return Err(Error::GivenUp);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Opens a new connection for the rest, elsewhere if the last one brought nothing.
-    async fn resume(&mut self, breaks: &mut u32, mut broken: Error) -> Result<(), Error> {
-        let (name, digest) = (&self.flight.origin.name, &self.flight.digest);
-        while *breaks < BREAKS_MAX {
-            let avoid = if *breaks == 0 { &[][..] } else { &[self.stream.endpoint][..] };
-            tokio::time::sleep(pause(*breaks, fastrand::f64())).await;
-            *breaks += 1;
-            match self.upstream.blob(name, digest, self.offset, Some(self.total), avoid).await {
-                // A credential has come or gone: who may read along has changed with it.
-                Ok(stream) if stream.public != self.stream.public => return Err(Error::GivenUp),
-                Ok(stream) => {
-                    self.stream = stream;
-                    return Ok(());
+            self.pause().await?;
+            if self.filler.complete.is_worth_it(line.flight.taken_bytes(), line.total) {
+                tokio::select! {
+                    permit = self.filler.completions.acquire() => {
+                        _completion = permit.ok();
+                        line.schedule().ask_whole();
+                    }
+                    () = line.flight.stirred() => {}
                 }
-                Err(error) if !error.is_outage() => return Err(error.into()),
-                Err(error) => broken = error.into(),
+            } else if timeout(LINGER, line.flight.stirred()).await.is_err()
+                && self.filler.flights.retire(&line.flight)
+            {
+                return Ok(Outcome::Parts);
             }
         }
-        Err(broken)
     }
-}
 
-/// How long to wait after `breaks` breaks without progress; `jitter` is in 0..1.
-fn pause(breaks: u32, jitter: f64) -> Duration {
-    match breaks {
-        0 => Duration::ZERO,
-        _ => {
-            RESUME_PAUSE.saturating_mul(1 << breaks.min(16)).min(RESUME_PAUSE_MAX).mul_f64(0.5 + jitter / 2.0)
+    /// Makes every request that is due.
+    fn dispatch(&mut self) {
+        let flight = &self.line.flight;
+        let asked = flight.asked();
+        let needs: Vec<Need> = flight.needs(self.line.total);
+        let mut schedule = self.line.schedule();
+        asked.into_iter().for_each(|range| schedule.ask(range));
+        if schedule.is_whole_asked() {
+            flight.want_whole();
         }
+        while let Some(job) = schedule.next(&needs) {
+            debug!(digest = %flight.digest, start = job.span.start, end = job.span.end, "a further request");
+            self.fetches.spawn(Fetch::new(&self.line, job.id, &self.chunks, None).run());
+        }
+    }
+
+    /// Waits until there may be a request to make, or a connection has failed for good.
+    async fn watch(&mut self) -> Result<(), Error> {
+        self.line.flight.set_idle(false);
+        tokio::select! {
+            Some(fetched) = self.fetches.join_next() => fetched.map_err(|_| Error::GivenUp)?,
+            () = self.line.flight.stirred() => Ok(()),
+            () = tokio::time::sleep(LOOK) => Ok(()),
+        }
+    }
+
+    /// Nothing is under way: what is there must survive a crash.
+    async fn pause(&self) -> Result<(), Error> {
+        self.line.flight.set_idle(true);
+        self.chunks.send(Given::Pause).await.map_err(|_| Error::GivenUp)
+    }
+
+    /// Leaves to the writer what it has been given.
+    async fn stop(mut self) {
+        self.fetches.shutdown().await;
     }
 }
 
@@ -321,16 +404,22 @@ async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
     use crate::cache::flight::Entry;
-    use crate::oci::{Algorithm, Repo};
+    use crate::oci::{Algorithm, Digest, Repo};
 
     #[tokio::test]
     async fn a_flight_whose_task_dies_leaves_nobody_waiting() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Arc::default()).await.unwrap();
-        let filler = Filler { store, flights: Flights::new(), metrics: Arc::new(Metrics::new()) };
+        let filler = Filler {
+            store,
+            flights: Flights::new(),
+            metrics: Arc::new(Metrics::new()),
+            complete: Complete::Auto,
+            completions: Semaphore::new(COMPLETIONS_MAX),
+        };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);
-        let enter = || filler.flights.enter(digest, &repo, true, true);
+        let enter = || filler.flights.enter(digest, &repo, true, true, None);
         let Entry::Lead(flight, mut reader) = enter() else { panic!("nobody else asked for it") };
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _current = UnderWay::new(&filler, flight);
@@ -339,13 +428,5 @@ mod tests {
         assert!(died.is_err());
         assert!(matches!(reader.head().await, Err(Error::GivenUp)));
         assert!(matches!(enter(), Entry::Lead(..)), "the next one begins anew");
-    }
-
-    #[test]
-    fn the_first_resume_is_at_once_and_later_ones_wait_longer() {
-        assert_eq!(pause(0, 0.9), Duration::ZERO);
-        assert_eq!(pause(1, 1.0), RESUME_PAUSE * 2);
-        assert_eq!(pause(1, 0.0), RESUME_PAUSE);
-        assert_eq!(pause(30, 1.0), RESUME_PAUSE_MAX);
     }
 }

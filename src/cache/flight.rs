@@ -1,26 +1,39 @@
 //! One flight per digest: who is moving bytes from upstream to disk, and who is reading along.
 //!
-//! A [`Flight`] is a task of its own (see [`super::fill`]) that announces how far it is. A [`Reader`] follows
-//! at its own pace from the growing file and holds nothing up. Nothing here moves bytes.
+//! A [`Flight`] is a task of its own (see [`super::fill`]) that announces which pieces there are. A [`Reader`]
+//! follows at its own pace from the file and holds nothing up; where it stands is known to the flight, which
+//! fetches that first (see [`super::schedule`]). Nothing here moves bytes.
 //!
 //! What a reader may see: everything that is written, but a reader that asked for the content to its end
 //! never gets the last [`HOLD_BACK`] bytes before the digest is proven. So no client ever holds a complete
 //! body that is wrong.
 //!
+//! A flight of which only parts were asked ends when they are there and nobody has asked for more for a while.
+//! Then they are read from what is left of it, without a flight, by the repository that they came for (see
+//! [`store::Left`](crate::store::Left)); another repository's upstream must first say that it may have them.
+//! What readers have taken of a content is remembered longer than a flight: it decides whether all of it is
+//! worth fetching.
+//!
 //! The table has one lock, taken for a look-up or a count and never across an await.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use lru::LruCache;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
 use super::lock;
-use crate::oci::{Digest, Repo};
+use super::schedule::Need;
+use crate::oci::range::Span;
+use crate::oci::{Digest, Range, Repo};
+use crate::store::Pieces;
+use crate::telemetry::metrics::Source;
 
 /// Bytes at the end of a body that wait for the proof of the whole.
 pub(super) const HOLD_BACK: u64 = 64 * 1024;
@@ -30,14 +43,37 @@ pub(super) const STALL: Duration = Duration::from_secs(20);
 const FLIGHTS_MAX: usize = 256;
 /// Flights that go on although nobody reads them any more.
 const UNATTENDED_MAX: usize = 32;
+/// Contents of which it is remembered what readers took.
+const TAKEN_MAX: usize = 1024;
+/// Separate parts of one content that are remembered as taken; further ones count for nothing.
+const TAKEN_SPANS_MAX: usize = 4096;
+
+/// What readers have taken of one content, over all its flights.
+#[derive(Clone, Default)]
+pub(super) struct Taken(Arc<Mutex<Pieces>>);
+
+impl Taken {
+    pub(super) fn add(&self, span: Span) {
+        let mut pieces = lock(&self.0);
+        if pieces.spans().len() < TAKEN_SPANS_MAX {
+            pieces.insert(span);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        lock(&self.0).bytes()
+    }
+}
 
 /// How far a flight is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
     /// What is known once upstream has answered.
     pub(super) head: Option<Head>,
-    /// Bytes of the file, from its start, that may be read.
-    pub(super) have: u64,
+    /// Bytes of the file that may be read.
+    pub(super) have: Pieces,
+    /// Bytes from the start that are hashed, for who waits for the proof.
+    pub(super) hashed: u64,
     /// How it ended, if it has.
     pub(super) end: Option<End>,
 }
@@ -58,6 +94,8 @@ pub(super) enum End {
     Proven,
     /// The content had been stored before this flight began: look again.
     Landed,
+    /// What was asked is there, and the rest is not worth fetching.
+    Left,
     /// There is no more to come; readers that lack bytes are cut.
     Failed(Error),
 }
@@ -71,19 +109,55 @@ pub(super) struct Flight {
     pub(super) public: bool,
     progress: watch::Sender<Progress>,
     readers: AtomicUsize,
+    places: Mutex<Places>,
+    taken: Taken,
+    /// Tells the task that readers came, or left.
+    wake: Notify,
+    /// Everything was asked for, so that the proof is worth its hashing.
+    is_whole: AtomicBool,
+    /// Nothing is under way: it merely waits a while for more to do.
+    is_idle: AtomicBool,
     /// Asked to stop. Set under the table's lock, so who joins later knows.
     is_stopping: AtomicBool,
     abandoned: Notify,
 }
 
+/// Where the readers are.
+#[derive(Default)]
+struct Places {
+    all: Vec<Arc<Place>>,
+    /// What was asked by readers that the flight has not yet heard of.
+    asked: Vec<Option<Range>>,
+}
+
+/// Where a reader is in what it asked for.
+struct Place {
+    asked: Option<Range>,
+    position: AtomicU64,
+}
+
+impl Place {
+    fn need(&self, total: u64) -> Option<Need> {
+        let span = self.asked.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)).ok()?;
+        let start = span.start.max(self.position.load(Ordering::Relaxed));
+        let is_open = matches!(self.asked, None | Some(Range::From(_)));
+        (start < span.end).then_some(Need { span: Span { start, ..span }, is_open })
+    }
+}
+
 impl Flight {
-    fn new(digest: Digest, origin: Repo, public: bool) -> Arc<Self> {
+    fn new(digest: Digest, origin: Repo, public: bool, taken: Taken) -> Arc<Self> {
         Arc::new(Self {
             digest,
             origin,
             public,
             progress: watch::Sender::new(Progress::default()),
             readers: AtomicUsize::new(0),
+            places: Mutex::default(),
+            taken,
+            wake: Notify::new(),
+            is_whole: AtomicBool::new(false),
+            is_idle: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
             abandoned: Notify::new(),
         })
@@ -93,17 +167,22 @@ impl Flight {
         granted || self.public || self.origin == *repo
     }
 
-    /// Upstream has answered; `have` bytes can be read at once.
-    pub(super) fn announce(&self, head: Head, have: u64) {
+    /// Upstream has answered; what there is can be read at once.
+    pub(super) fn announce(&self, head: Head, have: Pieces) {
         self.progress.send_modify(|progress| {
             progress.head = Some(head);
             progress.have = have;
         });
     }
 
-    /// The first `have` bytes can be read.
-    pub(super) fn advance(&self, have: u64) {
-        self.progress.send_modify(|progress| progress.have = have);
+    /// These bytes can be read, too.
+    pub(super) fn advance(&self, span: Span) {
+        self.progress.send_modify(|progress| progress.have.insert(span));
+    }
+
+    /// The proof is on its way.
+    pub(super) fn hashed(&self, hashed: u64) {
+        self.progress.send_modify(|progress| progress.hashed = hashed);
     }
 
     /// Nothing changes any more.
@@ -116,9 +195,49 @@ impl Flight {
         self.progress.borrow().head.is_some()
     }
 
+    /// What was asked since the last call.
+    pub(super) fn asked(&self) -> Vec<Option<Range>> {
+        std::mem::take(&mut lock(&self.places).asked)
+    }
+
+    /// What its readers still want of `total` bytes, in the order in which they came.
+    pub(super) fn needs(&self, total: u64) -> Vec<Need> {
+        lock(&self.places).all.iter().filter_map(|place| place.need(total)).collect()
+    }
+
+    /// Resolves when readers have come or left.
+    pub(super) async fn stirred(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Bytes that readers have taken of this content.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        self.taken.bytes()
+    }
+
+    /// Everything is wanted now.
+    pub(super) fn want_whole(&self) {
+        self.is_whole.store(true, Ordering::Release);
+    }
+
+    /// Whether everything is wanted.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Acquire)
+    }
+
+    /// Whether it is moving nothing at the moment.
+    pub(super) fn set_idle(&self, is_idle: bool) {
+        self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
     /// Resolves when the flight should stop for want of readers.
     pub(super) async fn abandoned(&self) {
-        while !self.is_stopping.load(Ordering::Acquire) {
+        while !self.is_stopping() {
             self.abandoned.notified().await;
         }
     }
@@ -130,13 +249,15 @@ impl Flight {
 
     /// Whether it goes on although nobody reads it.
     fn is_unattended(&self) -> bool {
-        self.readers.load(Ordering::Relaxed) == 0 && !self.is_stopping.load(Ordering::Relaxed)
+        let is_idle = self.is_idle.load(Ordering::Relaxed) || self.is_stopping.load(Ordering::Relaxed);
+        self.readers.load(Ordering::Relaxed) == 0 && !is_idle
     }
 }
 
 /// The flights under way.
 pub(super) struct Flights {
     table: Mutex<HashMap<Digest, Arc<Flight>>>,
+    taken: Mutex<LruCache<Digest, Taken>>,
     /// Room for [`FLIGHTS_MAX`] transfers; the rest wait in their requests' own time.
     pub(super) seats: Semaphore,
 }
@@ -153,24 +274,41 @@ pub(super) enum Entry {
 
 impl Flights {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { table: Mutex::default(), seats: Semaphore::new(FLIGHTS_MAX) })
+        let taken = LruCache::new(NonZeroUsize::new(TAKEN_MAX).expect("not zero"));
+        Arc::new(Self {
+            table: Mutex::default(),
+            taken: Mutex::new(taken),
+            seats: Semaphore::new(FLIGHTS_MAX),
+        })
     }
 
-    /// Joins the flight of `digest`, or makes one. `granted`: the repository may have this content whoever
-    /// brings it.
-    pub(super) fn enter(self: &Arc<Self>, digest: Digest, repo: &Repo, public: bool, granted: bool) -> Entry {
+    /// Joins the flight of `digest`, or makes one, for a reader that asks for this range of it. `granted`: the
+    /// repository may have this content whoever brings it.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        digest: Digest,
+        repo: &Repo,
+        public: bool,
+        granted: bool,
+        asked: Option<Range>,
+    ) -> Entry {
         let mut table = self.lock();
         if let Some(flight) = table.get(&digest) {
             return if flight.may_be_read_by(repo, granted) {
-                Entry::Join(self.reader(flight))
+                Entry::Join(self.reader(flight, asked))
             } else {
                 Entry::Foreign
             };
         }
-        let flight = Flight::new(digest, repo.clone(), public);
+        let flight = Flight::new(digest, repo.clone(), public, self.taken(&digest));
         table.insert(digest, Arc::clone(&flight));
-        let reader = self.reader(&flight);
+        let reader = self.reader(&flight, asked);
         Entry::Lead(flight, reader)
+    }
+
+    /// What readers have taken of a content.
+    pub(super) fn taken(&self, digest: &Digest) -> Taken {
+        lock(&self.taken).get_or_insert(*digest, Taken::default).clone()
     }
 
     /// The size of `digest` by upstream's word to the flight that brings it, if `repo` may know.
@@ -183,7 +321,7 @@ impl Flights {
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
-        let next = Flight::new(flight.digest, flight.origin.clone(), flight.public);
+        let next = Flight::new(flight.digest, flight.origin.clone(), flight.public, flight.taken.clone());
         self.lock().insert(flight.digest, Arc::clone(&next));
         next
     }
@@ -196,6 +334,18 @@ impl Flights {
         }
     }
 
+    /// Takes a flight out of the table, unless somebody has asked for more just now.
+    pub(super) fn retire(&self, flight: &Arc<Flight>) -> bool {
+        let mut table = self.lock();
+        if !lock(&flight.places).asked.is_empty() {
+            return false;
+        }
+        if table.get(&flight.digest).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            table.remove(&flight.digest);
+        }
+        true
+    }
+
     /// Stops every flight; their partial files stay. Returns how many there were.
     pub(super) fn abandon_all(&self) -> usize {
         let table = self.lock();
@@ -203,14 +353,26 @@ impl Flights {
         table.len()
     }
 
-    fn reader(self: &Arc<Self>, flight: &Arc<Flight>) -> Reader {
+    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<Range>) -> Reader {
         flight.readers.fetch_add(1, Ordering::Relaxed);
+        let place = Arc::new(Place { asked, position: AtomicU64::new(0) });
+        {
+            let mut places = lock(&flight.places);
+            places.all.push(Arc::clone(&place));
+            if !places.asked.contains(&asked) {
+                places.asked.push(asked);
+            }
+        }
+        flight.wake.notify_one();
         let progress = flight.progress.subscribe();
-        Reader { flights: Arc::clone(self), flight: Arc::clone(flight), progress }
+        let moved_nothing = flight.is_idle.load(Ordering::Relaxed);
+        Reader { flights: Arc::clone(self), flight: Arc::clone(flight), place, progress, moved_nothing }
     }
 
     /// A reader has left: a flight without readers goes on, unless too many do.
-    fn reader_left(&self, flight: &Arc<Flight>) {
+    fn reader_left(&self, flight: &Arc<Flight>, place: &Arc<Place>) {
+        lock(&flight.places).all.retain(|other| !Arc::ptr_eq(other, place));
+        flight.wake.notify_one();
         let table = self.lock();
         if flight.readers.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
@@ -229,7 +391,10 @@ impl Flights {
 pub(super) struct Reader {
     flights: Arc<Flights>,
     flight: Arc<Flight>,
+    place: Arc<Place>,
     progress: watch::Receiver<Progress>,
+    /// Whether the flight had nothing to do before this reader came.
+    moved_nothing: bool,
 }
 
 impl Reader {
@@ -242,7 +407,7 @@ impl Reader {
     ///
     /// A flight that was stopped just before this reader came has nothing to say but its end.
     pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
-        let is_stopping = self.flight.is_stopping.load(Ordering::Acquire);
+        let is_stopping = self.flight.is_stopping();
         let answered =
             |progress: &Progress| (progress.head.is_some() && !is_stopping) || progress.end.is_some();
         let progress = self.progress.wait_for(answered).await.map_err(|_| Error::GivenUp)?;
@@ -253,18 +418,51 @@ impl Reader {
         }
     }
 
+    /// How the bytes of `span` are come by, by a reader that has just joined.
+    pub(super) fn source(&self, span: Option<Span>) -> Source {
+        if span.is_some_and(|span| self.has(span)) {
+            Source::Hit
+        } else if self.moved_nothing {
+            Source::Miss
+        } else {
+            Source::Join
+        }
+    }
+
+    /// Whether every byte of `span` can be read.
+    pub(super) fn has(&self, span: Span) -> bool {
+        self.progress.borrow().have.contains(span)
+    }
+
+    /// Keeps account of what readers have taken of this content.
+    pub(super) fn taken(&self) -> Taken {
+        self.flight.taken.clone()
+    }
+
     /// Waits until there is something to read beyond `position`, and says up to where. `held`: the end must
     /// wait for the proof.
     pub(super) async fn beyond(&mut self, position: u64, held: bool) -> Result<u64, Error> {
+        self.place.position.store(position, Ordering::Relaxed);
+        let (mut nearest, mut deadline) = (None, Instant::now() + STALL);
         loop {
-            let visible = visible(&self.progress.borrow_and_update(), held);
-            if visible > position {
-                return Ok(visible);
+            {
+                let progress = self.progress.borrow_and_update();
+                let visible = visible(&progress, position, held);
+                if visible > position {
+                    return Ok(visible);
+                }
+                match &progress.end {
+                    Some(End::Failed(error)) => return Err(error.clone()),
+                    Some(End::Proven | End::Landed | End::Left) => return Err(Error::GivenUp),
+                    None => {}
+                }
+                // What comes for others is no progress here.
+                let near = Some(toward(&progress, position, held));
+                if near != nearest {
+                    (nearest, deadline) = (near, Instant::now() + STALL);
+                }
             }
-            if let Some(End::Failed(error)) = &self.progress.borrow().end {
-                return Err(error.clone());
-            }
-            match timeout(STALL, self.progress.changed()).await {
+            match timeout_at(deadline, self.progress.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Error::GivenUp),
                 Err(_) => return Err(Error::Stalled(STALL)),
@@ -275,15 +473,26 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.flights.reader_left(&self.flight);
+        self.flights.reader_left(&self.flight, &self.place);
     }
 }
 
-/// How far a reader may see.
-fn visible(progress: &Progress, held: bool) -> u64 {
+/// How far a reader at `position` may see.
+fn visible(progress: &Progress, position: u64, held: bool) -> u64 {
     let Some(head) = &progress.head else { return 0 };
+    let there = progress.have.run_end(position);
     let proven = matches!(progress.end, Some(End::Proven));
-    if held && !proven { progress.have.min(head.total.saturating_sub(HOLD_BACK)) } else { progress.have }
+    if held && !proven { there.min(head.total.saturating_sub(HOLD_BACK)) } else { there }
+}
+
+/// How near the bytes at `position` are; or the proof, if those are held back.
+fn toward(progress: &Progress, position: u64, held: bool) -> (u64, u64) {
+    let total = progress.head.as_ref().map_or(0, |head| head.total);
+    if held && position >= total.saturating_sub(HOLD_BACK) {
+        (progress.have.bytes(), progress.hashed)
+    } else {
+        (progress.have.end_before(position), 0)
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +504,13 @@ mod tests {
         Repo::new("harbor.example.com".parse().unwrap(), name.parse().unwrap())
     }
 
+    fn progress(total: u64, there: &[(u64, u64)]) -> Progress {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut have = Pieces::default();
+        there.iter().for_each(|(start, end)| have.insert(Span { start: *start, end: *end }));
+        Progress { head: Some(Head { total, file }), have, ..Progress::default() }
+    }
+
     fn digest(text: &str) -> Digest {
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
@@ -302,25 +518,40 @@ mod tests {
     #[test]
     fn the_end_is_held_back_until_it_is_proven() {
         let check = |have: u64, end: Option<End>, held: bool, expected: u64| {
-            let file = Arc::new(tempfile::tempfile().unwrap());
-            let head = Some(Head { total: 100_000, file });
-            assert_eq!(visible(&Progress { head, have, end }, held), expected);
+            let progress = Progress { end, ..progress(100_000, &[(0, have)]) };
+            assert_eq!(visible(&progress, 0, held), expected);
         };
         check(10_000, None, true, 10_000);
         check(100_000, None, true, 100_000 - HOLD_BACK);
         check(100_000, None, false, 100_000);
         check(100_000, Some(End::Proven), true, 100_000);
         check(100_000, Some(End::Failed(Error::Mismatch)), true, 100_000 - HOLD_BACK);
-        assert_eq!(visible(&Progress::default(), true), 0);
+        assert_eq!(visible(&Progress::default(), 0, true), 0);
+    }
+
+    #[test]
+    fn a_reader_sees_the_piece_that_it_stands_in() {
+        let progress = progress(1 << 20, &[(0, 10), (20, 30), (1_000_000, 1 << 20)]);
+        let check = |position: u64, held: bool, seen: u64, near: u64| {
+            assert_eq!(visible(&progress, position, held), seen, "from {position}");
+            assert_eq!(toward(&progress, position, held).0, near, "toward {position}");
+        };
+        check(5, true, 10, 10);
+        check(10, false, 10, 10);
+        check(15, false, 15, 10);
+        check(25, false, 30, 30);
+        check(1_000_000, false, 1 << 20, 1 << 20);
+        check(1_000_000, true, (1 << 20) - HOLD_BACK, 20 + (1 << 20) - 1_000_000);
     }
 
     #[test]
     fn only_who_is_granted_the_digest_may_join() {
         let check = |public: bool, origin: &str, asks: &str, granted: bool, joins: bool| {
             let flights = Flights::new();
-            let lead = flights.enter(digest("x"), &repo(origin), public, false);
+            let lead = flights.enter(digest("x"), &repo(origin), public, false, None);
             assert!(matches!(lead, Entry::Lead(..)));
-            let joined = matches!(flights.enter(digest("x"), &repo(asks), false, granted), Entry::Join(_));
+            let joined =
+                matches!(flights.enter(digest("x"), &repo(asks), false, granted, None), Entry::Join(_));
             assert_eq!(joined, joins, "{public} {origin} {asks} {granted}");
         };
         check(false, "a/private", "a/private", false, true);
@@ -335,7 +566,7 @@ mod tests {
         let mut under_way = Vec::new();
         for number in 0..=UNATTENDED_MAX {
             let Entry::Lead(flight, reader) =
-                flights.enter(digest(&number.to_string()), &repo("a/b"), true, true)
+                flights.enter(digest(&number.to_string()), &repo("a/b"), true, true, None)
             else {
                 panic!("nobody else asked for it")
             };
@@ -343,20 +574,25 @@ mod tests {
             under_way.push(flight);
         }
         let last = under_way.pop().unwrap();
-        timeout(Duration::from_secs(5), last.abandoned()).await.expect("one too many is stopped");
-        assert!(timeout(Duration::ZERO, under_way[0].abandoned()).await.is_err());
+        tokio::time::timeout(Duration::from_secs(5), last.abandoned())
+            .await
+            .expect("one too many is stopped");
+        assert!(tokio::time::timeout(Duration::ZERO, under_way[0].abandoned()).await.is_err());
     }
 
     #[tokio::test]
     async fn who_joins_a_flight_that_is_stopping_waits_for_its_end() {
         let flights = Flights::new();
-        let enter = || flights.enter(digest("x"), &repo("a/b"), true, true);
+        let enter = || flights.enter(digest("x"), &repo("a/b"), true, true, None);
         let Entry::Lead(flight, mut first) = enter() else { panic!("nobody else asked for it") };
-        flight.announce(Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) }, 10);
+        flight.announce(
+            Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) },
+            Pieces::prefix(10),
+        );
         assert!(first.head().await.unwrap().is_some());
         flights.abandon_all();
         let Entry::Join(mut late) = enter() else { panic!("it is still there") };
-        assert!(timeout(Duration::ZERO, late.head()).await.is_err());
+        assert!(tokio::time::timeout(Duration::ZERO, late.head()).await.is_err());
         flight.end(End::Failed(Error::GivenUp));
         assert!(matches!(late.head().await, Err(Error::GivenUp)));
     }
@@ -364,11 +600,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_without_progress_is_cut() {
         let flights = Flights::new();
-        let Entry::Lead(flight, mut reader) = flights.enter(digest("x"), &repo("a/b"), true, true) else {
+        let Entry::Lead(flight, mut reader) = flights.enter(digest("x"), &repo("a/b"), true, true, None)
+        else {
             panic!("nobody else asked for it")
         };
-        flight.announce(Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) }, 10);
+        flight.announce(
+            Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) },
+            Pieces::prefix(10),
+        );
         assert_eq!(reader.beyond(0, true).await.unwrap(), 10);
         assert!(matches!(reader.beyond(10, true).await, Err(Error::Stalled(_))));
+        // What comes elsewhere does not help it.
+        let begun = Instant::now();
+        let elsewhere = async {
+            loop {
+                tokio::time::sleep(STALL / 3).await;
+                let at = 500_000 + begun.elapsed().as_millis() as u64;
+                flight.advance(Span { start: at, end: at + 1 });
+            }
+        };
+        tokio::select! {
+            stalled = reader.beyond(10, true) => assert!(matches!(stalled, Err(Error::Stalled(_)))),
+            () = elsewhere => {}
+        }
+        assert_eq!(begun.elapsed(), STALL);
     }
 }

@@ -1,7 +1,7 @@
 //! The bytes of a blob on their way to one client, from wherever they are.
 //!
-//! Three sources, one type: a stored file, a file that a flight is filling, and, when the disk cannot take
-//! it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever the blob's size. A failure after the head was
+//! Four sources, one type: a stored file, parts that earlier flights have left, a file that a flight is filling,
+//! and, when the disk cannot take it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever the blob's size. A failure after the head was
 //! sent is an error here and a cut connection at the client: no error text is ever put into a body.
 
 use std::fs::File;
@@ -16,9 +16,10 @@ use tracing::warn;
 
 use super::direct::{Detour, Direct};
 use super::error::Error;
-use super::flight::{Head, Reader};
+use super::flight::{Head, Reader, Taken};
 use crate::oci::Digest;
-use crate::store::{Mapped, Store, StoredBlob};
+use crate::oci::range::Span;
+use crate::store::{Left, Mapped, Store, StoredBlob};
 use crate::telemetry::metrics::Source;
 
 /// Bytes read at once.
@@ -47,8 +48,19 @@ pub enum Way {
 }
 
 enum From {
-    Stored { blob: StoredBlob, mapped: Option<Mapped>, suspect: Suspect },
-    Flight { reader: Reader, file: Arc<File>, total: u64, detour: Box<Detour> },
+    Stored {
+        blob: StoredBlob,
+        mapped: Option<Mapped>,
+        suspect: Suspect,
+    },
+    /// Has the bytes that are asked for, unproven.
+    Left(Arc<File>, Taken),
+    Flight {
+        reader: Reader,
+        file: Arc<File>,
+        total: u64,
+        detour: Box<Detour>,
+    },
     Direct(Box<Direct>),
 }
 
@@ -68,6 +80,11 @@ impl Blob {
     pub(super) fn flying(reader: Reader, head: Head, source: Source, detour: Detour) -> Self {
         let Head { total, file } = head;
         Self { total, source, from: From::Flight { reader, file, total, detour: Box::new(detour) } }
+    }
+
+    /// What is left has every byte that will be read.
+    pub(super) fn left(left: Left, taken: Taken) -> Self {
+        Self { total: left.total, source: Source::Hit, from: From::Left(left.file, taken) }
     }
 
     pub(super) fn direct(direct: Direct) -> Self {
@@ -93,11 +110,19 @@ impl Blob {
             // Without room for another mapping, reading still works. There is none of nothing.
             *mapped = blob.mapped().ok();
         }
+        let end = end.min(self.total);
+        let tally = match &self.from {
+            From::Left(_, taken) => Some(taken.clone()),
+            From::Flight { reader, .. } if start > 0 || end < self.total => Some(reader.taken()),
+            From::Stored { .. } | From::Flight { .. } | From::Direct(_) => None,
+        };
         Reading {
             from: self.from,
+            start,
             position: start,
-            end: end.min(self.total),
+            end,
             held,
+            tally,
             in_a_row: 0,
             buffer: BytesMut::new(),
         }
@@ -107,9 +132,12 @@ impl Blob {
 /// A blob being read in order.
 pub struct Reading {
     from: From,
+    start: u64,
     position: u64,
     end: u64,
     held: bool,
+    /// Where it is counted what was read, if that is a part of the content.
+    tally: Option<Taken>,
     /// Bytes read since others had their turn.
     in_a_row: u64,
     /// Where chunks are read to: the same memory again and again, while each is sent before the next is read.
@@ -121,7 +149,7 @@ impl Reading {
     pub fn mapped(&self) -> Option<&Mapped> {
         match &self.from {
             From::Stored { mapped, .. } => mapped.as_ref(),
-            From::Flight { .. } | From::Direct(_) => None,
+            From::Left(..) | From::Flight { .. } | From::Direct(_) => None,
         }
     }
 
@@ -175,7 +203,14 @@ impl Reading {
             && let Err(Error::Store(cause)) = reader.beyond(self.position, self.held).await
         {
             warn!(digest = %detour.digest, error = &*cause as &dyn std::error::Error, "the disk failed a transfer: its readers get the rest unstored");
-            let rest = detour.as_ref().clone().rest(Arc::clone(file), self.position, *total).await?;
+            let detour = detour.as_ref().clone();
+            let rest = if !self.held {
+                detour.unproven(self.position, *total).await?
+            } else if reader.has(Span { start: 0, end: self.position }) {
+                detour.rest(Arc::clone(file), self.position, *total).await?
+            } else {
+                detour.whole().await?
+            };
             self.from = From::Direct(Box::new(rest));
         }
         if let From::Stored { mapped: Some(mapped), .. } = &self.from
@@ -189,6 +224,7 @@ impl Reading {
         let chunk = |there: u64| (there.min(end) - position).min(CHUNK_BYTES);
         self.buffer = match &mut self.from {
             From::Stored { blob, .. } => read_at(blob.clone(), position, chunk(end), buffer).await?,
+            From::Left(file, _) => read_at(Arc::clone(file), position, chunk(end), buffer).await?,
             From::Flight { reader, file, .. } => {
                 let there = reader.beyond(position, held).await?;
                 read_at(Arc::clone(file), position, chunk(there), buffer).await?
@@ -200,6 +236,14 @@ impl Reading {
         };
         let bytes = self.buffer.split().freeze();
         Ok(Some(self.taken(bytes)))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(tally) = &self.tally {
+            tally.add(Span { start: self.start, end: self.position });
+        }
     }
 }
 

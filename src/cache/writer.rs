@@ -1,5 +1,9 @@
 //! The half of a fill that writes, hashes and announces, on a thread of the blocking pool.
 //!
+//! Bytes may come for any place. What comes in order is hashed as it passes; what the start has grown up to, and
+//! what an earlier flight stored, is read again, while nothing else is to do or a step with every write. It is
+//! in memory mostly, and hashed only when the whole is wanted.
+//!
 //! Data is synced every [`SYNC_BYTES`], on another thread, and only then named in the partial file's map. Where
 //! the network is faster than the disk, the writer waits for it: after a crash at most [`UNSYNCED_MAX`], and
 //! what was in the air, is asked again.
@@ -8,12 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
 use super::flight::{Flight, HOLD_BACK, Head};
+use crate::oci::range::Span;
 use crate::oci::{Digest, Verifier};
-use crate::store::{self, Partial, Synced};
+use crate::store::{self, Partial, Pieces, Synced};
 
 /// Written bytes after which the data is synced and the map brought up to date.
 const SYNC_BYTES: u64 = 16 << 20;
@@ -21,26 +26,45 @@ const SYNC_BYTES: u64 = 16 << 20;
 const UNSYNCED_MAX: u64 = 48 << 20;
 /// Chunks between the two halves; hyper's are at most some hundred KiB each.
 const CHUNKS_WAITING_MAX: usize = 4;
-/// Buffer for hashing again what an earlier process had stored.
+/// Bytes read again at once, to be hashed.
 const REHASH_BYTES: usize = 1 << 20;
+/// Bytes hashed again between two words about it, for readers that wait for the proof.
+const HASH_NEWS_BYTES: u64 = 64 << 20;
+/// Bytes written between two announcements, at most.
+const NEWS_BYTES: u64 = 4 << 20;
 
-/// Takes what upstream sends, in order.
+/// What the writer is given.
+pub(super) enum Given {
+    /// Bytes from this offset on.
+    Bytes(u64, Bytes),
+    /// Nothing comes for a while: what is here must survive a crash.
+    Pause,
+}
+
+/// Takes what upstream sends.
 pub(super) struct Writer {
     flight: Arc<Flight>,
     partial: Partial,
     verifier: Verifier,
-    have: u64,
+    hashed: u64,
+    written: Pieces,
+    /// There is room for all of it, or only parts are wanted.
+    has_room: bool,
+    /// Written and not yet announced.
+    news: Option<Span>,
+    /// How many bytes were written when the last sync began, and the last one that has ended.
     sync_began_at: u64,
+    synced: u64,
     syncing: Option<JoinHandle<Synced>>,
     runtime: Handle,
+    buffer: Vec<u8>,
 }
 
 /// What a writer leaves.
 pub(super) struct Written {
     pub(super) partial: Partial,
-    /// Of all that is there.
-    pub(super) digest: Digest,
-    pub(super) have: u64,
+    /// Of the whole, if all of it is there and there was time to hash it.
+    pub(super) digest: Option<Digest>,
 }
 
 impl Writer {
@@ -48,53 +72,109 @@ impl Writer {
     pub(super) fn spawn(
         flight: &Arc<Flight>,
         partial: Partial,
-    ) -> (mpsc::Sender<Bytes>, JoinHandle<Result<Written, store::Error>>) {
-        let have = partial.have();
+    ) -> (mpsc::Sender<Given>, JoinHandle<Result<Written, store::Error>>) {
+        let written = partial.have().clone();
         // Small content is proven before its readers hear anything: a lie is then a clean error.
         if partial.total() > HOLD_BACK {
-            flight.announce(Head { total: partial.total(), file: partial.file() }, have);
+            flight.announce(Head { total: partial.total(), file: partial.file() }, written.clone());
         }
         let writer = Self {
             flight: Arc::clone(flight),
             partial,
             verifier: Verifier::new(flight.digest.algorithm()),
-            have,
-            sync_began_at: have,
+            hashed: 0,
+            has_room: flight.is_whole(),
+            news: None,
+            sync_began_at: written.bytes(),
+            synced: written.bytes(),
+            written,
             syncing: None,
             runtime: Handle::current(),
+            buffer: Vec::new(),
         };
         let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
         (sender, tokio::task::spawn_blocking(move || writer.run(chunks)))
     }
 
-    fn run(mut self, mut chunks: mpsc::Receiver<Bytes>) -> Result<Written, store::Error> {
-        self.rehash()?;
-        while let Some(chunk) = chunks.blocking_recv() {
-            self.partial.write_at(self.have, &chunk)?;
-            self.verifier.update(&chunk);
-            self.have += chunk.len() as u64;
-            // What has come at one time is announced at one time: each announcement wakes every reader.
-            if chunks.is_empty() {
-                self.flight.advance(self.have);
+    fn run(mut self, mut chunks: mpsc::Receiver<Given>) -> Result<Written, store::Error> {
+        loop {
+            let given = if self.is_hash_behind() {
+                match chunks.try_recv() {
+                    Ok(given) => given,
+                    Err(TryRecvError::Empty) => {
+                        self.hash_step()?;
+                        continue;
+                    }
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            } else {
+                let Some(given) = chunks.blocking_recv() else { break };
+                given
+            };
+            match given {
+                Given::Bytes(offset, bytes) => {
+                    self.write(offset, &bytes)?;
+                    // What has come at one time is announced at one time: each announcement wakes every reader.
+                    if chunks.is_empty() {
+                        self.announce();
+                    }
+                    self.sync_behind()?;
+                }
+                Given::Pause => self.settle()?,
             }
-            self.sync_behind()?;
         }
-        self.end_sync()?;
-        if self.have < self.partial.total() {
-            self.partial.sync(self.have)?;
-        }
-        Ok(Written { partial: self.partial, digest: self.verifier.finish(), have: self.have })
+        self.finish()
     }
 
-    /// Hashes what an earlier flight stored: it is trusted only as part of the whole.
-    fn rehash(&mut self) -> Result<(), store::Error> {
-        let mut buffer = vec![0; REHASH_BYTES];
-        let mut at = 0;
-        while at < self.have {
-            let wanted = usize::try_from(self.have - at).map_or(REHASH_BYTES, |left| left.min(REHASH_BYTES));
-            self.partial.read_at(at, &mut buffer[..wanted])?;
-            self.verifier.update(&buffer[..wanted]);
-            at += wanted as u64;
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), store::Error> {
+        if !self.has_room && self.flight.is_whole() {
+            // The rest of what began as a part: a disk that is too full for it must not be filled with a half.
+            self.partial.reserve(&self.written)?;
+            self.has_room = true;
+        }
+        self.partial.write_at(offset, bytes)?;
+        let span = Span { start: offset, end: offset + bytes.len() as u64 };
+        self.written.insert(span);
+        if offset == self.hashed {
+            self.verifier.update(bytes);
+            self.hashed = span.end;
+        } else if self.is_hash_behind() {
+            self.hash_step()?;
+        }
+        match &mut self.news {
+            Some(news) if news.end == span.start && span.end - news.start <= NEWS_BYTES => {
+                news.end = span.end
+            }
+            _ => {
+                self.announce();
+                self.news = Some(span);
+            }
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        if let Some(news) = self.news.take() {
+            self.flight.advance(news);
+        }
+    }
+
+    /// Whether there is something to hash that has passed already.
+    fn is_hash_behind(&self) -> bool {
+        self.flight.is_whole() && self.written.run_end(self.hashed) > self.hashed
+    }
+
+    /// Hashes some of what is on disk: it is trusted only as part of the whole.
+    fn hash_step(&mut self) -> Result<(), store::Error> {
+        self.buffer.resize(REHASH_BYTES, 0);
+        let behind = self.written.run_end(self.hashed) - self.hashed;
+        let len = usize::try_from(behind).map_or(REHASH_BYTES, |behind| behind.min(REHASH_BYTES));
+        self.partial.read_at(self.hashed, &mut self.buffer[..len])?;
+        self.verifier.update(&self.buffer[..len]);
+        let before = self.hashed;
+        self.hashed += len as u64;
+        if before / HASH_NEWS_BYTES != self.hashed / HASH_NEWS_BYTES {
+            self.flight.hashed(self.hashed);
         }
         Ok(())
     }
@@ -102,13 +182,14 @@ impl Writer {
     /// Begins to sync what is here, on another thread and one at a time: the transfer does not wait for it unless
     /// the disk is far behind.
     fn sync_behind(&mut self) -> Result<(), store::Error> {
-        let is_far_behind = self.have - self.partial.have() >= UNSYNCED_MAX;
+        let written = self.written.bytes();
+        let is_far_behind = written - self.synced >= UNSYNCED_MAX;
         if is_far_behind || self.syncing.as_ref().is_some_and(JoinHandle::is_finished) {
             self.end_sync()?;
         }
-        if self.syncing.is_none() && self.have - self.sync_began_at >= SYNC_BYTES {
-            self.sync_began_at = self.have;
-            let sync = self.partial.begin_sync(self.have);
+        if self.syncing.is_none() && written - self.sync_began_at >= SYNC_BYTES {
+            self.sync_began_at = written;
+            let sync = self.partial.begin_sync(self.written.clone());
             self.syncing = Some(self.runtime.spawn_blocking(move || sync.run()));
         }
         Ok(())
@@ -118,9 +199,41 @@ impl Writer {
     fn end_sync(&mut self) -> Result<(), store::Error> {
         let Some(syncing) = self.syncing.take() else { return Ok(()) };
         match self.runtime.block_on(syncing) {
-            Ok(synced) => self.partial.end_sync(synced),
+            Ok(synced) => {
+                self.synced = self.sync_began_at;
+                self.partial.end_sync(synced)
+            }
             // The runtime is going away: what is not named is asked again.
             Err(_) => Ok(()),
         }
+    }
+
+    /// Announces, syncs and names all that is here.
+    fn settle(&mut self) -> Result<(), store::Error> {
+        self.announce();
+        self.end_sync()?;
+        if self.synced < self.written.bytes() {
+            self.partial.sync(self.written.clone())?;
+            (self.synced, self.sync_began_at) = (self.written.bytes(), self.written.bytes());
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Written, store::Error> {
+        if self.written.bytes() < self.partial.total() {
+            self.settle()?;
+            return Ok(Written { partial: self.partial, digest: None });
+        }
+        // A whole file is synced when it gets its place.
+        self.announce();
+        self.end_sync()?;
+        while self.hashed < self.partial.total() {
+            if self.flight.is_stopping() {
+                self.settle()?;
+                return Ok(Written { partial: self.partial, digest: None });
+            }
+            self.hash_step()?;
+        }
+        Ok(Written { partial: self.partial, digest: Some(self.verifier.finish()) })
     }
 }

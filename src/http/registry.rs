@@ -197,10 +197,11 @@ impl Data {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let blob = self.cache.blob(repo, digest).await?;
+        let range = asked.range(digest);
+        let blob = self.cache.blob(repo, digest, range).await?;
         let total = blob.total;
         // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here.
-        let range = asked.range(digest).filter(|_| total > 0);
+        let range = range.filter(|_| total > 0);
         // What ends where the range says may go out before the whole is proven; an end that is merely "the
         // end" may not.
         let held = matches!(range, None | Some(Range::From(_)));

@@ -68,7 +68,8 @@ impl Subject {
 /// The `Cache-Status` of content (RFC 9211).
 pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -> &'static str {
     match (source, is_stored, is_unproven) {
-        (Source::Hit, ..) => "berth; hit",
+        (Source::Hit, _, false) => "berth; hit",
+        (Source::Hit, _, true) => "berth; hit; detail=unproven",
         (Source::Stale, ..) => "berth; hit; detail=stale",
         (Source::Miss, true, false) => "berth; fwd=miss; stored",
         (Source::Miss, true, true) => "berth; fwd=miss; stored; detail=unproven",

@@ -1,121 +1,222 @@
-//! `partial/<algorithm>-<hex>.map`: how much of a partial file survives a power loss.
+//! `partial/<algorithm>-<hex>.map`: which bytes of a partial file survive a power loss.
 //!
-//! Two records of 64 bytes, each at the start of its own 4 KiB page, written in turn:
+//! Two records, each in a page of 4 KiB of its own, written in turn:
 //!
 //! ```text
-//! 0   8  "berthmap"
-//! 8   8  sequence, big-endian; its lowest bit is the page
-//! 16  8  size of the whole blob
-//! 24  8  length of the prefix that is synced
-//! 32 32  SHA-256 of the 32 bytes before
+//! 0    8  "berthma2"
+//! 8    8  sequence, big-endian; its lowest bit is the page
+//! 16   8  size of the whole blob
+//! 24  32  SHA-256 of the repository that all of it came from; zeros if from several
+//! 56   8  number of spans n
+//! 64 16n  start and end of each span that is synced, in order
+//!     32  SHA-256 of all before
 //! ```
 //!
 //! The newer record whose checksum holds is believed. A write that is torn by a power loss spoils the record
 //! that was being written, and the one before it still stands. The caller syncs the data before the record
 //! that names it is written. Why not a staged file and a rename: that is three syncs for each step, not one.
+//!
+//! A record has room for [`SPANS_MAX`] spans. Of more the longest are named, and always the one at the start;
+//! the others are merely asked for again after a crash.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use crate::oci::{Algorithm, Digest};
+use super::pieces::Pieces;
+use crate::oci::range::Span;
+use crate::oci::{Algorithm, Digest, Repo};
 
-const MAGIC: &[u8; 8] = b"berthmap";
-const FIELDS_BYTES: usize = 32;
-const RECORD_BYTES: usize = 64;
+const MAGIC: &[u8; 8] = b"berthma2";
+const FIELDS_BYTES: usize = 64;
+const SPAN_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 32;
 /// A page each, so that one write never touches the other record.
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
+/// Spans that fit.
+const SPANS_MAX: usize = (PAGE_BYTES - FIELDS_BYTES - CHECKSUM_BYTES) / SPAN_BYTES;
+
+/// Whose upstream the bytes came from, as far as a map tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin([u8; 32]);
+
+impl Origin {
+    /// From the upstreams of several repositories.
+    pub(super) const SEVERAL: Self = Self([0; 32]);
+
+    pub(super) fn of(repo: &Repo) -> Self {
+        let digest = Digest::of(Algorithm::Sha256, repo.to_string().as_bytes());
+        let mut name = [0; 32];
+        name.copy_from_slice(digest.raw());
+        Self(name)
+    }
+}
 
 /// What a map says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Map {
     sequence: u64,
     /// Size of the whole blob.
     pub(super) total: u64,
-    /// The bytes from the start that are synced.
-    pub(super) prefix: u64,
+    /// Where the bytes are from.
+    pub(super) origin: Origin,
+    /// The bytes that are synced.
+    pub(super) pieces: Pieces,
 }
 
 impl Map {
-    pub(super) fn new(total: u64) -> Self {
-        Self { sequence: 0, total, prefix: 0 }
+    pub(super) fn new(total: u64, origin: Origin) -> Self {
+        Self { sequence: 0, total, origin, pieces: Pieces::default() }
     }
 
     /// The newest record that is whole.
     pub(super) fn read(file: &File) -> Option<Self> {
         let records = [0, 1].map(|page| {
-            let mut record = [0; RECORD_BYTES];
-            file.read_exact_at(&mut record, page * PAGE_BYTES).ok()?;
+            let mut record = Vec::with_capacity(PAGE_BYTES);
+            read_page(file, page * PAGE_BYTES as u64, &mut record).ok()?;
             Self::decode(&record)
         });
         records.into_iter().flatten().max_by_key(|map| map.sequence)
     }
 
-    /// Names a longer prefix, whose bytes are synced already, and syncs that.
-    pub(super) fn advance(&mut self, file: &File, prefix: u64) -> io::Result<()> {
-        let next = Self { sequence: self.sequence + 1, total: self.total, prefix };
-        file.write_all_at(&next.encode(), (next.sequence & 1) * PAGE_BYTES)?;
+    /// Names other bytes, which are synced already, and syncs that.
+    pub(super) fn advance(&mut self, file: &File, pieces: &Pieces) -> io::Result<()> {
+        let mut next = Self { sequence: self.sequence + 1, pieces: fitting(pieces), ..*self };
+        let page = (next.sequence & 1) * PAGE_BYTES as u64;
+        file.write_all_at(&next.encode(), page)?;
         file.sync_data()?;
-        *self = next;
+        std::mem::swap(self, &mut next);
         Ok(())
     }
 
-    fn encode(&self) -> [u8; RECORD_BYTES] {
-        let mut record = [0; RECORD_BYTES];
-        record[..8].copy_from_slice(MAGIC);
-        record[8..16].copy_from_slice(&self.sequence.to_be_bytes());
-        record[16..24].copy_from_slice(&self.total.to_be_bytes());
-        record[24..32].copy_from_slice(&self.prefix.to_be_bytes());
-        let checksum = Digest::of(Algorithm::Sha256, &record[..FIELDS_BYTES]);
-        record[FIELDS_BYTES..].copy_from_slice(checksum.raw());
+    fn encode(&self) -> Vec<u8> {
+        let spans = self.pieces.spans();
+        let mut record = Vec::with_capacity(FIELDS_BYTES + spans.len() * SPAN_BYTES + CHECKSUM_BYTES);
+        record.extend_from_slice(MAGIC);
+        record.extend_from_slice(&self.sequence.to_be_bytes());
+        record.extend_from_slice(&self.total.to_be_bytes());
+        record.extend_from_slice(&self.origin.0);
+        record.extend_from_slice(&(spans.len() as u64).to_be_bytes());
+        for span in spans {
+            record.extend_from_slice(&span.start.to_be_bytes());
+            record.extend_from_slice(&span.end.to_be_bytes());
+        }
+        let checksum = Digest::of(Algorithm::Sha256, &record);
+        record.extend_from_slice(checksum.raw());
         record
     }
 
-    fn decode(record: &[u8; RECORD_BYTES]) -> Option<Self> {
-        let (fields, checksum) = record.split_at(FIELDS_BYTES);
+    fn decode(page: &[u8]) -> Option<Self> {
+        let number = |at: usize| {
+            let bytes = page.get(at..at + 8)?;
+            Some(u64::from_be_bytes(bytes.try_into().ok()?))
+        };
+        let count = usize::try_from(number(56)?).ok().filter(|count| *count <= SPANS_MAX)?;
+        let fields = page.get(..FIELDS_BYTES + count * SPAN_BYTES)?;
+        let checksum = page.get(fields.len()..fields.len() + CHECKSUM_BYTES)?;
         if !fields.starts_with(MAGIC) || Digest::of(Algorithm::Sha256, fields).raw() != checksum {
             return None;
         }
-        let number = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&fields[at..at + 8]);
-            u64::from_be_bytes(bytes)
-        };
-        let map = Self { sequence: number(8), total: number(16), prefix: number(24) };
-        (map.prefix <= map.total).then_some(map)
+        let total = number(16)?;
+        let mut pieces = Pieces::default();
+        for at in (FIELDS_BYTES..fields.len()).step_by(SPAN_BYTES) {
+            let span = Span { start: number(at)?, end: number(at + 8)? };
+            if span.start >= span.end || span.end > total {
+                return None;
+            }
+            pieces.insert(span);
+        }
+        let origin = Origin(page.get(24..56)?.try_into().ok()?);
+        Some(Self { sequence: number(8)?, total, origin, pieces })
     }
+}
+
+/// As much of a page as the file has.
+fn read_page(file: &File, at: u64, page: &mut Vec<u8>) -> io::Result<()> {
+    page.resize(PAGE_BYTES, 0);
+    let mut len = 0;
+    while len < PAGE_BYTES {
+        match file.read_at(&mut page[len..], at + len as u64)? {
+            0 => break,
+            count => len += count,
+        }
+    }
+    page.truncate(len);
+    Ok(())
+}
+
+/// The spans that a record has room for.
+fn fitting(pieces: &Pieces) -> Pieces {
+    if pieces.spans().len() <= SPANS_MAX {
+        return pieces.clone();
+    }
+    let mut spans = pieces.spans().to_vec();
+    spans.sort_by_key(|span| (span.start > 0, Reverse(span.len())));
+    let mut fitting = Pieces::default();
+    spans.into_iter().take(SPANS_MAX).for_each(|span| fitting.insert(span));
+    fitting
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ORIGIN: Origin = Origin([7; 32]);
+
+    fn pieces(spans: &[(u64, u64)]) -> Pieces {
+        let mut pieces = Pieces::default();
+        spans.iter().for_each(|(start, end)| pieces.insert(Span { start: *start, end: *end }));
+        pieces
+    }
+
     #[test]
     fn a_torn_record_leaves_the_one_before_it() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(Map::read(&file), None, "empty");
-        let mut map = Map::new(1000);
-        map.advance(&file, 10).unwrap();
-        assert_eq!(Map::read(&file), Some(map));
-        map.advance(&file, 20).unwrap();
-        let before = map;
-        map.advance(&file, 30).unwrap();
-        assert_eq!(Map::read(&file), Some(map));
-        for torn_at in 0..RECORD_BYTES as u64 {
+        let mut map = Map::new(1000, ORIGIN);
+        map.advance(&file, &pieces(&[(0, 10)])).unwrap();
+        assert_eq!(Map::read(&file), Some(map.clone()));
+        map.advance(&file, &pieces(&[(0, 20), (500, 1000)])).unwrap();
+        let before = map.clone();
+        map.advance(&file, &pieces(&[(0, 30), (400, 1000)])).unwrap();
+        assert_eq!(Map::read(&file), Some(map.clone()));
+        let page = PAGE_BYTES as u64;
+        let record_bytes = map.encode().len() as u64;
+        for torn_at in 0..record_bytes {
             let mut byte = [0];
-            file.read_exact_at(&mut byte, PAGE_BYTES + torn_at).unwrap();
-            file.write_all_at(&[byte[0] ^ 0x40], PAGE_BYTES + torn_at).unwrap();
-            assert_eq!(Map::read(&file), Some(before), "byte {torn_at}");
-            file.write_all_at(&byte, PAGE_BYTES + torn_at).unwrap();
+            file.read_exact_at(&mut byte, page + torn_at).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x40], page + torn_at).unwrap();
+            assert_eq!(Map::read(&file), Some(before.clone()), "byte {torn_at}");
+            file.write_all_at(&byte, page + torn_at).unwrap();
         }
         assert_eq!(Map::read(&file), Some(map));
-        file.set_len(PAGE_BYTES + 7).unwrap();
-        assert_eq!(Map::read(&file), Some(before), "cut");
+        for length in [page + 7, page + FIELDS_BYTES as u64, page + record_bytes - 1] {
+            file.set_len(length).unwrap();
+            assert_eq!(Map::read(&file), Some(before.clone()), "cut at {length}");
+        }
     }
 
     #[test]
-    fn a_prefix_beyond_the_total_is_not_believed() {
-        let absurd = Map { sequence: 1, total: 5, prefix: 6 };
-        assert_eq!(Map::decode(&absurd.encode()), None);
+    fn a_piece_beyond_the_total_is_not_believed() {
+        for spans in [&[(0, 6)][..], &[(0, 1), (3, 6)]] {
+            let absurd = Map { sequence: 1, total: 5, origin: ORIGIN, pieces: pieces(spans) };
+            assert_eq!(Map::decode(&absurd.encode()), None);
+        }
+    }
+
+    #[test]
+    fn of_too_many_pieces_the_start_and_the_longest_are_named() {
+        let many: Vec<_> = (0..1000).map(|n| (n * 100, n * 100 + 1 + n % 50)).collect();
+        let file = tempfile::tempfile().unwrap();
+        let mut map = Map::new(100_000, ORIGIN);
+        map.advance(&file, &pieces(&many)).unwrap();
+        let named = Map::read(&file).unwrap().pieces;
+        assert_eq!(named.spans().len(), SPANS_MAX);
+        assert!(named.contains(Span { start: 0, end: 1 }));
+        assert!(named.spans().iter().all(|span| span.start == 0 || span.len() > 30));
+        map.advance(&file, &pieces(&[(0, 100_000)])).unwrap();
+        assert_eq!(Map::read(&file).unwrap().pieces, Pieces::prefix(100_000));
+        assert_eq!(file.metadata().unwrap().len(), 2 * PAGE_BYTES as u64);
     }
 }

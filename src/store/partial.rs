@@ -1,5 +1,8 @@
 //! `partial/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
 //!
+//! What is there need not be the beginning: ranges are kept where they belong. When its flight has ended, what
+//! is [left](Left) may be read without one, by a repository that all of it came from.
+//!
 //! Promises, also across a power loss:
 //! - The map never names bytes that are not synced. When a file must be started over, the old map is removed
 //!   for good before the new file exists, so that it can never vouch for it.
@@ -7,13 +10,13 @@
 //! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
 //!   failure once, and calls the lost pages clean from then on.
 //! - One handle per digest. Two flights that write to one file could commit what neither has verified.
-//! - There is room for all of it from the start, as far as the file system can promise that: a disk that is
-//!   too full for a blob says so before a reader has been told anything.
+//! - If all of it is wanted, there is room for it from the start, as far as the file system can promise that: a
+//!   disk that is too full for a blob says so before a reader has been told anything.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -22,9 +25,11 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
-use super::map::Map;
+use super::map::{Map, Origin};
+use super::pieces::Pieces;
 use super::{Error, hold};
-use crate::oci::Digest;
+use crate::oci::range::Span;
+use crate::oci::{Digest, Repo};
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
@@ -50,22 +55,40 @@ pub struct Partial {
     _in_use: InUse,
 }
 
+/// What an earlier flight has left of a blob.
+pub struct Left {
+    /// The size of the whole blob.
+    pub total: u64,
+    /// The bytes that are there. They are unproven.
+    pub pieces: Pieces,
+    /// The file, open also when it is dropped or completed meanwhile.
+    pub file: Arc<File>,
+    origin: Origin,
+}
+
+impl Left {
+    /// Whether all of it came from the upstream of `repo`, and for `repo`.
+    pub fn is_from(&self, repo: &Repo) -> bool {
+        self.origin == Origin::of(repo)
+    }
+}
+
 /// A sync that was begun.
 pub struct Sync {
     data: Arc<File>,
-    prefix: u64,
+    pieces: Pieces,
 }
 
 /// A sync that has come to its end, well or badly.
 pub struct Synced {
-    prefix: u64,
+    pieces: Pieces,
     result: io::Result<()>,
 }
 
 impl Sync {
     /// Waits for the disk.
     pub fn run(self) -> Synced {
-        Synced { prefix: self.prefix, result: self.data.sync_data() }
+        Synced { pieces: self.pieces, result: self.data.sync_data() }
     }
 }
 
@@ -86,16 +109,24 @@ impl Partials {
         Self { disk, in_use: Arc::default() }
     }
 
-    /// Opens what is there, or starts over if that is nothing usable or of another total.
-    pub(super) fn open(&self, ledger: Arc<Ledger>, digest: &Digest, total: u64) -> Result<Partial, Error> {
+    /// Opens what is there, or starts over if that is nothing usable or of another total. What will come, comes
+    /// from the upstream of `repo`; all of it if `is_whole`.
+    pub(super) fn open(
+        &self,
+        ledger: Arc<Ledger>,
+        digest: &Digest,
+        total: u64,
+        repo: &Repo,
+        is_whole: bool,
+    ) -> Result<Partial, Error> {
         if !hold(&self.in_use).insert(*digest) {
             return Err(Error::InUse { digest: Box::new(*digest) });
         }
         let in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
         let path = self.path(digest);
-        let opened = self.open_with_room(&path, total);
+        let opened = self.find_or_create(&path, total, Origin::of(repo));
         let (data, map_file, map) = opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
-        Ok(Partial {
+        let partial = Partial {
             ledger,
             digest: *digest,
             path,
@@ -104,14 +135,36 @@ impl Partials {
             map,
             is_broken: false,
             _in_use: in_use,
-        })
+        };
+        if !is_whole {
+            return Ok(partial);
+        }
+        match partial.reserve(partial.have()) {
+            Ok(()) => Ok(partial),
+            Err(error) => {
+                if partial.have().bytes() == 0 {
+                    drop_files(&self.disk, &partial.path)?;
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// The size of the whole blob, and how much of it is there.
-    pub(super) fn total(&self, digest: &Digest) -> Option<(u64, u64)> {
+    /// What is there, if no more than a look at it is wanted.
+    pub(super) fn left(&self, digest: &Digest) -> Option<Left> {
         let path = self.path(digest);
+        let file = File::open(&path).ok()?;
         let map = Map::read(&File::open(map_path(&path)).ok()?)?;
-        (fs::metadata(&path).ok()?.len() >= map.prefix).then_some((map.total, map.prefix))
+        let opened = file.metadata().ok()?;
+        // A file that is started over gets a new map after it is there. So if this is still the file that has
+        // the name, the map is not one of a later file.
+        let is_same = fs::metadata(&path).is_ok_and(|named| named.ino() == opened.ino());
+        (is_same && named_end(&map) <= opened.len()).then(|| Left {
+            total: map.total,
+            pieces: map.pieces,
+            file: Arc::new(file),
+            origin: map.origin,
+        })
     }
 
     /// Removes maps and files that have lost each other. What is left can be resumed.
@@ -127,16 +180,15 @@ impl Partials {
         Ok(())
     }
 
-    fn open_with_room(&self, path: &Path, total: u64) -> Result<(File, File, Map), Error> {
-        let (data, map_file, map) = match open_existing(path, total)? {
+    fn find_or_create(&self, path: &Path, total: u64, origin: Origin) -> Result<(File, File, Map), Error> {
+        let (data, map_file, mut map) = match open_existing(path, total)? {
             Some(existing) => existing,
-            None => self.disk.retry_without_folder(|| self.create(path, total))?,
+            None => self.disk.retry_without_folder(|| self.create(path, Map::new(total, origin)))?,
         };
-        if let Err(error) = reserve(&data, total) {
-            if map.prefix == 0 {
-                drop_files(&self.disk, path)?;
-            }
-            return Err(Error::io("reserve room for", path, error));
+        if map.origin != origin {
+            map.origin = Origin::SEVERAL;
+            let pieces = map.pieces.clone();
+            map.advance(&map_file, &pieces).map_err(|source| Error::io("write", &map_path(path), source))?;
         }
         Ok((data, map_file, map))
     }
@@ -145,23 +197,22 @@ impl Partials {
         self.disk.partials().join(digest.file_name())
     }
 
-    fn create(&self, path: &Path, total: u64) -> Result<(File, File, Map), Error> {
+    fn create(&self, path: &Path, mut map: Map) -> Result<(File, File, Map), Error> {
         self.disk.ensure(&self.disk.partials())?;
         drop_files(&self.disk, path)?;
         let data = create_file(path)?;
         let map_path = map_path(path);
         let map_file = create_file(&map_path)?;
-        let mut map = Map::new(total);
-        map.advance(&map_file, 0).map_err(|source| Error::io("write", &map_path, source))?;
+        map.advance(&map_file, &Pieces::default()).map_err(|source| Error::io("write", &map_path, source))?;
         disk::sync_folder(&self.disk.partials())?;
         Ok((data, map_file, map))
     }
 }
 
 impl Partial {
-    /// The synced bytes from the start: what was found at open, and what [`Partial::sync`] has named since.
-    pub fn have(&self) -> u64 {
-        self.map.prefix
+    /// The bytes that are there and synced: what was found at open, or what [`Partial::sync`] has named since.
+    pub fn have(&self) -> &Pieces {
+        &self.map.pieces
     }
 
     /// The size of the whole blob.
@@ -172,6 +223,28 @@ impl Partial {
     /// The file, for readers and for re-hashing.
     pub fn file(&self) -> Arc<File> {
         Arc::clone(&self.data)
+    }
+
+    /// Makes sure that there is room for all of it, of which `have` is there already.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
+    pub fn reserve(&self, have: &Pieces) -> Result<(), Error> {
+        let total = self.map.total;
+        reserve(&self.data, total).map_err(|error| {
+            // Some file systems keep what they could find.
+            let mut at = 0;
+            while let Some(gap) = have.gap(Span { start: at, end: total }) {
+                let _ = fallocate(
+                    &self.data,
+                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                    gap.start,
+                    gap.len(),
+                );
+                at = gap.end;
+            }
+            self.failed("reserve room for", error)
+        })
     }
 
     /// Writes bytes at their place.
@@ -186,15 +259,15 @@ impl Partial {
         self.data.write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
     }
 
-    /// Syncs the data, then names the first `prefix` bytes as there.
+    /// Syncs the data, then names `pieces` as there.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`]; afterwards this handle refuses to sync or commit.
-    pub fn sync(&mut self, prefix: u64) -> Result<(), Error> {
-        if prefix > self.map.total {
+    pub fn sync(&mut self, pieces: Pieces) -> Result<(), Error> {
+        if pieces.spans().last().is_some_and(|last| last.end > self.map.total) {
             return Err(self.failed("sync beyond the end of", io::ErrorKind::InvalidInput.into()));
         }
-        self.end_sync(self.begin_sync(prefix).run())
+        self.end_sync(self.begin_sync(pieces).run())
     }
 
     /// Reads bytes that are there.
@@ -207,8 +280,8 @@ impl Partial {
 
     /// Begins what [`Partial::sync`] does, for a thread that can wait: [`Sync::run`] there, then
     /// [`Partial::end_sync`] here.
-    pub fn begin_sync(&self, prefix: u64) -> Sync {
-        Sync { data: Arc::clone(&self.data), prefix }
+    pub fn begin_sync(&self, pieces: Pieces) -> Sync {
+        Sync { data: Arc::clone(&self.data), pieces }
     }
 
     /// Names the bytes that were synced.
@@ -217,8 +290,8 @@ impl Partial {
     /// As [`Partial::sync`].
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
         self.refuse_if_broken()?;
-        let Synced { prefix, result } = synced;
-        let result = result.and_then(|()| self.map.advance(&self.map_file, prefix));
+        let Synced { pieces, result } = synced;
+        let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
         result.map_err(|source| {
             self.is_broken = true;
             self.failed("sync", source)
@@ -287,8 +360,13 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, E
     let Some(map) = Map::read(&map_file) else { return Ok(None) };
     let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
     // Longer than the blob can only be a file that somebody else has written to.
-    let belongs = map.total == total && map.prefix <= length && length <= total;
+    let belongs = map.total == total && named_end(&map) <= length && length <= total;
     Ok(belongs.then_some((data, map_file, map)))
+}
+
+/// The length that a file must have to hold what its map names.
+fn named_end(map: &Map) -> u64 {
+    map.pieces.spans().last().map_or(0, |last| last.end)
 }
 
 /// Reserves room for all of a file, without changing its length.

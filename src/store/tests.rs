@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::time::Instant;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::oci::range::Span;
 use crate::oci::{Algorithm, Registry, RepoName};
 
 mod layout;
@@ -73,11 +74,20 @@ async fn settle(store: &Store) {
     store.run(async {}).await;
 }
 
+fn from() -> Repo {
+    repo("docker.io/library/a")
+}
+
+/// What is left of it: its total and the synced bytes.
+async fn left(store: &Store, content: &str) -> Option<(u64, u64)> {
+    store.left(&digest(content)).await.map(|left| (left.total, left.pieces.bytes()))
+}
+
 /// Writes all of a partial file, syncs half, and gives it back.
 async fn half_written(store: &Store, content: &str) -> Partial {
-    let mut partial = store.partial(&digest(content), content.len() as u64).await.unwrap();
+    let mut partial = store.partial(&digest(content), content.len() as u64, &from(), true).await.unwrap();
     partial.write_at(0, content.as_bytes()).unwrap();
-    partial.sync(content.len() as u64 / 2).unwrap();
+    partial.sync(Pieces::prefix(content.len() as u64 / 2)).unwrap();
     partial
 }
 
@@ -115,7 +125,10 @@ async fn a_partial_file_becomes_a_blob() {
     let content = "x".repeat(100_000);
     let partial = half_written(&store, &content).await;
     let reader = partial.file();
-    assert!(matches!(store.partial(&digest(&content), 100_000).await, Err(Error::InUse { .. })));
+    assert!(matches!(
+        store.partial(&digest(&content), 100_000, &from(), true).await,
+        Err(Error::InUse { .. })
+    ));
     assert!(partial.write_at(99_999, b"too long").is_err());
     partial.commit(&digest(&content)).unwrap();
     let blob = store.blob(&digest(&content)).await.unwrap().unwrap();
@@ -125,7 +138,7 @@ async fn a_partial_file_becomes_a_blob() {
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
     assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
     assert_eq!(store.usage().await.used_bytes, 100_000);
-    assert_eq!(store.partial_total(&digest(&content)).await, None);
+    assert_eq!(left(&store, &content).await, None);
 }
 
 #[tokio::test]
@@ -134,9 +147,9 @@ async fn an_unproven_or_incomplete_partial_file_never_becomes_a_blob() {
     let store = open(&folder).await;
     let partial = half_written(&store, "content").await;
     assert!(matches!(partial.commit(&digest("other")), Err(Error::DigestMismatch { .. })));
-    assert_eq!(store.partial_total(&digest("content")).await, None, "dropped");
+    assert_eq!(left(&store, "content").await, None, "dropped");
 
-    let partial = store.partial(&digest("content"), 7).await.unwrap();
+    let partial = store.partial(&digest("content"), 7, &from(), true).await.unwrap();
     partial.write_at(0, b"cont").unwrap();
     assert!(partial.commit(&digest("content")).is_err());
     assert!(store.blob(&digest("content")).await.unwrap().is_none());
@@ -168,17 +181,17 @@ async fn a_partial_file_resumes_where_its_map_says() {
     let folder = folder();
     let store = open(&folder).await;
     drop(half_written(&store, "0123456789").await);
-    assert_eq!(store.partial_total(&digest("0123456789")).await, Some((10, 5)));
+    assert_eq!(left(&store, "0123456789").await, Some((10, 5)));
     drop(store);
 
     let store = open(&folder).await;
-    let partial = store.partial(&digest("0123456789"), 10).await.unwrap();
-    assert_eq!((partial.have(), partial.total()), (5, 10));
+    let partial = store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap();
+    assert_eq!((partial.have().bytes(), partial.total()), (5, 10));
     drop(partial);
 
-    let old = store.partial(&digest("0123456789"), 10).await.unwrap().file();
-    let restarted = store.partial(&digest("0123456789"), 20).await.unwrap();
-    assert_eq!((restarted.have(), restarted.total()), (0, 20), "another total");
+    let old = store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap().file();
+    let restarted = store.partial(&digest("0123456789"), 20, &from(), true).await.unwrap();
+    assert_eq!((restarted.have().bytes(), restarted.total()), (0, 20), "another total");
     assert_eq!(old.metadata().unwrap().len(), 10, "a reader keeps what it reads");
     restarted.discard();
     assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
@@ -195,7 +208,10 @@ async fn a_map_and_its_file_are_believed_only_together() {
         let data = folder.path().join("partial").join(digest("0123456789").file_name());
         spoil(&data, &data.with_extension("map"));
         let store = open(&folder).await;
-        assert_eq!(store.partial(&digest("0123456789"), 10).await.unwrap().have(), have);
+        assert_eq!(
+            store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap().have().bytes(),
+            have
+        );
     };
     let cut =
         |path: &Path, length: u64| File::options().write(true).open(path).unwrap().set_len(length).unwrap();
@@ -207,6 +223,32 @@ async fn a_map_and_its_file_are_believed_only_together() {
     check(&|data, _| fs::remove_file(data).unwrap(), 0).await;
     check(&|_, map| fs::remove_file(map).unwrap(), 0).await;
     check(&|data, _| fs::set_permissions(data, fs::Permissions::from_mode(0o444)).unwrap(), 5).await;
+}
+
+#[tokio::test]
+async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
+    let folder = folder();
+    let store = open(&folder).await;
+    let (a, b) = (from(), repo("quay.io/b"));
+    let mut partial = store.partial(&digest("x"), 100, &a, false).await.unwrap();
+    partial.write_at(40, b"0123456789").unwrap();
+    let mut pieces = Pieces::default();
+    pieces.insert(Span { start: 40, end: 50 });
+    partial.sync(pieces.clone()).unwrap();
+    drop(partial);
+    drop(store);
+
+    let store = open(&folder).await;
+    let left = store.left(&digest("x")).await.unwrap();
+    assert_eq!((left.total, &left.pieces, left.is_from(&a), left.is_from(&b)), (100, &pieces, true, false));
+    drop(store.partial(&digest("x"), 100, &b, false).await.unwrap());
+    let mixed = store.left(&digest("x")).await.unwrap();
+    assert_eq!((&mixed.pieces, mixed.is_from(&a), mixed.is_from(&b)), (&pieces, false, false));
+    store.partial(&digest("x"), 100, &b, false).await.unwrap().discard();
+    assert!(store.left(&digest("x")).await.is_none());
+    let mut bytes = [0; 10];
+    left.file.read_exact_at(&mut bytes, 40).unwrap();
+    assert_eq!(&bytes, b"0123456789", "a reader keeps what it reads");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Blobs: their size, and a body that begins where it was asked to.
 //!
-//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. A broken transfer
-//! goes on with a range, and only if the answer proves that it is the same place of a content of the same size.
+//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. A part is taken only
+//! if the answer proves that it is the place that was asked for, and of a content of the same size where that
+//! is known. An upstream that ignores ranges answers with everything: the stream says where it begins.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::exchange::{Answer, Ask, is_page};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
-use crate::oci::range::ContentRange;
+use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName};
 
 /// No layer comes near this; a larger claim is a mistake or an attack on the disk.
@@ -29,6 +30,8 @@ pub struct BlobStream {
     pub total: u64,
     /// The offset of the first byte: the one asked for, or 0.
     pub start: u64,
+    /// The offset behind the last byte that it promises; it may break off before.
+    pub end: u64,
     /// Which endpoint it comes from.
     pub endpoint: usize,
     /// Whether it comes without any credential.
@@ -73,7 +76,7 @@ impl Upstream {
         Err(rounds.give_up())
     }
 
-    /// Opens a blob at offset `from`. With `total`, only a content of that size is accepted. Endpoints in `avoid`
+    /// Opens a blob, or a part of it. With `total`, only a content of that size is accepted. Endpoints in `avoid`
     /// are asked last.
     ///
     /// # Errors
@@ -82,14 +85,14 @@ impl Upstream {
         &self,
         name: &RepoName,
         digest: &Digest,
-        from: u64,
+        range: Option<Range>,
         total: Option<u64>,
         avoid: &[usize],
     ) -> Result<BlobStream, Error> {
         let deadline = self.deadline();
         let mut rounds = Rounds::new(self, avoid, ROUNDS_MAX, deadline);
         while let Some(server) = rounds.next().await {
-            match self.blob_from(server, name, digest, (from, total), deadline).await {
+            match self.blob_from(server, name, digest, (range, total), deadline).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => rounds.failed(server, error),
             }
@@ -102,39 +105,43 @@ impl Upstream {
         server: &Server,
         name: &RepoName,
         digest: &Digest,
-        (from, known): (u64, Option<u64>),
+        (range, known): (Option<Range>, Option<u64>),
         deadline: Instant,
     ) -> Result<BlobStream, Error> {
-        let range = match (from, known) {
-            (0, _) => None,
+        let range = match (range, known) {
             // Some servers look for two numbers and answer 416 to an open range.
-            (first, Some(total)) if first < total => Some(Range::Closed { first, last: total - 1 }),
-            (first, _) => Some(Range::From(first)),
+            (Some(Range::From(first)), Some(total)) if first < total => {
+                Some(Range::Closed { first, last: total - 1 })
+            }
+            (range, _) => range,
         };
-        let range = range.map(|range| range.to_string());
-        let ask = Ask { range, ..Ask::get(name, format!("blobs/{digest}")) };
+        let ask =
+            Ask { range: range.map(|range| range.to_string()), ..Ask::get(name, format!("blobs/{digest}")) };
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;
-        let (start, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let range = content_range(headers)?;
-            if from == 0 || range.span.start != from {
+        let (span, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let answered = content_range(headers)?;
+            let total = answered.total.or_else(|| known.filter(|total| answered.span.end <= *total));
+            let total = total.ok_or(Error::Malformed("a range of unknown size"))?;
+            let is_changed = known.is_some_and(|known| known != total);
+            if !is_changed && !range.is_some_and(|range| is_answer_to(range, answered.span, total)) {
                 return Err(Error::Malformed("another range than was asked for"));
             }
-            let total = range.total.or_else(|| known.filter(|total| range.span.end <= *total));
-            (from, total.ok_or(Error::Malformed("a range of unknown size"))?)
+            (answered.span, total)
         } else {
             let total = match content_length(headers).or(known) {
                 Some(total) => total,
                 None => self.size_from(server, name, digest, deadline).await?,
             };
-            (0, total)
+            (Span::whole(total), total)
         };
         if known.is_some_and(|known| known != total) {
             return Err(Error::Changed);
         }
         let (body, idle) = (response.into_body(), self.client.timeouts.idle);
-        Ok(BlobStream { total: check_size(total)?, start, endpoint: server.index(), public, body, idle })
+        let (total, endpoint) = (check_size(total)?, server.index());
+        Ok(BlobStream { total, start: span.start, end: span.end, endpoint, public, body, idle })
     }
 
     /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind
@@ -169,6 +176,11 @@ impl Upstream {
         };
         check_size(total.ok_or(Error::Malformed("a blob without a length"))?)
     }
+}
+
+/// Whether `span` of a content of `total` bytes begins where `range` does, and goes no further. It may be shorter.
+fn is_answer_to(range: Range, span: Span, total: u64) -> bool {
+    range.resolve(total).is_ok_and(|asked| span.start == asked.start && span.end <= asked.end)
 }
 
 /// A page or a coded body is not the blob.

@@ -38,6 +38,9 @@ pub struct Config {
     /// Hosts that may be redirected to at any address, such as a private object store.
     #[serde(default)]
     pub redirect_hosts: Vec<HostName>,
+    /// Connections over which one large blob is fetched at once.
+    #[serde(default)]
+    pub connections_per_blob: Connections,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -55,7 +58,40 @@ impl Config {
             ca: Vec::new(),
             realm_hosts: Vec::new(),
             redirect_hosts: Vec::new(),
+            connections_per_blob: Connections::default(),
             timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// More than this gains nothing on any line, and looks like an attack.
+const CONNECTIONS_MAX: usize = 16;
+
+/// A number of connections for one blob. One is what every registry expects; more are for upstreams that limit
+/// the speed of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections(usize);
+
+impl Connections {
+    /// The number, at least one.
+    pub fn count(self) -> usize {
+        self.0
+    }
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Connections {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let count = usize::deserialize(deserializer)?;
+        if (1..=CONNECTIONS_MAX).contains(&count) {
+            Ok(Self(count))
+        } else {
+            Err(de::Error::custom(format!("`{count}`: expected 1 to {CONNECTIONS_MAX} connections")))
         }
     }
 }
@@ -322,6 +358,8 @@ mod tests {
         check("credentials = 'u:p'", Err("expected a table with file"));
         check("endpoint = 1", Err("unknown field"));
         check("timeouts = { connect_seconds = 0 }", Err("more than 0"));
+        check("connections_per_blob = 0", Err("expected 1 to 16"));
+        check("connections_per_blob = 17", Err("expected 1 to 16"));
         check("realm_hosts = ['a:1']", Err("without scheme and port"));
     }
 

@@ -3,6 +3,7 @@
 use super::super::{BlobStream, Error};
 use super::fake::{Fake, Reply};
 use super::{digest_of, error_of, name, upstream_of};
+use crate::oci::Range;
 
 const CONTENT: &str = "0123456789";
 
@@ -14,14 +15,23 @@ async fn read(mut stream: BlobStream) -> Result<String, Error> {
     Ok(String::from_utf8(body).unwrap())
 }
 
-/// Asks one upstream that answers so for the blob from an offset.
+/// Asks one upstream that answers so for the blob from an offset; from 0 without a range.
 async fn open(
     from: u64,
     total: Option<u64>,
     reply: impl Fn() -> Reply + Send + Sync + 'static,
 ) -> (Result<BlobStream, Error>, Fake) {
+    open_part((from > 0).then_some(Range::From(from)), total, reply).await
+}
+
+/// Asks one upstream that answers so for a part of the blob.
+async fn open_part(
+    range: Option<Range>,
+    total: Option<u64>,
+    reply: impl Fn() -> Reply + Send + Sync + 'static,
+) -> (Result<BlobStream, Error>, Fake) {
     let fake = Fake::start(move |_| reply()).await;
-    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), from, total, &[]).await;
+    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), range, total, &[]).await;
     (stream, fake)
 }
 
@@ -84,6 +94,28 @@ async fn another_size_or_place_is_not_gone_on_with() {
 }
 
 #[tokio::test]
+async fn a_part_is_taken_if_it_is_the_one_that_was_asked_for() {
+    let check = async |range: Range, content_range: &'static str, expected: Option<(u64, u64, u64)>| {
+        let (stream, fake) = open_part(Some(range), None, move || part(content_range, "x")).await;
+        let found = stream.ok().map(|stream| (stream.start, stream.end, stream.total));
+        assert_eq!(found, expected, "{range}: {content_range}");
+        assert_eq!(fake.seen()[0].header("range"), Some(&*range.to_string()));
+    };
+    let closed = Range::Closed { first: 2, last: 5 };
+    check(closed, "bytes 2-5/10", Some((2, 6, 10))).await;
+    check(closed, "bytes 2-3/10", Some((2, 4, 10))).await;
+    check(closed, "bytes 2-4/5", Some((2, 5, 5))).await;
+    check(closed, "bytes 2-6/10", None).await;
+    check(closed, "bytes 1-5/10", None).await;
+    check(closed, "bytes 2-5/*", None).await;
+    check(Range::Suffix(3), "bytes 7-9/10", Some((7, 10, 10))).await;
+    check(Range::Suffix(3), "bytes 7-8/10", Some((7, 9, 10))).await;
+    check(Range::Suffix(3), "bytes 6-9/10", None).await;
+    check(Range::Suffix(30), "bytes 0-9/10", Some((0, 10, 10))).await;
+    check(Range::From(0), "bytes 0-9/10", Some((0, 10, 10))).await;
+}
+
+#[tokio::test]
 async fn a_part_that_nobody_asked_for_is_nonsense() {
     let error = error_of(open(0, None, || part("bytes 0-9/10", CONTENT)).await.0);
     assert!(matches!(error, Error::Malformed(_)));
@@ -96,7 +128,7 @@ async fn pages_and_coded_bodies_are_not_blobs() {
         let upstream = upstream_of(&fake);
         let digest = digest_of(CONTENT.as_bytes());
         assert_eq!(
-            upstream.blob(&name("a"), &digest, 0, None, &[]).await.is_ok(),
+            upstream.blob(&name("a"), &digest, None, None, &[]).await.is_ok(),
             accepted,
             "{header}: {value}"
         );
@@ -119,7 +151,8 @@ async fn a_length_is_asked_for_where_none_is_given() {
             _ => Reply::ok(CONTENT).without_length(),
         })
         .await;
-        let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), 0, None, &[]).await;
+        let stream =
+            upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), None, None, &[]).await;
         match (stream, expected) {
             (Ok(stream), Some(total)) => {
                 assert_eq!(stream.total, total);
@@ -163,7 +196,7 @@ async fn a_signed_url_that_knows_no_head_still_tells_the_size() {
 async fn the_empty_blob_has_no_bytes() {
     let fake = Fake::start(|_| Reply::ok("")).await;
     assert_eq!(upstream_of(&fake).head_blob(&name("a"), &digest_of(b"")).await, Ok(0));
-    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(b""), 0, None, &[]).await.unwrap();
+    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(b""), None, None, &[]).await.unwrap();
     assert_eq!((stream.total, read(stream).await.as_deref()), (0, Ok("")));
 }
 

@@ -48,7 +48,7 @@ async fn an_endpoint_to_avoid_is_asked_last() {
     let (first, second) = (answering(&[]).await, answering(&[]).await);
     let upstream = upstream_with(&[&first.url(), &second.url()], |_| {});
     let endpoint = async |avoid: &[usize]| {
-        upstream.blob(&name("a"), &digest_of(b"content"), 0, None, avoid).await.unwrap().endpoint
+        upstream.blob(&name("a"), &digest_of(b"content"), None, None, avoid).await.unwrap().endpoint
     };
     assert_eq!((endpoint(&[]).await, endpoint(&[0]).await, endpoint(&[0, 1]).await), (0, 1, 0));
 }

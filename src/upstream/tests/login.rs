@@ -96,7 +96,7 @@ async fn the_password_goes_to_the_token_server_and_the_token_to_the_registry() {
     .await;
     let secret = file("hunter2\n");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    let stream = upstream.blob(&name("a/b"), &digest_of(b"content"), 0, None, &[]).await.unwrap();
+    let stream = upstream.blob(&name("a/b"), &digest_of(b"content"), None, None, &[]).await.unwrap();
     assert!(!stream.public && !upstream.is_public(&name("a/b")).await && upstream.has_credentials());
     for seen in fake.seen() {
         let is_token_request = seen.path.starts_with("/token");

@@ -75,7 +75,7 @@ async fn a_challenge_from_elsewhere_gets_nothing_and_is_no_denial() {
     let fake = Fake::start(move |_| Reply::redirect(&target)).await;
     let secret = file("hunter2");
     let upstream = with_password(&fake, &secret);
-    let error = error_of(upstream.blob(&name("a"), &digest_of(b""), 0, None, &[]).await);
+    let error = error_of(upstream.blob(&name("a"), &digest_of(b""), None, None, &[]).await);
     assert_eq!(error, Error::Unavailable { status: 401 });
     assert!(cdn.seen().iter().all(|seen| seen.authorization().is_none()));
     assert_eq!(cdn.count("/token"), 0);
@@ -128,7 +128,7 @@ async fn a_redirect_goes_round_only_so_often() {
 async fn inner_addresses_are_not_dialled() {
     let check = async |target: &'static str, class: Class| {
         let fake = Fake::start(move |_| Reply::redirect(target)).await;
-        let error = error_of(upstream_of(&fake).blob(&name("a"), &digest_of(b""), 0, None, &[]).await);
+        let error = error_of(upstream_of(&fake).blob(&name("a"), &digest_of(b""), None, None, &[]).await);
         assert!(
             matches!(&error, Error::Refused(Refusal::Address { class: found, .. }) if *found == class),
             "{error:?}"

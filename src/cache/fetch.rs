@@ -1,0 +1,247 @@
+//! One of the connections of a flight: brings what it has claimed, and begins again after every break.
+//!
+//! Which bytes are its own is for the [`Schedule`] to say, chunk by chunk, because others may take from its end.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Buf as _;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::error::Error;
+use super::flight::Flight;
+use super::lock;
+use super::schedule::{Receipt, Schedule};
+use super::writer::Given;
+use crate::oci::Range;
+use crate::oci::range::Span;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Kind;
+use crate::upstream::{self, BlobStream, Upstream};
+
+/// Broken connections in a row, without a byte gained, after which a fill is given up.
+const BREAKS_MAX: u32 = 8;
+/// Pause before the first resume; doubled for each further break without progress.
+const RESUME_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause between two resumes.
+const RESUME_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What the connections of a flight share.
+pub(super) struct Line {
+    pub(super) flight: Arc<Flight>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) total: u64,
+    /// Whether upstream is asked without a credential. All of a content comes in the same way.
+    pub(super) public: bool,
+    schedule: Mutex<Schedule>,
+    /// The endpoints that bytes came from.
+    endpoints: Mutex<Vec<usize>>,
+}
+
+impl Line {
+    pub(super) fn new(
+        flight: &Arc<Flight>,
+        upstream: &Arc<Upstream>,
+        metrics: &Arc<Metrics>,
+        stream: &BlobStream,
+        schedule: Schedule,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            flight: Arc::clone(flight),
+            upstream: Arc::clone(upstream),
+            metrics: Arc::clone(metrics),
+            total: stream.total,
+            public: stream.public,
+            schedule: Mutex::new(schedule),
+            endpoints: Mutex::default(),
+        })
+    }
+
+    pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        lock(&self.schedule)
+    }
+
+    /// The endpoints that bytes came from.
+    pub(super) fn endpoints(&self) -> Vec<usize> {
+        lock(&self.endpoints).clone()
+    }
+
+    /// Notes that bytes will come from there.
+    fn uses(&self, endpoint: usize) {
+        let mut endpoints = lock(&self.endpoints);
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+    }
+}
+
+/// One connection.
+pub(super) struct Fetch {
+    line: Arc<Line>,
+    /// Its claim in the schedule.
+    id: u64,
+    chunks: mpsc::Sender<Given>,
+    stream: Option<BlobStream>,
+    /// Whether the connection that is open has brought anything.
+    has_gained: bool,
+}
+
+impl Fetch {
+    /// For a claim, and the answer to it if that is there already.
+    pub(super) fn new(
+        line: &Arc<Line>,
+        id: u64,
+        chunks: &mpsc::Sender<Given>,
+        stream: Option<BlobStream>,
+    ) -> Self {
+        Self { line: Arc::clone(line), id, chunks: chunks.clone(), stream, has_gained: false }
+    }
+
+    /// Gives the writer every byte of the claim, once and in order.
+    pub(super) async fn run(mut self) -> Result<(), Error> {
+        let mut breaks = 0;
+        let mut broken = None;
+        loop {
+            let stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => match self.open(&mut breaks, broken.take()).await? {
+                    Some(stream) => stream,
+                    None => return Ok(()),
+                },
+            };
+            self.line.uses(stream.endpoint);
+            self.has_gained = false;
+            let endpoint = stream.endpoint;
+            let Some(error) = self.drain(stream).await? else { return Ok(()) };
+            debug!(digest = %self.line.flight.digest, endpoint, error = %error, "upstream broke off");
+            if self.has_gained {
+                breaks = 0;
+            }
+            broken = Some((endpoint, error));
+        }
+    }
+
+    /// Takes what the connection gives; none when everything is there, else how it broke.
+    async fn drain(&mut self, mut stream: BlobStream) -> Result<Option<Error>, Error> {
+        // An upstream that ignores ranges begins again: what is already there is passed over.
+        let mut at = stream.start;
+        if self.line.schedule().begins_at(self.id).is_some_and(|wanted| at > wanted) {
+            return Ok(Some(upstream::Error::Malformed("the answer begins too late").into()));
+        }
+        loop {
+            let mut chunk = match stream.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return Ok(Some(upstream::Error::Malformed("the body ended early").into())),
+                Err(error) => return Ok(Some(error.into())),
+            };
+            let len = chunk.len() as u64;
+            self.line.metrics.received(Kind::Blob, self.line.upstream.registry().as_str(), len);
+            let end = at + len;
+            if end > self.line.total {
+                return Err(Error::Mismatch);
+            }
+            while at < end {
+                let Receipt { keep, is_done } =
+                    self.line.schedule().receive(self.id, Span { start: at, end }, stream.end);
+                if let Some(keep) = keep {
+                    chunk.advance(bytes_of(keep.start - at));
+                    let bytes = chunk.split_to(bytes_of(keep.len()));
+                    at = keep.end;
+                    self.has_gained = true;
+                    if self.chunks.send(Given::Bytes(keep.start, bytes)).await.is_err() {
+                        // The writer has failed and will say why.
+                        return Err(Error::GivenUp);
+                    }
+                }
+                if is_done {
+                    return Ok(None);
+                }
+                if keep.is_none() {
+                    at = end;
+                }
+            }
+        }
+    }
+
+    /// Opens a connection for what is claimed, elsewhere if the last one brought nothing. None if it is no longer
+    /// wanted.
+    async fn open(
+        &self,
+        breaks: &mut u32,
+        broken: Option<(usize, Error)>,
+    ) -> Result<Option<BlobStream>, Error> {
+        let line = &self.line;
+        let last = broken.as_ref().map(|(endpoint, _)| *endpoint);
+        let mut error = broken.map_or(Error::GivenUp, |(_, error)| error);
+        while *breaks < BREAKS_MAX {
+            let avoid = if *breaks == 0 { &[][..] } else { last.as_slice() };
+            tokio::time::sleep(pause(*breaks, fastrand::f64())).await;
+            *breaks += 1;
+            let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
+            let range = by_range.then(|| range_of(span, line.total));
+            let name = &line.flight.origin.name;
+            match line.upstream.blob(name, &line.flight.digest, range, Some(line.total), avoid).await {
+                // A credential has come or gone: who may read along has changed with it.
+                Ok(stream) if stream.public != line.public => return Err(Error::GivenUp),
+                Ok(stream) => {
+                    if by_range && (stream.start < span.start || stream.end > span.end) {
+                        line.schedule().ignores_ranges();
+                        if line.schedule().wanted(self.id).is_none() {
+                            return Ok(None);
+                        }
+                    }
+                    return Ok(Some(stream));
+                }
+                Err(no @ (upstream::Error::Malformed(_) | upstream::Error::Changed)) if by_range => {
+                    debug!(digest = %line.flight.digest, error = %no, "upstream has no sensible answer to a range");
+                    line.schedule().ignores_ranges();
+                    error = no.into();
+                }
+                // Of another size: it is another content, or was one.
+                Err(no @ upstream::Error::Changed) => return Err(no.into()),
+                Err(no) if !no.is_outage() => return Err(no.into()),
+                Err(_) if line.schedule().give_up(self.id) => return Ok(None),
+                Err(no) => error = no.into(),
+            }
+        }
+        Err(error)
+    }
+}
+
+/// As it is asked for. One to the end is closed when it is sent, and open to who reads it here.
+pub(super) fn range_of(span: Span, total: u64) -> Range {
+    if span.end == total {
+        Range::From(span.start)
+    } else {
+        Range::Closed { first: span.start, last: span.end - 1 }
+    }
+}
+
+fn bytes_of(len: u64) -> usize {
+    usize::try_from(len).expect("no more than the chunk's length")
+}
+
+/// How long to wait after `breaks` breaks without progress; `jitter` is in 0..1.
+fn pause(breaks: u32, jitter: f64) -> Duration {
+    match breaks {
+        0 => Duration::ZERO,
+        _ => {
+            RESUME_PAUSE.saturating_mul(1 << breaks.min(16)).min(RESUME_PAUSE_MAX).mul_f64(0.5 + jitter / 2.0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_resume_is_at_once_and_later_ones_wait_longer() {
+        assert_eq!(pause(0, 0.9), Duration::ZERO);
+        assert_eq!(pause(1, 1.0), RESUME_PAUSE * 2);
+        assert_eq!(pause(1, 0.0), RESUME_PAUSE);
+        assert_eq!(pause(30, 1.0), RESUME_PAUSE_MAX);
+    }
+}

@@ -1,0 +1,488 @@
+//! What a flight asks of upstream next. Pure: it is told what was asked, what has come and what is under way.
+//!
+//! - Every missing byte is *claimed* by at most one connection, and no byte that is there is claimed: so none is
+//!   asked twice. A connection whose claim is at its end goes on with what its answer still holds, if that is
+//!   nobody else's.
+//! - What a reader stands before is fetched at once, on a side connection if the running ones are far from it.
+//!   There the claim of a running one is cut. A range is widened to blocks of [`BLOCK`], so that its neighbours
+//!   need no request of their own.
+//! - What was asked and nobody waits for comes in order, over the connections that the configuration allows.
+//! - An upstream that ignores ranges gets one connection, which begins at the start and passes over what is there.
+
+use crate::oci::Range;
+use crate::oci::range::Span;
+use crate::store::Pieces;
+
+/// Ranges are widened to multiples of this: little against a request's own time, much for a lazy puller.
+pub(super) const BLOCK: u64 = 1 << 20;
+/// A reader waits for a connection that has no more than this to go; else it gets one of its own.
+const NEAR: u64 = 4 << 20;
+/// What one of several connections fetches at a time: enough to outweigh a request, and so little that the
+/// beginning, which clients read first, comes first.
+const SEGMENT: u64 = 16 << 20;
+/// Blobs that are not larger come over one connection.
+const SPLIT_MIN: u64 = 32 << 20;
+/// Connections beyond those that the configuration allows, for readers that stand far from them.
+const SIDES_MAX: usize = 4;
+/// Nothing lies behind it, and some servers cannot read larger numbers.
+const OFFSET_MAX: u64 = 1 << 40;
+
+/// Which part of what is missing a connection is to bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Job {
+    pub(super) id: u64,
+    pub(super) span: Span,
+}
+
+/// What a reader still wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    pub(super) span: Span,
+    /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
+    pub(super) is_open: bool,
+}
+
+/// What to do with bytes that have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Receipt {
+    /// These are to be kept.
+    pub(super) keep: Option<Span>,
+    /// The connection has nothing more to bring.
+    pub(super) is_done: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    id: u64,
+    /// Missing from here.
+    at: u64,
+    end: u64,
+}
+
+impl Claim {
+    fn holds(&self, position: u64) -> bool {
+        self.at <= position && position < self.end
+    }
+}
+
+/// The state of one flight's requests.
+pub(super) struct Schedule {
+    total: u64,
+    have: Pieces,
+    asked: Pieces,
+    claims: Vec<Claim>,
+    connections: usize,
+    sides: usize,
+    ranges: bool,
+    next_id: u64,
+}
+
+impl Schedule {
+    /// Of a content of `total` bytes, of which `have` is there.
+    pub(super) fn new(total: u64, have: Pieces, connections: usize) -> Self {
+        Self {
+            total,
+            have,
+            asked: Pieces::default(),
+            claims: Vec::new(),
+            connections: if total > SPLIT_MIN { connections } else { 1 },
+            sides: SIDES_MAX,
+            ranges: true,
+            next_id: 0,
+        }
+    }
+
+    /// One connection alone, from one source.
+    pub(super) fn without_sides(self) -> Self {
+        Self { connections: 1, sides: 0, ..self }
+    }
+
+    /// Somebody wants this: everything, or a part with an end of its own.
+    ///
+    /// A reader of an open range is not given its end before the whole is proven, so it wants everything too.
+    pub(super) fn ask(&mut self, range: Option<Range>) {
+        match range {
+            None => self.ask_whole(),
+            Some(Range::From(first)) if first < self.total => self.ask_whole(),
+            // As it was asked of upstream, if it was asked before the size was known.
+            Some(Range::Suffix(length @ 1..)) => {
+                self.asked
+                    .insert(Span { start: self.total.saturating_sub(length.max(BLOCK)), end: self.total });
+            }
+            Some(range) => {
+                // Behind the end there is nothing to bring.
+                if let Ok(span) = range.resolve(self.total) {
+                    self.asked.insert(self.widened(span));
+                }
+            }
+        }
+    }
+
+    pub(super) fn ask_whole(&mut self) {
+        self.asked.insert(Span::whole(self.total));
+    }
+
+    /// Whether everything is asked for.
+    pub(super) fn is_whole_asked(&self) -> bool {
+        self.asked.bytes() == self.total
+    }
+
+    /// Whether everything has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.have.bytes() == self.total
+    }
+
+    /// Makes a claim for an answer that is there already; none if all that it holds is there, or under way.
+    pub(super) fn adopt(&mut self, answer: Span) -> Option<Job> {
+        let free = self.free(answer)?;
+        Some(self.claim(free))
+    }
+
+    /// The next request to make, if there is one: call it until there is none.
+    pub(super) fn next(&mut self, needs: &[Need]) -> Option<Job> {
+        let span = needs.iter().find_map(|need| self.urgent(need)).or_else(|| self.behind())?;
+        if let Some(cut) = self.claims.iter_mut().find(|claim| claim.holds(span.start)) {
+            cut.end = span.start;
+        }
+        Some(self.claim(span))
+    }
+
+    /// What a connection is to ask for, and whether by a range. None if that is no longer wanted.
+    pub(super) fn wanted(&mut self, id: u64) -> Option<(Span, bool)> {
+        let at = self.claims.iter().position(|claim| claim.id == id)?;
+        if !self.ranges {
+            let first = self.have.gap(Span::whole(self.total));
+            let Some(first) = first.filter(|_| self.claims.len() == 1) else {
+                self.claims.swap_remove(at);
+                return None;
+            };
+            (self.claims[at].at, self.claims[at].end) = (first.start, first.end);
+        }
+        let Claim { at, end, .. } = self.claims[at];
+        Some((Span { start: at, end }, self.ranges && end - at < self.total))
+    }
+
+    /// Upstream does not know ranges: from now on one connection brings everything.
+    pub(super) fn ignores_ranges(&mut self) {
+        self.ranges = false;
+        self.ask_whole();
+    }
+
+    /// A connection cannot be had. If others are there, they bring what it was to bring, and no further ones are
+    /// tried: upstream may not want more. False if there is no other.
+    pub(super) fn give_up(&mut self, id: u64) -> bool {
+        if self.claims.iter().all(|claim| claim.id == id) {
+            return false;
+        }
+        self.claims.retain(|claim| claim.id != id);
+        (self.connections, self.sides) = (1, 0);
+        true
+    }
+
+    /// Bytes have come over the connection of a claim; its answer goes on to `reach`.
+    pub(super) fn receive(&mut self, id: u64, came: Span, reach: u64) -> Receipt {
+        let Some(index) = self.claims.iter().position(|claim| claim.id == id) else {
+            return Receipt { keep: None, is_done: true };
+        };
+        let Claim { at, end, .. } = self.claims[index];
+        if came.end <= at {
+            return Receipt::default();
+        }
+        let keep = Span { start: came.start.max(at), end: came.end.min(end) };
+        self.have.insert(keep);
+        self.claims[index].at = keep.end;
+        let is_done = keep.end == end && !self.go_on(index, reach);
+        if is_done {
+            self.claims.swap_remove(index);
+        }
+        Receipt { keep: Some(keep), is_done }
+    }
+
+    /// Where a connection that is about to begin will bring the first missing byte.
+    pub(super) fn begins_at(&self, id: u64) -> Option<u64> {
+        self.claims.iter().find(|claim| claim.id == id).map(|claim| claim.at)
+    }
+
+    /// Gives a connection whose claim is at its end what its answer still holds.
+    fn go_on(&mut self, index: usize, reach: u64) -> bool {
+        let end = self.claims[index].end;
+        // Where ranges are ignored, what is there already costs less than to begin again.
+        let start = if self.ranges { end } else { self.have.run_end(end) };
+        let asked = Span { start, end: self.asked.run_end(start).min(reach) };
+        let Some(free) = self.free(asked).filter(|free| free.start == start) else { return false };
+        (self.claims[index].at, self.claims[index].end) = (free.start, free.end);
+        true
+    }
+
+    /// What to fetch at once for a reader.
+    fn urgent(&self, need: &Need) -> Option<Span> {
+        if !self.ranges || self.claims.len() >= self.connections + self.sides {
+            return None;
+        }
+        let missing = self.have.gap(need.span)?.start;
+        if missing - need.span.start > NEAR {
+            return None;
+        }
+        if self.claims.iter().any(|claim| claim.holds(missing) && missing - claim.at <= NEAR) {
+            return None;
+        }
+        let mut start = missing;
+        if !need.is_open {
+            let behind =
+                self.claims.iter().map(|claim| if claim.holds(missing) { claim.at } else { claim.end });
+            let floor = behind.filter(|end| *end <= missing).max().unwrap_or(0);
+            start = block_start(missing).max(self.have.end_before(missing)).max(floor);
+        }
+        let end = if need.is_open { self.total } else { self.widened(need.span).end };
+        let end = end.min(self.next_taken(missing));
+        Some(self.segment(Span { start, end }))
+    }
+
+    /// What to fetch although nobody stands before it.
+    fn behind(&self) -> Option<Span> {
+        let connections = if self.ranges { self.connections } else { 1 };
+        if self.claims.len() >= connections {
+            return None;
+        }
+        let free = self.asked.spans().iter().find_map(|asked| self.free(*asked))?;
+        Some(if self.ranges { self.segment(free) } else { free })
+    }
+
+    /// The first bytes of `within` that are neither there nor claimed, up to the next that are.
+    fn free(&self, within: Span) -> Option<Span> {
+        let mut start = within.start;
+        loop {
+            let gap = self.have.gap(Span { start, end: within.end.max(start) })?;
+            match self.claims.iter().find(|claim| claim.holds(gap.start)) {
+                Some(claim) => start = claim.end,
+                None => return Some(Span { end: gap.end.min(self.next_taken(gap.start)), ..gap }),
+            }
+        }
+    }
+
+    /// Where the next bytes behind `position` begin that are there or claimed; else the end.
+    fn next_taken(&self, position: u64) -> u64 {
+        let claimed = self.claims.iter().map(|claim| claim.at).filter(|at| *at > position);
+        claimed.chain(self.have.next_start(position)).min().unwrap_or(self.total)
+    }
+
+    fn segment(&self, span: Span) -> Span {
+        let end = if self.connections > 1 { span.end.min(span.start + SEGMENT) } else { span.end };
+        Span { end, ..span }
+    }
+
+    fn widened(&self, span: Span) -> Span {
+        Span { start: block_start(span.start), end: block_end(span.end).min(self.total) }
+    }
+
+    fn claim(&mut self, span: Span) -> Job {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.claims.push(Claim { id, at: span.start, end: span.end });
+        Job { id, span }
+    }
+}
+
+/// What to ask first of a content of unknown size; without a range: everything.
+pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
+    let beginning = (connections > 1).then_some(Range::Closed { first: 0, last: SEGMENT - 1 });
+    match asked {
+        None => beginning,
+        Some(Range::From(first)) if first <= NEAR => beginning,
+        Some(Range::Suffix(length)) if length < OFFSET_MAX => Some(Range::Suffix(length.max(BLOCK))),
+        Some(Range::Suffix(_)) => beginning,
+        Some(Range::Closed { first, last }) if last < OFFSET_MAX => {
+            Some(Range::Closed { first: block_start(first), last: block_end(last + 1) - 1 })
+        }
+        Some(Range::From(first) | Range::Closed { first, .. }) => Some(Range::From(first.min(OFFSET_MAX))),
+    }
+}
+
+fn block_start(position: u64) -> u64 {
+    position / BLOCK * BLOCK
+}
+
+fn block_end(position: u64) -> u64 {
+    position.div_ceil(BLOCK) * BLOCK
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn span(start: u64, end: u64) -> Span {
+        Span { start, end }
+    }
+
+    fn need(start: u64, end: u64, is_open: bool) -> Need {
+        Need { span: span(start, end), is_open }
+    }
+
+    fn spans(schedule: &mut Schedule, needs: &[Need]) -> Vec<Span> {
+        std::iter::from_fn(|| schedule.next(needs)).map(|job| job.span).collect()
+    }
+
+    #[test]
+    fn the_first_request_of_an_unknown_size() {
+        let check = |asked: Option<&str>, expected: Option<&str>| {
+            let asked = asked.map(|text| Range::parse(&format!("bytes={text}")).unwrap());
+            let first = first(asked, 1).map(|range| range.to_string());
+            assert_eq!(first, expected.map(|text| format!("bytes={text}")), "{asked:?}");
+        };
+        check(None, None);
+        check(Some("0-"), None);
+        check(Some("4194304-"), None);
+        check(Some("8388608-"), Some("8388608-"));
+        check(Some("99999999999999999999999999-"), Some("1099511627776-"));
+        check(Some("-51"), Some("-1048576"));
+        check(Some("-2000000"), Some("-2000000"));
+        check(Some("-99999999999999999999999999"), None);
+        check(Some("0-0"), Some("0-1048575"));
+        check(Some("1073000000-1073000999"), Some("1072693248-1073741823"));
+        check(Some("5-99999999999999999999999999"), Some("5-"));
+        assert_eq!(first(None, 4), Some(Range::Closed { first: 0, last: SEGMENT - 1 }));
+    }
+
+    #[test]
+    fn everything_comes_over_one_connection() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(None);
+        let whole = need(0, 100 * MIB, true);
+        assert_eq!(spans(&mut schedule, &[whole, whole]), [span(0, 100 * MIB)]);
+    }
+
+    #[test]
+    fn what_is_far_is_fetched_at_once_and_what_is_near_is_waited_for() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(None);
+        let whole = need(0, 100 * MIB, true);
+        let main = schedule.next(&[whole]).unwrap();
+        assert_eq!(spans(&mut schedule, &[whole, need(4 * MIB, 5 * MIB, false)]), []);
+        let footer = need(99 * MIB + 5, 99 * MIB + 6, false);
+        assert_eq!(spans(&mut schedule, &[whole, footer]), [span(99 * MIB, 100 * MIB)]);
+        let onward = need(50 * MIB + 7, 100 * MIB, true);
+        assert_eq!(spans(&mut schedule, &[whole, footer, onward]), [span(50 * MIB + 7, 99 * MIB)]);
+        let receipt = schedule.receive(main.id, span(0, 51 * MIB), 100 * MIB);
+        assert_eq!(receipt, Receipt { keep: Some(span(0, 50 * MIB + 7)), is_done: true });
+    }
+
+    #[test]
+    fn side_connections_are_bounded() {
+        let mut schedule = Schedule::new(1000 * MIB, Pieces::default(), 1);
+        let needs: Vec<_> = (0..20).map(|n| need(n * 50 * MIB, n * 50 * MIB + 1, false)).collect();
+        assert_eq!(spans(&mut schedule, &needs).len(), 1 + SIDES_MAX);
+    }
+
+    #[test]
+    fn several_connections_take_the_earliest_segments() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 3);
+        schedule.ask(None);
+        let first = [span(0, 16 * MIB), span(16 * MIB, 32 * MIB), span(32 * MIB, 48 * MIB)];
+        assert_eq!(spans(&mut schedule, &[need(0, 100 * MIB, true)]), first);
+        let mut small = Schedule::new(32 * MIB, Pieces::default(), 3);
+        small.ask(None);
+        assert_eq!(spans(&mut small, &[]), [span(0, 32 * MIB)]);
+    }
+
+    #[test]
+    fn a_connection_goes_on_with_what_nobody_else_brings() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(None);
+        let main = schedule.next(&[]).unwrap();
+        let side = schedule.next(&[need(50 * MIB, 51 * MIB, false)]).unwrap();
+        assert_eq!(side.span, span(50 * MIB, 51 * MIB));
+        // The side turns out to be ignored by upstream, so what it claimed is free again.
+        schedule.ignores_ranges();
+        assert_eq!(schedule.wanted(side.id), None);
+        let receipt = schedule.receive(main.id, span(0, 50 * MIB), 100 * MIB);
+        assert_eq!(receipt, Receipt { keep: Some(span(0, 50 * MIB)), is_done: false });
+        assert_eq!(schedule.wanted(main.id), Some((span(50 * MIB, 100 * MIB), false)));
+    }
+
+    #[test]
+    fn a_connection_that_cannot_be_had_leaves_its_part_to_the_others() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(None);
+        let main = schedule.next(&[]).unwrap();
+        let needs = [need(50 * MIB, 51 * MIB, false), need(70 * MIB, 71 * MIB, false)];
+        let side = schedule.next(&needs).unwrap();
+        assert!(schedule.give_up(side.id));
+        assert_eq!(schedule.next(&needs), None);
+        let receipt = schedule.receive(main.id, span(0, 100 * MIB), 100 * MIB);
+        assert_eq!(receipt, Receipt { keep: Some(span(0, 50 * MIB)), is_done: false });
+        assert!(!schedule.give_up(main.id), "it is the last");
+    }
+
+    #[test]
+    fn without_ranges_what_is_there_is_passed_over() {
+        let mut have = Pieces::prefix(5);
+        have.insert(span(10, 20));
+        let mut schedule = Schedule::new(30, have, 1);
+        schedule.ignores_ranges();
+        let only = schedule.adopt(span(0, 30)).unwrap();
+        assert_eq!(schedule.receive(only.id, span(0, 4), 30), Receipt::default());
+        let check = |schedule: &mut Schedule, came: Span, keep: Span, is_done: bool| {
+            assert_eq!(schedule.receive(only.id, came, 30), Receipt { keep: Some(keep), is_done });
+        };
+        check(&mut schedule, span(4, 30), span(5, 10), false);
+        check(&mut schedule, span(10, 30), span(20, 30), true);
+        assert!(schedule.is_whole());
+    }
+
+    proptest! {
+        /// Whatever is asked, in whatever order answers come and break off: all of it comes, and nothing twice.
+        #[test]
+        fn all_that_was_asked_comes_and_nothing_twice(
+            total in 1..200 * MIB,
+            connections in 1..5_usize,
+            there in proptest::collection::vec((0..200 * MIB, 0..20 * MIB), 0..4),
+            asks in proptest::collection::vec((0..200 * MIB, 0..200 * MIB, 0..4), 1..6),
+            seed: u64,
+        ) {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut came = Pieces::default();
+            for (start, len) in there {
+                came.insert(span(start.min(total), (start + len).min(total)));
+            }
+            let mut schedule = Schedule::new(total, came.clone(), connections);
+            let (mut needs, mut jobs, mut asks) = (Vec::new(), Vec::<Job>::new(), asks);
+            loop {
+                if let Some((a, b, kind)) = asks.pop() {
+                    let (first, last) = (a.min(b), a.max(b));
+                    let range = match kind { 0 => None, 1 => Some(Range::From(first)), 2 => Some(Range::Suffix(a)), _ => Some(Range::Closed { first, last }) };
+                    schedule.ask(range);
+                    if let Ok(span) = range.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)) {
+                        needs.push(Need { span, is_open: matches!(range, None | Some(Range::From(_))) });
+                    }
+                }
+                jobs.extend(std::iter::from_fn(|| schedule.next(&needs)));
+                let mut claims: Vec<_> = schedule.claims.iter().map(|claim| span(claim.at, claim.end)).collect();
+                claims.sort_by_key(|claim| claim.start);
+                prop_assert!(claims.windows(2).all(|pair| pair[0].end <= pair[1].start), "{claims:?}");
+                prop_assert!(claims.len() <= connections + SIDES_MAX);
+                if jobs.is_empty() {
+                    if asks.is_empty() { break }
+                    continue;
+                }
+                let index = random.usize(..jobs.len());
+                let job = jobs[index];
+                let at = schedule.begins_at(job.id).unwrap();
+                let chunk = span(at, (at + random.u64(1..=8 * MIB)).min(job.span.end));
+                let receipt = schedule.receive(job.id, chunk, job.span.end);
+                let keep = receipt.keep.unwrap();
+                prop_assert!(came.gap(keep) == Some(keep), "{keep:?} came twice");
+                came.insert(keep);
+                if receipt.is_done {
+                    jobs.swap_remove(index);
+                }
+            }
+            for need in needs {
+                prop_assert!(came.contains(need.span), "{need:?}");
+            }
+        }
+    }
+}
