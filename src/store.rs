@@ -161,6 +161,7 @@ impl Store {
 
     /// A reader could not read a stored blob: it is looked at, in the background.
     pub fn suspect(&self, digest: &Digest) {
+        self.0.ledger.opened.forget(digest);
         // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
         let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
         let (inner, digest) = (Arc::clone(&self.0), *digest);

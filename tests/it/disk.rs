@@ -24,6 +24,19 @@ async fn until_landed(berth: &Berth) {
     eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
 }
 
+/// Waits until berth has noticed which files somebody has removed: it looks at those in use every second or so.
+async fn until_noticed(berth: &Berth, image: &Image) {
+    let blobs = image.blobs.iter().map(|blob| (blob.digest, blob.path(REPO)));
+    for (digest, path) in blobs.chain([(image.digest(), image.path(REPO))]) {
+        if !folder::blob(berth.data_dir(), &digest).exists() {
+            eventually("it is a miss", async || {
+                berth.head(&path).await.header("cache-status") != Some("berth; hit")
+            })
+            .await;
+        }
+    }
+}
+
 // === One process
 
 #[tokio::test]
@@ -72,6 +85,7 @@ async fn a_stored_blob_that_is_removed_is_a_miss() {
         if restarts {
             berth.restart().await;
         }
+        until_noticed(&berth, &image).await;
         berth.pull(REPO, "1", &image).await;
         assert_eq!(upstream.count("GET", "/blobs/"), 3);
         assert_eq!(upstream.count("GET", "/manifests/"), 1);
@@ -115,6 +129,11 @@ async fn a_stored_manifest_that_was_changed_is_fetched_again() {
         file.set_len(length).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
         berth.pull(REPO, "1", &image).await;
+        eventually("it is noticed, and fetched again", async || {
+            berth.pull(REPO, "1", &image).await;
+            fs::read(&path).is_ok_and(|content| content == image.manifest)
+        })
+        .await;
         folder::verified(berth.data_dir());
     }
 }
@@ -132,11 +151,13 @@ async fn folders_removed_under_a_running_berth_come_back() {
         upstream.blob(REPO, &blob);
         for _ in 0..2 {
             fs::remove_file(folder::blob(berth.data_dir(), &blob.digest)).ok();
+            until_noticed(&berth, &Image { blobs: vec![blob.clone()], ..image.clone() }).await;
             assert_eq!(berth.get(&blob.path(REPO)).await.digest(), blob.digest);
             until_landed(&berth).await;
             let reply = berth.get(&blob.path(REPO)).await;
             assert_eq!(reply.header("cache-status"), Some("berth; hit"), "{gone}");
         }
+        until_noticed(&berth, &image).await;
         berth.pull(REPO, "1", &image).await;
     }
     until_landed(&berth).await;
