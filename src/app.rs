@@ -75,7 +75,8 @@ impl App {
         let Self { config, registries, upstreams, metrics, tls } = self;
         let mut signals = Signals::new()?;
         let files = raise_file_limit();
-        let store = Store::open(&config.data_dir, Arc::clone(&metrics))
+        let limits = config.cache.limits(config.pins.clone());
+        let store = Store::open_within(&config.data_dir, limits, Arc::clone(&metrics))
             .await
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
         let cache =

@@ -6,6 +6,7 @@
 //! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`).
 
 mod folder;
+mod pin;
 mod remote;
 mod verify;
 
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::Config;
+use crate::oci::{Image, Platform};
 use crate::telemetry;
 
 use folder::Folder;
@@ -41,6 +43,27 @@ enum Command {
     CheckConfig(Settings),
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
     Verify(Place),
+    /// Keep an image, whatever is here of it and whatever comes; a tag is followed
+    Pin {
+        /// Such as alpine:3, or harbor.example.com/project/image@sha256:…
+        #[arg(value_name = "REF")]
+        image: Image,
+        /// Only this platform, such as linux/amd64; may be given several times
+        #[arg(long, value_name = "PLATFORM")]
+        platform: Vec<Platform>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take a pin back
+    Unpin {
+        /// As it was pinned
+        #[arg(value_name = "REF")]
+        image: Image,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show all pins, and what of them is here
+    Pins(Place),
 }
 
 /// Which data folder, and who may have it.
@@ -108,6 +131,13 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
         Command::Verify(place) => command(place, verify::run),
+        Command::Pin { image, platform, place } => {
+            command(place, async |folder| pin::pin(folder, image.clone(), platform.clone()).await)
+        }
+        Command::Unpin { image, place } => {
+            command(place, async |folder| pin::unpin(folder, image.clone()).await)
+        }
+        Command::Pins(place) => command(place, pin::list),
     }
 }
 

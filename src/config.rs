@@ -14,6 +14,7 @@ use crate::cache::{self, Rule, Rules};
 use crate::http::{self, admin};
 use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
+use crate::store::Pin;
 use crate::upstream;
 
 /// The registries that berth knows without being told, with an endpoint each.
@@ -51,6 +52,9 @@ pub struct Config {
     pub upstreams: Vec<upstream::Config>,
     /// How fresh tags must be; the first match decides.
     pub tags: Vec<Rule>,
+    /// Images that stay.
+    #[serde(rename = "pin")]
+    pub pins: Vec<Pin>,
 }
 
 impl Default for Config {
@@ -65,6 +69,7 @@ impl Default for Config {
             cache: cache::Config::default(),
             upstreams: Vec::new(),
             tags: Vec::new(),
+            pins: Vec::new(),
         }
     }
 }

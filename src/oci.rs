@@ -3,6 +3,7 @@
 pub mod digest;
 pub mod document;
 pub mod error;
+pub mod image;
 pub mod manifest;
 pub mod name;
 pub mod range;
@@ -11,6 +12,7 @@ pub mod route;
 pub use digest::{Algorithm, Digest, Verifier};
 pub use document::Document;
 pub use error::ErrorCode;
+pub use image::{Image, Platform};
 pub use manifest::Manifest;
 pub use name::{Reference, Registry, Repo, RepoName, Tag};
 pub use range::Range;

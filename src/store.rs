@@ -10,6 +10,7 @@
 //!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
 //!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
 //!   quarantine/                            damaged files, a few of them               quarantine.rs
+//!   pins.json                              images that stay                              pin.rs
 //!   index/                                 derived and disposable                          index.rs
 //!   lock                                   one process at a time                           lock.rs
 //! ```
@@ -33,6 +34,11 @@
 //! are lost. A pass at every start looks for what other tools, or a crash, have put out of line, and adopts
 //! layouts that other tools have written (`adopt.rs`).
 //!
+//! # How much is kept
+//!
+//! [`Limits`] says how much may be kept, `budget.rs` counts, `evict.rs` plans what goes when there is no room, and
+//! `sweep.rs` carries that out. A file that is gone is a miss, not an error.
+//!
 //! # Blocking
 //!
 //! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun
@@ -52,8 +58,10 @@ use crate::telemetry::Metrics;
 
 mod adopt;
 mod blob;
+mod budget;
 mod disk;
 mod error;
+mod evict;
 mod health;
 mod index;
 mod layout;
@@ -65,20 +73,24 @@ mod mapping;
 mod opened;
 mod partial;
 mod pieces;
+mod pin;
 mod quarantine;
 mod rebuild;
 mod record;
 mod refs;
 mod scrub;
+mod sweep;
 mod upkeep;
 mod verify;
 
+pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
 pub use ledger::unix_seconds;
 pub use opened::{Mapped, StoredBlob};
 pub use partial::{Left, Partial, Sync, Synced};
 pub use pieces::Pieces;
+pub use pin::{Pin, Pinned};
 pub use quarantine::Damage;
 pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
 pub use scrub::{InvalidRate, Rate};
@@ -87,6 +99,7 @@ pub use verify::{Finding, Verification};
 use index::Found;
 use ledger::Ledger;
 use partial::Partials;
+use sweep::Sweeper;
 
 /// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
 const ADOPTION_WAIT: Duration = Duration::from_secs(5);
@@ -115,6 +128,10 @@ struct Inner {
 pub struct Usage {
     /// Bytes of all blobs.
     pub used_bytes: u64,
+    /// Bytes of blobs and of partial files: what counts towards the budget.
+    pub budget_used_bytes: u64,
+    /// The most that these may be.
+    pub budget_bytes: u64,
     /// Size of the file system that they are on.
     pub total_bytes: u64,
 }
@@ -128,8 +145,16 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`] if another process has it; otherwise if there is no such folder, nor can one be made.
     pub async fn open(folder: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        Self::open_within(folder, Limits::default(), metrics).await
+    }
+
+    /// The same, for who brings content: never more than `limits` allow.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn open_within(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
-        let inner = blocking(move || upkeep::open(&folder, metrics)).await?;
+        let inner = blocking(move || upkeep::open(&folder, limits, metrics)).await?;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -242,8 +267,8 @@ impl Store {
     /// # Errors
     /// [`Error::DigestMismatch`] if it is something else; [`Error::Full`] or [`Error::Io`].
     pub async fn put(&self, digest: &Digest, content: Bytes) -> Result<(), Error> {
-        let digest = *digest;
-        self.ask(move |ledger| ledger.put(&digest, &content)).await
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        blocking(move || Sweeper::of(&inner).put(&digest, &content)).await
     }
 
     /// Opens the partial file of a blob of `total` bytes, or begins one, for what comes from the upstream of
@@ -402,7 +427,13 @@ impl Store {
         self.ask(|ledger| {
             let total = rustix::fs::statvfs(ledger.disk.root());
             let total_bytes = total.map_or(0, |total| total.f_blocks.saturating_mul(total.f_frsize));
-            Usage { used_bytes: ledger.index.used_bytes(), total_bytes }
+            let used_bytes = ledger.index.used_bytes();
+            Usage {
+                used_bytes,
+                budget_used_bytes: ledger.budget.used_bytes(used_bytes),
+                budget_bytes: ledger.budget.max_bytes(ledger.disk.root()).min(total_bytes),
+                total_bytes,
+            }
         })
         .await
     }

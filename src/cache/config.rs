@@ -1,17 +1,53 @@
 //! `[cache]`: what is kept, and how much of it.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
-use crate::store::Rate;
+use crate::store::{Limits, Pin, Rate, Size};
+
+/// Most of a disk that is berth's own, with room for its small files and for others' mistakes.
+const MAX_BYTES: Size = Size::Share(80.0);
+/// Most file systems become slow and fragmented when there is less, whoever fills them. Not more, because berth should
+/// work on the machine of somebody who tries it out, and those disks are rather full.
+const MIN_FREE: Size = Size::Share(5.0);
+/// A pull of a large image over a slow line, with pauses; podman has no way to get a single layer from elsewhere.
+const LEASE_SECONDS: u64 = 15 * 60;
 
 /// What is kept: `[cache]`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The most that blobs and partial files may take.
+    pub max_bytes: Size,
+    /// What is left free on the file system, whoever uses the rest.
+    pub min_free: Size,
+    /// How long what is here of an image stays after its manifest was served.
+    pub lease_seconds: u64,
     /// What becomes of a blob of which only parts were asked for.
     pub complete: Complete,
     /// How fast stored files are looked at in the background, whether they are still what their names say.
     pub scrub: Rate,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_bytes: MAX_BYTES,
+            min_free: MIN_FREE,
+            lease_seconds: LEASE_SECONDS,
+            complete: Complete::default(),
+            scrub: Rate::default(),
+        }
+    }
+}
+
+impl Config {
+    /// What the store must know of it.
+    pub fn limits(&self, pins: Vec<Pin>) -> Limits {
+        let Self { max_bytes, min_free, lease_seconds, .. } = *self;
+        Limits { max_bytes, min_free, lease: Duration::from_secs(lease_seconds), pins }
+    }
 }
 
 /// Whether the rest of a blob is fetched once the parts that were asked for are there.

@@ -104,6 +104,7 @@ impl Cache {
             public: public && manifest.is_type_confirmed,
             fetched_at: now(),
         };
+        self.0.store.expect(&manifest).await;
         if let Err(error) = keep(&self.0.store, repo, &digest, body.clone(), &record).await {
             warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
         }

@@ -21,7 +21,8 @@ impl Folder {
     pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         let path = &config.data_dir;
         ensure!(path.is_dir(), "there is no data folder {}", path.display());
-        let (pid, admin) = match Store::open(path, Arc::default()).await {
+        let limits = config.cache.limits(config.pins.clone());
+        let (pid, admin) = match Store::open_within(path, limits, Arc::default()).await {
             Ok(store) => return Ok(Self::Ours(store)),
             Err(store::Error::Locked { pid, admin, .. }) => (pid, admin),
             Err(error) => return Err(error).with_context(|| format!("data folder {}", path.display())),

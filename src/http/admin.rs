@@ -6,6 +6,9 @@
 //! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk; 503 once it was asked to stop. Never depends on an upstream |
 //! | `GET /metrics` | Prometheus text |
 //! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
+//! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
+//! | `GET /api/v1/pins` | all of these |
+//! | `POST /api/v1/unpin` | takes a pin back, `{"ref": …}`; whether there was one |
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
@@ -104,6 +107,8 @@ impl Admin {
         let usage = self.store.usage().await;
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.metrics.storage_used.set(gauge(usage.used_bytes));
+        self.metrics.budget.set(gauge(usage.budget_bytes));
+        self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
     }
 }

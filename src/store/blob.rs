@@ -8,7 +8,7 @@
 
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -75,8 +75,24 @@ impl Blobs {
 
     /// The size of a blob if it is there, without proof of a foreign one.
     pub(super) fn size(&self, digest: &Digest) -> Option<u64> {
+        self.size_and_time(digest).map(|(size, _)| size)
+    }
+
+    /// The same, and when it was last written to, in seconds since 1970.
+    pub(super) fn size_and_time(&self, digest: &Digest) -> Option<(u64, u64)> {
         let metadata = std::fs::symlink_metadata(self.path(digest)).ok()?;
-        metadata.is_file().then_some(metadata.len())
+        let modified_at = u64::try_from(metadata.mtime()).unwrap_or(0);
+        metadata.is_file().then_some((metadata.len(), modified_at))
+    }
+
+    /// Removes a blob, if it is there. Returns how large it was. Not synced: one that comes back is whole.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<u64, Error> {
+        let path = self.path(digest);
+        let size = self.size(digest).unwrap_or(0);
+        match std::fs::remove_file(&path) {
+            Err(error) if !disk::is_absent(&error) => Err(Error::io("evict", &path, error)),
+            Ok(()) | Err(_) => Ok(size),
+        }
     }
 
     /// A blob as a whole, if it is there and not larger than `bytes_max`.

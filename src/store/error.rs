@@ -70,6 +70,18 @@ impl Error {
         }
     }
 
+    /// The budget has no room for it.
+    pub(super) fn no_room(path: &Path) -> Self {
+        let source = io::Error::new(io::ErrorKind::StorageFull, "nothing more may be evicted for it");
+        Self::Full { path: path.to_owned(), action: "keep within max_bytes and min_free", source }
+    }
+
+    /// Whether more room would help.
+    pub(super) fn is_for_want_of_room(&self) -> bool {
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::Full { source, .. } if kinds.contains(&source.kind()))
+    }
+
     pub(super) fn mismatch(expected: &Digest, actual: Digest) -> Self {
         Self::DigestMismatch { expected: Box::new(*expected), actual: Box::new(actual) }
     }

@@ -2,12 +2,13 @@
 //!
 //! | tree | key | value |
 //! |---|---|---|
-//! | `blob` | digest | size, last use (two big-endian `u64`) |
+//! | `blob` | digest | size, last use, first use (three big-endian `u64`) |
 //! | `repo` | `registry/name` | one byte: is anything of it public |
 //! | `grant` | repo, NUL, digest | one byte: public |
 //! | `public` | digest | empty, or the `ManifestRecord` of a public manifest |
 //! | `tag` | repo, NUL, tag | `TagRecord` |
 //! | `manifest` | repo, NUL, digest | `ManifestRecord` |
+//! | `parts` | digest of a manifest | bytes that it claims (a big-endian `u64`), then what it refers to, by short names |
 //! | `layout` | repo | what its `index.json` looked like when it was last in line with the refs |
 //! | `meta` | `version`, `clean`, `scrub` | the last: when the round began, and the last digest it looked at |
 //!
@@ -31,8 +32,10 @@ mod guard;
 mod key;
 mod recent;
 mod records;
+mod stock;
 
 pub(super) use key::Entry;
+pub(super) use stock::{Known, Short, short};
 
 use guard::{catch, clear_away, drop_quietly};
 use recent::Recent;
@@ -78,6 +81,7 @@ struct Trees {
     public: Tree,
     tag: Tree,
     manifest: Tree,
+    parts: Tree,
     layout: Tree,
     meta: Tree,
 }
@@ -240,6 +244,7 @@ impl Trees {
             public: db.open_tree("public")?,
             tag: db.open_tree("tag")?,
             manifest: db.open_tree("manifest")?,
+            parts: db.open_tree("parts")?,
             layout: db.open_tree("layout")?,
             meta: db.open_tree("meta")?,
             db,

@@ -3,7 +3,9 @@
 //! `oci-layout` and `blobs` (a relative link to the shared folder) are made once. `index.json` names every tag,
 //! and every other manifest of the repository that no index stored there names as its child. Whatever another
 //! tool has put there stays: fields of the index itself, annotations and fields of entries that are still true,
-//! entries that berth cannot judge (an unknown digest algorithm, a manifest that is not here).
+//! entries that berth cannot judge (an unknown digest algorithm). An entry whose manifest is not here names
+//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption.
+//! When nothing is left of a repository, neither entries nor refs, its folder goes too.
 //!
 //! What berth has rendered or adopted last is remembered by its looks (inode, time, size) in the index; an
 //! `index.json` that looks different is another tool's. It also carries a time of modification from before the
@@ -19,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 
 use super::disk::{self, Look};
+use super::index::Entry;
 use super::ledger::Ledger;
 use super::record::{ManifestRecord, TagRecord};
 use super::refs::{Kind, Ref};
@@ -85,9 +88,39 @@ impl Ledger {
             return Ok(());
         }
         let modified = SystemTime::now() - CLOCK_GRAIN;
-        let fields = old.map(|old| old.fields).unwrap_or_default();
-        let content = compose(fields, &self.facts(repo)?);
-        self.write_index_json(repo, &path, &content, modified)
+        let mut fields = old.map(|old| old.fields).unwrap_or_default();
+        // Whoever wrote these had the time to bring their manifests: what is not here was evicted.
+        if let Some(Value::Array(entries)) = fields.get_mut("manifests") {
+            entries.retain(|entry| entry_digest(entry).is_none_or(|digest| self.is_here(&digest)));
+        }
+        let facts = self.facts(repo)?;
+        let is_nothing_left = facts.tags.is_empty()
+            && facts.manifests.is_empty()
+            && fields.get("manifests").is_none_or(|entries| *entries == json!([]));
+        if is_nothing_left && self.clear_repository(repo)? {
+            return Ok(());
+        }
+        self.write_index_json(repo, &path, &compose(fields, &facts), modified)
+    }
+
+    fn is_here(&self, digest: &Digest) -> bool {
+        self.index.has_blob(digest) || self.blobs.size(digest).is_some()
+    }
+
+    /// Removes the folder of a repository of which everything was evicted. Returns whether that is so.
+    fn clear_repository(&self, repo: &Repo) -> Result<bool, Error> {
+        let _guard = self.lock(repo);
+        if !self.refs.is_empty(repo)? {
+            return Ok(false);
+        }
+        let layout = self.refs.layout(repo);
+        // Of berth's own making only: what else there may be, somebody else has put there.
+        for name in ["index.json", "oci-layout", "blobs"] {
+            let _ = fs::remove_file(layout.join(name));
+        }
+        self.refs.clear(repo);
+        self.index.remove(&Entry::Repo(repo.clone()));
+        Ok(true)
     }
 
     /// Whether an `index.json` of these looks is another tool's.
@@ -137,11 +170,13 @@ impl Ledger {
     fn facts(&self, repo: &Repo) -> Result<Facts, Error> {
         let mut facts = Facts::default();
         for tag in self.refs.tags(repo)? {
-            if let Some(record) = self.refs.read(repo, Ref::Tag(&tag))? {
+            if let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(&tag))?
+                && self.is_here(&record.digest)
+            {
                 facts.tags.insert(tag, record);
             }
         }
-        for digest in self.refs.digests(repo, Kind::Manifests)? {
+        for digest in self.refs.digests(repo, Kind::Manifests)?.into_iter().filter(|it| self.is_here(it)) {
             if let Some(record) = self.refs.read(repo, Ref::Manifest(&digest))? {
                 facts.manifests.insert(digest, record);
             }

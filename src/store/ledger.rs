@@ -18,10 +18,12 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
 
 use super::blob::Blobs;
+use super::budget::Budget;
 use super::disk::Disk;
 use super::index::{Found, Index};
 use super::lock::Lock;
 use super::opened::{Opened, StoredBlob, Whose, is_same_file};
+use super::pin::Pins;
 use super::quarantine::{Condemned, Damage};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
@@ -44,6 +46,8 @@ pub(super) struct Ledger {
     pub(super) index: Index,
     /// What costs no look at the disk.
     pub(super) opened: Opened,
+    pub(super) budget: Budget,
+    pub(super) pins: Pins,
     /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
     pub(super) adopting: Arc<tokio::sync::Mutex<()>>,
     /// Serialises what rewrites an `index.json`.
@@ -59,13 +63,15 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn open(disk: Arc<Disk>, lock: Lock) -> (Self, Found) {
+    pub(super) fn open(disk: Arc<Disk>, lock: Lock, budget: Budget) -> (Self, Found) {
         let wake = Arc::new(Notify::new());
         let (index, found) = Index::open(&disk.root().join("index"), Arc::clone(&wake));
         let ledger = Self {
             blobs: Blobs::new(Arc::clone(&disk)),
             condemned: Condemned::default(),
             refs: Refs::new(Arc::clone(&disk)),
+            pins: Pins::load(&disk),
+            budget,
             disk,
             index,
             opened: Opened::new(getrlimit(Resource::Nofile).current),
@@ -137,6 +143,7 @@ impl Ledger {
     pub(super) fn blob_stored(&self, digest: &Digest, size: u64) {
         self.condemned.acquit(digest);
         self.index.put_blob(digest, size, unix_seconds());
+        self.budget.wake.notify_one();
     }
 
     /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.

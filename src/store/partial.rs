@@ -19,6 +19,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
@@ -27,6 +28,7 @@ use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Origin};
 use super::pieces::Pieces;
+use super::sweep::Sweeper;
 use super::{Error, hold};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Repo};
@@ -109,6 +111,16 @@ impl Partials {
         Self { disk, in_use: Arc::default() }
     }
 
+    /// The digests whose file somebody has.
+    pub(super) fn in_use(&self) -> Arc<Mutex<HashSet<Digest>>> {
+        Arc::clone(&self.in_use)
+    }
+
+    /// The partial files of a ledger's store.
+    fn of(ledger: &Ledger) -> Self {
+        Self { disk: Arc::clone(&ledger.disk), in_use: Arc::clone(&ledger.budget.filling) }
+    }
+
     /// Opens what is there, or starts over if that is nothing usable or of another total. What will come, comes
     /// from the upstream of `repo`; all of it if `is_whole`.
     pub(super) fn open(
@@ -136,6 +148,7 @@ impl Partials {
             is_broken: false,
             _in_use: in_use,
         };
+        partial.ledger.budget.count_partial(digest, partial.have().bytes());
         if !is_whole {
             return Ok(partial);
         }
@@ -144,6 +157,7 @@ impl Partials {
             Err(error) => {
                 if partial.have().bytes() == 0 {
                     drop_files(&self.disk, &partial.path)?;
+                    partial.ledger.budget.release(digest);
                 }
                 Err(error)
             }
@@ -193,7 +207,23 @@ impl Partials {
         Ok((data, map_file, map))
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
+    /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
+    pub(super) fn drop_abandoned(&self, ledger: &Ledger, digest: &Digest) -> Result<u64, Error> {
+        if !hold(&self.in_use).insert(*digest) {
+            return Ok(0);
+        }
+        let _in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
+        drop_files(&self.disk, &self.path(digest))?;
+        Ok(ledger.budget.release(digest))
+    }
+
+    /// When a partial file was last written to, in seconds since 1970.
+    pub(super) fn last_change(&self, digest: &Digest) -> u64 {
+        let modified = fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified());
+        modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+    }
+
+    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
         self.disk.partials().join(digest.file_name())
     }
 
@@ -231,7 +261,16 @@ impl Partial {
     /// [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
     pub fn reserve(&self, have: &Pieces) -> Result<(), Error> {
         let total = self.map.total;
-        reserve(&self.data, total).map_err(|error| {
+        let partials = Partials::of(&self.ledger);
+        let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
+        sweeper.admit(&self.digest, total)?;
+        let reserved = reserve(&self.data, total).or_else(|error| match Errno::from_io_error(&error) {
+            // Others fill the disk as well: what is not needed any more gives way to what is.
+            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(&self.data, total),
+            _ => Err(error),
+        });
+        reserved.map_err(|error| {
+            self.ledger.budget.count_partial(&self.digest, have.bytes());
             // Some file systems keep what they could find.
             let mut at = 0;
             while let Some(gap) = have.gap(Span { start: at, end: total }) {
@@ -291,6 +330,7 @@ impl Partial {
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
         self.refuse_if_broken()?;
         let Synced { pieces, result } = synced;
+        self.ledger.budget.count_at_least(&self.digest, pieces.bytes());
         let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
         result.map_err(|source| {
             self.is_broken = true;
@@ -327,6 +367,7 @@ impl Partial {
         }
         disk.condition.succeeded(size);
         self.ledger.blob_stored(&self.digest, size);
+        self.ledger.budget.release(&self.digest);
         Ok(())
     }
 
@@ -334,6 +375,8 @@ impl Partial {
     pub fn discard(self) {
         if let Err(error) = drop_files(&self.ledger.disk, &self.path) {
             tracing::warn!(%error, digest = %self.digest, "cannot drop a partial file");
+        } else {
+            self.ledger.budget.release(&self.digest);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Brings the index in line with the files: all of it when it is new, what differs when it is old.
 //!
-//! Additions come first, then removals. Berth itself removes only tags, and does so under the repository's
+//! Additions come first, then removals. What berth itself takes out of the refs, it does under the repository's
 //! lock, so a record is put or removed under that lock and after another look at its file: whatever happens
 //! meanwhile, the last one to write the index has seen the newest file.
 
@@ -79,9 +79,10 @@ impl Ledger {
                 break;
             }
             if !self.index.has_blob(&digest)
-                && let Some(size) = self.blobs.size(&digest)
+                && let Some((size, modified_at)) = self.blobs.size_and_time(&digest)
             {
-                self.index.put_blob(&digest, size, unix_seconds());
+                // When it came: of times of use nothing is left, and "now" would keep all from being evicted.
+                self.index.put_blob(&digest, size, modified_at.min(unix_seconds()));
                 added += 1;
             }
         }

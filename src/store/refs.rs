@@ -98,6 +98,42 @@ impl Refs {
         self.disk.replace(&self.path(repo, of), &encode(record), Look::PLAIN)
     }
 
+    /// Takes a fact back. Not synced: after a power loss it may be there again, and says nothing wrong.
+    pub(super) fn remove(&self, repo: &Repo, of: Ref<'_>) {
+        let path = self.path(repo, of);
+        if let Err(error) = fs::remove_file(&path)
+            && !disk::is_absent(&error)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove what is said of evicted content");
+        }
+    }
+
+    /// Whether nothing is said of a repository any more.
+    pub(super) fn is_empty(&self, repo: &Repo) -> Result<bool, Error> {
+        let folders = [Kind::Tags, Kind::Manifests, Kind::Blobs].map(|kind| self.folder(repo, kind));
+        for folder in folders.into_iter().chain([self.layout(repo).join("refs/referrers")]) {
+            if !disk::list(&folder)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes the folders of a repository of which nothing is left, and those above it that become empty.
+    pub(super) fn clear(&self, repo: &Repo) {
+        let layout = self.layout(repo);
+        for below in ["refs/tags", "refs/manifests", "refs/blobs", "refs/referrers", "refs"] {
+            let _ = fs::remove_dir(layout.join(below));
+        }
+        let root = self.disk.root().join("repos");
+        for folder in layout.ancestors().take_while(|folder| *folder != root) {
+            // The first that is not empty is where something else is.
+            if fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
+    }
+
     pub(super) fn exists(&self, repo: &Repo, of: Ref<'_>) -> bool {
         self.path(repo, of).exists()
     }

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::budget::{Budget, Limits};
 use super::disk::Disk;
 use super::index::Found;
 use super::ledger::{Ledger, unix_seconds};
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
+use super::sweep::Sweeper;
 use super::{Error, Inner, blocking, health};
 use crate::oci::{Algorithm, Repo};
 use crate::telemetry::Metrics;
@@ -23,13 +25,15 @@ const RENDER_INTERVAL: Duration = Duration::from_secs(1);
 const RENDER_PAUSE_FACTOR: u32 = 9;
 /// What has no hurry (times of use, mappings at rest, another try at an index) is looked after at least so often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks at whether there is room, when no fill asks for one.
+const EVICT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long to wait before an index that could not be rebuilt is tried again: the disk may be full for hours.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Takes the lock, sweeps what a killed process left, and finds or rebuilds the index.
-pub(super) fn open(folder: &Path, metrics: Arc<Metrics>) -> Result<Inner, Error> {
+pub(super) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Inner, Error> {
     let opened_at = unix_seconds();
-    let disk = Arc::new(Disk::open(folder, metrics)?);
+    let disk = Arc::new(Disk::open(folder, Arc::clone(&metrics))?);
     let lock = Lock::take(disk.root())?;
     let partials = Partials::new(Arc::clone(&disk));
     if let Err(error) = prepare(&disk, &partials) {
@@ -37,7 +41,9 @@ pub(super) fn open(folder: &Path, metrics: Arc<Metrics>) -> Result<Inner, Error>
         disk.condition.failed(0, &error);
         tracing::warn!(error = &error as &dyn std::error::Error, "the data folder cannot be put in order");
     }
-    let (ledger, found) = Ledger::open(disk, lock);
+    let budget = Budget::new(limits, metrics, partials.in_use());
+    budget.count_partials(&disk.partials());
+    let (ledger, found) = Ledger::open(disk, lock, budget);
     if !matches!(found, Found::Clean(_)) {
         // What a killed process renamed and had no time to sync is found by this one, and counts as durable.
         let synced = std::fs::File::open(ledger.disk.root()).map(rustix::fs::syncfs);
@@ -97,6 +103,7 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
     let first = Arc::clone(inner);
     let first_pass = tokio::spawn(async move { blocking(move || compare(&first)).await });
     let probes = tokio::spawn(health::run(Arc::clone(&inner.ledger.disk)));
+    let evicting = tokio::spawn(evict_behind(Arc::clone(inner)));
     let mut rebuild_after = Instant::now();
     loop {
         tokio::select! {
@@ -114,6 +121,10 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
     }
     inner.stop.store(true, Ordering::Relaxed);
     probes.abort();
+    inner.ledger.budget.wake.notify_one();
+    if let Err(error) = evicting.await {
+        tracing::warn!(%error, "eviction has failed");
+    }
     if let Err(error) = first_pass.await {
         tracing::warn!(%error, "the first comparison of index and files has failed");
     }
@@ -135,6 +146,16 @@ pub(super) fn close(inner: &Inner) {
     };
     inner.ledger.write_uses();
     inner.ledger.index.close(closed_at);
+}
+
+/// Makes room before it is needed, until the store is stopped.
+async fn evict_behind(inner: Arc<Inner>) {
+    while !inner.stop.load(Ordering::Relaxed) {
+        let round = Arc::clone(&inner);
+        blocking(move || Sweeper::of(&round).run_behind(&round.stop)).await;
+        // Others fill the disk, too, and leases end, without telling anybody.
+        let _ = tokio::time::timeout(EVICT_INTERVAL, inner.ledger.budget.wake.notified()).await;
+    }
 }
 
 /// The pass at every start: the index against the files, and what other tools did while nobody looked.

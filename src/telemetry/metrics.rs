@@ -73,6 +73,18 @@ pub struct Metrics {
     pub flights: IntGauge,
     /// Transfers from upstream whose content did not match its digest.
     pub mismatches: IntCounter,
+    /// Manifests and blobs that were evicted.
+    pub evicted_blobs: IntCounter,
+    /// Bytes of these, and of partial files.
+    pub evicted_bytes: IntCounter,
+    /// Times that less was free on the file system than is left to others.
+    pub floor_hits: IntCounter,
+    /// Blobs that passed through unstored, because they or their images are larger than the budget.
+    pub too_large: IntCounter,
+    /// Bytes that may be kept.
+    pub budget: IntGauge,
+    /// Bytes of these that are used.
+    pub budget_used: IntGauge,
     /// Bytes of stored content.
     pub storage_used: IntGauge,
     /// Size of the file system that holds the data folder.
@@ -188,6 +200,19 @@ impl Metrics {
             flights: new.gauge("berth_flights", "Transfers from upstream under way"),
             mismatches: new
                 .counter("berth_digest_mismatches_total", "Transfers that did not match their digest"),
+            evicted_blobs: new.counter("berth_evicted_blobs_total", "Manifests and blobs that were evicted"),
+            evicted_bytes: new
+                .counter("berth_evicted_bytes_total", "Bytes of what was evicted, partial files included"),
+            floor_hits: new.counter(
+                "berth_free_space_floor_hits_total",
+                "Times that less than min_free was free on the file system",
+            ),
+            too_large: new.counter(
+                "berth_passed_through_for_size_total",
+                "Blobs not kept, because they or their images are larger than max_bytes",
+            ),
+            budget: new.gauge("berth_budget_bytes", "Bytes that blobs and partial files may take: max_bytes"),
+            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that blobs and partial files take"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
             storage_errors,

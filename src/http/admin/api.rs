@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::body::Body;
 use super::super::response::content;
-use crate::store::Store;
+use crate::oci::Image;
+use crate::store::{self, Pin, Store};
 
 /// What every path of the API begins with.
 pub(super) const PREFIX: &str = "/api/";
@@ -47,6 +48,14 @@ struct Refusal {
 #[serde(deny_unknown_fields)]
 struct Verify {}
 
+/// `POST /api/v1/unpin` needs to be told which.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unpin {
+    #[serde(rename = "ref")]
+    image: Image,
+}
+
 impl Api {
     pub(super) fn new(store: Store) -> Self {
         Self { store }
@@ -68,8 +77,32 @@ impl Api {
                 }
                 _ => Err(Refusal::method("GET, HEAD, POST")),
             },
-            _ => Err(Refusal::new(StatusCode::NOT_FOUND, "expected /api/v1/verify")),
+            "/api/v1/pins" => match method {
+                Method::GET | Method::HEAD => Ok(json(StatusCode::OK, &self.store.pins().await)),
+                Method::POST => {
+                    let pin: Pin = command(request).await?;
+                    Ok(json(StatusCode::OK, &self.store.pin(pin).await?))
+                }
+                _ => Err(Refusal::method("GET, HEAD, POST")),
+            },
+            "/api/v1/unpin" => match method {
+                Method::POST => {
+                    let Unpin { image } = command(request).await?;
+                    Ok(json(StatusCode::OK, &self.store.unpin(image).await?))
+                }
+                _ => Err(Refusal::method("POST")),
+            },
+            _ => {
+                let expected = "expected /api/v1/verify, /api/v1/pins or /api/v1/unpin";
+                Err(Refusal::new(StatusCode::NOT_FOUND, expected))
+            }
         }
+    }
+}
+
+impl From<store::Error> for Refusal {
+    fn from(error: store::Error) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) fn to_grant(key: &[u8]) -> Option<Entry> {
     Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
 }
 
-fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = key.iter().position(|byte| *byte == 0)?;
     Some((&key[..at], &key[at + 1..]))
 }

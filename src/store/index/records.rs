@@ -7,17 +7,21 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Entry, Index, collect, first_number, key, raise};
+use super::{Entry, Index, Known, collect, first_number, key, raise};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
 use crate::store::scrub::Round;
 
 impl Index {
+    /// Notes a blob, or another use of it.
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
-        let mut value = [0; 16];
-        value[..8].copy_from_slice(&size.to_be_bytes());
-        value[8..].copy_from_slice(&at.to_be_bytes());
-        let old = self.change(|trees| trees.blob.insert(key::digest(digest), &value));
+        let key = key::digest(digest);
+        let old = self.change(|trees| {
+            let old = trees.blob.get(&key)?.map(|value| Known::read(&value));
+            let first_use = old.map_or(at, |old| old.first_use);
+            let last_use = old.map_or(at, |old| old.last_use.max(at));
+            trees.blob.insert(&key, &Known { size, last_use, first_use }.write())
+        });
         if let Some(old) = old {
             self.used_bytes.fetch_add(size, Ordering::Relaxed);
             self.forget_bytes(old.as_deref());

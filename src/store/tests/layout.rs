@@ -101,6 +101,7 @@ async fn a_repository_is_a_layout() {
     store_image(&store, &repo, "b", &image("layer")).await;
     store_image(&store, &repo, "a", &image("layer")).await;
     let untagged = image("untagged");
+    store.put(&digest(&untagged.manifest), untagged.manifest.clone().into()).await.unwrap();
     store
         .set_manifest(&repo, &digest(&untagged.manifest), &manifest_record(&untagged.manifest, true))
         .await
@@ -137,6 +138,9 @@ async fn a_tag_among_two_thousand_is_one_small_file() {
     let folder = folder();
     let store = open(&folder).await;
     let repo = repo("docker.io/library/x");
+    for content in ["m", "moved"] {
+        store.put(&digest(content), Bytes::from_static(content.as_bytes())).await.unwrap();
+    }
     for number in 0..2000 {
         let path = layout_of(&folder, "docker.io/library/x").join(format!("refs/tags/{number}"));
         write(&path, &serde_json::to_string(&tag_record("m", true)).unwrap());

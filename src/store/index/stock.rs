@@ -1,0 +1,204 @@
+//! What eviction asks: everything at once, by short names; and what it takes out.
+//!
+//! A short name is the first 16 bytes of a key: the algorithm, and 15 bytes of the hash, which no two digests
+//! share. The trees are walked in the order of their keys, so short names come sorted.
+
+use std::collections::HashSet;
+
+use super::{Index, first_number, key};
+use crate::oci::{Digest, Repo, Tag};
+use crate::store::record::{ManifestRecord, TagRecord, decode};
+
+/// A digest, as short as it can be told from all others.
+pub(in crate::store) type Short = u128;
+
+/// One blob as the index knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Known {
+    pub(in crate::store) size: u64,
+    pub(in crate::store) last_use: u64,
+    pub(in crate::store) first_use: u64,
+}
+
+/// What some digests still mean to repositories.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Mentions {
+    pub(in crate::store) grants: Vec<(Repo, Digest)>,
+    pub(in crate::store) tags: Vec<(Repo, Tag)>,
+}
+
+pub(in crate::store) fn short(digest: &Digest) -> Short {
+    short_of_key(&key::digest(digest)).unwrap_or_default()
+}
+
+fn short_of_key(key: &[u8]) -> Option<Short> {
+    key.get(..16).and_then(|bytes| bytes.try_into().ok()).map(Short::from_be_bytes)
+}
+
+impl Known {
+    /// A record as it stands; one of an earlier berth lacks the first use.
+    pub(super) fn read(value: &[u8]) -> Self {
+        let number = |at: usize| value.get(at..).map(first_number);
+        let last_use = number(8).unwrap_or(0);
+        let first_use = number(16).filter(|_| value.len() >= 24).unwrap_or(last_use);
+        Self { size: first_number(value), last_use, first_use }
+    }
+
+    pub(super) fn write(self) -> [u8; 24] {
+        let mut value = [0; 24];
+        value[..8].copy_from_slice(&self.size.to_be_bytes());
+        value[8..16].copy_from_slice(&self.last_use.to_be_bytes());
+        value[16..].copy_from_slice(&self.first_use.to_be_bytes());
+        value
+    }
+}
+
+impl Index {
+    /// What is known of a blob.
+    pub(in crate::store) fn known(&self, digest: &Digest) -> Option<Known> {
+        self.with(|trees| trees.blob.get(key::digest(digest)))?.map(|value| Known::read(&value))
+    }
+
+    /// Shows every blob, sorted. Returns whether these were all.
+    pub(in crate::store) fn each_blob(&self, show: &mut dyn FnMut(Short, Known)) -> bool {
+        let done = self.with(|trees| {
+            for item in &trees.blob {
+                let (key, value) = item?;
+                if let Some(short) = short_of_key(&key) {
+                    show(short, Known::read(&value));
+                }
+            }
+            Ok(())
+        });
+        done.is_some()
+    }
+
+    /// The blob of a short name.
+    pub(in crate::store) fn long(&self, short: Short) -> Option<Digest> {
+        let found =
+            self.with(|trees| trees.blob.scan_prefix(short.to_be_bytes()).keys().next().transpose())?;
+        key::to_digest(&found?)
+    }
+
+    /// Notes what a manifest refers to, and what it claims that to weigh.
+    pub(in crate::store) fn put_parts(&self, manifest: &Digest, claimed_bytes: u64, parts: &[Digest]) {
+        let mut value = claimed_bytes.to_be_bytes().to_vec();
+        value.extend(parts.iter().flat_map(|part| short(part).to_be_bytes()));
+        self.change(|trees| trees.parts.insert(key::digest(manifest), value));
+    }
+
+    /// Whether it is a manifest that refers to anything.
+    pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
+        self.with(|trees| trees.parts.contains_key(key::digest(manifest))) == Some(true)
+    }
+
+    /// Shows what every manifest refers to and claims that to weigh, sorted. Returns whether these were all.
+    pub(in crate::store) fn each_parts(&self, show: &mut dyn FnMut(Short, u64, &[Short])) -> bool {
+        let mut parts = Vec::new();
+        let done = self.with(|trees| {
+            for item in &trees.parts {
+                let (key, value) = item?;
+                let Some(short) = short_of_key(&key) else { continue };
+                parts.clear();
+                parts.extend(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key));
+                show(short, first_number(&value), &parts);
+            }
+            Ok(())
+        });
+        done.is_some()
+    }
+
+    /// The manifests of which nobody has noted what they refer to, with their media types.
+    pub(in crate::store) fn without_parts(&self) -> Option<Vec<(Digest, String)>> {
+        let mut seen = HashSet::new();
+        self.with(|trees| {
+            let mut found = Vec::new();
+            for item in &trees.manifest {
+                let (key, value) = item?;
+                let Some((_, digest)) = key::split(&key) else { continue };
+                let is_news = !trees.parts.contains_key(digest)? && trees.blob.contains_key(digest)?;
+                if is_news
+                    && let Some(digest) = key::to_digest(digest)
+                    && seen.insert(digest)
+                    && let Some(record) = decode::<ManifestRecord>(&value)
+                {
+                    found.push((digest, record.media_type));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Forgets what only the index says of these digests, which are gone.
+    pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
+        self.change(|trees| {
+            for digest in gone {
+                let key = key::digest(digest);
+                trees.public.remove(&key)?;
+                trees.parts.remove(&key)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// What refs still say of digests that are gone.
+    pub(in crate::store) fn mentions(&self, gone: &HashSet<Digest>) -> Mentions {
+        let found = self.with(|trees| {
+            let mut found = Mentions::default();
+            for key in trees.grant.iter().keys() {
+                let key = key?;
+                let Some((repo, digest)) = key::split(&key) else { continue };
+                if let Some(digest) = key::to_digest(digest).filter(|digest| gone.contains(digest)) {
+                    found.grants.extend(key::to_repo(repo).map(|repo| (repo, digest)));
+                }
+            }
+            for item in &trees.tag {
+                let (key, value) = item?;
+                let is_gone = decode::<TagRecord>(&value).is_some_and(|record| gone.contains(&record.digest));
+                if let (true, Some((repo, _))) = (is_gone, key::split(&key)) {
+                    found.tags.extend(key::to_repo(repo).zip(key::to_tag_name(&key)));
+                }
+            }
+            Ok(found)
+        });
+        found.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn records_of_an_earlier_berth_are_read() {
+        let known = Known { size: 7, last_use: 9, first_use: 8 };
+        assert_eq!(Known::read(&known.write()), known);
+        assert_eq!(Known::read(&known.write()[..16]), Known { first_use: 9, ..known });
+        assert_eq!(Known::read(b""), Known { size: 0, last_use: 0, first_use: 0 });
+    }
+
+    #[test]
+    fn short_names_sort_as_keys_do_and_lead_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (index, _) = Index::open(&folder.path().join("index"), std::sync::Arc::default());
+        let digests: Vec<Digest> = (0..100_u8)
+            .flat_map(|number| Algorithm::ALL.map(|algorithm| Digest::of(algorithm, &[number])))
+            .collect();
+        for digest in &digests {
+            index.put_blob(digest, 5, 3);
+        }
+        index.put_parts(&digests[0], 77, &digests[1..3]);
+        let mut shown = Vec::new();
+        assert!(index.each_blob(&mut |short, known| shown.push((short, known))));
+        assert!(shown.is_sorted_by_key(|(short, _)| *short) && shown.len() == digests.len());
+        for digest in &digests {
+            assert_eq!(index.long(short(digest)), Some(*digest));
+        }
+        let mut parts = Vec::new();
+        assert!(index.each_parts(&mut |short, bytes, of| parts.push((short, bytes, of.to_vec()))));
+        assert_eq!(parts, [(short(&digests[0]), 77, vec![short(&digests[1]), short(&digests[2])])]);
+        index.forget(&digests.iter().copied().collect());
+        assert!(index.each_parts(&mut |_, _, _| panic!("forgotten")));
+    }
+}

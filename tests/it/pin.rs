@@ -1,0 +1,148 @@
+//! Images that stay: `berth pin`, `unpin` and `pins`, with and without a daemon, and `[[pin]]`.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use tokio::process::Command;
+
+use crate::support::{BERTH, Berth, Image, Setup, Upstream, ask, eventually, folder, within_deadline};
+
+const REPO: &str = "library/pinned";
+const CACHE: &str = "[cache]\nmax_bytes = \"3MiB\"\nlease_seconds = 0\n";
+
+/// What a command said and returned.
+struct Said {
+    code: Option<i32>,
+    text: String,
+}
+
+/// Runs `berth` on a data folder, to its end.
+async fn run(data_dir: &Path, args: &[&str]) -> Said {
+    let mut command = Command::new(BERTH);
+    let data_dir = ["--data-dir", data_dir.to_str().unwrap()];
+    let output = command.args(args).args(data_dir).env_clear().kill_on_drop(true).output();
+    let output = within_deadline(&format!("berth {args:?}"), output).await.unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Said { code: output.status.code(), text }
+}
+
+/// Two images of which one fits, and a third as large.
+async fn with_images() -> (Upstream, Setup, [Image; 3]) {
+    let upstream = Upstream::start().await;
+    let images = [1, 2, 3].map(|seed| Image::of(500 + seed, &[1_300_000]));
+    for (number, image) in images.iter().enumerate() {
+        upstream.image(REPO, &(number + 1).to_string(), image);
+    }
+    let setup = Berth::with("docker.io", &upstream).sections(CACHE);
+    (upstream, setup, images)
+}
+
+async fn pull(berth: &Berth, tag: &str, image: &Image) {
+    berth.pull(REPO, tag, image).await;
+    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let before = now();
+    eventually("the clock moves on", async || now() > before).await;
+}
+
+fn is_whole(berth: &Berth, image: &Image) -> bool {
+    let blobs = image.blobs.iter().map(|blob| blob.digest);
+    blobs.chain([image.digest()]).all(|digest| folder::blob(berth.data_dir(), &digest).exists())
+}
+
+#[tokio::test]
+async fn a_pinned_image_stays_until_it_is_unpinned() {
+    let (_upstream, setup, [one, two, three]) = with_images().await;
+    let mut berth = setup.start().await;
+    let data_dir = berth.data_dir().to_owned();
+    let said = run(&data_dir, &["pin", "pinned:1"]).await;
+    assert_eq!(said.code, Some(0), "{}", said.text);
+    assert!(said.text.contains("docker.io/library/pinned:1: nothing is here yet"), "{}", said.text);
+    pull(&berth, "1", &one).await;
+    let said = run(&data_dir, &["pins"]).await;
+    let expected = format!("docker.io/library/pinned:1: {}, 3 manifests and blobs here", one.digest());
+    assert!(said.text.contains(&expected), "{}", said.text);
+    // The older one is pinned, so the younger goes; also after a restart.
+    pull(&berth, "2", &two).await;
+    berth.restart().await;
+    pull(&berth, "3", &three).await;
+    assert!(is_whole(&berth, &one) && !is_whole(&berth, &two) && is_whole(&berth, &three));
+
+    assert_eq!(run(&data_dir, &["unpin", "docker.io/library/pinned:1"]).await.code, Some(0));
+    let said = run(&data_dir, &["unpin", "pinned:1"]).await;
+    assert_eq!((said.code, said.text.contains("is not pinned")), (Some(1), true), "{}", said.text);
+    pull(&berth, "2", &two).await;
+    assert!(!is_whole(&berth, &one) && is_whole(&berth, &two) && is_whole(&berth, &three));
+}
+
+#[tokio::test]
+async fn pins_are_made_without_a_daemon_and_by_digest() {
+    let (_upstream, setup, [one, two, three]) = with_images().await;
+    let mut berth = setup.start().await;
+    pull(&berth, "1", &one).await;
+    berth.stop().await;
+    let image = format!("docker.io/{REPO}@{}", one.digest());
+    let said = run(berth.data_dir(), &["pin", &image]).await;
+    assert_eq!(
+        (said.code, said.text.contains(" 3 manifests and blobs here")),
+        (Some(0), true),
+        "{}",
+        said.text
+    );
+    berth.start_again().await;
+    pull(&berth, "2", &two).await;
+    pull(&berth, "3", &three).await;
+    assert!(is_whole(&berth, &one) && !is_whole(&berth, &two) && is_whole(&berth, &three));
+    for bad in ["UPPER", "a@sha256:1"] {
+        let said = run(berth.data_dir(), &["pin", bad]).await;
+        assert_eq!(said.code, Some(2), "{}", said.text);
+    }
+}
+
+#[tokio::test]
+async fn of_a_pinned_index_only_chosen_platforms_stay() {
+    let (upstream, setup, [amd64, arm64, other]) = with_images().await;
+    let index = Image::index(&[&amd64, &arm64]);
+    upstream.image(REPO, "index", &index);
+    let pin = format!("[[pin]]\nref = \"{REPO}:index\"\nplatforms = [\"linux/amd64\"]\n");
+    let berth = setup.sections(&pin).start().await;
+    pull(&berth, "index", &index).await;
+    let pins = berth.admin("/api/v1/pins").await.json();
+    assert_eq!(pins[0]["pin"]["ref"], format!("docker.io/{REPO}:index"));
+    assert_eq!((&pins[0]["configured"], &pins[0]["here"]), (&serde_json::json!(true), &serde_json::json!(4)));
+    pull(&berth, "3", &other).await;
+    assert!(is_whole(&berth, &amd64) && is_whole(&berth, &index), "the index names what was chosen");
+    assert!(!is_whole(&berth, &arm64) && is_whole(&berth, &other));
+    let data_dir = berth.data_dir().to_owned();
+    let said = run(&data_dir, &["unpin", "pinned:index"]).await;
+    assert_eq!(said.code, Some(1));
+    assert!(said.text.contains("[[pin]] of the configuration"), "{}", said.text);
+}
+
+#[tokio::test]
+async fn without_knowing_the_pins_nothing_goes() {
+    let (_upstream, setup, [one, two, three]) = with_images().await;
+    let mut berth = setup.start().await;
+    pull(&berth, "1", &one).await;
+    pull(&berth, "2", &two).await;
+    berth.stop().await;
+    crate::support::process::write(&berth.data_dir().join("pins.json"), "[{");
+    berth.start_again().await;
+    assert!(berth.logs_contain("the pins cannot be read"));
+    pull(&berth, "3", &three).await;
+    assert!(is_whole(&berth, &one) && is_whole(&berth, &two) && !is_whole(&berth, &three));
+}
+
+#[tokio::test]
+async fn a_pin_is_refused_with_the_reason() {
+    let (_upstream, setup, _images) = with_images().await;
+    let berth = setup.start().await;
+    let url = format!("http://{}/api/v1/pins", berth.listener("admin"));
+    let reply = ask("POST", url)
+        .header("content-type", "application/json")
+        .body(r#"{"ref":"a:1","platform":[]}"#)
+        .await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("unknown field `platform`"), "{}", reply.text());
+}
