@@ -255,14 +255,20 @@ async fn power_fails_under_pieces() {
         expect_part(&berth, &blob, asked, *start, start + 10, MISS).await;
     }
     until_landed(&berth).await;
-    // What had been settled is there; then a transfer of the rest is caught at any instant.
-    upstream.on("GET", "/blobs/").fault(Fault::Drip(16 * MIB));
+    // What had been settled is there; then the power fails twice in what is fetched between the parts.
+    let (first, second) = (Gate::new(), Gate::new());
+    upstream.on("GET", "/blobs/").nth(2).fault(Fault::HoldAfter(10 * MIB, first.clone()));
+    upstream.on("GET", "/blobs/").nth(4).fault(Fault::HoldAfter(5 * MIB, second.clone()));
     let whole = berth.get(&blob.path(REPO)).open().await;
     let whole = tokio::spawn(whole.read());
-    for mebibytes in [4, 20, 36] {
+    let mut found = Vec::new();
+    for (gate, mebibytes) in [(first, 3 + 4 + 10), (second, 3 + 4 + 16 + 19 + 5)] {
         eventually("some of it has come", async || upstream.bytes_sent(&blob.digest) >= mebibytes * MIB)
             .await;
-        let found = disk.after_power_loss(&[berth.pid()]).await;
+        found.push(disk.after_power_loss(&[berth.pid()]).await);
+        gate.open();
+    }
+    for found in found {
         let away = Upstream::start().await;
         away.image(REPO, "1", &Image::of(41, &[60 << 20]));
         away.stop().await;
