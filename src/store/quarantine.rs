@@ -197,13 +197,15 @@ mod tests {
 
     use super::*;
     use crate::oci::Algorithm;
+    use crate::store::budget::{Budget, Limits};
     use crate::store::disk::Disk;
     use crate::store::lock::Lock;
 
     fn ledger(folder: &Path) -> Ledger {
         let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
         let lock = Lock::take(folder).unwrap();
-        Ledger::open(disk, lock).0
+        let budget = Budget::new(Limits::default(), Arc::default(), Arc::default());
+        Ledger::open(disk, lock, budget).0
     }
 
     #[test]

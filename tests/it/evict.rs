@@ -264,7 +264,7 @@ async fn what_others_need_of_the_disk_is_left_to_them() {
     let berth = setup.data_dir(&disk.path().join("data")).start().await;
     pull_in_turn(&berth, &images).await;
     let free = || {
-        let space = statvfs(&disk.path()).unwrap();
+        let space = statvfs(disk.path()).unwrap();
         space.f_bavail * space.f_frsize
     };
     assert!(is_whole(&berth, &old) && is_whole(&berth, &new) && free() > 10 * MIB);
