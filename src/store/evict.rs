@@ -26,7 +26,7 @@
 //! it belongs to.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 
 /// Uses within this long after the first are one occasion.
 const OCCASION_SECONDS: u64 = 60 * 60;
@@ -160,11 +160,15 @@ impl<'a> Sorting<'a> {
     /// manifest, or for both. Layers do not count: other images may have made them popular.
     fn worth_of_all(&self, root: u32) -> u64 {
         let mut worth = self.stock.blobs[index(root)].worth;
+        // Each once: a hostile index can name the same one a thousand times on each of several levels.
+        let mut seen = HashSet::new();
         let mut waiting = vec![root];
         while let Some(number) = waiting.pop() {
             for part in self.parts(number).iter().filter(|part| !self.parts(**part).is_empty()) {
-                worth = worth.max(self.stock.blobs[index(*part)].worth);
-                waiting.push(*part);
+                if seen.insert(*part) {
+                    worth = worth.max(self.stock.blobs[index(*part)].worth);
+                    waiting.push(*part);
+                }
             }
         }
         worth
