@@ -28,9 +28,9 @@
 //!
 //! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked
 //! before a miss is reported. One that is missing, broken, or of another version is removed and rebuilt from the
-//! files, at start or, if it fails while berth runs, behind ([`Store::run`]); only times of use and of checks
-//! are lost. A pass at every start looks for what other tools, or a crash, have put out of line, and adopts
-//! layouts that other tools have written (`adopt.rs`).
+//! files behind, at start or if it fails while berth runs ([`Store::run`]); only times of use and of checks
+//! are lost. A pass behind every start looks for what other tools, or a crash, have put out of line, and adopts
+//! layouts that other tools have written (`adopt.rs`). No start reads all of the index or of the files first.
 //!
 //! # Blocking
 //!
@@ -44,12 +44,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Repo, Tag};
 
 mod adopt;
 mod blob;
 mod disk;
+mod entries;
 mod error;
 mod index;
 mod layout;
@@ -57,6 +59,7 @@ mod ledger;
 mod lock;
 mod map;
 mod partial;
+mod progress;
 mod rebuild;
 mod record;
 mod refs;
@@ -86,8 +89,10 @@ struct Inner {
     found: Found,
     /// When this one began, in seconds since 1970.
     opened_at: u64,
+    /// The index being rebuilt, if that takes longer than a start may.
+    rebuilding: Mutex<Option<JoinHandle<()>>>,
     /// Ends background passes early.
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
 }
 
 /// How full the store is.
@@ -100,15 +105,17 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Opens a data folder, which is made if need be, and makes sure that there is an index.
+    /// Opens a data folder, which is made if need be, and makes sure that there is an index: where a rebuild takes
+    /// long, it goes on behind, and the files answer meanwhile.
     ///
-    /// Starts nothing: see [`Store::run`]. A disk that is full or read-only is no error if it has a data folder.
+    /// Starts nothing else: see [`Store::run`]. A disk that is full or read-only is no error if it has a data folder.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process has it; otherwise if the disk fails.
     pub async fn open(folder: &Path) -> Result<Self, Error> {
         let folder = folder.to_owned();
         let inner = blocking(move || upkeep::open(&folder)).await?;
+        upkeep::begin_rebuild(&inner).await;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -302,6 +309,11 @@ impl Store {
             Usage { used_bytes: ledger.index.used_bytes(), total_bytes }
         })
         .await
+    }
+
+    /// How far a pass over all files is that brings the index in line, from 0 to 1; 1 if there is none.
+    pub fn index_ratio(&self) -> f64 {
+        self.0.ledger.progress.ratio()
     }
 
     /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether

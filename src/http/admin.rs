@@ -80,6 +80,7 @@ impl Admin {
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.metrics.storage_used.set(gauge(usage.used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
+        self.metrics.index_ratio.set(self.store.index_ratio());
     }
 }
 

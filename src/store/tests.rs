@@ -12,6 +12,7 @@ use crate::oci::{Algorithm, Registry, RepoName};
 
 mod layout;
 mod rebuild;
+mod scale;
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()

@@ -3,23 +3,30 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use tokio::task::JoinError;
 
 use super::disk::Disk;
 use super::index::Found;
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::{Ledger, Which, unix_seconds};
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
-use super::{Error, Inner, blocking};
+use super::{Error, Inner, blocking, hold};
 use crate::oci::{Algorithm, Repo};
 
 /// A repository's `index.json` is rendered at most this often.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
-/// Rendering takes at most this part of the time: a store with very large layouts is rendered less often.
+/// Rendering the small ones takes at most this part of the time: a store with very many is rendered less often.
 const RENDER_PAUSE_FACTOR: u32 = 9;
+/// At the end, so much time goes into rendering; the next start does the rest.
+const RENDER_AT_END_MAX: Duration = Duration::from_secs(4);
+/// How long a start waits for an index that is being rebuilt: that of a small store is there at once, and a large
+/// store answers from the files meanwhile.
+const REBUILD_WAIT: Duration = Duration::from_secs(2);
 /// What has no hurry (times of use, another try at an index) is looked after at least so often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long to wait before an index that could not be rebuilt is tried again: the disk may be full for hours.
@@ -43,12 +50,37 @@ pub(super) fn open(folder: &Path) -> Result<Inner, Error> {
         let synced = std::fs::File::open(ledger.disk.root()).map(rustix::fs::syncfs);
         tracing::debug!(?synced, "synced the file system after an unclean stop");
     }
-    if let Found::Fresh(reason) = &found
-        && !ledger.index.is_disabled()
-    {
-        rebuild(&ledger, reason, &AtomicBool::new(false));
+    Ok(Inner {
+        ledger: Arc::new(ledger),
+        partials,
+        found,
+        opened_at,
+        rebuilding: Mutex::default(),
+        stop: Arc::default(),
+    })
+}
+
+/// Begins to fill an index that is empty, and waits for a while.
+pub(super) async fn begin_rebuild(inner: &Inner) {
+    let Found::Fresh(reason) = &inner.found else { return };
+    if inner.ledger.index.is_disabled() {
+        return;
     }
-    Ok(Inner { ledger: Arc::new(ledger), partials, found, opened_at, stop: AtomicBool::new(false) })
+    let (ledger, stop, reason) = (Arc::clone(&inner.ledger), Arc::clone(&inner.stop), reason.clone());
+    let mut task = tokio::task::spawn_blocking(move || rebuild(&ledger, &reason, &stop));
+    match tokio::time::timeout(REBUILD_WAIT, &mut task).await {
+        Ok(ended) => log_failure(ended),
+        Err(_) => {
+            tracing::warn!("answering from the files while the index is rebuilt");
+            *hold(&inner.rebuilding) = Some(task);
+        }
+    }
+}
+
+fn log_failure(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::warn!(%error, "a pass over index and files has failed");
+    }
 }
 
 /// The folders, without what a killed process left in them.
@@ -68,9 +100,11 @@ fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
 /// Fills an empty index from the files.
 fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
+    let _pass = hold(&ledger.passing);
     match ledger.reconcile(Trust::Nothing, stop) {
         // A new data folder has no index, and nobody needs to hear of it.
         Ok(Summary { added: 0, .. }) if reason == "missing" => {}
+        Ok(_) if stop.load(Ordering::Relaxed) => tracing::info!("the next start goes on with the index"),
         Ok(Summary { added, .. }) => {
             let seconds = started.elapsed().as_secs_f64();
             tracing::warn!(reason, records = added, seconds, "the index was rebuilt from the files");
@@ -86,54 +120,67 @@ fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
 /// Does what is behind until `shutdown`, then closes the index in order.
 pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) {
     let mut shutdown = pin!(shutdown);
-    let first = Arc::clone(inner);
-    let first_pass = tokio::spawn(async move { blocking(move || compare(&first)).await });
+    let (first, rebuilding) = (Arc::clone(inner), hold(&inner.rebuilding).take());
+    let first_pass = tokio::spawn(async move {
+        if let Some(rebuilding) = rebuilding {
+            log_failure(rebuilding.await);
+        }
+        blocking(move || compare(&first)).await;
+    });
     let mut rebuild_after = Instant::now();
     loop {
+        let idle = Instant::now() + IDLE_INTERVAL;
+        let due = inner.ledger.next_due().map_or(idle, |due| due.min(idle));
         tokio::select! {
             () = &mut shutdown => break,
             () = inner.ledger.wake.notified() => {}
-            () = tokio::time::sleep(IDLE_INTERVAL) => {}
+            () = tokio::time::sleep_until(due.into()) => {}
         }
-        let (round, started) = (Arc::clone(inner), Instant::now());
-        rebuild_after = blocking(move || once(&round, rebuild_after)).await;
-        let pause = RENDER_INTERVAL.max(started.elapsed() * RENDER_PAUSE_FACTOR);
+        let round = Arc::clone(inner);
+        let took;
+        (rebuild_after, took) = blocking(move || once(&round, rebuild_after)).await;
         tokio::select! {
             () = &mut shutdown => break,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(RENDER_INTERVAL.max(took * RENDER_PAUSE_FACTOR)) => {}
         }
     }
     inner.stop.store(true, Ordering::Relaxed);
-    if let Err(error) = first_pass.await {
-        tracing::warn!(%error, "the first comparison of index and files has failed");
-    }
+    log_failure(first_pass.await);
     let last = Arc::clone(inner);
     blocking(move || {
-        render_dirty(&last.ledger);
+        render_last(&last.ledger);
         last.ledger.write_uses();
         last.ledger.index.close(unix_seconds());
     })
     .await;
 }
 
-/// The pass at every start: the index against the files, and what other tools did while nobody looked.
+/// The pass behind every start: the index against the files, and what other tools did while nobody looked.
 pub(super) fn compare(inner: &Inner) {
     let (ledger, stop) = (&inner.ledger, &inner.stop);
+    let pass = hold(&ledger.passing);
     let trust = match inner.found {
-        Found::Unclean => Trust::Nothing,
-        Found::Clean(closed_at) => Trust::Since(closed_at),
         // It was filled a moment ago, by this process.
-        Found::Fresh(_) => Trust::Since(inner.opened_at),
-    };
-    match ledger.reconcile(trust, stop) {
-        Ok(Summary { added: 0, removed: 0 }) => {}
-        Ok(Summary { added, removed }) => tracing::info!(added, removed, "brought the index in line"),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot compare the index with the files"
-            );
+        Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
+        Found::Clean(closed_at) if ledger.index.audit(stop) => Trust::Since(closed_at),
+        Found::Clean(_) if stop.load(Ordering::Relaxed) => return,
+        Found::Clean(_) => {
+            tracing::warn!("the index has lost records: it is compared with all files");
+            ledger.index.set_complete(false);
+            Trust::Nothing
         }
+        Found::Unclean | Found::Fresh(_) => {
+            ledger.index.audit(stop);
+            Trust::Nothing
+        }
+    };
+    // One that has failed is rebuilt, by the next round.
+    if !ledger.index.is_disabled() {
+        reconcile(ledger, trust, stop);
+    }
+    drop(pass);
+    for repo in ledger.index.take_behind() {
+        ledger.mark_dirty(&repo);
     }
     for repo in ledger.refs.repositories().unwrap_or_default() {
         if stop.load(Ordering::Relaxed) {
@@ -147,25 +194,65 @@ pub(super) fn compare(inner: &Inner) {
     }
 }
 
-/// One round of what is behind. Returns when the index may next be rebuilt.
-pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> Instant {
+fn reconcile(ledger: &Ledger, trust: Trust, stop: &AtomicBool) {
+    match ledger.reconcile(trust, stop) {
+        Ok(Summary { added: 0, removed: 0 }) => {}
+        Ok(Summary { added, removed }) => tracing::info!(added, removed, "brought the index in line"),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot compare the index with the files"
+            );
+        }
+    }
+}
+
+/// One round of what is behind. Returns when the index may next be rebuilt, and how long it took but for what
+/// has its turns anyway.
+pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration) {
     let ledger = &inner.ledger;
     let mut next_rebuild = rebuild_after;
     if ledger.index.is_disabled() && Instant::now() >= rebuild_after {
-        if ledger.index.start_over() {
+        let pass = hold(&ledger.passing);
+        let is_empty = ledger.index.start_over();
+        drop(pass);
+        if is_empty {
             rebuild(ledger, "failed while running", &inner.stop);
         }
         next_rebuild = Instant::now() + REBUILD_INTERVAL;
     }
     ledger.write_uses();
-    // Without the index nobody knows whose an `index.json` is. What is dirty stays so.
-    if !ledger.index.is_disabled() {
-        for repo in ledger.dirty() {
+    ledger.index.note_sums();
+    let mut took = Duration::ZERO;
+    // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is dirty stays so.
+    if ledger.index.is_complete() {
+        for repo in ledger.take_dirty(Which::Due) {
+            let (started, is_large) = (Instant::now(), ledger.is_large(&repo));
             adopt(ledger, &repo);
+            ledger.forget_dirty(&repo);
+            render(ledger, &repo);
+            if !is_large {
+                took += started.elapsed();
+            }
         }
-        render_dirty(ledger);
     }
-    next_rebuild
+    (next_rebuild, took)
+}
+
+/// Renders at the end what can be rendered at once, and remembers the rest.
+fn render_last(ledger: &Ledger) {
+    let until = Instant::now() + RENDER_AT_END_MAX;
+    if !ledger.index.is_complete() {
+        // The next start renders everything.
+        return;
+    }
+    for repo in ledger.take_dirty(Which::All) {
+        if ledger.is_large(&repo) || Instant::now() > until {
+            ledger.index.put_behind(&repo);
+        } else {
+            render(ledger, &repo);
+        }
+    }
 }
 
 fn adopt(ledger: &Ledger, repo: &Repo) {
@@ -175,11 +262,9 @@ fn adopt(ledger: &Ledger, repo: &Repo) {
     }
 }
 
-fn render_dirty(ledger: &Ledger) {
-    for repo in ledger.take_dirty() {
-        if let Err(error) = ledger.render(&repo) {
-            // The next change of that repository tries again, and so does the next start.
-            tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
-        }
+fn render(ledger: &Ledger, repo: &Repo) {
+    if let Err(error) = ledger.render(repo) {
+        // The next change of that repository tries again, and so does the next start.
+        tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
@@ -76,6 +76,8 @@ pub struct Metrics {
     pub storage_used: IntGauge,
     /// Size of the file system that holds the data folder.
     pub storage_total: IntGauge,
+    /// How far the index is with the files, from 0 to 1.
+    pub index_ratio: Gauge,
 }
 
 /// Requests at berth's own door.
@@ -206,6 +208,10 @@ impl Metrics {
                 .counter("berth_digest_mismatches_total", "Transfers that did not match their digest"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
+            index_ratio: new.register(Gauge::new(
+                "berth_index_rebuild_ratio",
+                "How far reading the files into the index is; 1 when there is nothing to read",
+            )),
             registry,
         };
         metrics.start_at_zero();
