@@ -370,27 +370,27 @@ impl Ledger {
         hold(&self.dirty).remove(repo);
     }
 
-    /// The repositories to be rendered by now, which count as rendered, or all.
-    pub(super) fn take_dirty(&self, which: Which) -> Vec<Repo> {
+    /// The repository that has been due for longest, which counts as rendered.
+    pub(super) fn take_due(&self) -> Option<Repo> {
         let mut dirty = hold(&self.dirty);
-        let now = Instant::now();
-        let is_taken = |due: &Instant| which == Which::All || *due <= now;
-        let taken = dirty.iter().filter(|(_, due)| is_taken(due)).map(|(repo, _)| repo.clone()).collect();
-        dirty.retain(|_, due| !is_taken(due));
-        taken
+        let (repo, due) = dirty.iter().min_by_key(|(_, due)| **due)?;
+        if *due > Instant::now() {
+            return None;
+        }
+        let repo = repo.clone();
+        dirty.remove(&repo);
+        Some(repo)
+    }
+
+    /// All that are to be rendered some time, which count as rendered.
+    pub(super) fn take_dirty(&self) -> Vec<Repo> {
+        std::mem::take(&mut *hold(&self.dirty)).into_keys().collect()
     }
 
     /// When the next repository is to be rendered.
     pub(super) fn next_due(&self) -> Option<Instant> {
         hold(&self.dirty).values().min().copied()
     }
-}
-
-/// Of the repositories whose `index.json` is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    Due,
-    All,
 }
 
 /// Now, as records have it: in seconds since 1970; a clock before that counts as 1970.

@@ -11,7 +11,7 @@ use tokio::task::JoinError;
 
 use super::disk::Disk;
 use super::index::Found;
-use super::ledger::{Ledger, Which, unix_seconds};
+use super::ledger::{Ledger, unix_seconds};
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
@@ -20,8 +20,10 @@ use crate::oci::{Algorithm, Repo};
 
 /// A repository's `index.json` is rendered at most this often.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
-/// Rendering the small ones takes at most this part of the time: a store with very many is rendered less often.
-const RENDER_PAUSE_FACTOR: u32 = 9;
+/// Small ones that are due are rendered in rounds of about this length, and after each there is a pause of so many
+/// times what it took: a store with very many is rendered less often, but nobody waits for all of them.
+const ROUND_MAX: Duration = Duration::from_millis(500);
+const RENDER_PAUSE_FACTOR: u32 = 3;
 /// At the end, so much time goes into rendering; the next start does the rest.
 const RENDER_AT_END_MAX: Duration = Duration::from_secs(4);
 /// How long a start waits for an index that is being rebuilt: that of a small store is there at once, and a large
@@ -226,7 +228,9 @@ pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration)
     let mut took = Duration::ZERO;
     // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is dirty stays so.
     if ledger.index.is_complete() {
-        for repo in ledger.take_dirty(Which::Due) {
+        while took < ROUND_MAX
+            && let Some(repo) = ledger.take_due()
+        {
             let (started, is_large) = (Instant::now(), ledger.is_large(&repo));
             adopt(ledger, &repo);
             ledger.forget_dirty(&repo);
@@ -246,7 +250,7 @@ fn render_last(ledger: &Ledger) {
         // The next start renders everything.
         return;
     }
-    for repo in ledger.take_dirty(Which::All) {
+    for repo in ledger.take_dirty() {
         if ledger.is_large(&repo) || Instant::now() > until {
             ledger.index.put_behind(&repo);
         } else {

@@ -13,7 +13,7 @@ use crate::support::{Berth, Image, Upstream, eventually, folder};
 
 const MANY: Many = Many { blobs: 20_000, tags: 4_000 };
 /// The `index.json` of these takes some seconds of its turns.
-const TAGS: Many = Many { blobs: 20_000, tags: 20_000 };
+const TAGS: Many = Many { blobs: 14_000, tags: 14_000 };
 
 async fn assert_serves(berth: &Berth) {
     for number in (0..MANY.blobs).step_by(MANY.blobs / 20) {
@@ -85,6 +85,7 @@ async fn a_tag_among_very_many_moves_for_the_price_of_one() {
     TAGS.make(&data_dir);
     let always = "[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"0s\"";
     let berth = Berth::with("docker.io", &upstream).data_dir(&data_dir).sections(always).start().await;
+    berth.until_logged("the index was rebuilt from the files").await;
     let index_json = folder::layout(&data_dir, &format!("docker.io/{LARGE}")).join("index.json");
     let last = TAGS.tag(TAGS.large_tags() - 1);
     eventually("its index.json", async || digest_of(&index_json, &last).is_some()).await;

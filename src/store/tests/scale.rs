@@ -1,7 +1,6 @@
 //! Very many facts: what is not looked at, and what is not lost for that.
 
 use super::*;
-use crate::store::ledger::Which;
 use crate::store::rebuild::{Summary, Trust};
 
 /// Tags enough for an `index.json` that has to wait for its turn.
@@ -61,7 +60,7 @@ async fn a_large_index_json_waits_and_the_next_start_knows() {
     store.set_tag(&repo, &tag("7"), &tag_record("moved", true)).await.unwrap();
     let due = store.0.ledger.next_due().unwrap();
     assert!(due > Instant::now(), "not at once");
-    assert_eq!(store.0.ledger.take_dirty(Which::Due), []);
+    assert_eq!(store.0.ledger.take_due(), None);
     store.set_tag(&repo, &tag("8"), &tag_record("moved", true)).await.unwrap();
     assert_eq!(store.0.ledger.next_due(), Some(due), "and once for both");
     store.run(async {}).await;
@@ -70,7 +69,7 @@ async fn a_large_index_json_waits_and_the_next_start_knows() {
     let store = open(&folder).await;
     assert!(matches!(store.0.found, Found::Clean(_)));
     catch_up(&store).await;
-    assert_eq!(store.0.ledger.take_dirty(Which::All), std::slice::from_ref(&repo));
+    assert_eq!(store.0.ledger.take_dirty(), std::slice::from_ref(&repo));
     let (ledger, of) = (Arc::clone(&store.0.ledger), repo.clone());
     blocking(move || ledger.render(&of)).await.unwrap();
     assert!(shows("moved"));
