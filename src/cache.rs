@@ -134,17 +134,20 @@ impl Cache {
         }))
     }
 
+    /// A blob of `repo`, if it is stored and that is known without a wait for anything.
+    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Blob> {
+        self.upstream(repo).ok()?;
+        let stored = self.0.store.blob_at_hand(repo, digest)?;
+        self.0.metrics.served(Kind::Blob, Source::Hit);
+        Some(Blob::stored(stored, digest, &self.0.store))
+    }
+
     /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
     /// only the range that is `asked` need come, if that has an end of its own; it is what must be read.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
     pub async fn blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
-        self.upstream(repo)?;
-        if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
-            self.0.metrics.served(Kind::Blob, Source::Hit);
-            return Ok(Blob::stored(stored, digest, &self.0.store));
-        }
         let blob = match self.find_blob(repo, digest, asked).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
             Err(Error::Store(cause)) => {

@@ -9,6 +9,7 @@ pub mod admin;
 mod answers;
 mod asked;
 mod body;
+mod content;
 mod idle;
 mod journal;
 mod outlet;

@@ -30,9 +30,9 @@
 //!
 //! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked
 //! before a miss is reported. One that is missing, broken, or of another version is removed and rebuilt from the
-//! files, at start or, if it fails while berth runs, behind ([`Store::run`]); only times of use and of checks
-//! are lost. A pass at every start looks for what other tools, or a crash, have put out of line, and adopts
-//! layouts that other tools have written (`adopt.rs`).
+//! files behind, at start or if it fails while berth runs ([`Store::run`]); only times of use and of checks
+//! are lost. A pass behind every start looks for what other tools, or a crash, have put out of line, and adopts
+//! layouts that other tools have written (`adopt.rs`). No start reads all of the index or of the files first.
 //!
 //! # How much is kept
 //!
@@ -52,6 +52,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Document, Repo, Tag};
 use crate::telemetry::Metrics;
@@ -60,6 +61,7 @@ mod adopt;
 mod blob;
 mod budget;
 mod disk;
+mod entries;
 mod error;
 mod evict;
 mod health;
@@ -74,6 +76,7 @@ mod opened;
 mod partial;
 mod pieces;
 mod pin;
+mod progress;
 mod quarantine;
 mod rebuild;
 mod record;
@@ -115,8 +118,10 @@ struct Inner {
     found: Found,
     /// When this one began, in seconds since 1970.
     opened_at: u64,
+    /// The index being rebuilt, if that takes longer than a start may.
+    rebuilding: Mutex<Option<JoinHandle<()>>>,
     /// Ends background passes early.
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
     /// The look at every stored file that is under way, or the last one.
     verification: Mutex<Verification>,
     /// Held while a blob is looked at that a reader could not read.
@@ -137,9 +142,10 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Opens a data folder, which is made if need be, and makes sure that there is an index.
+    /// Opens a data folder, which is made if need be, and makes sure that there is an index: where a rebuild takes
+    /// long, it goes on behind, and the files answer meanwhile.
     ///
-    /// Starts nothing: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a data
+    /// Starts nothing else: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a data
     /// folder that can be locked. What becomes of it is counted in `metrics`.
     ///
     /// # Errors
@@ -155,6 +161,7 @@ impl Store {
     pub async fn open_within(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
         let inner = blocking(move || upkeep::open(&folder, limits, metrics)).await?;
+        upkeep::begin_rebuild(&inner).await;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -436,6 +443,11 @@ impl Store {
             }
         })
         .await
+    }
+
+    /// How far a pass over all files is that brings the index in line, from 0 to 1; 1 if there is none.
+    pub fn index_ratio(&self) -> f64 {
+        self.0.ledger.progress.ratio()
     }
 
     /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether

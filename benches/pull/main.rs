@@ -3,7 +3,8 @@
 //! Each part answers the question that its file begins with:
 //! - [`hot`], [`tls`], [`manifest`]: content that is there, in the clear, over TLS, and small;
 //! - [`cold`], [`ranges`], [`connections`]: content that nobody has yet;
-//! - [`memory`]: what a server holds when it rests, and when it is busy.
+//! - [`memory`]: what a server holds when it rests, and when it is busy;
+//! - [`scale`]: a store of a million blobs.
 //!
 //! One core is the servers', another that of the clients and of upstream ([`cores`]); access logs are off
 //! everywhere. The servers take turns in each of several rounds, so that a busy moment of the machine meets all
@@ -35,6 +36,7 @@ mod memory;
 mod plan;
 mod ranges;
 mod requests;
+mod scale;
 mod scene;
 mod server;
 mod table;
@@ -56,7 +58,7 @@ use plan::Plan;
 type Part = (&'static str, fn(&Bench));
 
 /// In the order in which they run.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("hot", hot::run),
     ("tls", tls::run),
     ("manifest", manifest::run),
@@ -64,6 +66,7 @@ const PARTS: [Part; 7] = [
     ("ranges", ranges::run),
     ("connections", connections::run),
     ("memory", memory::run),
+    ("scale", scale::run),
 ];
 
 /// What all parts share.

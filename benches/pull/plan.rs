@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) pull_bytes: usize,
     /// How long a server rests before its memory is looked at.
     pub(crate) rest: Duration,
+    /// Blobs of a large store.
+    pub(crate) many_blobs: usize,
     /// How long the streams run under which its memory is looked at.
     pub(crate) streams_window: Duration,
 }
@@ -60,6 +62,7 @@ impl Plan {
             connections_bytes: 256 * MIB,
             pulls: 100,
             pull_bytes: 4 * MIB,
+            many_blobs: 1_000_000,
             rest: Duration::from_secs(60),
             streams_window: Duration::from_secs(3),
         }
@@ -83,6 +86,7 @@ impl Plan {
             connections_bytes: 8 * MIB,
             pulls: 10,
             pull_bytes: MIB / 4,
+            many_blobs: 20_000,
             rest: Duration::from_secs(2),
             streams_window: Duration::from_millis(200),
         }

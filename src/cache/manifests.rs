@@ -29,6 +29,19 @@ pub struct Manifest {
 }
 
 impl Cache {
+    /// The manifest that `reference` names in `repo`, if it may be served as it is known and that is known without
+    /// a wait for anything.
+    pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
+        self.upstream(repo).ok()?;
+        let digest = match reference {
+            Reference::Tag(tag) => self.tag_at_hand(repo, tag)?,
+            Reference::Digest(digest) => *digest,
+        };
+        let document = self.0.store.manifest_at_hand(repo, &digest)?;
+        self.0.metrics.served(Kind::Manifest, Source::Hit);
+        Some(Manifest { document, source: Source::Hit, warning: None })
+    }
+
     /// The manifest that `reference` names in `repo`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::freshness::{self, Verdict};
 use super::manifests::Manifest;
 use super::{Cache, lock, manifest_path, now};
-use crate::oci::{Reference, Repo, Tag};
+use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, Upstream};
@@ -42,16 +42,23 @@ pub(super) struct Known {
 }
 
 impl Cache {
+    /// What a tag means, if it is fresh by its rule, nothing speaks against it, and both are known without a wait.
+    pub(super) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Digest> {
+        let record = self.0.store.tag_at_hand(repo, tag)?;
+        let is_reachable = self.is_reachable(self.upstream(repo).ok()?, repo, tag);
+        let rule = self.0.rules.find(repo, tag);
+        let verdict = freshness::judge(record.checked_at, rule, now(), is_reachable);
+        let is_sound = is_reachable && !self.is_troubled(repo);
+        (is_sound && verdict == Verdict::Serve).then_some(record.digest)
+    }
+
     /// The manifest that a tag means, as fresh as its rule demands.
     pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
-        let at_hand = self.0.store.tag_at_hand(repo, tag);
-        let known = match at_hand {
-            Some(record) => Some(record),
-            None => self.0.store.tag(repo, tag).await?.map(Arc::new),
+        let Some(record) = self.0.store.tag(repo, tag).await? else {
+            return self.first_time(repo, tag).await;
         };
-        let Some(record) = known else { return self.first_time(repo, tag).await };
-        let reachable = upstream.state() == upstream::State::Up && !self.failed_lately(repo, tag);
+        let reachable = self.is_reachable(upstream, repo, tag);
         match freshness::judge(record.checked_at, self.0.rules.find(repo, tag), now(), reachable) {
             Verdict::Serve => {
                 let is_sound = reachable && !self.is_troubled(repo);
@@ -255,6 +262,10 @@ impl Cache {
             return Ok(Some(Box::new(Previous { digest, media_type, size })));
         }
         Ok(before.previous)
+    }
+
+    fn is_reachable(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> bool {
+        upstream.state() == upstream::State::Up && !self.failed_lately(repo, tag)
     }
 
     fn failed_lately(&self, repo: &Repo, tag: &Tag) -> bool {

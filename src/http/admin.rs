@@ -110,6 +110,7 @@ impl Admin {
         self.metrics.budget.set(gauge(usage.budget_bytes));
         self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
+        self.metrics.index_ratio.set(self.store.index_ratio());
     }
 }
 

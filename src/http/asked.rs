@@ -40,6 +40,9 @@ impl Asked {
 
     /// Whether the client says that it already has this content (`If-None-Match`, quoted or bare).
     pub(super) fn has(&self, digest: &Digest) -> bool {
+        if !self.headers.contains_key(IF_NONE_MATCH) {
+            return false;
+        }
         let digest = digest.to_string();
         let is_it = |tag: &str| {
             let tag = tag.trim();

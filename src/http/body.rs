@@ -15,7 +15,7 @@ pub(crate) struct Body {
     content: Content,
     remaining: u64,
     /// Closed when the body is dropped: sent whole, or its connection lost.
-    account: Option<Account>,
+    account: Option<Box<Account>>,
     under_way: Option<UnderWay>,
 }
 
@@ -50,7 +50,7 @@ impl Body {
     }
 
     /// Keeps `account` of what becomes of this body.
-    pub(crate) fn watched(mut self, account: Account) -> Self {
+    pub(crate) fn watched(mut self, account: Box<Account>) -> Self {
         self.account = Some(account);
         self
     }

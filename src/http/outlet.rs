@@ -37,6 +37,13 @@ impl Outlet {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped;
     }
 
+    /// What is being sent could not be: perhaps its file is not what it was.
+    fn suspect(&self) {
+        if let Some(mapped) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            mapped.suspect();
+        }
+    }
+
     /// The file that a slice lies in, and where.
     fn find(&self, slice: &[u8]) -> Option<(Mapped, u64)> {
         if slice.len() < SENDFILE_MIN {
@@ -57,6 +64,29 @@ pub(super) struct Plain {
 impl Plain {
     pub(super) fn new(stream: TcpStream, outlet: Outlet) -> Self {
         Self { stream, outlet }
+    }
+
+    /// Writes some of what hyper has, by the way that fits.
+    fn poll_write_parts(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        for (at, part) in parts.iter().enumerate() {
+            let Some((mapped, offset)) = self.outlet.find(part) else { continue };
+            if at > 0 {
+                // What stands before it, and with a word that more follows at once: the head of an answer does not
+                // travel alone.
+                let head = parts[..at].iter().find(|part| !part.is_empty());
+                let Some(head) = head else { continue };
+                return self.poll_write_io(context, || Ok(send(&self.stream, head, SendFlags::MORE)?));
+            }
+            match self.poll_sendfile(context, (&mapped, offset), part.len()) {
+                Some(sent) => return sent,
+                None => break,
+            }
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
     /// Does what the kernel may tell to try again, once it can be done.
@@ -99,6 +129,13 @@ impl Plain {
     }
 }
 
+/// Whether a write has failed for what was to be written: a page that is gone, or that the disk does not give.
+fn is_of_file(error: &io::Error) -> bool {
+    let codes = [Errno::FAULT, Errno::IO].map(Errno::raw_os_error);
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
 impl AsyncRead for Plain {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -115,25 +152,18 @@ impl AsyncWrite for Plain {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        for (at, part) in parts.iter().enumerate() {
-            let Some((mapped, offset)) = self.outlet.find(part) else { continue };
-            if at > 0 {
-                // What stands before it, and with a word that more follows at once: the head of an answer does not
-                // travel alone.
-                let head = parts[..at].iter().find(|part| !part.is_empty());
-                let Some(head) = head else { continue };
-                return self.poll_write_io(context, || Ok(send(&self.stream, head, SendFlags::MORE)?));
-            }
-            match self.poll_sendfile(context, (&mapped, offset), part.len()) {
-                Some(sent) => return sent,
-                None => break,
-            }
+        let outlet = self.outlet.clone();
+        let written = self.poll_write_parts(context, parts);
+        if let Poll::Ready(Err(error)) = &written
+            && is_of_file(error)
+        {
+            outlet.suspect();
         }
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

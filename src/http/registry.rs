@@ -11,9 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, EXPECT, HeaderValue, WARNING,
-};
+use hyper::header::{EXPECT, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::time::timeout;
 use tracing::warn;
@@ -22,16 +20,15 @@ use super::Config;
 use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
+use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
 use super::journal::Account;
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
     log_in, unavailable, unrouted, value, wrong_address,
 };
-use crate::cache::{self, Cache, Manifest};
-use crate::oci::document::CONTENT_DIGEST;
+use crate::cache::{self, Cache};
 use crate::oci::error::ErrorCode;
-use crate::oci::range::{Range, Span};
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
@@ -79,8 +76,8 @@ impl Data {
         let (head, body) = request.into_parts();
         // A client that waits for leave to send its body gets its answer without having sent it.
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
-        let mut account =
-            Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
+        let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
+        let mut account = Box::new(account);
         let mut response = match self.access.judge(peer.ip(), &head.headers).await {
             Verdict::Allowed => {
                 let Parts { method, uri, headers, .. } = head;
@@ -106,9 +103,13 @@ impl Data {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
+        if let Some(response) = self.at_hand(asked, &route, account) {
+            return response;
+        }
         let request = account.request;
         let subject = subject(&route);
-        match timeout(BUDGET, self.serve(asked, &route, account)).await {
+        // On the heap, so that what most requests do is small: futures are moved before they run.
+        match timeout(BUDGET, Box::pin(self.serve(asked, &route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 account.cause = error.to_string();
@@ -147,6 +148,22 @@ impl Data {
         }
     }
 
+    /// The answer to what was asked a moment ago, without a wait for anything.
+    fn at_hand(&self, asked: &Asked, route: &Route, account: &mut Account) -> Option<Response<Body>> {
+        match route {
+            Route::Manifest { repo, reference } => {
+                let manifest = self.cache.manifest_at_hand(repo, reference)?;
+                Some(of_manifest(asked, repo, manifest, account))
+            }
+            Route::Blob { repo, digest } if asked.method == Method::GET => {
+                let blob = self.cache.blob_at_hand(repo, digest)?;
+                let range = asked.range(digest);
+                Some(of_blob(asked, (repo, digest), blob, range, account))
+            }
+            _ => None,
+        }
+    }
+
     async fn manifest(
         &self,
         asked: &Asked,
@@ -154,23 +171,8 @@ impl Data {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Manifest { document, source, warning } = self.cache.manifest(repo, reference).await?;
-        let status = cache_status(source, true, false);
-        account.cache = status;
-        let mut response = if asked.has(&document.digest) {
-            let mut response = not_modified();
-            identify(&mut response, &document.digest);
-            response
-        } else {
-            let mut response = Response::new(Body::whole(document.body.clone()));
-            response.headers_mut().clone_from(&document.headers);
-            response
-        };
-        account_for(&mut response, repo, status);
-        if let Some(warning) = warning {
-            response.headers_mut().insert(WARNING, value(&format!("299 - \"{warning}\"")));
-        }
-        Ok(response)
+        let manifest = self.cache.manifest(repo, reference).await?;
+        Ok(of_manifest(asked, repo, manifest, account))
     }
 
     async fn blob_head(
@@ -199,31 +201,7 @@ impl Data {
     ) -> Result<Response<Body>, cache::Error> {
         let range = asked.range(digest);
         let blob = self.cache.blob(repo, digest, range).await?;
-        let total = blob.total;
-        // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here.
-        let range = range.filter(|_| total > 0);
-        // What ends where the range says may go out before the whole is proven; an end that is merely "the
-        // end" may not.
-        let held = matches!(range, None | Some(Range::From(_)));
-        let status = cache_status(blob.source, !blob.is_direct(), !held && !blob.is_stored());
-        account.cache = status;
-        let mut response = match range.map(|range| range.resolve(total)) {
-            _ if asked.has(digest) => not_modified(),
-            None => octets(StatusCode::OK, asked.body_of(blob, 0, total, held), total),
-            Some(Ok(span)) => partial(asked.body_of(blob, span.start, span.end, held), &span, total),
-            Some(Err(_)) => {
-                let mut response = failure(
-                    StatusCode::RANGE_NOT_SATISFIABLE,
-                    ErrorCode::RangeInvalid,
-                    "the range begins behind the end of the blob",
-                );
-                response.headers_mut().insert(CONTENT_RANGE, value(&format!("bytes */{total}")));
-                response
-            }
-        };
-        identify(&mut response, digest);
-        account_for(&mut response, repo, status);
-        Ok(response)
+        Ok(of_blob(asked, (repo, digest), blob, range, account))
     }
 
     async fn tags(
@@ -322,42 +300,6 @@ fn subject(route: &Route) -> Subject {
         Route::Blob { .. } => Subject::Blob,
         Route::Base | Route::Extensions | Route::Catalog { .. } | Route::Tags { .. } => Subject::Repository,
     }
-}
-
-/// The headers that say what content is.
-fn identify(response: &mut Response<Body>, digest: &Digest) {
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_DIGEST, value(&digest.to_string()));
-    headers.insert(ETAG, value(&format!("\"{digest}\"")));
-}
-
-/// The headers that say where content is from and how it was come by.
-fn account_for(response: &mut Response<Body>, repo: &Repo, status: &'static str) {
-    let headers = response.headers_mut();
-    headers.insert(NAMESPACE, value(repo.registry.as_str()));
-    headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
-}
-
-fn not_modified() -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NOT_MODIFIED;
-    response
-}
-
-fn octets(status: StatusCode, body: Body, length: u64) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, length.into());
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    response
-}
-
-fn partial(body: Body, span: &Span, total: u64) -> Response<Body> {
-    let mut response = octets(StatusCode::PARTIAL_CONTENT, body, span.len());
-    response.headers_mut().insert(CONTENT_RANGE, value(&span.content_range(total)));
-    response
 }
 
 fn json(body: Bytes) -> Response<Body> {

@@ -28,6 +28,8 @@ use super::name::{InvalidName, Reference, Repo, RepoName};
 pub const PATH_BYTES_MAX: usize = 1024;
 /// The longest query: `ns`, and a media type or a tag; a mirror has no use for more.
 pub const QUERY_BYTES_MAX: usize = 1024;
+/// Of a usual path: room for these is made at once.
+const SEGMENTS_USUAL: usize = 8;
 
 /// What a request asks for. `n` is a page size and `last` the entry after which the page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,8 +121,17 @@ impl Registries {
         if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
             return Err(RouteError::PathTooLong);
         }
-        let segments: Vec<_> = path.strip_prefix('/').unwrap_or(path).split('/').map(decode).collect();
-        let segments: Vec<&str> = segments.iter().map(AsRef::as_ref).collect();
+        let path = path.strip_prefix('/').unwrap_or(path);
+        // Nearly no path has percent codes, and each request has one.
+        let decoded: Vec<_>;
+        let segments: Vec<&str> = if path.contains('%') {
+            decoded = path.split('/').map(decode).collect();
+            decoded.iter().map(AsRef::as_ref).collect()
+        } else {
+            let mut segments = Vec::with_capacity(SEGMENTS_USUAL);
+            segments.extend(path.split('/'));
+            segments
+        };
         let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
         if ![Method::GET, Method::HEAD].contains(method) {
             return Err(RouteError::Method);
@@ -184,8 +195,11 @@ fn without_api_root<'a>(head: &[&'a str], tail: Tail<'_>) -> Option<Vec<&'a str>
         return None;
     }
     let root = head.iter().position(|segment| *segment == "v2").filter(|root| root + 1 < head.len());
-    let parts = head.iter().enumerate().filter(|(at, _)| Some(*at) != root);
-    Some(parts.map(|(_, segment)| *segment).collect())
+    let mut name = head.to_vec();
+    if let Some(root) = root {
+        name.remove(root);
+    }
+    Some(name)
 }
 
 /// The parameters of a request; of several with one name the first counts.

@@ -19,11 +19,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::layout::{IndexJson, entry_digest, entry_tag, read_index_json};
+use super::layout::{entry_digest, entry_tag};
 use super::ledger::Ledger;
 use super::record::{ManifestRecord, Previous, TagRecord};
 use super::refs::Ref;
-use super::{Error, disk};
+use super::{Error, disk, entries};
 use crate::oci::manifest::{Descriptor, is_manifest_type};
 use crate::oci::{Algorithm, Digest, Repo, Tag};
 
@@ -58,19 +58,21 @@ impl Ledger {
         if !self.is_adoptable(repo) {
             return Ok(0);
         }
-        let Some(index_json) = read_index_json(&self.index_json_path(repo))? else { return Ok(0) };
+        let Some(index_json) = entries::open(&self.index_json_path(repo))? else { return Ok(0) };
+        let (looks, modified) = (index_json.looks.clone(), index_json.modified);
         let are_blobs_settled = self.merge_blobs(&self.refs.layout(repo).join("blobs"))?;
         let (mut adopted, mut missing) = (0, 0);
-        for entry in index_json.entries() {
-            match self.adopt_entry(repo, entry, &index_json)? {
+        let fields = index_json.read(&mut |entry| {
+            match self.adopt_entry(repo, &entry, modified)? {
                 Outcome::Known => {}
                 Outcome::Adopted => adopted += 1,
                 Outcome::Missing => missing += 1,
             }
-        }
-        let is_whole = missing == 0 && !index_json.fields.is_empty();
-        if are_blobs_settled && (is_whole || is_settled(index_json.modified)) {
-            self.index.put_layout(repo, &index_json.looks);
+            Ok(())
+        })?;
+        let is_whole = missing == 0 && fields.is_some();
+        if are_blobs_settled && (is_whole || is_settled(modified)) {
+            self.index.put_layout(repo, &looks);
         }
         if adopted > 0 {
             tracing::info!(%repo, adopted, missing, "adopted what another tool has put into a layout");
@@ -79,7 +81,7 @@ impl Ledger {
         Ok(adopted)
     }
 
-    fn adopt_entry(&self, repo: &Repo, entry: &Value, index_json: &IndexJson) -> Result<Outcome, Error> {
+    fn adopt_entry(&self, repo: &Repo, entry: &Value, modified: SystemTime) -> Result<Outcome, Error> {
         // Of an algorithm that berth cannot verify: it stays in `index.json` and is no business of the refs.
         let Some(digest) = entry_digest(entry) else { return Ok(Outcome::Known) };
         let tag = entry_tag(entry);
@@ -88,7 +90,7 @@ impl Ledger {
             None => None,
         };
         let is_known = match (&tag, &old) {
-            (Some(tag), Some(old)) => old.digest == digest || !self.is_newer(repo, tag, index_json),
+            (Some(tag), Some(old)) => old.digest == digest || !self.is_newer(repo, tag, modified),
             (Some(_), None) => false,
             (None, _) => self.refs.exists(repo, Ref::Manifest(&digest)),
         };
@@ -96,7 +98,7 @@ impl Ledger {
             return Ok(Outcome::Known);
         }
         let descriptor: Descriptor = serde_json::from_value(entry.clone()).unwrap_or_default();
-        let fetched_at = index_json.modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let fetched_at = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let Some(record) = self.adopt_closure(repo, &digest, &descriptor.media_type, fetched_at)? else {
             tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
             return Ok(Outcome::Missing);
@@ -114,9 +116,9 @@ impl Ledger {
         Ok(Outcome::Adopted)
     }
 
-    fn is_newer(&self, repo: &Repo, tag: &Tag, index_json: &IndexJson) -> bool {
+    fn is_newer(&self, repo: &Repo, tag: &Tag, modified: SystemTime) -> bool {
         let written: Option<SystemTime> = self.refs.modified(repo, Ref::Tag(tag));
-        written.is_none_or(|written| index_json.modified > written)
+        written.is_none_or(|written| modified > written)
     }
 
     /// Grants a manifest and what is here of all that it refers to. `None` if the manifest itself is not here.

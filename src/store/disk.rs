@@ -9,9 +9,9 @@
 //! `repos/` and `partial/` must be on one file system.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +29,9 @@ use crate::telemetry::Metrics;
 const STAGED_PREFIX: &str = ".tmp-";
 /// Folders remembered as synced: some 20 MiB at worst. Beyond it all are forgotten, and synced once more.
 const FOLDERS_MAX: usize = 100_000;
+
+/// Written at a time.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// The data folder, and which of its folders are known to outlive a power loss.
 pub(super) struct Disk {
@@ -103,10 +106,21 @@ impl Disk {
 
     /// Puts `content` at `target`, at once and for good.
     pub(super) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
+        self.replace_with(target, look, content.len() as u64, &|file| file.write_all(content))
+    }
+
+    /// The same with what `write` writes, some `bytes`, which may be more than should be in memory at once.
+    pub(super) fn replace_with(
+        &self,
+        target: &Path,
+        look: Look,
+        bytes: u64,
+        write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Error> {
         let write = |staged: &Path| {
-            write_synced(staged, content, look).map_err(|source| Error::io("write", staged, source))
+            write_synced(staged, write, look).map_err(|source| Error::io("write", staged, source))
         };
-        self.condition.note(content.len() as u64, self.stage_and_move(target, write))
+        self.condition.note(bytes, self.stage_and_move(target, write))
     }
 
     /// Makes `target` a symbolic link, whatever file or link it was.
@@ -203,9 +217,12 @@ impl Disk {
     }
 }
 
-fn write_synced(path: &Path, content: &[u8], look: Look) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(look.mode).open(path)?;
-    file.write_all(content)?;
+fn write_synced(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>, look: Look) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(look.mode).open(path)?;
+    let mut buffered = BufWriter::with_capacity(WRITE_BYTES, &file);
+    write(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
     // The umask may have taken bits away.
     file.set_permissions(Permissions::from_mode(look.mode))?;
     if let Some(modified) = look.modified {
@@ -235,14 +252,20 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
 }
 
 /// The names in a folder, in no order; a folder that is not there is empty.
-pub(super) fn list(folder: &Path) -> Result<Vec<std::ffi::OsString>, Error> {
+pub(super) fn list(folder: &Path) -> Result<Vec<OsString>, Error> {
+    names(folder)?.collect()
+}
+
+/// The same, one by one: a folder may have a million.
+pub(super) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsString, Error>>, Error> {
     let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Ok(entries) => Some(entries),
+        Err(error) if is_absent(&error) => None,
         Err(source) => return Err(Error::io("list", folder, source)),
     };
-    let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
-    names.map_err(|source| Error::io("list", folder, source))
+    let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name());
+    let failed = |source| Error::io("list", folder, source);
+    Ok(entries.into_iter().flatten().map(move |entry| name(entry).map_err(failed)))
 }
 
 /// A whole file, at most `bytes_max` of it; one that is not there, or larger, is `None`.

@@ -10,20 +10,21 @@
 //! | `manifest` | repo, NUL, digest | `ManifestRecord` |
 //! | `parts` | digest of a manifest | bytes that it claims (a big-endian `u64`), then what it refers to, by short names |
 //! | `layout` | repo | what its `index.json` looked like when it was last in line with the refs |
-//! | `meta` | `version`, `clean`, `scrub` | the last: when the round began, and the last digest it looked at |
+//! | `behind` | repo | empty: its `index.json` had not followed the refs when berth was stopped |
+//! | `meta` | `version`, `clean`, `sums`, `scrub` | when it was closed in order, what there was in each tree then; when the scrub's round began, and the last digest it looked at |
 //!
 //! A digest is one byte for the algorithm and the raw hash; records are JSON, as in the files.
 //!
 //! sled 0.34 syncs with `sync_file_range` and so promises nothing across a power loss, and on garbage it may
 //! return an error, panic, or quietly lose records. Hence: **no answer of the index is ever an error, only
 //! "don't know"** (`None`), for which the caller looks at the files; every call is behind `catch_unwind`; the
-//! first failure disables the index until it is rebuilt ([`rebuild`](super::rebuild)); opening reads every
-//! record once (a second per million), so that what is broken breaks then; and a pass at every start looks for
-//! what is missing.
+//! first failure disables the index until it is rebuilt ([`rebuild`](super::rebuild)); behind every start all
+//! records are read and counted ([`tally`]), so that what is broken breaks then, and what is lost is missed; and a
+//! pass looks for what the files say and the index does not.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sled::{Db, Tree};
 use tokio::sync::Notify;
@@ -33,17 +34,22 @@ mod key;
 mod recent;
 mod records;
 mod stock;
+mod tally;
 
 pub(super) use key::Entry;
 pub(super) use stock::{Known, Short, short};
 
 use guard::{catch, clear_away, drop_quietly};
 use recent::Recent;
+use tally::Tally;
+
+use super::hold;
 
 /// Another version of the trees is not migrated but rebuilt.
-const VERSION: &[u8] = b"berth 1";
-/// sled's own default lets its cache grow to 1 GiB.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+const VERSION: &[u8] = b"berth 2";
+/// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
+/// some 50 bytes a record in memory.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// How long sled may keep records in memory only; they can all be found again.
 const FLUSH_EVERY_MS: u64 = 1000;
 
@@ -67,8 +73,9 @@ pub(super) struct Index {
     is_complete: AtomicBool,
     /// Whether it is marked as closed in order, which the next change takes back.
     is_closed: AtomicBool,
-    used_bytes: AtomicU64,
     recent: Recent,
+    /// What is in each [`Part`].
+    tallies: [Mutex<Tally>; Part::ALL.len()],
     /// Told when the index has failed, so that somebody rebuilds it.
     failed: Arc<Notify>,
 }
@@ -83,7 +90,23 @@ struct Trees {
     manifest: Tree,
     parts: Tree,
     layout: Tree,
+    behind: Tree,
     meta: Tree,
+}
+
+/// The trees whose records are counted.
+#[derive(Clone, Copy)]
+enum Part {
+    Blob,
+    Grant,
+    Public,
+    Tag,
+    Manifest,
+}
+
+impl Part {
+    /// Each at the place that its number says.
+    const ALL: [Self; 5] = [Self::Blob, Self::Grant, Self::Public, Self::Tag, Self::Manifest];
 }
 
 impl Index {
@@ -94,15 +117,15 @@ impl Index {
             trees: RwLock::default(),
             is_complete: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
-            used_bytes: AtomicU64::new(0),
             recent: Recent::new(),
+            tallies: Default::default(),
             failed,
         };
         let opened = if folder.exists() { catch(|| Trees::load(folder)) } else { Err("missing".to_owned()) };
         let found = match opened {
-            Ok((trees, used_bytes, closed_at)) => {
+            Ok((trees, sums, closed_at)) => {
                 index.install(trees);
-                index.used_bytes.store(used_bytes, Ordering::Relaxed);
+                index.set_sums(&sums);
                 index.is_complete.store(closed_at.is_some(), Ordering::Release);
                 closed_at.map_or(Found::Unclean, Found::Clean)
             }
@@ -118,8 +141,8 @@ impl Index {
     pub(super) fn start_over(&self) -> bool {
         self.is_complete.store(false, Ordering::Release);
         drop_quietly(self.trees.write().unwrap_or_else(PoisonError::into_inner).take());
-        self.used_bytes.store(0, Ordering::Relaxed);
         self.recent.clear();
+        self.set_sums(&[]);
         if let Err(error) = clear_away(&self.folder) {
             tracing::warn!(path = %self.folder.display(), %error, "cannot remove the old index");
         }
@@ -143,8 +166,9 @@ impl Index {
         self.is_complete.load(Ordering::Acquire) && !self.is_disabled()
     }
 
-    pub(super) fn set_complete(&self) {
-        self.is_complete.store(true, Ordering::Release);
+    /// Says whether it says what the files say.
+    pub(super) fn set_complete(&self, is_complete: bool) {
+        self.is_complete.store(is_complete, Ordering::Release);
     }
 
     /// Writes everything out and, unless it has not been compared yet, marks the index as closed in order.
@@ -152,6 +176,7 @@ impl Index {
         if !self.is_complete() {
             return;
         }
+        self.note_sums();
         self.with(|trees| {
             trees.db.flush()?;
             trees.meta.insert("clean", &at.to_be_bytes())?;
@@ -160,8 +185,14 @@ impl Index {
         self.is_closed.store(true, Ordering::Release);
     }
 
+    /// Bytes of all blobs. After an unclean stop it is what was last noted, until they are counted.
     pub(super) fn used_bytes(&self) -> u64 {
-        self.used_bytes.load(Ordering::Relaxed)
+        hold(&self.tallies[Part::Blob as usize]).sum.bytes
+    }
+
+    /// How many blobs there are, with the same reservation.
+    pub(super) fn blob_count(&self) -> u64 {
+        hold(&self.tallies[Part::Blob as usize]).sum.records
     }
 
     /// Asks sled to change something, after which the index is not closed in order any more.
@@ -206,25 +237,17 @@ impl Index {
 }
 
 impl Trees {
-    /// Opens an index that another process has left, and reads all of it once.
-    fn load(folder: &Path) -> sled::Result<(Self, u64, Option<u64>)> {
+    /// Opens an index that another process has left: its sums, and when it was closed in order.
+    fn load(folder: &Path) -> sled::Result<(Self, Vec<u8>, Option<u64>)> {
         let trees = Self::open(folder)?;
         if trees.meta.get("version")?.as_deref() != Some(VERSION) {
             return Err(sled::Error::Unsupported("of another version".to_owned()));
         }
-        let mut used_bytes = 0;
-        for item in &trees.blob {
-            used_bytes += first_number(&item?.1);
-        }
-        for tree in [&trees.repo, &trees.grant, &trees.public, &trees.tag, &trees.manifest, &trees.layout] {
-            for item in tree {
-                item?;
-            }
-        }
+        let sums = trees.meta.get("sums")?.map(|sums| sums.to_vec()).unwrap_or_default();
         // Until it is closed in order.
         let closed_at = trees.meta.remove("clean")?.map(|at| first_number(&at));
         trees.db.flush()?;
-        Ok((trees, used_bytes, closed_at))
+        Ok((trees, sums, closed_at))
     }
 
     fn create(folder: &Path) -> sled::Result<Self> {
@@ -246,6 +269,7 @@ impl Trees {
             manifest: db.open_tree("manifest")?,
             parts: db.open_tree("parts")?,
             layout: db.open_tree("layout")?,
+            behind: db.open_tree("behind")?,
             meta: db.open_tree("meta")?,
             db,
         })
@@ -275,6 +299,11 @@ fn raise(tree: &Tree, key: &[u8], flag: bool) -> sled::Result<()> {
     Ok(())
 }
 
+/// The bytes of content that a record stands for.
+fn weight(part: Part, value: &[u8]) -> u64 {
+    if matches!(part, Part::Blob) { first_number(value) } else { 0 }
+}
+
 fn first_number(value: &[u8]) -> u64 {
     let bytes = value.get(..8).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_be_bytes)
@@ -301,7 +330,7 @@ mod tests {
         let (index, found) = Index::open(&folder, Arc::default());
         assert_eq!(found, Found::Fresh("missing".to_owned()));
         index.with(|trees| trees.meta.insert("version", b"berth 0")).unwrap();
-        index.set_complete();
+        index.set_complete(true);
         index.close(7);
         drop(index);
         let (index, found) = Index::open(&folder, Arc::default());
@@ -313,7 +342,7 @@ mod tests {
         drop(index);
         let (index, found) = Index::open(&folder, Arc::default());
         assert_eq!(found, Found::Unclean, "closed before it was compared");
-        index.set_complete();
+        index.set_complete(true);
         index.close(7);
         drop(index);
         assert_eq!(Index::open(&folder, Arc::default()).1, Found::Clean(7));
@@ -330,7 +359,7 @@ mod tests {
         index.remove(&Entry::Blob(digest));
         assert_eq!(index.used_bytes(), 0);
         index.put_blob(&digest, 7, 0);
-        index.set_complete();
+        index.set_complete(true);
         assert!(index.has_blob(&digest) && index.is_complete());
         index.fail();
         assert!(!index.has_blob(&digest) && !index.is_complete() && index.is_disabled());

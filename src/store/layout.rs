@@ -11,20 +11,32 @@
 //! `index.json` that looks different is another tool's. It also carries a time of modification from before the
 //! refs were read. So it never seems newer than a ref that it does not show yet, and adoption cannot take a tag
 //! back, even if those looks are lost.
+//!
+//! # Of many tags
+//!
+//! A tag that moves is a file of its own, but `index.json` names all of them: 25 MB for 100,000. It is read and
+//! written entry by entry, so that it takes memory only for what is not berth's, from what the index says rather
+//! than from the files of refs, and **it lags the more, the larger it is**: all large ones together are written
+//! at 256 KiB/s on average, and whatever changes until it is a file's turn is written once. A small one follows
+//! within a second or two, that of 100,000 tags within minutes. It waits, too, while the index is not complete.
+//! At the end of the process only small ones are brought up to date; the next start knows of the others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, Metadata};
+use std::io::{self, BufReader, Read as _, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::disk::{self, Look};
+use super::entries::{self, IndexJson};
 use super::index::Entry;
 use super::ledger::Ledger;
-use super::record::{ManifestRecord, TagRecord};
-use super::refs::{Kind, Ref};
 use super::{Error, hold};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Manifest, Repo, Tag, manifest};
@@ -33,33 +45,33 @@ use crate::oci::{Digest, Manifest, Repo, Tag, manifest};
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// 2,000 tags take half a megabyte; beyond this a file is no index that berth would read or write.
-const INDEX_JSON_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// File times are coarser than the clock: by milliseconds on local disks, by a second or two on some others.
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
+/// An `index.json` beyond this, of some 4,000 tags, waits for its turn.
+const LARGE_BYTES: u64 = 1024 * 1024;
+/// Bytes of large ones that are written in a second, on average.
+const LARGE_BYTES_PER_SECOND: u64 = 256 * 1024;
 
-/// An `index.json` as it stands.
-pub(super) struct IndexJson {
-    /// Inode, time and size: what tells one version from the next.
-    pub(super) looks: Vec<u8>,
-    pub(super) modified: SystemTime,
-    /// The whole object, or an empty one if it is none.
-    pub(super) fields: Map<String, Value>,
-}
-
-impl IndexJson {
-    pub(super) fn entries(&self) -> &[Value] {
-        self.fields.get("manifests").and_then(Value::as_array).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// What of a repository an `index.json` shows.
+/// What of an `index.json` that is to be replaced is not berth's to say.
 #[derive(Default)]
-struct Facts {
-    tags: BTreeMap<Tag, TagRecord>,
-    manifests: BTreeMap<Digest, ManifestRecord>,
-    /// What stored indexes name; these need no entry of their own.
-    children: BTreeSet<Digest>,
+struct Kept {
+    fields: Map<String, Value>,
+    /// Entries that stand for something that is not in the refs.
+    entries: Vec<Value>,
+    digests: HashSet<Digest>,
+    /// Entries of the refs' own with something added to them.
+    extended: HashMap<(Digest, Option<String>), Value>,
+}
+
+/// An entry without anything added.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Plain<'a> {
+    media_type: &'a str,
+    digest: &'a Digest,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<HashMap<&'a str, &'a Tag>>,
 }
 
 /// The tag that an entry names, if it has a name and that can be one.
@@ -79,28 +91,34 @@ impl Ledger {
     /// Renders what has changed. Other tools' entries must have been adopted before.
     pub(super) fn render(&self, repo: &Repo) -> Result<(), Error> {
         let _one_at_a_time = hold(&self.rendering);
+        if !self.index.is_complete() {
+            // Not all is known that there is to show.
+            self.mark_dirty(repo);
+            return Ok(());
+        }
         self.furnish(repo)?;
         let path = self.index_json_path(repo);
-        let old = read_index_json(&path)?;
+        let old = entries::open(&path)?;
         if old.as_ref().is_some_and(|old| self.is_foreign(repo, &old.looks)) {
             // Another tool was faster. Its entries come first: the next round adopts and renders them.
             self.mark_dirty(repo);
             return Ok(());
         }
         let modified = SystemTime::now() - CLOCK_GRAIN;
-        let mut fields = old.map(|old| old.fields).unwrap_or_default();
-        // Whoever wrote these had the time to bring their manifests: what is not here was evicted.
-        if let Some(Value::Array(entries)) = fields.get_mut("manifests") {
-            entries.retain(|entry| entry_digest(entry).is_none_or(|digest| self.is_here(&digest)));
-        }
-        let facts = self.facts(repo)?;
-        let is_nothing_left = facts.tags.is_empty()
-            && facts.manifests.is_empty()
-            && fields.get("manifests").is_none_or(|entries| *entries == json!([]));
-        if is_nothing_left && self.clear_repository(repo)? {
+        let kept = old.map_or_else(|| Ok(Kept::default()), |old| self.kept(repo, old))?;
+        if kept.entries.is_empty() && self.clear_repository(repo)? {
             return Ok(());
         }
-        self.write_index_json(repo, &path, &compose(fields, &facts), modified)
+        let children = self.children(repo)?;
+        let write = |out: &mut dyn Write| self.compose(repo, &kept, &children, out);
+        if !is_same(&path, &write)? {
+            let bytes = self.index_json_bytes(repo);
+            self.disk.replace_with(&path, Look { modified: Some(modified), ..Look::PLAIN }, bytes, &write)?;
+        }
+        if let Some(looks) = looks_of(&path) {
+            self.index.put_layout(repo, &looks);
+        }
+        Ok(())
     }
 
     fn is_here(&self, digest: &Digest) -> bool {
@@ -121,6 +139,23 @@ impl Ledger {
         self.refs.clear(repo);
         self.index.remove(&Entry::Repo(repo.clone()));
         Ok(true)
+    }
+
+    /// Whether a repository's `index.json` has to wait for its turn.
+    pub(super) fn is_large(&self, repo: &Repo) -> bool {
+        self.index_json_bytes(repo) > LARGE_BYTES
+    }
+
+    /// How long the writing of a repository's `index.json` is to take from the others' time.
+    pub(super) fn render_time(&self, repo: &Repo) -> Duration {
+        match self.index_json_bytes(repo) {
+            bytes if bytes > LARGE_BYTES => Duration::from_secs(bytes / LARGE_BYTES_PER_SECOND),
+            _ => Duration::ZERO,
+        }
+    }
+
+    fn index_json_bytes(&self, repo: &Repo) -> u64 {
+        fs::metadata(self.index_json_path(repo)).map_or(0, |metadata| metadata.len())
     }
 
     /// Whether an `index.json` of these looks is another tool's.
@@ -149,54 +184,101 @@ impl Ledger {
         }
     }
 
-    fn write_index_json(
-        &self,
-        repo: &Repo,
-        path: &Path,
-        content: &[u8],
-        modified: SystemTime,
-    ) -> Result<(), Error> {
-        let is_same = disk::read(path, INDEX_JSON_BYTES_MAX)?.is_some_and(|old| old == content);
-        if !is_same {
-            self.disk.replace(path, content, Look { modified: Some(modified), ..Look::PLAIN })?;
+    /// What stays of an `index.json`.
+    fn kept(&self, repo: &Repo, old: IndexJson) -> Result<Kept, Error> {
+        let mut kept = Kept::default();
+        let fields = old.read(&mut |entry| {
+            let digest = entry_digest(&entry);
+            if digest.is_some_and(|digest| !self.is_here(&digest)) {
+                // Whoever wrote it had the time to bring the manifest: it was evicted.
+                return Ok(());
+            }
+            if self.is_foreign_entry(repo, &entry) {
+                kept.digests.extend(digest);
+                kept.entries.push(entry);
+            } else if let Some(digest) = digest.filter(|_| !is_plain(&entry)) {
+                kept.extended.insert((digest, entry_name(&entry).map(str::to_owned)), entry);
+            }
+            Ok(())
+        })?;
+        match fields {
+            Some(fields) => Ok(Kept { fields, ..kept }),
+            // No JSON: nobody's entries.
+            None => Ok(Kept::default()),
         }
-        if let Some(looks) = looks_of(path) {
-            self.index.put_layout(repo, &looks);
-        }
-        Ok(())
     }
 
-    /// What a repository's files say.
-    fn facts(&self, repo: &Repo) -> Result<Facts, Error> {
-        let mut facts = Facts::default();
-        for tag in self.refs.tags(repo)? {
-            if let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(&tag))?
-                && self.is_here(&record.digest)
-            {
-                facts.tags.insert(tag, record);
+    /// Whether an entry stands for something that is not in the refs: another name than a tag of theirs, content
+    /// that they do not have, or notes on a manifest without a name.
+    fn is_foreign_entry(&self, repo: &Repo, entry: &Value) -> bool {
+        match entry_name(entry) {
+            Some(_) => entry_tag(entry).is_none_or(|tag| self.index.tag(repo, &tag).is_none()),
+            None => {
+                let is_ours = |digest| self.index.manifest(repo, &digest).is_some();
+                !entry_digest(entry).is_some_and(is_ours) || entry.get("annotations").is_some()
             }
         }
-        for digest in self.refs.digests(repo, Kind::Manifests)?.into_iter().filter(|it| self.is_here(it)) {
-            if let Some(record) = self.refs.read(repo, Ref::Manifest(&digest))? {
-                facts.manifests.insert(digest, record);
-            }
-        }
-        facts.children = self.children(&facts.manifests)?;
-        Ok(facts)
     }
 
-    /// What the stored indexes among `manifests` name as their children.
-    fn children(&self, manifests: &BTreeMap<Digest, ManifestRecord>) -> Result<BTreeSet<Digest>, Error> {
-        let mut children = BTreeSet::new();
-        for (digest, record) in manifests {
+    /// What the repository's stored indexes name as their children and it has, in order: these need no entry of
+    /// their own.
+    fn children(&self, repo: &Repo) -> Result<Vec<Digest>, Error> {
+        let mut children = Vec::new();
+        let found = self.index.each_manifest(repo, &mut |digest, record| {
             if !record.media_type.contains("index") && !record.media_type.contains("list") {
-                continue;
+                return Ok(());
             }
-            if let Some(manifest) = self.stored_manifest(digest, &record.media_type)? {
-                children.extend(manifest.manifests.iter().filter_map(manifest::Descriptor::digest));
+            if let Some(manifest) = self.stored_manifest(&digest, &record.media_type)? {
+                let named = manifest.manifests.iter().filter_map(manifest::Descriptor::digest);
+                children.extend(named.filter(|child| self.index.manifest(repo, child).is_some()));
+            }
+            Ok(())
+        });
+        found.unwrap_or(Ok(()))?;
+        children.sort_unstable();
+        Ok(children)
+    }
+
+    /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and
+    /// the entries last, because there may be many.
+    fn compose(&self, repo: &Repo, kept: &Kept, children: &[Digest], out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "{{\"schemaVersion\":2,\"mediaType\":\"{INDEX_TYPE}\"")?;
+        for (name, value) in &kept.fields {
+            if !["schemaVersion", "mediaType", "manifests"].contains(&name.as_str()) {
+                write!(out, ",{}:{value}", json!(name))?;
             }
         }
-        Ok(children)
+        write!(out, ",\"manifests\":[")?;
+        let lines = RefCell::new(Lines { out, has_any: false });
+        let mut tagged = Vec::new();
+        let tags = self.index.each_tag(repo, &mut |tag, record| {
+            if !self.is_here(&record.digest) {
+                return Ok(());
+            }
+            tagged.push(record.digest);
+            let extended = kept.extended.get(&(record.digest, Some(tag.as_str().to_owned())));
+            lines.borrow_mut().entry(extended, &record.digest, &record.media_type, record.size, Some(&tag))
+        });
+        complete(tags)?;
+        tagged.sort_unstable();
+        let is_named = |digest: &Digest| {
+            tagged.binary_search(digest).is_ok()
+                || children.binary_search(digest).is_ok()
+                || kept.digests.contains(digest)
+        };
+        let manifests = self.index.each_manifest(repo, &mut |digest, record| {
+            if is_named(&digest) || !self.is_here(&digest) {
+                return Ok(());
+            }
+            let extended = kept.extended.get(&(digest, None));
+            lines.borrow_mut().entry(extended, &digest, &record.media_type, record.size, None)
+        });
+        complete(manifests)?;
+        let mut lines = lines.into_inner();
+        for entry in &kept.entries {
+            lines.line(entry)?;
+        }
+        writeln!(lines.out, "\n]}}")
     }
 
     /// A manifest that is stored, read.
@@ -210,77 +292,85 @@ impl Ledger {
     }
 }
 
-/// The new `index.json`: what the refs say, and what of the old one is not theirs to say.
-fn compose(mut fields: Map<String, Value>, facts: &Facts) -> Vec<u8> {
-    let Facts { tags, manifests, children } = facts;
-    let old = match fields.remove("manifests") {
-        Some(Value::Array(entries)) => entries,
-        Some(_) | None => Vec::new(),
-    };
-    let known: HashMap<(Digest, Option<&str>), &Value> =
-        old.iter().filter_map(|entry| Some(((entry_digest(entry)?, entry_name(entry)), entry))).collect();
-    let kept: Vec<&Value> = old.iter().filter(|entry| is_foreign_entry(entry, facts)).collect();
-    let is_kept: BTreeSet<Digest> = kept.iter().filter_map(|entry| entry_digest(entry)).collect();
-    let is_tagged: BTreeSet<Digest> = tags.values().map(|record| record.digest).collect();
+/// Entries, one a line.
+struct Lines<'a> {
+    out: &'a mut dyn Write,
+    has_any: bool,
+}
 
-    let mut entries = Vec::with_capacity(tags.len() + kept.len());
-    for (tag, record) in tags {
-        let base = known.get(&(record.digest, Some(tag.as_str()))).copied();
-        entries.push(entry(base, &record.digest, &record.media_type, record.size, Some(tag)));
-    }
-    for (digest, record) in manifests {
-        let is_named = is_tagged.contains(digest) || children.contains(digest) || is_kept.contains(digest);
-        if !is_named {
-            let base = known.get(&(*digest, None)).copied();
-            entries.push(entry(base, digest, &record.media_type, record.size, None));
+impl Lines<'_> {
+    fn entry(
+        &mut self,
+        extended: Option<&Value>,
+        digest: &Digest,
+        media_type: &str,
+        size: u64,
+        tag: Option<&Tag>,
+    ) -> io::Result<()> {
+        let Some(extended) = extended else {
+            let annotations = tag.map(|tag| HashMap::from([(REF_NAME, tag)]));
+            return self.line(&Plain { media_type, digest, size, annotations });
+        };
+        let mut entry = extended.clone();
+        entry["mediaType"] = json!(media_type);
+        entry["digest"] = json!(digest);
+        entry["size"] = json!(size);
+        if let Some(tag) = tag {
+            entry["annotations"][REF_NAME] = json!(tag);
         }
+        self.line(&entry)
     }
-    entries.extend(kept.into_iter().cloned());
-    fields.insert("schemaVersion".to_owned(), json!(2));
-    fields.insert("mediaType".to_owned(), json!(INDEX_TYPE));
-    fields.insert("manifests".to_owned(), Value::Array(entries));
-    to_bytes(fields)
-}
 
-/// Whether an entry stands for something that is not in the refs: another name than a tag of theirs, content
-/// that they do not have, or notes on a manifest without a name.
-fn is_foreign_entry(entry: &Value, facts: &Facts) -> bool {
-    match entry_name(entry) {
-        Some(_) => entry_tag(entry).is_none_or(|tag| !facts.tags.contains_key(&tag)),
-        None => {
-            let is_ours = entry_digest(entry).is_some_and(|digest| facts.manifests.contains_key(&digest));
-            !is_ours || entry.get("annotations").is_some()
-        }
+    fn line<T: Serialize>(&mut self, entry: &T) -> io::Result<()> {
+        self.out.write_all(if self.has_any { b",\n" } else { b"\n" })?;
+        self.has_any = true;
+        Ok(serde_json::to_writer(&mut *self.out, entry)?)
     }
 }
 
-fn entry(base: Option<&Value>, digest: &Digest, media_type: &str, size: u64, tag: Option<&Tag>) -> Value {
-    let mut entry = base.cloned().unwrap_or_else(|| json!({}));
-    entry["mediaType"] = json!(media_type);
-    entry["digest"] = json!(digest);
-    entry["size"] = json!(size);
-    if let Some(tag) = tag {
-        entry["annotations"][REF_NAME] = json!(tag);
-    }
-    entry
+/// What was visited of the index must have been all.
+fn complete(visited: Option<io::Result<()>>) -> io::Result<()> {
+    visited.unwrap_or_else(|| Err(io::Error::other("the index has failed meanwhile")))
 }
 
-fn to_bytes(fields: Map<String, Value>) -> Vec<u8> {
-    let mut bytes =
-        serde_json::to_vec_pretty(&Value::Object(fields)).expect("a JSON value always serialises");
-    bytes.push(b'\n');
-    bytes
-}
-
-/// Reads an `index.json`. The looks are taken first: what is written meanwhile will look different.
-pub(super) fn read_index_json(path: &Path) -> Result<Option<IndexJson>, Error> {
-    let Some((looks, modified)) = looks_of(path).zip(fs::metadata(path).and_then(|it| it.modified()).ok())
-    else {
-        return Ok(None);
+/// Whether an entry says nothing but what berth itself would say.
+fn is_plain(entry: &Value) -> bool {
+    let has_only = |value: &Value, names: &[&str]| {
+        value.as_object().is_some_and(|fields| fields.keys().all(|name| names.contains(&name.as_str())))
     };
-    let Some(content) = disk::read(path, INDEX_JSON_BYTES_MAX)? else { return Ok(None) };
-    let fields = serde_json::from_slice(&content).unwrap_or_default();
-    Ok(Some(IndexJson { looks, modified, fields }))
+    has_only(entry, &["mediaType", "digest", "size", "annotations"])
+        && entry.get("annotations").is_none_or(|annotations| has_only(annotations, &[REF_NAME]))
+}
+
+/// Whether a file has just the content that `write` would write.
+fn is_same(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) -> Result<bool, Error> {
+    let Some(file) = disk::open(path, OFlags::empty())? else { return Ok(false) };
+    let mut old = Compared { old: BufReader::new(file), differs: false };
+    match write(&mut old) {
+        Err(_) if old.differs => Ok(false),
+        Err(source) => Err(Error::io("render", path, source)),
+        Ok(()) => Ok(matches!(old.old.read(&mut [0]), Ok(0))),
+    }
+}
+
+/// Takes no more than what is in a file already.
+struct Compared<R> {
+    old: R,
+    differs: bool,
+}
+
+impl<R: io::Read> Write for Compared<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut old = [0; 4096];
+        let count = bytes.len().min(old.len());
+        let is_read = self.old.read_exact(&mut old[..count]).is_ok();
+        self.differs |= !is_read || old[..count] != bytes[..count];
+        if self.differs { Err(io::Error::other("differs")) } else { Ok(count) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(super) fn looks_of(path: &Path) -> Option<Vec<u8>> {

@@ -8,11 +8,11 @@
 //! its repository's lock meanwhile: an older value can never replace a newer one, and what the index says is
 //! durable. Reading takes no lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
@@ -24,6 +24,7 @@ use super::index::{Found, Index};
 use super::lock::Lock;
 use super::opened::{Opened, StoredBlob, Whose, is_same_file};
 use super::pin::Pins;
+use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
@@ -48,6 +49,8 @@ pub(super) struct Ledger {
     pub(super) opened: Opened,
     pub(super) budget: Budget,
     pub(super) pins: Pins,
+    /// How far a pass over all files is.
+    pub(super) progress: Progress,
     /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
     pub(super) adopting: Arc<tokio::sync::Mutex<()>>,
     /// Serialises what rewrites an `index.json`.
@@ -55,7 +58,12 @@ pub(super) struct Ledger {
     /// Told when there is something to render or to rebuild.
     pub(super) wake: Arc<Notify>,
     locks: [Mutex<()>; LOCKS],
-    dirty: Mutex<BTreeSet<Repo>>,
+    /// Whose `index.json` is behind, and when it is to follow.
+    dirty: Mutex<BTreeMap<Repo, Instant>>,
+    /// When the last of the large ones among them is to be rendered.
+    large_turn: Mutex<Option<Instant>>,
+    /// Serialises the passes that fill the index.
+    pub(super) passing: Mutex<()>,
     used: Mutex<HashMap<Digest, (u64, u64)>>,
     /// Here, because an open partial file keeps the ledger alive; last, so that the index is closed before the
     /// next process may open it.
@@ -75,11 +83,14 @@ impl Ledger {
             disk,
             index,
             opened: Opened::new(getrlimit(Resource::Nofile).current),
+            progress: Progress::default(),
             adopting: Arc::default(),
             rendering: Mutex::default(),
             wake,
             locks: [const { Mutex::new(()) }; LOCKS],
             dirty: Mutex::default(),
+            large_turn: Mutex::default(),
+            passing: Mutex::default(),
             used: Mutex::default(),
             process_lock: lock,
         };
@@ -372,17 +383,53 @@ impl Ledger {
 
     // === What is behind ===
 
+    /// A repository's `index.json` is behind from now on, and is to follow in time.
     pub(super) fn mark_dirty(&self, repo: &Repo) {
-        hold(&self.dirty).insert(repo.clone());
-        self.wake.notify_one();
+        let is_news = !hold(&self.dirty).contains_key(repo);
+        if is_news {
+            let due = self.render_turn(repo);
+            hold(&self.dirty).entry(repo.clone()).or_insert(due);
+            self.wake.notify_one();
+        }
     }
 
-    pub(super) fn dirty(&self) -> BTreeSet<Repo> {
-        hold(&self.dirty).clone()
+    /// When a repository may be rendered: at once, or if that writes much, after all of that kind that came first.
+    fn render_turn(&self, repo: &Repo) -> Instant {
+        let (now, takes) = (Instant::now(), self.render_time(repo));
+        if takes.is_zero() {
+            return now;
+        }
+        let mut turn = hold(&self.large_turn);
+        let due = turn.map_or(now, |turn| turn.max(now)) + takes;
+        *turn = Some(due);
+        due
     }
 
-    pub(super) fn take_dirty(&self) -> BTreeSet<Repo> {
-        std::mem::take(&mut *hold(&self.dirty))
+    /// What is to be rendered now need not be rendered later for what has changed until now.
+    pub(super) fn forget_dirty(&self, repo: &Repo) {
+        hold(&self.dirty).remove(repo);
+    }
+
+    /// The repository that has been due for longest, which counts as rendered.
+    pub(super) fn take_due(&self) -> Option<Repo> {
+        let mut dirty = hold(&self.dirty);
+        let (repo, due) = dirty.iter().min_by_key(|(_, due)| **due)?;
+        if *due > Instant::now() {
+            return None;
+        }
+        let repo = repo.clone();
+        dirty.remove(&repo);
+        Some(repo)
+    }
+
+    /// All that are to be rendered some time, which count as rendered.
+    pub(super) fn take_dirty(&self) -> Vec<Repo> {
+        std::mem::take(&mut *hold(&self.dirty)).into_keys().collect()
+    }
+
+    /// When the next repository is to be rendered.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        hold(&self.dirty).values().min().copied()
     }
 }
 

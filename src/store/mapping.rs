@@ -21,19 +21,30 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use rustix::param::page_size;
 
+use super::ledger::unix_seconds;
+
 /// Pages that one call to the kernel is asked about: what fits on the stack.
 const PAGES_ASKED_MAX: usize = 1024;
+
+/// Bytes that are remembered together as being in memory.
+const BLOCK_BYTES: usize = 1 << 20;
+/// For how long that is believed: what is sent again and again does not leave memory within two seconds, and to ask
+/// the kernel about each page was a fifth of the time that it takes to send it.
+const RESIDENT_FOR_SECONDS: u64 = 1;
 
 /// A whole file in memory, as far as the kernel has it there.
 pub(super) struct Mapping {
     start: NonNull<u8>,
     bytes: Bytes,
+    /// When each block was last found in memory, in seconds since 1970.
+    resident_at: Box<[AtomicU64]>,
 }
 
 /// What unmaps when the last slice is gone.
@@ -74,7 +85,8 @@ impl Mapping {
         // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
         let start = unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { start, bytes: Bytes::from_owner(Region { start, len }) })
+        let resident_at = (0..len.div_ceil(BLOCK_BYTES)).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { start, bytes: Bytes::from_owner(Region { start, len }), resident_at })
     }
 
     /// Bytes for a plain socket to send, and for nobody to look at: see the module.
@@ -88,8 +100,27 @@ impl Mapping {
         (offset.checked_add(slice.len())? <= self.bytes.len()).then_some(offset)
     }
 
-    /// Whether every byte of `range` is in memory now.
+    /// Whether every byte of `range` is in memory, or was a moment ago.
     pub(super) fn is_resident(&self, range: Range<usize>) -> bool {
+        let (now, end) = (unix_seconds(), range.end.min(self.bytes.len()));
+        let blocks = range.start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
+        blocks.into_iter().all(|block| {
+            let Some(resident_at) = self.resident_at.get(block) else { return false };
+            let is_remembered = now.checked_sub(resident_at.load(Ordering::Relaxed));
+            if is_remembered.is_some_and(|age| age <= RESIDENT_FOR_SECONDS) {
+                return true;
+            }
+            let whole = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+            if self.ask_resident(whole.clone()) {
+                resident_at.store(now, Ordering::Relaxed);
+                return true;
+            }
+            self.ask_resident(whole.start.max(range.start)..whole.end.min(end))
+        })
+    }
+
+    /// Whether the kernel has every byte of `range` in memory now.
+    fn ask_resident(&self, range: Range<usize>) -> bool {
         let (mut at, end) = (page_of(range.start), range.end.min(self.bytes.len()));
         let mut pages = [0_u8; PAGES_ASKED_MAX];
         while at < end {

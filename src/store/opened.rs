@@ -1,7 +1,7 @@
 //! What is at hand: files that are open, and small manifests in memory, with who may be served them.
 //!
 //! Most requests are for what was asked a moment ago. These find it here, by one look into a table: no call to the
-//! disk, to the index, or to another thread. Nothing here is truth: an entry is believed for [`BELIEVED_FOR`], and
+//! disk, to the index, or to another thread. Nothing here is truth: an entry is believed for [`BELIEVED_FOR_SECONDS`], and
 //! the next request then looks at the file as if there were none ([`Ledger::blob`](super::ledger::Ledger::blob)), so
 //! that a file that somebody has removed or cut short is noticed.
 //!
@@ -13,7 +13,6 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -24,8 +23,8 @@ use super::ledger::unix_seconds;
 use super::mapping::Mapping;
 use crate::oci::{Digest, Document, Repo};
 
-/// How long an entry is believed without a look at its file.
-const BELIEVED_FOR: Duration = Duration::from_secs(1);
+/// How long an entry is believed without a look at its file: until the second after next begins.
+const BELIEVED_FOR_SECONDS: u64 = 1;
 /// How long a mapping stays that nobody reads: its pages count as the process's memory.
 const MAPPED_FOR_SECONDS: u64 = 10;
 /// Repositories remembered for one digest; others are looked up each time.
@@ -55,11 +54,16 @@ pub struct StoredBlob {
 struct Open {
     file: File,
     mapping: Mutex<Option<Arc<Mapping>>>,
+    /// Bytes of it could not be sent.
+    is_suspect: AtomicBool,
 }
 
 impl StoredBlob {
     pub(super) fn new(file: File, size: u64) -> Self {
-        Self { size, open: Arc::new(Open { file, mapping: Mutex::default() }) }
+        Self {
+            size,
+            open: Arc::new(Open { file, mapping: Mutex::default(), is_suspect: AtomicBool::new(false) }),
+        }
     }
 
     /// The content.
@@ -82,6 +86,10 @@ impl StoredBlob {
 
     fn unmap(&self) {
         drop(hold(&self.open.mapping).take());
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.open.is_suspect.load(Ordering::Acquire)
     }
 
     fn is_being_read(&self) -> bool {
@@ -109,6 +117,11 @@ impl Mapped {
     /// The file that is mapped.
     pub fn file(&self) -> &File {
         self.blob.file()
+    }
+
+    /// Bytes of it could not be sent: before it is served again, its file is looked at.
+    pub fn suspect(&self) {
+        self.blob.open.is_suspect.store(true, Ordering::Release);
     }
 
     /// Where in the content a slice of it begins; `None` for any other slice.
@@ -160,7 +173,8 @@ struct Item<T> {
     used_at: AtomicU64,
     /// The last use that the index knows of.
     noted_at: AtomicU64,
-    looked_at: Mutex<Instant>,
+    /// When its file was last looked at, likewise.
+    looked_at: AtomicU64,
 }
 
 /// That somebody may be served something.
@@ -185,7 +199,7 @@ impl Opened {
 
     /// A blob that `repo` may have, if it is at hand.
     pub(super) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<StoredBlob> {
-        self.blobs.get_for(repo, digest)
+        self.blobs.get_for(repo, digest).filter(|blob| !blob.is_suspect())
     }
 
     /// A manifest that `repo` may have, if it is at hand.
@@ -200,7 +214,7 @@ impl Opened {
         is_same: impl FnOnce(&StoredBlob) -> bool,
     ) -> Option<StoredBlob> {
         let item = self.blobs.item(digest)?;
-        if !is_same(&item.what) {
+        if item.what.is_suspect() || !is_same(&item.what) {
             return None;
         }
         item.confirm();
@@ -289,10 +303,11 @@ impl<T: Clone> Shelf<T> {
     /// What `repo` may have, and was looked at a moment ago.
     fn get_for(&self, repo: &Repo, digest: &Digest) -> Option<T> {
         let item = self.item(digest)?;
-        if !item.is_believed() || !item.is_granted(repo) {
+        let now = unix_seconds();
+        if !item.is_believed(now) || !item.is_granted(repo) {
             return None;
         }
-        item.used_at.store(unix_seconds(), Ordering::Relaxed);
+        item.used_at.store(now, Ordering::Relaxed);
         Some(item.what.clone())
     }
 
@@ -316,7 +331,7 @@ impl<T: Clone> Shelf<T> {
             repos: Mutex::new(repos),
             used_at: AtomicU64::new(now),
             noted_at: AtomicU64::new(0),
-            looked_at: Mutex::new(Instant::now()),
+            looked_at: AtomicU64::new(now),
         };
         let displaced = shard.items.push(digest, Arc::new(item));
         if let Some((_, displaced)) = &displaced {
@@ -351,13 +366,16 @@ impl<T: Clone> Shelf<T> {
 }
 
 impl<T> Item<T> {
-    fn is_believed(&self) -> bool {
-        hold(&self.looked_at).elapsed() < BELIEVED_FOR
+    /// A clock that jumped back makes a look due.
+    fn is_believed(&self, now: u64) -> bool {
+        let age = now.checked_sub(self.looked_at.load(Ordering::Relaxed));
+        age.is_some_and(|age| age <= BELIEVED_FOR_SECONDS)
     }
 
     fn confirm(&self) {
-        *hold(&self.looked_at) = Instant::now();
-        self.used_at.store(unix_seconds(), Ordering::Relaxed);
+        let now = unix_seconds();
+        self.looked_at.store(now, Ordering::Relaxed);
+        self.used_at.store(now, Ordering::Relaxed);
     }
 
     fn is_granted(&self, repo: &Repo) -> bool {

@@ -1,9 +1,14 @@
 //! Brings the index in line with the files: all of it when it is new, what differs when it is old.
 //!
+//! What nobody can have changed since the index was closed in order is not looked at: the folders say so, so that
+//! a start costs next to nothing, whatever the number of files. The rest is visited file by file, without ever
+//! holding the names of a folder in memory.
+//!
 //! Additions come first, then removals. What berth itself takes out of the refs, it does under the repository's
 //! lock, so a record is put or removed under that lock and after another look at its file: whatever happens
 //! meanwhile, the last one to write the index has seen the newest file.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,7 +19,7 @@ use super::ledger::{Ledger, unix_seconds};
 use super::record::{Grant, ManifestRecord, TagRecord};
 use super::refs::{Kind, Ref};
 use super::{Error, disk};
-use crate::oci::{Algorithm, Digest, Repo};
+use crate::oci::{Algorithm, Digest, Repo, Tag};
 
 /// File times are coarser than the clock, and set by it some time before a write is done.
 const CLOCK_GRAIN_SECONDS: u64 = 5;
@@ -37,6 +42,12 @@ impl Trust {
             Self::Nothing => false,
         }
     }
+
+    /// Whether a folder and those above it, down from the data folder, are all as they were: a folder may also
+    /// be exchanged as a whole, which only the one above it shows.
+    fn covers_all(self, folder: &Path, root: &Path) -> bool {
+        folder.ancestors().take_while(|path| *path != root).all(|path| self.covers(path))
+    }
 }
 
 /// What a pass found.
@@ -48,90 +59,177 @@ pub(super) struct Summary {
     pub(super) removed: usize,
 }
 
+/// What a pass need not look at: the index has it, and nobody else has changed it.
+#[derive(Default)]
+struct Unchanged {
+    blobs: HashSet<Algorithm>,
+    repos: HashSet<Repo>,
+}
+
+impl Unchanged {
+    fn has(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Blob(digest) => self.blobs.contains(&digest.algorithm()),
+            Entry::Repo(repo) | Entry::Tag(repo, _) | Entry::Manifest(repo, _) | Entry::Grant(repo, _) => {
+                self.repos.contains(repo)
+            }
+        }
+    }
+}
+
 impl Ledger {
     /// Compares everything once. `stop` ends it early, without harm.
     pub(super) fn reconcile(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
-        let mut summary = Summary::default();
+        if trust == Trust::Nothing {
+            self.progress.begin(self.count_files(stop)?);
+        }
+        let result = self.compare(trust, stop);
+        self.progress.end();
+        result
+    }
+
+    fn compare(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
+        let (mut summary, mut unchanged) = (Summary::default(), Unchanged::default());
+        let (mut blobs, mut is_any_changed, root) = (0, false, self.disk.root());
         for algorithm in Algorithm::ALL {
-            summary.added += self.learn_blobs(algorithm, stop)?;
+            if trust.covers_all(&self.blobs.folder(algorithm), root) {
+                unchanged.blobs.insert(algorithm);
+            } else {
+                is_any_changed = true;
+                summary.added += self.learn_blobs(algorithm, &mut blobs, stop)?;
+            }
+        }
+        // All that were found are in the index by now: if it has no more, none of its is missing.
+        if unchanged.blobs.is_empty() && blobs >= self.index.blob_count() {
+            unchanged.blobs.extend(Algorithm::ALL);
         }
         for repo in self.refs.repositories()? {
+            if [Kind::Tags, Kind::Manifests, Kind::Blobs]
+                .iter()
+                .all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
+                && self.index.knows(&repo)
+            {
+                unchanged.repos.insert(repo);
+                continue;
+            }
+            is_any_changed = true;
+            summary.added += self.learn_repository(&repo, trust, stop)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(summary);
             }
-            summary.added += self.learn_repository(&repo, trust)?;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Ok(summary);
         }
         // A list is whole from here on, and cannot become less so.
-        self.index.set_complete();
-        for entry in self.index.missing(&|entry| stop.load(Ordering::Relaxed) || self.is_there(entry)) {
+        self.index.set_complete(true);
+        if !is_any_changed && self.index.repo_count() == unchanged.repos.len() {
+            return Ok(summary);
+        }
+        let is_there =
+            |entry: &Entry| unchanged.has(entry) || stop.load(Ordering::Relaxed) || self.is_there(entry);
+        for entry in self.index.missing(&is_there) {
             summary.removed += usize::from(self.unlearn(&entry));
         }
         Ok(summary)
     }
 
-    fn learn_blobs(&self, algorithm: Algorithm, stop: &AtomicBool) -> Result<usize, Error> {
-        let mut added = 0;
-        for name in disk::list(&self.blobs.folder(algorithm))? {
-            let Some(digest) = name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)) else {
-                continue;
-            };
+    /// How many files there are to be read.
+    fn count_files(&self, stop: &AtomicBool) -> Result<u64, Error> {
+        let mut count = 0;
+        for algorithm in Algorithm::ALL {
+            count += disk::names(&self.blobs.folder(algorithm))?.count() as u64;
+        }
+        for repo in self.refs.repositories()? {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            if !self.index.has_blob(&digest)
-                && let Some((size, modified_at)) = self.blobs.size_and_time(&digest)
-            {
+            count += self.refs.count(&repo)?;
+        }
+        Ok(count)
+    }
+
+    fn learn_blobs(&self, algorithm: Algorithm, seen: &mut u64, stop: &AtomicBool) -> Result<usize, Error> {
+        let mut added = 0;
+        for name in disk::names(&self.blobs.folder(algorithm))? {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            self.progress.step();
+            let Some(digest) = name?.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)) else {
+                continue;
+            };
+            if self.index.has_blob(&digest) {
+                *seen += 1;
+            } else if let Some((size, modified_at)) = self.blobs.size_and_time(&digest) {
                 // When it came: of times of use nothing is left, and "now" would keep all from being evicted.
                 self.index.put_blob(&digest, size, modified_at.min(unix_seconds()));
                 added += 1;
+                *seen += 1;
             }
         }
         Ok(added)
     }
 
-    fn learn_repository(&self, repo: &Repo, trust: Trust) -> Result<usize, Error> {
+    fn learn_repository(&self, repo: &Repo, trust: Trust, stop: &AtomicBool) -> Result<usize, Error> {
         self.index.put_repo(repo);
         let trusts = |kind| trust.covers(&self.refs.folder(repo, kind));
+        let goes_on = || {
+            self.progress.step();
+            !stop.load(Ordering::Relaxed)
+        };
         let mut added = 0;
         let trusts_tags = trusts(Kind::Tags);
-        for tag in self.refs.tags(repo)? {
-            let old = self.index.tag(repo, &tag);
-            if old.is_some() && trusts_tags {
-                continue;
-            }
-            let _guard = self.lock(repo);
-            let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(&tag))? else { continue };
-            // The index may know of a later check of the same tag than the file does.
-            if old.is_none_or(|old| TagRecord { checked_at: record.checked_at, ..old } != record) {
-                self.index.put_tag(repo, &tag, &record);
-                added += 1;
-            }
-        }
+        self.refs.each_tag(repo, &mut |tag| {
+            added += usize::from(self.learn_tag(repo, &tag, trusts_tags)?);
+            Ok(goes_on())
+        })?;
         let trusts_manifests = trusts(Kind::Manifests);
-        for digest in self.refs.digests(repo, Kind::Manifests)? {
-            let old = self.index.manifest(repo, &digest);
-            if old.is_some() && trusts_manifests && self.index.grant(repo, &digest).is_some() {
-                continue;
-            }
-            let _guard = self.lock(repo);
-            let Some(record) = self.refs.read::<ManifestRecord>(repo, Ref::Manifest(&digest))? else {
-                continue;
-            };
-            added += usize::from(old.as_ref() != Some(&record));
-            // Also where nothing differs: the grant, and that it is public, are records of their own.
-            self.index.put_manifest(repo, &digest, &record);
-        }
+        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
+            added += usize::from(self.learn_manifest(repo, &digest, trusts_manifests)?);
+            Ok(goes_on())
+        })?;
         let trusts_grants = trusts(Kind::Blobs);
-        for digest in self.refs.digests(repo, Kind::Blobs)? {
+        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
             let old = self.index.grant(repo, &digest);
-            if old.is_some() && trusts_grants {
-                continue;
+            if !(old.is_some() && trusts_grants)
+                && let Some(Grant { public }) = self.refs.read(repo, Ref::Blob(&digest))?
+            {
+                added += usize::from(old.is_none_or(|old| public && !old));
+                self.index.put_grant(repo, &digest, public);
             }
-            let Some(Grant { public }) = self.refs.read(repo, Ref::Blob(&digest))? else { continue };
-            added += usize::from(old.is_none_or(|old| public && !old));
-            self.index.put_grant(repo, &digest, public);
-        }
+            Ok(goes_on())
+        })?;
         Ok(added)
+    }
+
+    fn learn_tag(&self, repo: &Repo, tag: &Tag, trusts: bool) -> Result<bool, Error> {
+        let old = self.index.tag(repo, tag);
+        if old.is_some() && trusts {
+            return Ok(false);
+        }
+        let _guard = self.lock(repo);
+        let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(tag))? else { return Ok(false) };
+        // The index may know of a later check of the same tag than the file does.
+        let is_news = old.is_none_or(|old| TagRecord { checked_at: record.checked_at, ..old } != record);
+        if is_news {
+            self.index.put_tag(repo, tag, &record);
+        }
+        Ok(is_news)
+    }
+
+    fn learn_manifest(&self, repo: &Repo, digest: &Digest, trusts: bool) -> Result<bool, Error> {
+        let old = self.index.manifest(repo, digest);
+        if old.is_some() && trusts && self.index.grant(repo, digest).is_some() {
+            return Ok(false);
+        }
+        let _guard = self.lock(repo);
+        let Some(record) = self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))? else {
+            return Ok(false);
+        };
+        // Also where nothing differs: the grant, and that it is public, are records of their own.
+        self.index.put_manifest(repo, digest, &record);
+        Ok(old.as_ref() != Some(&record))
     }
 
     fn is_there(&self, entry: &Entry) -> bool {
@@ -162,25 +260,20 @@ impl Ledger {
 
     /// Whether any fact of a repository is public, from the files.
     pub(super) fn is_any_public(&self, repo: &Repo) -> Result<bool, Error> {
-        for digest in self.refs.digests(repo, Kind::Manifests)? {
-            if self
-                .refs
-                .read(repo, Ref::Manifest(&digest))?
-                .is_some_and(|record: ManifestRecord| record.public)
-            {
-                return Ok(true);
-            }
-        }
-        for digest in self.refs.digests(repo, Kind::Blobs)? {
-            if self.refs.read(repo, Ref::Blob(&digest))?.is_some_and(|grant: Grant| grant.public) {
-                return Ok(true);
-            }
-        }
-        for tag in self.refs.tags(repo)? {
-            if self.refs.read(repo, Ref::Tag(&tag))?.is_some_and(|record: TagRecord| record.public) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let mut is_public = false;
+        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
+            let record: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(&digest))?;
+            is_public |= record.is_some_and(|record| record.public);
+            Ok(!is_public)
+        })?;
+        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
+            is_public |= self.refs.read(repo, Ref::Blob(&digest))?.is_some_and(|grant: Grant| grant.public);
+            Ok(!is_public)
+        })?;
+        self.refs.each_tag(repo, &mut |tag| {
+            is_public |= self.refs.read(repo, Ref::Tag(&tag))?.is_some_and(|record: TagRecord| record.public);
+            Ok(!is_public)
+        })?;
+        Ok(is_public)
     }
 }

@@ -48,6 +48,9 @@ pub(super) enum Kind {
     Blobs,
 }
 
+/// What is done with each of many; false ends it.
+pub(super) type Visit<'a, T> = &'a mut dyn FnMut(T) -> Result<bool, Error>;
+
 /// The ref files of all repositories.
 pub(super) struct Refs {
     disk: Arc<Disk>,
@@ -145,20 +148,49 @@ impl Refs {
 
     /// A repository's tags, in byte order.
     pub(super) fn tags(&self, repo: &Repo) -> Result<Vec<Tag>, Error> {
-        let names = disk::list(&self.folder(repo, Kind::Tags))?;
-        let mut tags: Vec<Tag> =
-            names.iter().filter_map(|name| name.to_str().and_then(|name| Tag::parse(name).ok())).collect();
+        let mut tags = Vec::new();
+        self.each_tag(repo, &mut |tag| {
+            tags.push(tag);
+            Ok(true)
+        })?;
         tags.sort_unstable();
         Ok(tags)
     }
 
-    /// The digests that a repository has facts of one kind about, in order.
-    pub(super) fn digests(&self, repo: &Repo, kind: Kind) -> Result<Vec<Digest>, Error> {
-        let names = disk::list(&self.folder(repo, kind))?;
-        let mut digests: Vec<Digest> =
-            names.iter().filter_map(|name| name.to_str().and_then(Digest::from_file_name)).collect();
-        digests.sort_unstable();
-        Ok(digests)
+    /// A repository's tags one by one, in no order, for as long as `visit` returns true: there may be many.
+    pub(super) fn each_tag(&self, repo: &Repo, visit: Visit<'_, Tag>) -> Result<(), Error> {
+        self.each(repo, Kind::Tags, |name| Tag::parse(name).ok(), visit)
+    }
+
+    /// The digests that a repository has facts of one kind about, in the same way.
+    pub(super) fn each_digest(&self, repo: &Repo, kind: Kind, visit: Visit<'_, Digest>) -> Result<(), Error> {
+        self.each(repo, kind, Digest::from_file_name, visit)
+    }
+
+    fn each<T>(
+        &self,
+        repo: &Repo,
+        kind: Kind,
+        parse: fn(&str) -> Option<T>,
+        visit: Visit<'_, T>,
+    ) -> Result<(), Error> {
+        for name in disk::names(&self.folder(repo, kind))? {
+            if let Some(item) = name?.to_str().and_then(parse)
+                && !visit(item)?
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many files of facts a repository has, whatever they are.
+    pub(super) fn count(&self, repo: &Repo) -> Result<u64, Error> {
+        let mut count = 0;
+        for kind in [Kind::Tags, Kind::Manifests, Kind::Blobs] {
+            count += disk::names(&self.folder(repo, kind))?.count() as u64;
+        }
+        Ok(count)
     }
 
     /// Whether there is a layout for the repository, be it another tool's.
@@ -235,7 +267,14 @@ mod tests {
             assert!(refs.knows(repo));
         }
         assert_eq!(refs.repositories().unwrap(), all);
-        assert_eq!(refs.digests(&all[1], Kind::Blobs).unwrap(), [digest]);
+        assert_eq!(refs.count(&all[1]).unwrap(), 1);
+        let mut seen = Vec::new();
+        let mut see = |digest| {
+            seen.push(digest);
+            Ok(true)
+        };
+        refs.each_digest(&all[1], Kind::Blobs, &mut see).unwrap();
+        assert_eq!(seen, [digest]);
         assert_eq!(refs.read(&all[1], Ref::Blob(&digest)).unwrap(), Some(Grant { public: true }));
         assert_eq!(refs.read::<Grant>(&all[1], Ref::Manifest(&digest)).unwrap(), None);
     }

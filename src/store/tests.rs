@@ -13,6 +13,7 @@ use crate::oci::{Algorithm, Registry, RepoName};
 
 mod layout;
 mod rebuild;
+mod scale;
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinError;
+
 use super::budget::{Budget, Limits};
 use super::disk::Disk;
 use super::index::Found;
@@ -15,14 +17,21 @@ use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
 use super::sweep::Sweeper;
-use super::{Error, Inner, blocking, health};
+use super::{Error, Inner, blocking, health, hold};
 use crate::oci::{Algorithm, Repo};
 use crate::telemetry::Metrics;
 
 /// A repository's `index.json` is rendered at most this often.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
-/// Rendering takes at most this part of the time: a store with very large layouts is rendered less often.
-const RENDER_PAUSE_FACTOR: u32 = 9;
+/// Small ones that are due are rendered in rounds of about this length, and after each there is a pause of so many
+/// times what it took: a store with very many is rendered less often, but nobody waits for all of them.
+const ROUND_MAX: Duration = Duration::from_millis(500);
+const RENDER_PAUSE_FACTOR: u32 = 3;
+/// At the end, so much time goes into rendering; the next start does the rest.
+const RENDER_AT_END_MAX: Duration = Duration::from_secs(4);
+/// How long a start waits for an index that is being rebuilt: that of a small store is there at once, and a large
+/// store answers from the files meanwhile.
+const REBUILD_WAIT: Duration = Duration::from_secs(2);
 /// What has no hurry (times of use, mappings at rest, another try at an index) is looked after at least so often.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Between two looks at whether there is room, when no fill asks for one.
@@ -49,20 +58,39 @@ pub(super) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Resu
         let synced = std::fs::File::open(ledger.disk.root()).map(rustix::fs::syncfs);
         tracing::debug!(?synced, "synced the file system after an unclean stop");
     }
-    if let Found::Fresh(reason) = &found
-        && !ledger.index.is_disabled()
-    {
-        rebuild(&ledger, reason, &AtomicBool::new(false));
-    }
     Ok(Inner {
         ledger: Arc::new(ledger),
         partials,
         found,
         opened_at,
-        stop: AtomicBool::new(false),
+        rebuilding: Mutex::default(),
+        stop: Arc::default(),
         verification: Mutex::default(),
         suspect: Arc::default(),
     })
+}
+
+/// Begins to fill an index that is empty, and waits for a while.
+pub(super) async fn begin_rebuild(inner: &Inner) {
+    let Found::Fresh(reason) = &inner.found else { return };
+    if inner.ledger.index.is_disabled() {
+        return;
+    }
+    let (ledger, stop, reason) = (Arc::clone(&inner.ledger), Arc::clone(&inner.stop), reason.clone());
+    let mut task = tokio::task::spawn_blocking(move || rebuild(&ledger, &reason, &stop));
+    match tokio::time::timeout(REBUILD_WAIT, &mut task).await {
+        Ok(ended) => log_failure(ended),
+        Err(_) => {
+            tracing::warn!("answering from the files while the index is rebuilt");
+            *hold(&inner.rebuilding) = Some(task);
+        }
+    }
+}
+
+fn log_failure(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::warn!(%error, "a pass over index and files has failed");
+    }
 }
 
 /// The folders, without what a killed process left in them.
@@ -82,9 +110,11 @@ fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
 /// Fills an empty index from the files.
 fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
+    let _pass = hold(&ledger.passing);
     match ledger.reconcile(Trust::Nothing, stop) {
         // A new data folder has no index, and nobody needs to hear of it.
         Ok(Summary { added: 0, .. }) if reason == "missing" => {}
+        Ok(_) if stop.load(Ordering::Relaxed) => tracing::info!("the next start goes on with the index"),
         Ok(Summary { added, .. }) => {
             let seconds = started.elapsed().as_secs_f64();
             tracing::warn!(reason, records = added, seconds, "the index was rebuilt from the files");
@@ -100,23 +130,30 @@ fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
 /// Does what is behind until `shutdown`, then closes the index in order.
 pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) {
     let mut shutdown = pin!(shutdown);
-    let first = Arc::clone(inner);
-    let first_pass = tokio::spawn(async move { blocking(move || compare(&first)).await });
+    let (first, rebuilding) = (Arc::clone(inner), hold(&inner.rebuilding).take());
+    let first_pass = tokio::spawn(async move {
+        if let Some(rebuilding) = rebuilding {
+            log_failure(rebuilding.await);
+        }
+        blocking(move || compare(&first)).await;
+    });
     let probes = tokio::spawn(health::run(Arc::clone(&inner.ledger.disk)));
     let evicting = tokio::spawn(evict_behind(Arc::clone(inner)));
     let mut rebuild_after = Instant::now();
     loop {
+        let idle = Instant::now() + IDLE_INTERVAL;
+        let due = inner.ledger.next_due().map_or(idle, |due| due.min(idle));
         tokio::select! {
             () = &mut shutdown => break,
             () = inner.ledger.wake.notified() => {}
-            () = tokio::time::sleep(IDLE_INTERVAL) => {}
+            () = tokio::time::sleep_until(due.into()) => {}
         }
-        let (round, started) = (Arc::clone(inner), Instant::now());
-        rebuild_after = blocking(move || once(&round, rebuild_after)).await;
-        let pause = RENDER_INTERVAL.max(started.elapsed() * RENDER_PAUSE_FACTOR);
+        let round = Arc::clone(inner);
+        let took;
+        (rebuild_after, took) = blocking(move || once(&round, rebuild_after)).await;
         tokio::select! {
             () = &mut shutdown => break,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(RENDER_INTERVAL.max(took * RENDER_PAUSE_FACTOR)) => {}
         }
     }
     inner.stop.store(true, Ordering::Relaxed);
@@ -125,12 +162,10 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
     if let Err(error) = evicting.await {
         tracing::warn!(%error, "eviction has failed");
     }
-    if let Err(error) = first_pass.await {
-        tracing::warn!(%error, "the first comparison of index and files has failed");
-    }
+    log_failure(first_pass.await);
     let last = Arc::clone(inner);
     blocking(move || {
-        render_dirty(&last.ledger);
+        render_last(&last.ledger);
         last.ledger.write_uses();
         last.ledger.index.close(unix_seconds());
     })
@@ -158,24 +193,32 @@ async fn evict_behind(inner: Arc<Inner>) {
     }
 }
 
-/// The pass at every start: the index against the files, and what other tools did while nobody looked.
+/// The pass behind every start: the index against the files, and what other tools did while nobody looked.
 pub(super) fn compare(inner: &Inner) {
     let (ledger, stop) = (&inner.ledger, &inner.stop);
+    let pass = hold(&ledger.passing);
     let trust = match inner.found {
-        Found::Unclean => Trust::Nothing,
-        Found::Clean(closed_at) => Trust::Since(closed_at),
         // It was filled a moment ago, by this process.
-        Found::Fresh(_) => Trust::Since(inner.opened_at),
-    };
-    match ledger.reconcile(trust, stop) {
-        Ok(Summary { added: 0, removed: 0 }) => {}
-        Ok(Summary { added, removed }) => tracing::info!(added, removed, "brought the index in line"),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot compare the index with the files"
-            );
+        Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
+        Found::Clean(closed_at) if ledger.index.audit(stop) => Trust::Since(closed_at),
+        Found::Clean(_) if stop.load(Ordering::Relaxed) => return,
+        Found::Clean(_) => {
+            tracing::warn!("the index has lost records: it is compared with all files");
+            ledger.index.set_complete(false);
+            Trust::Nothing
         }
+        Found::Unclean | Found::Fresh(_) => {
+            ledger.index.audit(stop);
+            Trust::Nothing
+        }
+    };
+    // One that has failed is rebuilt, by the next round.
+    if !ledger.index.is_disabled() {
+        reconcile(ledger, trust, stop);
+    }
+    drop(pass);
+    for repo in ledger.index.take_behind() {
+        ledger.mark_dirty(&repo);
     }
     for repo in ledger.refs.repositories().unwrap_or_default() {
         if stop.load(Ordering::Relaxed) {
@@ -189,26 +232,68 @@ pub(super) fn compare(inner: &Inner) {
     }
 }
 
-/// One round of what is behind. Returns when the index may next be rebuilt.
-pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> Instant {
+fn reconcile(ledger: &Ledger, trust: Trust, stop: &AtomicBool) {
+    match ledger.reconcile(trust, stop) {
+        Ok(Summary { added: 0, removed: 0 }) => {}
+        Ok(Summary { added, removed }) => tracing::info!(added, removed, "brought the index in line"),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot compare the index with the files"
+            );
+        }
+    }
+}
+
+/// One round of what is behind. Returns when the index may next be rebuilt, and how long it took but for what
+/// has its turns anyway.
+pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration) {
     let ledger = &inner.ledger;
     let mut next_rebuild = rebuild_after;
     if ledger.index.is_disabled() && Instant::now() >= rebuild_after {
-        if ledger.index.start_over() {
+        let pass = hold(&ledger.passing);
+        let is_empty = ledger.index.start_over();
+        drop(pass);
+        if is_empty {
             rebuild(ledger, "failed while running", &inner.stop);
         }
         next_rebuild = Instant::now() + REBUILD_INTERVAL;
     }
     ledger.write_uses();
     ledger.opened.rest();
-    // Without the index nobody knows whose an `index.json` is. What is dirty stays so.
-    if !ledger.index.is_disabled() {
-        for repo in ledger.dirty() {
+    ledger.index.note_sums();
+    let mut took = Duration::ZERO;
+    // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is dirty stays so.
+    if ledger.index.is_complete() {
+        while took < ROUND_MAX
+            && let Some(repo) = ledger.take_due()
+        {
+            let (started, is_large) = (Instant::now(), ledger.is_large(&repo));
             adopt(ledger, &repo);
+            ledger.forget_dirty(&repo);
+            render(ledger, &repo);
+            if !is_large {
+                took += started.elapsed();
+            }
         }
-        render_dirty(ledger);
     }
-    next_rebuild
+    (next_rebuild, took)
+}
+
+/// Renders at the end what can be rendered at once, and remembers the rest.
+fn render_last(ledger: &Ledger) {
+    let until = Instant::now() + RENDER_AT_END_MAX;
+    if !ledger.index.is_complete() {
+        // The next start renders everything.
+        return;
+    }
+    for repo in ledger.take_dirty() {
+        if ledger.is_large(&repo) || Instant::now() > until {
+            ledger.index.put_behind(&repo);
+        } else {
+            render(ledger, &repo);
+        }
+    }
 }
 
 fn adopt(ledger: &Ledger, repo: &Repo) {
@@ -218,11 +303,9 @@ fn adopt(ledger: &Ledger, repo: &Repo) {
     }
 }
 
-fn render_dirty(ledger: &Ledger) {
-    for repo in ledger.take_dirty() {
-        if let Err(error) = ledger.render(&repo) {
-            // The next change of that repository tries again, and so does the next start.
-            tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
-        }
+fn render(ledger: &Ledger, repo: &Repo) {
+    if let Err(error) = ledger.render(repo) {
+        // The next change of that repository tries again, and so does the next start.
+        tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
@@ -96,6 +96,8 @@ pub struct Metrics {
     pub quarantined: IntCounter,
     /// Bytes of stored files that the background scrub has hashed.
     pub scrubbed: IntCounter,
+    /// How far the index is with the files, from 0 to 1.
+    pub index_ratio: Gauge,
 }
 
 /// What distribution tells of a pull-through cache.
@@ -220,6 +222,10 @@ impl Metrics {
             quarantined: new.counter("berth_quarantined_total", "Stored files that were found damaged"),
             scrubbed: new
                 .counter("berth_scrubbed_bytes_total", "Bytes of stored files hashed in the background"),
+            index_ratio: new.register(Gauge::new(
+                "berth_index_rebuild_ratio",
+                "How far reading the files into the index is; 1 when there is nothing to read",
+            )),
             registry,
         }
     }

@@ -33,6 +33,7 @@ mod ranges;
 mod redirects;
 mod referrers;
 mod samples;
+mod scale;
 mod serve;
 mod support_itself;
 mod tags;

@@ -18,6 +18,7 @@ mod upstream;
 pub(crate) mod clients;
 pub(crate) mod crash;
 pub(crate) mod folder;
+pub(crate) mod many;
 pub(crate) mod process;
 pub(crate) mod real_images;
 pub(crate) mod registry;

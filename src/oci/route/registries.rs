@@ -7,6 +7,7 @@
 //!
 //! Invariant: no answer names a registry that is not configured.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::RouteError;
@@ -168,16 +169,25 @@ impl Registries {
     }
 
     fn named(&self, name: &str) -> Option<&Registry> {
-        self.names.get(&name.to_ascii_lowercase())
+        self.names.get(&*lower_case(name))
     }
 
     fn at_host(&self, host: &str) -> Option<&Registry> {
-        let host = host.to_ascii_lowercase();
+        let host = lower_case(host);
         let without_port = || {
             let (name, port) = host.rsplit_once(':')?;
             port.bytes().all(|byte| byte.is_ascii_digit()).then(|| self.hosts.get(name))?
         };
-        self.hosts.get(&host).or_else(without_port)
+        self.hosts.get(&*host).or_else(without_port)
+    }
+}
+
+/// A name as it is looked up; nearly all come so.
+fn lower_case(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(name.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(name)
     }
 }
 

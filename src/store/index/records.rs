@@ -5,10 +5,11 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::{Entry, Index, Known, collect, first_number, key, raise};
+use super::tally::Tally;
+use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, raise, weight};
 use crate::oci::{Digest, Repo, Tag};
+use crate::store::hold;
 use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
 use crate::store::scrub::Round;
 
@@ -16,16 +17,11 @@ impl Index {
     /// Notes a blob, or another use of it.
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
         let key = key::digest(digest);
-        let old = self.change(|trees| {
-            let old = trees.blob.get(&key)?.map(|value| Known::read(&value));
-            let first_use = old.map_or(at, |old| old.first_use);
-            let last_use = old.map_or(at, |old| old.last_use.max(at));
-            trees.blob.insert(&key, &Known { size, last_use, first_use }.write())
-        });
-        if let Some(old) = old {
-            self.used_bytes.fetch_add(size, Ordering::Relaxed);
-            self.forget_bytes(old.as_deref());
-        }
+        let mut tally = hold(&self.tallies[Part::Blob as usize]);
+        let old = self.with(|trees| trees.blob.get(&key)).flatten().map(|value| Known::read(&value));
+        let first_use = old.map_or(at, |old| old.first_use);
+        let last_use = old.map_or(at, |old| old.last_use.max(at));
+        self.insert(Part::Blob, &mut tally, &key, &Known { size, last_use, first_use }.write());
     }
 
     pub(in crate::store) fn has_blob(&self, digest: &Digest) -> bool {
@@ -47,14 +43,13 @@ impl Index {
     }
 
     pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, public: bool) {
-        self.change(|trees| {
-            raise(&trees.grant, &key::repo_digest(repo, digest), public)?;
-            raise(&trees.repo, &key::repo(repo), public)?;
-            if public && !trees.public.contains_key(key::digest(digest))? {
-                trees.public.insert(key::digest(digest), &[])?;
-            }
-            Ok(())
-        });
+        // Public once, it stays so.
+        let is_less = |old: Option<&[u8]>| old.is_none_or(|old| public && old != [1]);
+        self.put_if(Part::Grant, &key::repo_digest(repo, digest), &[u8::from(public)], is_less);
+        self.change(|trees| raise(&trees.repo, &key::repo(repo), public));
+        if public {
+            self.put_if(Part::Public, &key::digest(digest), &[], |old| old.is_none());
+        }
     }
 
     pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Option<TagRecord> {
@@ -71,11 +66,9 @@ impl Index {
 
     pub(in crate::store) fn put_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) {
         let key = key::tag(repo, tag.as_str());
-        self.change(|trees| {
-            trees.tag.insert(&key, encode(record))?;
-            raise(&trees.repo, &key::repo(repo), record.public)
-        });
+        self.put(Part::Tag, &key, &encode(record));
         self.recent.forget(&key);
+        self.change(|trees| raise(&trees.repo, &key::repo(repo), record.public));
     }
 
     /// Notes that upstream confirmed a tag; a record that meanwhile moved keeps what it moved to.
@@ -126,12 +119,10 @@ impl Index {
 
     pub(in crate::store) fn put_manifest(&self, repo: &Repo, digest: &Digest, record: &ManifestRecord) {
         self.put_grant(repo, digest, record.public);
-        self.change(|trees| {
-            if record.public {
-                trees.public.insert(key::digest(digest), encode(record))?;
-            }
-            trees.manifest.insert(key::repo_digest(repo, digest), encode(record))
-        });
+        if record.public {
+            self.put(Part::Public, &key::digest(digest), &encode(record));
+        }
+        self.put(Part::Manifest, &key::repo_digest(repo, digest), &encode(record));
     }
 
     pub(in crate::store) fn knows(&self, repo: &Repo) -> bool {
@@ -202,6 +193,83 @@ impl Index {
         self.with(|trees| trees.meta.insert("scrub", value));
     }
 
+    /// Remembers across a restart that a repository's `index.json` has not followed its refs.
+    pub(in crate::store) fn put_behind(&self, repo: &Repo) {
+        self.change(|trees| trees.behind.insert(key::repo(repo), &[]));
+    }
+
+    /// The repositories that were remembered so; they are remembered no longer.
+    pub(in crate::store) fn take_behind(&self) -> Vec<Repo> {
+        let behind = self.with(|trees| {
+            let names: Vec<_> = trees.behind.iter().keys().collect::<Result<_, _>>()?;
+            trees.behind.clear()?;
+            Ok(names)
+        });
+        behind.unwrap_or_default().iter().filter_map(|name| key::to_repo(name)).collect()
+    }
+
+    /// A repository's tags one by one, in byte order; `None` if they would not be all.
+    pub(in crate::store) fn each_tag<E>(
+        &self,
+        repo: &Repo,
+        visit: &mut dyn FnMut(Tag, TagRecord) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let read = |key: &[u8], value: &[u8]| Some((key::to_tag_name(key)?, decode(value)?));
+        self.each(
+            repo,
+            |trees| &trees.tag,
+            |key, value| match read(key, value) {
+                Some((tag, record)) => visit(tag, record),
+                None => Ok(()),
+            },
+        )
+    }
+
+    /// A repository's manifests one by one, in the order of their digests; `None` if they would not be all.
+    pub(in crate::store) fn each_manifest<E>(
+        &self,
+        repo: &Repo,
+        visit: &mut dyn FnMut(Digest, ManifestRecord) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let read = |key: &[u8], value: &[u8]| match key::to_manifest(key)? {
+            Entry::Manifest(_, digest) => Some((digest, decode(value)?)),
+            Entry::Blob(_) | Entry::Repo(_) | Entry::Tag(..) | Entry::Grant(..) => None,
+        };
+        self.each(
+            repo,
+            |trees| &trees.manifest,
+            |key, value| match read(key, value) {
+                Some((digest, record)) => visit(digest, record),
+                None => Ok(()),
+            },
+        )
+    }
+
+    fn each<E>(
+        &self,
+        repo: &Repo,
+        tree: fn(&Trees) -> &Tree,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        if !self.is_complete() {
+            return None;
+        }
+        self.with(|trees| {
+            for item in tree(trees).scan_prefix(key::prefix(repo)) {
+                let (key, value) = item?;
+                if let Err(error) = visit(&key, &value) {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        })
+    }
+
+    /// How many repositories there are.
+    pub(in crate::store) fn repo_count(&self) -> usize {
+        self.with(|trees| Ok(trees.repo.len())).unwrap_or_default()
+    }
+
     /// Everything that the index says of which `is_there` disagrees.
     pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Entry) -> bool) -> Vec<Entry> {
         let missing = self.with(|trees| {
@@ -220,21 +288,45 @@ impl Index {
     }
 
     pub(in crate::store) fn remove(&self, entry: &Entry) {
-        let old = self.change(|trees| match entry {
-            Entry::Blob(digest) => trees.blob.remove(key::digest(digest)),
-            Entry::Repo(repo) => trees.repo.remove(key::repo(repo)),
-            Entry::Tag(repo, tag) => trees.tag.remove(key::tag(repo, tag.as_str())),
-            Entry::Manifest(repo, digest) => trees.manifest.remove(key::repo_digest(repo, digest)),
-            Entry::Grant(repo, digest) => trees.grant.remove(key::repo_digest(repo, digest)),
-        });
-        match (entry, old) {
-            (Entry::Blob(_), Some(old)) => self.forget_bytes(old.as_deref()),
-            (Entry::Tag(repo, tag), _) => self.recent.forget(&key::tag(repo, tag.as_str())),
-            _ => {}
+        match entry {
+            Entry::Blob(digest) => self.take(Part::Blob, &key::digest(digest)),
+            Entry::Tag(repo, tag) => {
+                let key = key::tag(repo, tag.as_str());
+                self.take(Part::Tag, &key);
+                self.recent.forget(&key);
+            }
+            Entry::Manifest(repo, digest) => self.take(Part::Manifest, &key::repo_digest(repo, digest)),
+            Entry::Grant(repo, digest) => self.take(Part::Grant, &key::repo_digest(repo, digest)),
+            Entry::Repo(repo) => drop(self.change(|trees| trees.repo.remove(key::repo(repo)))),
         }
     }
 
-    fn forget_bytes(&self, blob: Option<&[u8]>) {
-        self.used_bytes.fetch_sub(blob.map_or(0, first_number), Ordering::Relaxed);
+    /// Puts a record, and counts it.
+    fn put(&self, part: Part, key: &[u8], value: &[u8]) {
+        let mut tally = hold(&self.tallies[part as usize]);
+        self.insert(part, &mut tally, key, value);
+    }
+
+    /// Does so if it is to replace what is there. Nobody else changes that meanwhile.
+    fn put_if(&self, part: Part, key: &[u8], value: &[u8], replaces: impl Fn(Option<&[u8]>) -> bool) {
+        let mut tally = hold(&self.tallies[part as usize]);
+        let old = self.with(|trees| trees.of(part).get(key));
+        if old.is_some_and(|old| replaces(old.as_deref())) {
+            self.insert(part, &mut tally, key, value);
+        }
+    }
+
+    fn insert(&self, part: Part, tally: &mut Tally, key: &[u8], value: &[u8]) {
+        if let Some(old) = self.change(|trees| trees.of(part).insert(key, value)) {
+            tally.replace(key, old.map(|old| weight(part, &old)), Some(weight(part, value)));
+        }
+    }
+
+    /// Removes a record, and counts that.
+    pub(super) fn take(&self, part: Part, key: &[u8]) {
+        let mut tally = hold(&self.tallies[part as usize]);
+        if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
+            tally.replace(key, Some(weight(part, &old)), None);
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{Index, first_number, key};
+use super::{Index, Part, first_number, key};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::record::{ManifestRecord, TagRecord, decode};
 
@@ -131,14 +131,11 @@ impl Index {
 
     /// Forgets what only the index says of these digests, which are gone.
     pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
-        self.change(|trees| {
-            for digest in gone {
-                let key = key::digest(digest);
-                trees.public.remove(&key)?;
-                trees.parts.remove(&key)?;
-            }
-            Ok(())
-        });
+        for digest in gone {
+            let key = key::digest(digest);
+            self.take(Part::Public, &key);
+            self.change(|trees| trees.parts.remove(&key));
+        }
     }
 
     /// What refs still say of digests that are gone.

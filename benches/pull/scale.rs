@@ -1,0 +1,144 @@
+//! Few blobs and very many: how long until the first is served after a start, what does a hit cost, in how much
+//! memory?
+//!
+//! The store is made by the generator that the tests use. A start is one after an orderly end, one after a kill,
+//! and one without an index. Hits go to a hundred blobs all over the store.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::Bench;
+use crate::client::Client;
+use crate::support::many::Many;
+use crate::support::{Berth, Upstream};
+use crate::table::{median, print};
+use crate::usage::cpu_seconds;
+
+const WITHOUT_INDEX: &str = "without an index";
+const FEW: Many = Many { blobs: 100, tags: 20 };
+/// Blobs that are asked for, again and again.
+const ASKED: usize = 100;
+const HITS: usize = 20_000;
+/// A server that takes less CPU time than this in a second is at rest.
+const REST_SECONDS: f64 = 0.02;
+/// The longest that it may take until then.
+const REST_MAX: Duration = Duration::from_secs(900);
+
+/// What one start came to.
+struct Start {
+    seconds: f64,
+    memory_then: f64,
+    /// Until it is at rest.
+    settled: f64,
+    memory_at_rest: f64,
+    cpu_us: f64,
+}
+
+pub(crate) fn run(bench: &Bench) {
+    let (runtime, plan) = (&bench.runtime, &bench.plan);
+    let upstream = runtime.block_on(Upstream::start());
+    let mut rows = Vec::new();
+    let (mut few_cpu_us, mut bars) = (Vec::new(), Vec::new());
+    for many in [FEW, Many { blobs: plan.many_blobs, tags: plan.many_blobs / 5 }] {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().join("data");
+        let began = Instant::now();
+        many.make(&data_dir);
+        eprintln!("scale, {} blobs made in {:.0} s", many.blobs, began.elapsed().as_secs_f64());
+        // What the generator has written must not be written while others are measured.
+        rustix::fs::sync();
+        let mut start = |how: &str, end: Signal| {
+            let start = measure(bench, &upstream, &data_dir, many, end);
+            eprintln!("scale, {} blobs, {how}: served after {:.2} s", many.blobs, start.seconds);
+            if many.blobs == FEW.blobs {
+                few_cpu_us.push(start.cpu_us);
+            } else {
+                bars.push((how.to_owned(), start.seconds, start.cpu_us, start.memory_at_rest));
+            }
+            vec![
+                many.blobs.to_string(),
+                how.to_owned(),
+                format!("{:.2} s", start.seconds),
+                format!("{:.0} MiB", start.memory_then),
+                format!("{:.0} s", start.settled),
+                format!("{:.0} MiB", start.memory_at_rest),
+                format!("{:.0}", start.cpu_us),
+            ]
+        };
+        rows.push(start(WITHOUT_INDEX, Signal::TERM));
+        rows.push(start("after an orderly end", Signal::KILL));
+        rows.push(start("after a kill", Signal::TERM));
+    }
+    let head = [
+        "blobs",
+        "start",
+        "first hit after",
+        "resident then",
+        "at rest after",
+        "resident at rest",
+        "CPU µs per hit",
+    ];
+    let few_cpu_us = median(few_cpu_us);
+    for (how, seconds, cpu_us, memory) in &bars {
+        if how.as_str() != WITHOUT_INDEX {
+            bench.bars.at_most("many blobs", &format!("start {how}, s"), *seconds, 3.0);
+        }
+        bench.bars.at_most("many blobs", &format!("{how}: resident at rest, MiB"), *memory, 300.0);
+        bench.bars.at_most(
+            "many blobs",
+            &format!("{how}: CPU per hit, few blobs = 1"),
+            cpu_us / few_cpu_us,
+            1.1,
+        );
+    }
+    print("**Scale**: a fifth as many tags, half of them in one repository", &head, &rows);
+}
+
+fn measure(bench: &Bench, upstream: &Upstream, data_dir: &Path, many: Many, end: Signal) -> Start {
+    let runtime = &bench.runtime;
+    let setup = Berth::with("docker.io", upstream).http("access_log = false").data_dir(data_dir);
+    let began = Instant::now();
+    let mut berth = bench.cores.as_server(|| runtime.block_on(setup.start()));
+    let paths: Vec<String> = (0..ASKED).map(|at| many.path(at * many.blobs / ASKED)).collect();
+    let mut client = Client::connect(berth.address());
+    client.get(&paths[0]);
+    let seconds = began.elapsed().as_secs_f64();
+    let pid = berth.pid();
+    let memory_then = resident_mebibytes(pid);
+    let settled = rest(pid, began);
+    for path in &paths {
+        client.get(path);
+    }
+    let before = cpu_seconds(pid);
+    for path in paths.iter().cycle().take(HITS) {
+        client.get(path);
+    }
+    let cpu_us = (cpu_seconds(pid) - before) * 1e6 / HITS as f64;
+    let memory_at_rest = resident_mebibytes(pid);
+    runtime.block_on(async {
+        berth.signal(end);
+        berth.exit().await;
+    });
+    Start { seconds, memory_then, settled, memory_at_rest, cpu_us }
+}
+
+/// Waits until a process has next to nothing to do, and returns the seconds since `began`.
+fn rest(pid: u32, began: Instant) -> f64 {
+    loop {
+        let (before, since) = (cpu_seconds(pid), began.elapsed());
+        std::thread::sleep(Duration::from_secs(1));
+        if cpu_seconds(pid) - before < REST_SECONDS {
+            return since.as_secs_f64();
+        }
+        assert!(began.elapsed() < REST_MAX, "no rest");
+    }
+}
+
+fn resident_mebibytes(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() / 1024.0
+}
