@@ -166,8 +166,8 @@ impl Store {
     }
 
     /// Does what is behind, until `shutdown`: renders `index.json` files, adopts, reconciles and rebuilds the
-    /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best ended last: a change that comes later
-    /// still takes effect, but the next start has to compare everything.
+    /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best
+    /// ended last: a change that comes later still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         upkeep::run(&self.0, shutdown).await;
     }
@@ -189,40 +189,6 @@ impl Store {
             () = scrub::run(Arc::clone(&self.0.ledger), rate) => {}
             () = shutdown => {}
         }
-    }
-
-    /// A reader could not read a stored blob: it is looked at, in the background.
-    pub fn suspect(&self, digest: &Digest) {
-        self.0.ledger.opened.forget(digest);
-        // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
-        let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
-        tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let looked = verify::look(&inner.ledger, &digest, |_| !inner.stop.load(Ordering::Relaxed));
-            if let Err(error) = looked {
-                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
-            }
-        });
-    }
-
-    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
-    /// What is damaged is put aside, and will be fetched again.
-    pub fn verify(&self) {
-        {
-            let mut state = hold(&self.0.verification);
-            if state.running {
-                return;
-            }
-            *state = Verification { running: true, ..Verification::default() };
-        }
-        let inner = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || verify::run(&inner.ledger, &inner.verification, &inner.stop));
-    }
-
-    /// How far the look at every stored file is, or what the last one has found.
-    pub fn verification(&self) -> Verification {
-        hold(&self.0.verification).clone()
     }
 
     /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it

@@ -8,8 +8,8 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::blob::{is_writable, open_file};
 use super::ledger::Ledger;
 use super::quarantine::Damage;
-use super::{Error, hold};
+use super::{Error, Store, hold};
 use crate::oci::{Algorithm, Digest, Verifier};
 
 /// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
@@ -172,6 +172,42 @@ pub(super) fn conclude(
         Ok(verdict) => verdict,
     };
     Ok(verdict)
+}
+
+impl Store {
+    /// A reader could not read a stored blob: it is looked at, in the background.
+    pub fn suspect(&self, digest: &Digest) {
+        self.0.ledger.opened.forget(digest);
+        // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
+        let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let looked = look(&inner.ledger, &digest, |_| !inner.stop.load(Ordering::Relaxed));
+            if let Err(error) = looked {
+                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+            }
+        });
+    }
+
+    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
+    /// What is damaged is put aside, and will be fetched again.
+    pub fn verify(&self) {
+        {
+            let mut state = hold(&self.0.verification);
+            if state.running {
+                return;
+            }
+            *state = Verification { running: true, ..Verification::default() };
+        }
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || run(&inner.ledger, &inner.verification, &inner.stop));
+    }
+
+    /// How far the look at every stored file is, or what the last one has found.
+    pub fn verification(&self) -> Verification {
+        hold(&self.0.verification).clone()
+    }
 }
 
 /// Looks at every stored file, in no order. `stop` ends it early.

@@ -15,6 +15,9 @@ const MANY: Many = Many { blobs: 20_000, tags: 4_000 };
 /// The `index.json` of these takes some seconds of its turns.
 const TAGS: Many = Many { blobs: 14_000, tags: 14_000 };
 
+/// The content of such a store is not what its names say, and a look at it would put all of it aside.
+const UNREAD: &str = "[cache]\nscrub = \"off\"\n";
+
 async fn assert_serves(berth: &Berth) {
     for number in (0..MANY.blobs).step_by(MANY.blobs / 20) {
         let reply = berth.get(&MANY.path(number)).await;
@@ -44,7 +47,7 @@ async fn a_store_with_many_blobs_serves_at_once_and_comes_to_know_all() {
     let data = tempfile::tempdir().unwrap();
     let data_dir = data.path().join("data");
     MANY.make(&data_dir);
-    let setup = Berth::with("docker.io", &upstream).data_dir(&data_dir);
+    let setup = Berth::with("docker.io", &upstream).data_dir(&data_dir).sections(UNREAD);
     upstream.stop().await;
     // Without an index.
     let mut berth = setup.start().await;
@@ -83,8 +86,8 @@ async fn a_tag_among_very_many_moves_for_the_price_of_one() {
     let data = tempfile::tempdir().unwrap();
     let data_dir = data.path().join("data");
     TAGS.make(&data_dir);
-    let always = "[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"0s\"";
-    let berth = Berth::with("docker.io", &upstream).data_dir(&data_dir).sections(always).start().await;
+    let always = format!("{UNREAD}[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"0s\"");
+    let berth = Berth::with("docker.io", &upstream).data_dir(&data_dir).sections(&always).start().await;
     berth.until_logged("the index was rebuilt from the files").await;
     let index_json = folder::layout(&data_dir, &format!("docker.io/{LARGE}")).join("index.json");
     let last = TAGS.tag(TAGS.large_tags() - 1);
