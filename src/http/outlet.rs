@@ -6,10 +6,10 @@
 //! and the same bytes go out.
 //!
 //! # Why sendfile, and not only the mapping
-//! Measured on the daemon, `benches/run hot`; see the README for the figures. Writing out of the mapping copies once
-//! and, on loopback, moves large blobs as fast or faster; but it costs about twice the CPU time per byte, which on
-//! a node belongs to the pods, and on a real network card there is nobody to make up for it. Below
-//! [`SENDFILE_MIN`] a write is cheaper.
+//! Both were measured on the daemon, with `benches/run hot` and clients that copy. Writing out of the mapping costs
+//! 0.27 to 0.33 CPU-seconds per GB, sendfile 0.18 to 0.21, and the throughput is the same or better, since the
+//! clients are then what limits. On a node that time belongs to the pods. nginx, which does the same, takes 0.15
+//! for blobs of 16 MiB and more, and 0.22 for 1 MiB. Below [`SENDFILE_MIN`] a write is cheaper.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

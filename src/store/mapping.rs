@@ -119,6 +119,16 @@ impl Mapping {
         })
     }
 
+    /// Notes that `range` has just come into memory, as far as it is whole blocks: also where the kernel may not be
+    /// asked, as in a sandbox without `mincore`, not every hit goes through the pool.
+    fn remember(&self, range: &Range<usize>) {
+        let end =
+            if range.end >= self.bytes.len() { self.resident_at.len() } else { range.end / BLOCK_BYTES };
+        for resident_at in self.resident_at.get(range.start.div_ceil(BLOCK_BYTES)..end).unwrap_or_default() {
+            resident_at.store(unix_seconds(), Ordering::Relaxed);
+        }
+    }
+
     /// Whether the kernel has every byte of `range` in memory now.
     fn ask_resident(&self, range: Range<usize>) -> bool {
         let (mut at, end) = (page_of(range.start), range.end.min(self.bytes.len()));
@@ -147,7 +157,10 @@ impl Mapping {
         let populated =
             unsafe { madvise(self.start.as_ptr().add(at).cast(), len, Advice::LinuxPopulateRead) };
         match populated {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.remember(&range);
+                Ok(true)
+            }
             Err(Errno::INVAL | Errno::NOSYS) => Ok(false),
             Err(error) => Err(error.into()),
         }

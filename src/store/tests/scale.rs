@@ -53,6 +53,9 @@ async fn a_large_index_json_waits_and_the_next_start_knows() {
     write_tags(&folder);
     let store = open(&folder).await;
     let repo = repo("docker.io/library/x");
+    for content in ["m", "moved"] {
+        store.put(&digest(content), content.into()).await.unwrap();
+    }
     catch_up(&store).await;
     let path = layout_of(&folder).join("index.json");
     let shows = |content: &str| fs::read_to_string(&path).unwrap().contains(&digest(content).to_string());
