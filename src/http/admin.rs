@@ -12,7 +12,7 @@
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
-//! others, which speak JSON and answer failures with `{"error": "…"}`, are in [`api`].
+//! others, which speak JSON and answer failures with `{"error": "…"}`, are in `admin/api.rs`.
 
 mod api;
 
