@@ -6,10 +6,10 @@
 //! and the same bytes go out.
 //!
 //! # Why sendfile, and not only the mapping
-//! Both were measured on the daemon, with `benches/run hot` and clients that copy. Writing out of the mapping costs
-//! 0.27 to 0.33 CPU-seconds per GB, sendfile 0.18 to 0.21, and the throughput is the same or better, since the
-//! clients are then what limits. On a node that time belongs to the pods. nginx, which does the same, takes 0.15
-//! for blobs of 16 MiB and more, and 0.22 for 1 MiB. Below [`SENDFILE_MIN`] a write is cheaper.
+//! Both were measured on the daemon, with `benches/run hot` and clients that copy. Writing out of the mapping cost
+//! 1.4 to 2 times the CPU time per byte that nginx's sendfile takes, and this takes as much as nginx (0.13 to 0.20
+//! CPU-seconds per GB); the throughput is the same or better, since the
+//! clients are then what limits. On a node that time belongs to the pods. Below [`SENDFILE_MIN`] a write is cheaper.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

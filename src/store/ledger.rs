@@ -162,7 +162,10 @@ impl Ledger {
         let displaced = std::mem::take(&mut *hold(&self.used));
         let displaced = displaced.into_iter().map(|(digest, (size, at))| (digest, size, at));
         for (digest, size, at) in displaced.chain(self.opened.uses()) {
-            self.index.put_blob(&digest, size, at);
+            // Evicted since it was used, it must not come back into the index.
+            if self.blobs.size(&digest).is_some() {
+                self.index.put_blob(&digest, size, at);
+            }
         }
     }
 
