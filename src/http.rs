@@ -222,10 +222,6 @@ async fn exchange(
     let beginning = Arc::clone(&answers);
     let service = service_fn(move |request: Request<Incoming>| {
         let (plane, outlet, answer) = (plane.clone(), outlet.clone(), beginning.begin());
-        if let Some(outlet) = &outlet {
-            // What was sent before may be evicted.
-            outlet.set(None);
-        }
         async move {
             let response = plane.answer(peer, request, outlet).await;
             Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))

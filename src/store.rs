@@ -90,7 +90,7 @@ pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
 pub use ledger::unix_seconds;
-pub use opened::{Mapped, StoredBlob};
+pub use opened::{Mapped, MappedWeak, StoredBlob};
 pub use partial::{Left, Partial, Sync, Synced};
 pub use pieces::Pieces;
 pub use pin::{Pin, Pinned};
@@ -403,7 +403,7 @@ impl Store {
             let used_bytes = ledger.index.used_bytes();
             Usage {
                 used_bytes,
-                budget_used_bytes: ledger.budget.used_bytes(used_bytes),
+                budget_used_bytes: ledger.budget.used_bytes(&|| ledger.index.used_bytes()),
                 budget_bytes: ledger.budget.max_bytes(ledger.disk.root()).min(total_bytes),
                 total_bytes,
             }

@@ -75,7 +75,7 @@ impl Asked {
         let way = if self.outlet.is_some() { Way::Mapped } else { Way::Copied };
         let reading = blob.read(start, end, held, way);
         if let Some(outlet) = &self.outlet {
-            outlet.set(reading.mapped().cloned());
+            outlet.set(reading.mapped());
         }
         Body::reading(reading, end - start)
     }

@@ -22,24 +22,31 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::store::Mapped;
+use crate::store::{Mapped, MappedWeak};
 
 /// A shorter slice is written: a copy of it costs less than a further call to the kernel.
 const SENDFILE_MIN: usize = 64 * 1024;
 
 /// What the connection's current body is made of, if that is a mapped file. Clones share it.
+///
+/// A connection that rests, or has the last bytes of a body still to write, must not keep the file from being
+/// evicted. If it is, those bytes are written from the mapping that they themselves keep.
 #[derive(Clone, Default)]
-pub(super) struct Outlet(Arc<Mutex<Option<Mapped>>>);
+pub(super) struct Outlet(Arc<Mutex<Option<MappedWeak>>>);
 
 impl Outlet {
     /// From here on slices of `mapped` are sent by the kernel.
-    pub(super) fn set(&self, mapped: Option<Mapped>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped;
+    pub(super) fn set(&self, mapped: Option<&Mapped>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped.map(Mapped::downgrade);
+    }
+
+    fn mapped(&self) -> Option<Mapped> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
     }
 
     /// What is being sent could not be: perhaps its file is not what it was.
     fn suspect(&self) {
-        if let Some(mapped) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(mapped) = self.mapped() {
             mapped.suspect();
         }
     }
@@ -49,7 +56,7 @@ impl Outlet {
         if slice.len() < SENDFILE_MIN {
             return None;
         }
-        let mapped = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let mapped = self.mapped()?;
         let offset = mapped.offset_of(slice)?;
         Some((mapped, offset))
     }

@@ -188,9 +188,22 @@ impl Budget {
         }
     }
 
-    /// Bytes of blobs and partial files, if the former are so many.
-    pub(super) fn used_bytes(&self, blob_bytes: u64) -> u64 {
-        blob_bytes + self.partial_bytes.load(Ordering::Relaxed)
+    /// Bytes of blobs and partial files. `blob_bytes` is asked while nothing turns from one into the other, which
+    /// would count twice, or not at all.
+    pub(super) fn used_bytes(&self, blob_bytes: &dyn Fn() -> u64) -> u64 {
+        let _partials = hold(&self.partials);
+        self.used_now(blob_bytes)
+    }
+
+    fn used_now(&self, blob_bytes: &dyn Fn() -> u64) -> u64 {
+        blob_bytes() + self.partial_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A partial file has become a blob, which `note` counts.
+    pub(super) fn landed(&self, digest: &Digest, note: impl FnOnce()) {
+        let mut partials = hold(&self.partials);
+        note();
+        self.set_partial(&mut partials, *digest, 0);
     }
 
     /// The most that may be used.
@@ -199,7 +212,7 @@ impl Budget {
     }
 
     /// What must go before eviction behind can rest; `None` if there is room enough.
-    pub(super) fn behind(&self, root: &Path, blob_bytes: u64) -> Option<Missing> {
+    pub(super) fn behind(&self, root: &Path, blob_bytes: &dyn Fn() -> u64) -> Option<Missing> {
         let (space, used) = (file_system(root), self.used_bytes(blob_bytes));
         let max = self.limits.max_bytes.of(space.total);
         let over = if used > max - max / MARK { used - (max - max / MARK * 2) } else { 0 };
@@ -217,7 +230,7 @@ impl Budget {
     pub(super) fn reserve(
         &self,
         root: &Path,
-        blob_bytes: u64,
+        blob_bytes: &dyn Fn() -> u64,
         digest: &Digest,
         total: u64,
     ) -> Result<(), Missing> {
@@ -227,7 +240,7 @@ impl Budget {
         // Two fills must not both take the last room.
         let mut partials = hold(&self.partials);
         let more = total.saturating_sub(partials.get(digest).copied().unwrap_or(0));
-        let used = self.used_bytes(blob_bytes) + more;
+        let used = self.used_now(blob_bytes) + more;
         let over = used.saturating_sub(max);
         let under = (floor + more).saturating_sub(space.free);
         let least = over.max(under);
@@ -257,7 +270,7 @@ impl Budget {
         }
     }
 
-    /// A partial file is gone, or has become a blob. Returns how much it had reserved.
+    /// A partial file is gone. Returns how much it had reserved.
     pub(super) fn release(&self, digest: &Digest) -> u64 {
         self.set_partial(&mut hold(&self.partials), *digest, 0)
     }
@@ -357,27 +370,27 @@ mod tests {
     fn partial_files_count_and_the_limit_is_hard() {
         let (budget, root) = (budget(100), Path::new("/"));
         let [one, two] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
-        assert_eq!(budget.reserve(root, 50, &one, 30), Ok(()));
-        assert_eq!(budget.used_bytes(50), 80);
+        assert_eq!(budget.reserve(root, &|| 50, &one, 30), Ok(()));
+        assert_eq!(budget.used_bytes(&|| 50), 80);
         assert_eq!(
-            budget.reserve(root, 50, &two, 30),
+            budget.reserve(root, &|| 50, &two, 30),
             Err(Missing { least: 10, best: 15, is_disk_full: false })
         );
-        assert_eq!(budget.reserve(root, 50, &one, 40), Ok(()), "the same again, and larger");
-        assert_eq!(budget.used_bytes(50), 90);
+        assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
+        assert_eq!(budget.used_bytes(&|| 50), 90);
         assert_eq!(budget.abandoned(), [(one, 40)]);
         hold(&budget.filling).insert(one);
         assert_eq!(budget.abandoned(), []);
         budget.release(&one);
-        assert_eq!(budget.used_bytes(50), 50);
-        assert_eq!(budget.reserve(root, 50, &two, 30), Ok(()));
+        assert_eq!(budget.used_bytes(&|| 50), 50);
+        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Ok(()));
     }
 
     #[test]
     fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
         let (budget, root) = (budget(1000), Path::new("/"));
-        assert_eq!(budget.behind(root, 950), None);
-        assert_eq!(budget.behind(root, 951), Some(Missing { least: 0, best: 51, is_disk_full: false }));
+        assert_eq!(budget.behind(root, &|| 950), None);
+        assert_eq!(budget.behind(root, &|| 951), Some(Missing { least: 0, best: 51, is_disk_full: false }));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -113,7 +113,28 @@ pub struct Mapped {
     mapping: Arc<Mapping>,
 }
 
+/// A mapped file as long as somebody else keeps it: whoever has this does not count as a reader.
+pub struct MappedWeak {
+    size: u64,
+    open: Weak<Open>,
+    mapping: Weak<Mapping>,
+}
+
+impl MappedWeak {
+    /// The mapped file, if it is still kept.
+    pub fn upgrade(&self) -> Option<Mapped> {
+        let blob = StoredBlob { size: self.size, open: self.open.upgrade()? };
+        Some(Mapped { blob, mapping: self.mapping.upgrade()? })
+    }
+}
+
 impl Mapped {
+    /// The same for who may lose it.
+    pub fn downgrade(&self) -> MappedWeak {
+        let (open, mapping) = (Arc::downgrade(&self.blob.open), Arc::downgrade(&self.mapping));
+        MappedWeak { size: self.blob.size, open, mapping }
+    }
+
     /// The file that is mapped.
     pub fn file(&self) -> &File {
         self.blob.file()

@@ -366,8 +366,7 @@ impl Partial {
             tracing::warn!(%error, digest = %self.digest, "cannot remove the map of a finished blob");
         }
         disk.condition.succeeded(size);
-        self.ledger.blob_stored(&self.digest, size);
-        self.ledger.budget.release(&self.digest);
+        self.ledger.budget.landed(&self.digest, || self.ledger.blob_stored(&self.digest, size));
         Ok(())
     }
 

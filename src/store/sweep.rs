@@ -104,7 +104,7 @@ impl Sweeper<'_> {
     pub(super) fn run_behind(&self, stop: &AtomicBool) {
         let ledger = self.ledger;
         while !stop.load(Ordering::Relaxed)
-            && let Some(missing) = ledger.budget.behind(ledger.disk.root(), ledger.index.used_bytes())
+            && let Some(missing) = ledger.budget.behind(ledger.disk.root(), &|| ledger.index.used_bytes())
             && let Some(turn) = self.turn()
         {
             if self.evict(missing, &turn, stop) == 0 {
@@ -124,7 +124,7 @@ impl Sweeper<'_> {
         }
         let deadline = Instant::now() + ADMISSION_MAX;
         loop {
-            match budget.reserve(root, ledger.index.used_bytes(), digest, total) {
+            match budget.reserve(root, &|| ledger.index.used_bytes(), digest, total) {
                 Ok(()) => {
                     // There may be little left for the next.
                     budget.wake.notify_one();
