@@ -108,17 +108,14 @@ impl Ledger {
 
     /// A stored blob, opened; from here on it is at hand.
     pub(super) fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
-        if self.condemned.has(digest) {
-            return Ok(None);
-        }
         if let Some(looks) = self.blobs.look(digest)
+            && !self.condemned.has(digest)
             && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
         {
             return Ok(Some(blob));
         }
         self.opened.forget(digest);
-        let opened = self.unless_lost(digest, self.blobs.open(digest))?;
-        let Some(blob) = opened else { return Ok(None) };
+        let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
         let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
@@ -131,6 +128,14 @@ impl Ledger {
             }
         }
         Ok(Some(blob))
+    }
+
+    /// A stored blob, opened, unless it is known to be damaged or the disk has lost it.
+    fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+        if self.condemned.has(digest) {
+            return Ok(None);
+        }
+        self.unless_lost(digest, self.blobs.open(digest))
     }
 
     /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
@@ -229,7 +234,7 @@ impl Ledger {
         let own = self.own_manifest(repo, digest)?.map(|record| (record, Whose::Repo(repo)));
         let public = || self.index.public_manifest(digest).map(|record| (record, Whose::Public));
         let Some((record, whose)) = own.or_else(public) else { return Ok(None) };
-        let Some(blob) = self.unless_lost(digest, self.blobs.open(digest))? else {
+        let Some(blob) = self.open_blob(digest)? else {
             self.opened.forget(digest);
             return Ok(None);
         };

@@ -196,10 +196,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, Repo};
     use crate::store::budget::{Budget, Limits};
     use crate::store::disk::Disk;
     use crate::store::lock::Lock;
+    use crate::store::record::ManifestRecord;
 
     fn ledger(folder: &Path) -> Ledger {
         let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
@@ -232,13 +233,21 @@ mod tests {
         let ledger = ledger(folder.path());
         fs::File::create(ledger.quarantine_folder()).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
+        let repo = Repo::new("docker.io".parse().unwrap(), "a/b".parse().unwrap());
+        let record = ManifestRecord { media_type: "a/b".to_owned(), size: 1, public: false, fetched_at: 0 };
+        ledger.set_manifest(&repo, &digest, &record).unwrap();
+        let is_there = || {
+            let there = ledger.blob(&digest).unwrap().is_some();
+            assert_eq!(ledger.manifest(&repo, &digest).unwrap().is_some(), there, "as a manifest");
+            there
+        };
         for damage in [Damage::Changed, Damage::Unreadable] {
             ledger.put(&digest, b"x").unwrap();
             ledger.quarantine(&digest, damage);
-            assert!(ledger.blob(&digest).unwrap().is_none());
+            assert!(!is_there());
             assert!(ledger.blobs.path(&digest).exists());
             ledger.blob_stored(&digest, 1);
-            assert!(ledger.blob(&digest).unwrap().is_some(), "another file is there now");
+            assert!(is_there(), "another file is there now");
         }
     }
 
