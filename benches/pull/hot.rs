@@ -11,21 +11,12 @@ use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY, Server};
 use crate::support::Image;
 
-const SERVERS: [Kind; 7] = [
-    Kind::Berth,
-    Kind::BareHyper,
-    Kind::NginxStatic,
-    Kind::NginxCache,
-    Kind::Varnish,
-    Kind::TrafficServer,
-    Kind::Distribution,
-];
 const SCENARIO: &str = "hot blob";
 
 pub(crate) fn run(bench: &Bench) {
     let mut scene = Scene::new(bench);
     let image = hold_blobs(bench, &mut scene);
-    let servers = start_filled(bench, &scene, &SERVERS, &Reading::Copy);
+    let servers = start_filled(bench, &scene, &Kind::OF_HOT, &Reading::Copy);
     let plan = &bench.plan;
     let path = |bytes| path_of(&image, bytes);
     let copied = measure(bench, &servers, path, &Reading::Copy, plan.hot_rounds);

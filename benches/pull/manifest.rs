@@ -13,15 +13,6 @@ use crate::support::Image;
 use crate::table::{median, print, with_ratio};
 use crate::usage::system_calls;
 
-const SERVERS: [Kind; 7] = [
-    Kind::Berth,
-    Kind::BareHyper,
-    Kind::NginxStatic,
-    Kind::NginxCache,
-    Kind::Varnish,
-    Kind::TrafficServer,
-    Kind::Distribution,
-];
 const METHODS: [&str; 2] = ["GET", "HEAD"];
 /// Bytes of the layers: so many that the manifest is as long as that of a usual image.
 const LAYERS: [usize; 8] = [100; 8];
@@ -40,7 +31,7 @@ pub(crate) fn run(bench: &Bench) {
     scene.hold(&image);
     let path = image.path(REPOSITORY);
     scene.learn_headers(&Kind::Berth.start(bench, &scene));
-    let servers = start_filled(bench, &scene, &SERVERS, &Reading::Copy);
+    let servers = start_filled(bench, &scene, &Kind::OF_HOT, &Reading::Copy);
     for server in &servers {
         if [Kind::BareHyper, Kind::NginxStatic].contains(&server.kind) {
             scene.check_headers(server);
@@ -94,7 +85,7 @@ fn show(image: &Image, method: &str, turns: &[Turn], calls: &[Option<f64>]) {
         image.manifest.len()
     );
     let head = ["", "per second", "p50 ms", "p99 ms", "CPU µs each", "system calls each"];
-    let rows: Vec<_> = SERVERS.into_iter().zip(calls).map(row).collect();
+    let rows: Vec<_> = Kind::OF_HOT.into_iter().zip(calls).map(row).collect();
     print(&title, &head, &rows);
 }
 

@@ -55,6 +55,17 @@ pub(crate) struct Server {
 }
 
 impl Kind {
+    /// Those that can be compared on content that is there.
+    pub(crate) const OF_HOT: [Self; 7] = [
+        Self::Berth,
+        Self::BareHyper,
+        Self::NginxStatic,
+        Self::NginxCache,
+        Self::Varnish,
+        Self::TrafficServer,
+        Self::Distribution,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Berth => "berth",

@@ -61,6 +61,10 @@ impl Rules {
 
     /// The rule for `repo:tag`.
     pub fn find(&self, repo: &Repo, tag: &Tag) -> &Rule {
+        if self.rules.is_empty() {
+            // Mostly there are none, and every request for a tag asks.
+            return &self.otherwise;
+        }
         let name = format!("{repo}:{tag}");
         self.rules.iter().find(|rule| rule.pattern.matches(&name)).unwrap_or(&self.otherwise)
     }

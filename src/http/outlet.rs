@@ -8,8 +8,8 @@
 //! # Why sendfile, and not only the mapping
 //! Both were measured on the daemon, with `benches/run hot` and clients that copy. Writing out of the mapping cost
 //! 1.4 to 2 times the CPU time per byte that nginx's sendfile takes, and this takes as much as nginx (0.13 to 0.20
-//! CPU-seconds per GB); the throughput is the same or better, since the
-//! clients are then what limits. On a node that time belongs to the pods. Below [`SENDFILE_MIN`] a write is cheaper.
+//! CPU-seconds per GB); the throughput is the same or better, since the clients are then what limits. On a node that
+//! time belongs to the pods. Below [`SENDFILE_MIN`] a write is cheaper.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -29,10 +29,10 @@ use crate::oci::{Algorithm, Digest, Repo, Tag};
 
 /// How long after its last change an `index.json` counts as finished.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
-/// An index of indexes of indexes is more than anybody makes.
-const DEPTH_MAX: usize = 4;
-/// Digests followed from one entry: an index of 100 platforms with 100 layers each.
-const CLOSURE_MAX: usize = 10_000;
+/// Levels of an image that are followed: an index of indexes of indexes is more than anybody makes.
+pub(super) const DEPTH_MAX: usize = 4;
+/// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
+pub(super) const CLOSURE_MAX: usize = 10_000;
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

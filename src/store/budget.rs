@@ -1,8 +1,8 @@
 //! How much may be kept: limits, what counts towards them, and whether something more fits.
 //!
 //! Blobs count with their size, partial files with all that they will be, because that room is reserved from the
-//! start; but those of which only pieces were asked for with these. Refs, layouts and the index are small beside that and do not count; the free space of the file system
-//! sees them.
+//! start; but those of which only pieces were asked for with these. Refs, layouts and the index are small beside
+//! that and do not count; the free space of the file system sees them.
 //!
 //! There are two marks below the limit. Above the upper one eviction begins, behind, and it ends at the lower one:
 //! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is

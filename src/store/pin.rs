@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::adopt::{CLOSURE_MAX, DEPTH_MAX};
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::record::{decode, encode};
@@ -26,10 +27,6 @@ use crate::oci::{Digest, Image, Manifest, Platform, Reference};
 const PINS_MAX: usize = 10_000;
 /// What that many take, with room for long names.
 const PINS_BYTES_MAX: u64 = 16 << 20;
-/// An index of indexes of indexes is more than anybody makes.
-const DEPTH_MAX: usize = 4;
-/// Digests followed from one pin: an index of 100 platforms with 100 layers each.
-const CLOSURE_MAX: usize = 10_000;
 
 /// An image that stays: `[[pin]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -115,8 +115,8 @@ impl Refs {
     pub(super) fn is_empty(&self, repo: &Repo) -> Result<bool, Error> {
         let folders = [Kind::Tags, Kind::Manifests, Kind::Blobs].map(|kind| self.folder(repo, kind));
         for folder in folders.into_iter().chain([self.layout(repo).join("refs/referrers")]) {
-            if !disk::list(&folder)?.is_empty() {
-                return Ok(false);
+            if let Some(name) = disk::names(&folder)?.next() {
+                return name.map(|_| false);
             }
         }
         Ok(true)
