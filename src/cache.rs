@@ -191,13 +191,13 @@ impl Cache {
                     continue;
                 }
             };
-            match reader.head().await {
-                Ok(Some(head)) => {
+            match reader.file().await {
+                Ok(Some(file)) => {
                     let source = match source {
-                        Source::Join => reader.source(closed_span(asked, head.total)),
+                        Source::Join => reader.source(closed_span(asked, file.size)),
                         other => other,
                     };
-                    return Ok(Blob::flying(reader, head, source, self.detour(repo, digest)?));
+                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest)?));
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
                 Ok(None) | Err(Error::GivenUp) => {}

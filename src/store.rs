@@ -90,7 +90,7 @@ pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
 pub use ledger::unix_seconds;
-pub use opened::{Mapped, MappedWeak, StoredBlob};
+pub use opened::{BlobFile, Mapped, MappedWeak};
 pub use partial::{Left, Partial, Sync, Synced};
 pub use pieces::Pieces;
 pub use pin::{Pin, Pinned};
@@ -201,7 +201,7 @@ impl Store {
     ///
     /// # Errors
     /// If the disk fails. A blob that is not there is `None`.
-    pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         let digest = *digest;
         self.ask(move |ledger| ledger.blob(&digest)).await
     }
@@ -210,7 +210,7 @@ impl Store {
     ///
     /// # Errors
     /// If the disk fails.
-    pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<StoredBlob>), Error> {
+    pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<BlobFile>), Error> {
         let (repo, digest) = (repo.clone(), *digest);
         // In this order: what is granted is noted with what is at hand.
         self.ask(move |ledger| {
@@ -221,7 +221,7 @@ impl Store {
     }
 
     /// A stored blob that `repo` may be served, if that is known without a look at disk or index. Never blocks.
-    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<StoredBlob> {
+    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
         self.0.ledger.opened.blob(repo, digest)
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::error::Error;
 use super::flight::HOLD_BACK;
 use crate::oci::{Digest, Range, RepoName, Verifier};
+use crate::store::BlobFile;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, Upstream};
@@ -60,10 +61,10 @@ impl Detour {
     }
 
     /// What lies behind `position`, the bytes before it being in `file`.
-    pub(super) async fn rest(self, file: Arc<File>, position: u64, total: u64) -> Result<Direct, Error> {
+    pub(super) async fn rest(self, file: BlobFile, position: u64, total: u64) -> Result<Direct, Error> {
         let permit = self.permit()?;
         let verifier = Verifier::new(self.digest.algorithm());
-        let hash = tokio::task::spawn_blocking(move || hash(verifier, &file, position));
+        let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
         let stream = self.from(position, total).await?;

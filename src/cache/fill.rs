@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::config::Complete;
 use super::error::Error;
 use super::fetch::{Fetch, Line, range_of};
-use super::flight::{End, Flight, Flights, HOLD_BACK, Head};
+use super::flight::{End, Flight, Flights, HOLD_BACK};
 use super::schedule::{self, BLOCK, Need, Schedule};
 use super::writer::{Given, Writer, Written};
 use crate::oci::Range;
@@ -273,10 +273,7 @@ impl Filler {
     async fn land(&self, flight: &Flight, partial: Partial, public: bool) {
         let digest = flight.digest;
         if !flight.is_announced() {
-            flight.announce(
-                Head { total: partial.total(), file: partial.file() },
-                Pieces::prefix(partial.total()),
-            );
+            flight.announce(partial.file(), Pieces::prefix(partial.total()));
         }
         flight.end(End::Proven);
         let kept = async {
@@ -427,7 +424,7 @@ mod tests {
             panic!("in a test");
         }));
         assert!(died.is_err());
-        assert!(matches!(reader.head().await, Err(Error::GivenUp)));
+        assert!(matches!(reader.file().await, Err(Error::GivenUp)));
         assert!(matches!(enter(), Entry::Lead(..)), "the next one begins anew");
     }
 }

@@ -17,7 +17,6 @@
 //! The table has one lock, taken for a look-up or a count and never across an await.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,7 +31,7 @@ use super::lock;
 use super::schedule::Need;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
-use crate::store::Pieces;
+use crate::store::{BlobFile, Pieces};
 use crate::telemetry::metrics::Source;
 
 /// Bytes at the end of a body that wait for the proof of the whole.
@@ -66,25 +65,16 @@ impl Taken {
 }
 
 /// How far a flight is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Progress {
-    /// What is known once upstream has answered.
-    pub(super) head: Option<Head>,
+    /// The growing file, once upstream has said how large it will be.
+    pub(super) file: Option<BlobFile>,
     /// Bytes of the file that may be read.
     pub(super) have: Pieces,
     /// Bytes from the start that are hashed, for who waits for the proof.
     pub(super) hashed: u64,
     /// How it ended, if it has.
     pub(super) end: Option<End>,
-}
-
-/// What upstream's own answer said, and where its bytes are.
-#[derive(Clone, Debug)]
-pub(super) struct Head {
-    /// Bytes of the whole content.
-    pub(super) total: u64,
-    /// The growing file.
-    pub(super) file: Arc<File>,
 }
 
 /// How a flight ended.
@@ -168,9 +158,9 @@ impl Flight {
     }
 
     /// Upstream has answered; what there is can be read at once.
-    pub(super) fn announce(&self, head: Head, have: Pieces) {
+    pub(super) fn announce(&self, file: BlobFile, have: Pieces) {
         self.progress.send_modify(|progress| {
-            progress.head = Some(head);
+            progress.file = Some(file);
             progress.have = have;
         });
     }
@@ -192,7 +182,7 @@ impl Flight {
 
     /// Whether readers have been told how long the content is.
     pub(super) fn is_announced(&self) -> bool {
-        self.progress.borrow().head.is_some()
+        self.progress.borrow().file.is_some()
     }
 
     /// What was asked since the last call.
@@ -315,8 +305,8 @@ impl Flights {
     pub(super) fn total(&self, digest: &Digest, repo: &Repo, granted: bool) -> Option<u64> {
         let flight = self.lock().get(digest).cloned()?;
         let progress = flight.progress.borrow();
-        let head = progress.head.as_ref().filter(|_| flight.may_be_read_by(repo, granted))?;
-        Some(head.total)
+        let file = progress.file.as_ref().filter(|_| flight.may_be_read_by(repo, granted))?;
+        Some(file.size)
     }
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
@@ -406,14 +396,14 @@ impl Reader {
     /// Waits for upstream's answer. None: the content is already stored, look again.
     ///
     /// A flight that was stopped just before this reader came has nothing to say but its end.
-    pub(super) async fn head(&mut self) -> Result<Option<Head>, Error> {
+    pub(super) async fn file(&mut self) -> Result<Option<BlobFile>, Error> {
         let is_stopping = self.flight.is_stopping();
         let answered =
-            |progress: &Progress| (progress.head.is_some() && !is_stopping) || progress.end.is_some();
+            |progress: &Progress| (progress.file.is_some() && !is_stopping) || progress.end.is_some();
         let progress = self.progress.wait_for(answered).await.map_err(|_| Error::GivenUp)?;
-        match (&progress.head, &progress.end) {
+        match (&progress.file, &progress.end) {
             (_, Some(End::Failed(error))) => Err(error.clone()),
-            (Some(head), _) => Ok(Some(head.clone())),
+            (Some(file), _) => Ok(Some(file.clone())),
             (None, _) => Ok(None),
         }
     }
@@ -437,6 +427,12 @@ impl Reader {
     /// Keeps account of what readers have taken of this content.
     pub(super) fn taken(&self) -> Taken {
         self.flight.taken.clone()
+    }
+
+    /// Up to where there is something to read from `position` on; `held` as for [`Reader::beyond`].
+    pub(super) fn there(&mut self, position: u64, held: bool) -> u64 {
+        self.place.position.store(position, Ordering::Relaxed);
+        visible(&self.progress.borrow_and_update(), position, held)
     }
 
     /// Waits until there is something to read beyond `position`, and says up to where. `held`: the end must
@@ -479,15 +475,15 @@ impl Drop for Reader {
 
 /// How far a reader at `position` may see.
 fn visible(progress: &Progress, position: u64, held: bool) -> u64 {
-    let Some(head) = &progress.head else { return 0 };
+    let Some(file) = &progress.file else { return 0 };
     let there = progress.have.run_end(position);
     let proven = matches!(progress.end, Some(End::Proven));
-    if held && !proven { there.min(head.total.saturating_sub(HOLD_BACK)) } else { there }
+    if held && !proven { there.min(file.size.saturating_sub(HOLD_BACK)) } else { there }
 }
 
 /// How near the bytes at `position` are; or the proof, if those are held back.
 fn toward(progress: &Progress, position: u64, held: bool) -> (u64, u64) {
-    let total = progress.head.as_ref().map_or(0, |head| head.total);
+    let total = progress.file.as_ref().map_or(0, |file| file.size);
     if held && position >= total.saturating_sub(HOLD_BACK) {
         (progress.have.bytes(), progress.hashed)
     } else {
@@ -504,11 +500,14 @@ mod tests {
         Repo::new("harbor.example.com".parse().unwrap(), name.parse().unwrap())
     }
 
+    fn file(total: u64) -> BlobFile {
+        BlobFile::new(tempfile::tempfile().unwrap(), total)
+    }
+
     fn progress(total: u64, there: &[(u64, u64)]) -> Progress {
-        let file = Arc::new(tempfile::tempfile().unwrap());
         let mut have = Pieces::default();
         there.iter().for_each(|(start, end)| have.insert(Span { start: *start, end: *end }));
-        Progress { head: Some(Head { total, file }), have, ..Progress::default() }
+        Progress { file: Some(file(total)), have, ..Progress::default() }
     }
 
     fn digest(text: &str) -> Digest {
@@ -585,16 +584,13 @@ mod tests {
         let flights = Flights::new();
         let enter = || flights.enter(digest("x"), &repo("a/b"), true, true, None);
         let Entry::Lead(flight, mut first) = enter() else { panic!("nobody else asked for it") };
-        flight.announce(
-            Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) },
-            Pieces::prefix(10),
-        );
-        assert!(first.head().await.unwrap().is_some());
+        flight.announce(file(1 << 20), Pieces::prefix(10));
+        assert!(first.file().await.unwrap().is_some());
         flights.abandon_all();
         let Entry::Join(mut late) = enter() else { panic!("it is still there") };
-        assert!(tokio::time::timeout(Duration::ZERO, late.head()).await.is_err());
+        assert!(tokio::time::timeout(Duration::ZERO, late.file()).await.is_err());
         flight.end(End::Failed(Error::GivenUp));
-        assert!(matches!(late.head().await, Err(Error::GivenUp)));
+        assert!(matches!(late.file().await, Err(Error::GivenUp)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -604,10 +600,7 @@ mod tests {
         else {
             panic!("nobody else asked for it")
         };
-        flight.announce(
-            Head { total: 1 << 20, file: Arc::new(tempfile::tempfile().unwrap()) },
-            Pieces::prefix(10),
-        );
+        flight.announce(file(1 << 20), Pieces::prefix(10));
         assert_eq!(reader.beyond(0, true).await.unwrap(), 10);
         assert!(matches!(reader.beyond(10, true).await, Err(Error::Stalled(_))));
         // What comes elsewhere does not help it.

@@ -1,8 +1,9 @@
 //! The bytes of a blob on their way to one client, from wherever they are.
 //!
 //! Four sources, one type: a stored file, parts that earlier flights have left, a file that a flight is filling,
-//! and, when the disk cannot take it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever the blob's size. A failure after the head was
-//! sent is an error here and a cut connection at the client: no error text is ever put into a body.
+//! and, when the disk cannot take it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever
+//! the blob's size, and less where the kernel sends the file. A failure after the head was sent is an error here and
+//! a cut connection at the client: no error text is ever put into a body.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -16,10 +17,10 @@ use tracing::warn;
 
 use super::direct::{Detour, Direct};
 use super::error::Error;
-use super::flight::{Head, Reader, Taken};
+use super::flight::{Reader, Taken};
 use crate::oci::Digest;
 use crate::oci::range::Span;
-use crate::store::{Left, Mapped, Store, StoredBlob};
+use crate::store::{BlobFile, Left, Mapped, Store};
 use crate::telemetry::metrics::Source;
 
 /// Bytes read at once.
@@ -38,7 +39,7 @@ pub struct Blob {
     from: From,
 }
 
-/// How bytes of a stored file come to the connection.
+/// How bytes of a file come to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Through a buffer, for who looks at them: TLS encrypts.
@@ -49,16 +50,14 @@ pub enum Way {
 
 enum From {
     Stored {
-        blob: StoredBlob,
-        mapped: Option<Mapped>,
+        file: BlobFile,
         suspect: Suspect,
     },
     /// Has the bytes that are asked for, unproven.
     Left(Arc<File>, Taken),
     Flight {
         reader: Reader,
-        file: Arc<File>,
-        total: u64,
+        file: BlobFile,
         detour: Box<Detour>,
     },
     Direct(Box<Direct>),
@@ -71,15 +70,14 @@ struct Suspect {
 }
 
 impl Blob {
-    pub(super) fn stored(blob: StoredBlob, digest: &Digest, store: &Store) -> Self {
+    pub(super) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
         let suspect = Suspect { digest: *digest, store: store.clone() };
-        Self { total: blob.size, source: Source::Hit, from: From::Stored { blob, mapped: None, suspect } }
+        Self { total: file.size, source: Source::Hit, from: From::Stored { file, suspect } }
     }
 
     /// `detour` is for a disk that fails before the end.
-    pub(super) fn flying(reader: Reader, head: Head, source: Source, detour: Detour) -> Self {
-        let Head { total, file } = head;
-        Self { total, source, from: From::Flight { reader, file, total, detour: Box::new(detour) } }
+    pub(super) fn flying(reader: Reader, file: BlobFile, source: Source, detour: Detour) -> Self {
+        Self { total: file.size, source, from: From::Flight { reader, file, detour: Box::new(detour) } }
     }
 
     /// What is left has every byte that will be read.
@@ -103,13 +101,12 @@ impl Blob {
 
     /// The bytes from `start` up to `end`. `held`: those at the end of the content wait until the whole is
     /// proven.
-    pub fn read(mut self, start: u64, end: u64, held: bool, way: Way) -> Reading {
-        if let From::Stored { blob, mapped, .. } = &mut self.from
-            && way == Way::Mapped
-        {
+    pub fn read(self, start: u64, end: u64, held: bool, way: Way) -> Reading {
+        let mapped = match &self.from {
             // Without room for another mapping, reading still works. There is none of nothing.
-            *mapped = blob.mapped().ok();
-        }
+            From::Stored { file, .. } | From::Flight { file, .. } if way == Way::Mapped => file.mapped().ok(),
+            _ => None,
+        };
         let end = end.min(self.total);
         let tally = match &self.from {
             From::Left(_, taken) => Some(taken.clone()),
@@ -118,6 +115,7 @@ impl Blob {
         };
         Reading {
             from: self.from,
+            mapped,
             start,
             position: start,
             end,
@@ -132,6 +130,8 @@ impl Blob {
 /// A blob being read in order.
 pub struct Reading {
     from: From,
+    /// What its bytes are sent from, if the kernel does that.
+    mapped: Option<Mapped>,
     start: u64,
     position: u64,
     end: u64,
@@ -147,17 +147,17 @@ pub struct Reading {
 impl Reading {
     /// The file that its bytes are sent from, if that is so.
     pub fn mapped(&self) -> Option<&Mapped> {
-        match &self.from {
-            From::Stored { mapped, .. } => mapped.as_ref(),
-            From::Left(..) | From::Flight { .. } | From::Direct(_) => None,
-        }
+        self.mapped.as_ref()
     }
 
     /// The next bytes, if they are in memory and can be sent from there.
     pub fn at_hand(&mut self) -> Option<Bytes> {
-        let From::Stored { mapped: Some(mapped), .. } = &self.from else { return None };
-        let bytes = mapped.bytes(self.ahead()?)?;
-        Some(self.taken(bytes))
+        self.mapped.as_ref()?;
+        let there = match &mut self.from {
+            From::Flight { reader, .. } => reader.there(self.position, self.held),
+            _ => self.end,
+        };
+        self.mapped_up_to(there)
     }
 
     /// Whether others should have their turn before the next bytes; asked once, it is not so again for a while.
@@ -169,9 +169,15 @@ impl Reading {
         is_over
     }
 
-    /// Where the next bytes of a mapped file are; none at the end.
-    fn ahead(&self) -> Option<Range<usize>> {
-        let end = self.end.min(self.position + MAPPED_BYTES);
+    /// The next bytes of a mapped file, of which there is what lies before `there`, if they are in memory.
+    fn mapped_up_to(&mut self, there: u64) -> Option<Bytes> {
+        let bytes = self.mapped.as_ref()?.bytes(self.ahead(there)?)?;
+        Some(self.taken(bytes))
+    }
+
+    /// Where the next bytes of a mapped file are; none if there are none.
+    fn ahead(&self, there: u64) -> Option<Range<usize>> {
+        let end = self.end.min(there).min(self.position + MAPPED_BYTES);
         let range = usize::try_from(self.position).ok()?..usize::try_from(end).ok()?;
         (!range.is_empty()).then_some(range)
     }
@@ -199,43 +205,50 @@ impl Reading {
         if self.position >= self.end {
             return Ok(None);
         }
-        if let From::Flight { reader, file, total, detour } = &mut self.from
-            && let Err(Error::Store(cause)) = reader.beyond(self.position, self.held).await
-        {
-            warn!(digest = %detour.digest, error = &*cause as &dyn std::error::Error, "the disk failed a transfer: its readers get the rest unstored");
-            let detour = detour.as_ref().clone();
-            let rest = if !self.held {
-                detour.unproven(self.position, *total).await?
-            } else if reader.has(Span { start: 0, end: self.position }) {
-                detour.rest(Arc::clone(file), self.position, *total).await?
-            } else {
-                detour.whole().await?
-            };
-            self.from = From::Direct(Box::new(rest));
+        let there = self.wait().await?;
+        if let Some(bytes) = self.mapped_up_to(there) {
+            return Ok(Some(bytes));
         }
-        if let From::Stored { mapped: Some(mapped), .. } = &self.from
-            && let Some(range) = self.ahead()
+        if let (Some(mapped), Some(range)) = (&self.mapped, self.ahead(there))
             && let Some(bytes) = bring(mapped.clone(), range).await?
         {
             return Ok(Some(self.taken(bytes)));
         }
-        let (position, end, held) = (self.position, self.end, self.held);
+        let (position, len) = (self.position, (there - self.position).min(CHUNK_BYTES));
         let buffer = std::mem::take(&mut self.buffer);
-        let chunk = |there: u64| (there.min(end) - position).min(CHUNK_BYTES);
         self.buffer = match &mut self.from {
-            From::Stored { blob, .. } => read_at(blob.clone(), position, chunk(end), buffer).await?,
-            From::Left(file, _) => read_at(Arc::clone(file), position, chunk(end), buffer).await?,
-            From::Flight { reader, file, .. } => {
-                let there = reader.beyond(position, held).await?;
-                read_at(Arc::clone(file), position, chunk(there), buffer).await?
+            From::Stored { file, .. } | From::Flight { file, .. } => {
+                read_at(file.clone(), position, len, buffer).await?
             }
+            From::Left(file, _) => read_at(Arc::clone(file), position, len, buffer).await?,
             From::Direct(direct) => {
-                let bytes = direct.next(position, end, held).await?;
+                let bytes = direct.next(position, self.end, self.held).await?;
                 return Ok(Some(self.taken(bytes)));
             }
         };
         let bytes = self.buffer.split().freeze();
         Ok(Some(self.taken(bytes)))
+    }
+
+    /// Waits until there are further bytes, and says up to where. Where the disk fails a flight, the rest comes
+    /// from upstream.
+    async fn wait(&mut self) -> Result<u64, Error> {
+        let From::Flight { reader, file, detour } = &mut self.from else { return Ok(self.end) };
+        let cause = match reader.beyond(self.position, self.held).await {
+            Err(Error::Store(cause)) => cause,
+            there => return Ok(there?.min(self.end)),
+        };
+        warn!(digest = %detour.digest, error = &*cause as &dyn std::error::Error, "the disk failed a transfer: its readers get the rest unstored");
+        let (detour, total) = (detour.as_ref().clone(), file.size);
+        let rest = if !self.held {
+            detour.unproven(self.position, total).await?
+        } else if reader.has(Span { start: 0, end: self.position }) {
+            detour.rest(file.clone(), self.position, total).await?
+        } else {
+            detour.whole().await?
+        };
+        (self.from, self.mapped) = (From::Direct(Box::new(rest)), None);
+        Ok(self.end)
     }
 }
 

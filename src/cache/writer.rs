@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
-use super::flight::{Flight, HOLD_BACK, Head};
+use super::flight::{Flight, HOLD_BACK};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Verifier};
 use crate::store::{self, Partial, Pieces, Synced};
@@ -76,7 +76,7 @@ impl Writer {
         let written = partial.have().clone();
         // Small content is proven before its readers hear anything: a lie is then a clean error.
         if partial.total() > HOLD_BACK {
-            flight.announce(Head { total: partial.total(), file: partial.file() }, written.clone());
+            flight.announce(partial.file(), written.clone());
         }
         let writer = Self {
             flight: Arc::clone(flight),

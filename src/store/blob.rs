@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::OFlags;
 
 use super::disk::{self, Disk, Look};
-use super::opened::StoredBlob;
+use super::opened::BlobFile;
 use super::{Error, hold};
 use crate::oci::{Algorithm, Digest, Verifier};
 
@@ -42,11 +42,11 @@ impl Blobs {
         self.folder(digest.algorithm()).join(digest.hex())
     }
 
-    pub(super) fn open(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+    pub(super) fn open(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         let path = self.path(digest);
         let Some((file, metadata)) = open_file(&path)? else { return Ok(None) };
         if !is_writable(&metadata) {
-            return Ok(Some(StoredBlob::new(file, metadata.len())));
+            return Ok(Some(BlobFile::new(file, metadata.len())));
         }
         let _one_at_a_time = hold(&self.proving);
         let metadata = file.metadata().map_err(|source| Error::io("read", &path, source))?;
@@ -55,11 +55,11 @@ impl Blobs {
         }
         // Asked again: it may have grown until it was hashed.
         let size = file.metadata().map_err(|source| Error::io("read", &path, source))?.len();
-        Ok(Some(StoredBlob::new(file, size)))
+        Ok(Some(BlobFile::new(file, size)))
     }
 
     /// Whether a stored blob still has the content that its name says.
-    pub(super) fn is_sound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
+    pub(super) fn is_sound(&self, digest: &Digest, blob: &BlobFile) -> Result<bool, Error> {
         let _one_at_a_time = hold(&self.proving);
         let path = self.path(digest);
         let actual =
@@ -105,7 +105,7 @@ impl Blobs {
     pub(super) fn read_opened(
         &self,
         digest: &Digest,
-        blob: &StoredBlob,
+        blob: &BlobFile,
         bytes_max: u64,
     ) -> Result<Option<Vec<u8>>, Error> {
         let Some(size) = usize::try_from(blob.size).ok().filter(|_| blob.size <= bytes_max) else {

@@ -22,7 +22,7 @@ use super::budget::Budget;
 use super::disk::Disk;
 use super::index::{Found, Index};
 use super::lock::Lock;
-use super::opened::{Opened, StoredBlob, Whose, is_same_file};
+use super::opened::{BlobFile, Opened, Whose, is_same_file};
 use super::pin::Pins;
 use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
@@ -107,7 +107,7 @@ impl Ledger {
     // === Blobs ===
 
     /// A stored blob, opened; from here on it is at hand.
-    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         if let Some(looks) = self.blobs.look(digest)
             && !self.condemned.has(digest)
             && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
@@ -131,7 +131,7 @@ impl Ledger {
     }
 
     /// A stored blob, opened, unless it is known to be damaged or the disk has lost it.
-    fn open_blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, Error> {
+    fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         if self.condemned.has(digest) {
             return Ok(None);
         }
@@ -139,7 +139,7 @@ impl Ledger {
     }
 
     /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
-    fn discard_unsound(&self, digest: &Digest, blob: &StoredBlob) -> Result<bool, Error> {
+    fn discard_unsound(&self, digest: &Digest, blob: &BlobFile) -> Result<bool, Error> {
         let is_sound = self.blobs.is_sound(digest, blob).map(Some);
         match self.unless_lost(digest, is_sound)? {
             Some(true) => return Ok(false),

@@ -1,4 +1,4 @@
-//! Stored files mapped into memory, so that the kernel can send them without a copy through a buffer of ours.
+//! Files of blobs mapped into memory, so that the kernel can send them without a copy through a buffer of ours.
 //!
 //! The only unsafe code of the crate. The measured need: reading into a buffer and sending from there moves every
 //! byte twice, and half of a hit's time was that copy (`benches/run hot`).
@@ -6,8 +6,10 @@
 //! # Why this is sound
 //! A mapping is handed out as [`Bytes`], a plain slice for whoever has it. Two things could break that promise:
 //! - *The file changes.* What is mapped is under its digest: written by nobody once it has that name, mode 0444,
-//!   and removed rather than rewritten. Another tool that overwrites it all the same makes a client's digest
-//!   check fail, as it would with any other way to send a file; no code of ours decides anything by these bytes.
+//!   and removed rather than rewritten. A file that is still coming is mapped as well; of that, bytes are handed
+//!   out once they are written, and what is written is not written again but with the same bytes of a blob asked
+//!   twice. Whoever overwrites a file all the same makes a client's digest check fail, as it would with any other
+//!   way to send it; no code of ours decides anything by these bytes.
 //! - *The file is cut short, or the disk fails.* A touched page that is not there is SIGBUS, the end of the
 //!   process, if it is touched by *our* code; the kernel, when it copies out of a mapping, answers EFAULT instead.
 //!   So mapped bytes go to a plain socket and nowhere else: [`Mapping::bytes`] says so, and has one caller. TLS

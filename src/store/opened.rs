@@ -42,15 +42,16 @@ const AHEAD_BYTES: u64 = 4 << 20;
 /// A larger manifest is read from disk each time.
 const MANIFEST_BYTES_MAX: usize = 256 << 10;
 
-/// A blob that is whole, opened for reading. Clones share it.
+/// The file of a blob, opened for reading: of one that is stored, or of one that is coming, of which only what is
+/// written may be read. Clones share it.
 #[derive(Clone)]
-pub struct StoredBlob {
-    /// Its size in bytes.
+pub struct BlobFile {
+    /// The size of the whole in bytes.
     pub size: u64,
     open: Arc<Open>,
 }
 
-/// The open file, which nothing will ever change, also when its name is removed.
+/// The open file. What may be read of it nothing will ever change, also when its name is removed.
 struct Open {
     file: File,
     mapping: Mutex<Option<Arc<Mapping>>>,
@@ -58,8 +59,9 @@ struct Open {
     is_suspect: AtomicBool,
 }
 
-impl StoredBlob {
-    pub(super) fn new(file: File, size: u64) -> Self {
+impl BlobFile {
+    /// The file of a blob of `size` bytes.
+    pub(crate) fn new(file: File, size: u64) -> Self {
         Self {
             size,
             open: Arc::new(Open { file, mapping: Mutex::default(), is_suspect: AtomicBool::new(false) }),
@@ -97,19 +99,19 @@ impl StoredBlob {
     }
 }
 
-impl AsRef<File> for StoredBlob {
+impl AsRef<File> for BlobFile {
     fn as_ref(&self) -> &File {
         &self.open.file
     }
 }
 
-/// Bytes of a stored blob that are sent from where the kernel has them.
+/// Bytes of a blob that are sent from where the kernel has them.
 ///
 /// They may go to a plain socket, and be looked at by nobody: a file that somebody cuts short would end the
 /// process. The kernel answers the write with an error instead.
 #[derive(Clone)]
 pub struct Mapped {
-    blob: StoredBlob,
+    blob: BlobFile,
     mapping: Arc<Mapping>,
 }
 
@@ -123,7 +125,7 @@ pub struct MappedWeak {
 impl MappedWeak {
     /// The mapped file, if it is still kept.
     pub fn upgrade(&self) -> Option<Mapped> {
-        let blob = StoredBlob { size: self.size, open: self.open.upgrade()? };
+        let blob = BlobFile { size: self.size, open: self.open.upgrade()? };
         Some(Mapped { blob, mapping: self.mapping.upgrade()? })
     }
 }
@@ -168,7 +170,7 @@ impl Mapped {
 
 /// What is at hand.
 pub(super) struct Opened {
-    blobs: Shelf<StoredBlob>,
+    blobs: Shelf<BlobFile>,
     manifests: Shelf<Arc<Document>>,
 }
 
@@ -219,7 +221,7 @@ impl Opened {
     }
 
     /// A blob that `repo` may have, if it is at hand.
-    pub(super) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<StoredBlob> {
+    pub(super) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
         self.blobs.get_for(repo, digest).filter(|blob| !blob.is_suspect())
     }
 
@@ -232,8 +234,8 @@ impl Opened {
     pub(super) fn confirm(
         &self,
         digest: &Digest,
-        is_same: impl FnOnce(&StoredBlob) -> bool,
-    ) -> Option<StoredBlob> {
+        is_same: impl FnOnce(&BlobFile) -> bool,
+    ) -> Option<BlobFile> {
         let item = self.blobs.item(digest)?;
         if item.what.is_suspect() || !is_same(&item.what) {
             return None;
@@ -243,7 +245,7 @@ impl Opened {
     }
 
     /// Keeps a blob at hand. Returns the uses of what had to make room.
-    pub(super) fn keep_blob(&self, digest: &Digest, blob: &StoredBlob) -> Option<Use> {
+    pub(super) fn keep_blob(&self, digest: &Digest, blob: &BlobFile) -> Option<Use> {
         let displaced = self.blobs.put(*digest, blob.clone(), 0)?;
         Some((displaced.0, displaced.1.what.size, displaced.1.used_at.load(Ordering::Relaxed)))
     }
@@ -310,7 +312,7 @@ impl Opened {
             }
         });
         // Without the table's lock: to unmap a large file takes a while.
-        resting.iter().for_each(StoredBlob::unmap);
+        resting.iter().for_each(BlobFile::unmap);
     }
 }
 
@@ -423,7 +425,7 @@ impl<T> Item<T> {
 }
 
 /// Whether two looks at a file are looks at the same content.
-pub(super) fn is_same_file(blob: &StoredBlob, found: &std::fs::Metadata) -> bool {
+pub(super) fn is_same_file(blob: &BlobFile, found: &std::fs::Metadata) -> bool {
     let same = |own: std::fs::Metadata| {
         (own.ino(), own.dev(), own.len()) == (found.ino(), found.dev(), found.len()) && own.len() == blob.size
     };

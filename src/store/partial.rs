@@ -27,6 +27,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Origin};
+use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
 use super::{Error, hold};
@@ -49,7 +50,7 @@ pub struct Partial {
     ledger: Arc<Ledger>,
     digest: Digest,
     path: PathBuf,
-    data: Arc<File>,
+    data: BlobFile,
     map_file: File,
     map: Map,
     /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
@@ -77,7 +78,7 @@ impl Left {
 
 /// A sync that was begun.
 pub struct Sync {
-    data: Arc<File>,
+    data: BlobFile,
     pieces: Pieces,
 }
 
@@ -90,7 +91,7 @@ pub struct Synced {
 impl Sync {
     /// Waits for the disk.
     pub fn run(self) -> Synced {
-        Synced { pieces: self.pieces, result: self.data.sync_data() }
+        Synced { pieces: self.pieces, result: self.data.file().sync_data() }
     }
 }
 
@@ -142,7 +143,7 @@ impl Partials {
             ledger,
             digest: *digest,
             path,
-            data: Arc::new(data),
+            data: BlobFile::new(data, total),
             map_file,
             map,
             is_broken: false,
@@ -250,9 +251,9 @@ impl Partial {
         self.map.total
     }
 
-    /// The file, for readers and for re-hashing.
-    pub fn file(&self) -> Arc<File> {
-        Arc::clone(&self.data)
+    /// The file, for readers of what is there.
+    pub fn file(&self) -> BlobFile {
+        self.data.clone()
     }
 
     /// Makes sure that there is room for all of it, of which `have` is there already.
@@ -264,9 +265,9 @@ impl Partial {
         let partials = Partials::of(&self.ledger);
         let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
         sweeper.admit(&self.digest, total)?;
-        let reserved = reserve(&self.data, total).or_else(|error| match Errno::from_io_error(&error) {
+        let reserved = reserve(self.data.file(), total).or_else(|error| match Errno::from_io_error(&error) {
             // Others fill the disk as well: what is not needed any more gives way to what is.
-            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(&self.data, total),
+            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(self.data.file(), total),
             _ => Err(error),
         });
         reserved.map_err(|error| {
@@ -275,7 +276,7 @@ impl Partial {
             let mut at = 0;
             while let Some(gap) = have.gap(Span { start: at, end: total }) {
                 let _ = fallocate(
-                    &self.data,
+                    self.data.file(),
                     FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
                     gap.start,
                     gap.len(),
@@ -295,7 +296,7 @@ impl Partial {
         if end.is_none_or(|end| end > self.map.total) {
             return Err(self.failed("write beyond the end of", io::ErrorKind::InvalidInput.into()));
         }
-        self.data.write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
+        self.data.file().write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
     }
 
     /// Syncs the data, then names `pieces` as there.
@@ -314,13 +315,13 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`].
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        self.data.read_exact_at(bytes, offset).map_err(|source| self.failed("read", source))
+        self.data.file().read_exact_at(bytes, offset).map_err(|source| self.failed("read", source))
     }
 
     /// Begins what [`Partial::sync`] does, for a thread that can wait: [`Sync::run`] there, then
     /// [`Partial::end_sync`] here.
     pub fn begin_sync(&self, pieces: Pieces) -> Sync {
-        Sync { data: Arc::clone(&self.data), pieces }
+        Sync { data: self.data.clone(), pieces }
     }
 
     /// Names the bytes that were synced.
@@ -350,14 +351,14 @@ impl Partial {
             self.discard();
             return Err(error);
         }
-        let size = self.data.metadata().map_err(|source| self.failed("read", source))?.len();
+        let data = self.data.file();
+        let size = data.metadata().map_err(|source| self.failed("read", source))?.len();
         if size != self.map.total {
             return Err(self.failed("commit half of", io::ErrorKind::UnexpectedEof.into()));
         }
         let disk = &self.ledger.disk;
-        self.data
-            .set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
-            .and_then(|()| self.data.sync_all())
+        data.set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
+            .and_then(|()| data.sync_all())
             .map_err(|source| self.failed("sync", source))?;
         disk.rename(&self.path, &self.ledger.blobs.path(&self.digest))?;
         // Syncs the folder that the file has left, too. The blob is there already, so nothing is lost if the

@@ -133,7 +133,7 @@ async fn a_partial_file_becomes_a_blob() {
     assert!(partial.write_at(99_999, b"too long").is_err());
     partial.commit(&digest(&content)).unwrap();
     let blob = store.blob(&digest(&content)).await.unwrap().unwrap();
-    assert_eq!((blob.size, reader.metadata().unwrap().len()), (100_000, 100_000));
+    assert_eq!((blob.size, reader.file().metadata().unwrap().len()), (100_000, 100_000));
     let path = folder.path().join("blobs/sha256").join(digest(&content).hex());
     assert_eq!(fs::read(&path).unwrap(), content.as_bytes());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
@@ -193,7 +193,7 @@ async fn a_partial_file_resumes_where_its_map_says() {
     let old = store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap().file();
     let restarted = store.partial(&digest("0123456789"), 20, &from(), true).await.unwrap();
     assert_eq!((restarted.have().bytes(), restarted.total()), (0, 20), "another total");
-    assert_eq!(old.metadata().unwrap().len(), 10, "a reader keeps what it reads");
+    assert_eq!(old.file().metadata().unwrap().len(), 10, "a reader keeps what it reads");
     restarted.discard();
     assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
 }
