@@ -83,6 +83,8 @@ mod record;
 mod refs;
 mod scrub;
 mod sweep;
+#[expect(unsafe_code, reason = "asks the allocator for something that has no safe name")]
+mod trim;
 mod upkeep;
 mod verify;
 

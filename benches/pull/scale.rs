@@ -22,8 +22,9 @@ const FEW: Many = Many { blobs: 100, tags: 20 };
 /// Blobs that are asked for, again and again.
 const ASKED: usize = 100;
 const HITS: usize = 20_000;
-/// A server that takes less CPU time than this in a second is at rest.
-const REST_SECONDS: f64 = 0.02;
+/// A server that takes less CPU time than this, in each of so many seconds, is at rest: what has no hurry has pauses.
+const REST_SECONDS: f64 = 0.03;
+const REST_FOR: u32 = 5;
 /// The longest that it may take until then.
 const REST_MAX: Duration = Duration::from_secs(900);
 
@@ -130,11 +131,13 @@ fn measure(bench: &Bench, upstream: &Upstream, data_dir: &Path, many: Many, end:
 
 /// Waits until a process has next to nothing to do, and returns the seconds since `began`.
 fn rest(pid: u32, began: Instant) -> f64 {
+    let mut quiet = 0;
     loop {
-        let (before, since) = (cpu_seconds(pid), began.elapsed());
+        let before = cpu_seconds(pid);
         std::thread::sleep(Duration::from_secs(1));
-        if cpu_seconds(pid) - before < REST_SECONDS {
-            return since.as_secs_f64();
+        quiet = if cpu_seconds(pid) - before < REST_SECONDS { quiet + 1 } else { 0 };
+        if quiet == REST_FOR {
+            return began.elapsed().as_secs_f64() - f64::from(REST_FOR);
         }
         assert!(began.elapsed() < REST_MAX, "no rest");
     }

@@ -1,6 +1,6 @@
 //! Files of blobs mapped into memory, so that the kernel can send them without a copy through a buffer of ours.
 //!
-//! The only unsafe code of the crate. The measured need: reading into a buffer and sending from there moves every
+//! Unsafe code (the only other is one call, in [`super::trim`]). The measured need: reading into a buffer and sending from there moves every
 //! byte twice, and half of a hit's time was that copy (`benches/run hot`).
 //!
 //! # Why this is sound

@@ -17,6 +17,7 @@ use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
 use super::sweep::Sweeper;
+use super::trim::trim;
 use super::{Error, Inner, blocking, health, hold};
 use crate::oci::{Algorithm, Repo};
 use crate::telemetry::Metrics;
@@ -111,7 +112,9 @@ fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
 fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
     let _pass = hold(&ledger.passing);
-    match ledger.reconcile(Trust::Nothing, stop) {
+    let result = ledger.reconcile(Trust::Nothing, stop);
+    trim();
+    match result {
         // A new data folder has no index, and nobody needs to hear of it.
         Ok(Summary { added: 0, .. }) if reason == "missing" => {}
         Ok(_) if stop.load(Ordering::Relaxed) => tracing::info!("the next start goes on with the index"),
@@ -135,7 +138,11 @@ pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) 
         if let Some(rebuilding) = rebuilding {
             log_failure(rebuilding.await);
         }
-        blocking(move || compare(&first)).await;
+        let compare_all = move || {
+            compare(&first);
+            trim();
+        };
+        blocking(compare_all).await;
     });
     let probes = tokio::spawn(health::run(Arc::clone(&inner.ledger.disk)));
     let evicting = tokio::spawn(evict_behind(Arc::clone(inner)));
@@ -272,7 +279,9 @@ pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration)
             adopt(ledger, &repo);
             ledger.forget_dirty(&repo);
             render(ledger, &repo);
-            if !is_large {
+            if is_large {
+                trim();
+            } else {
                 took += started.elapsed();
             }
         }
