@@ -74,10 +74,8 @@ impl Asked {
     pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
         let way = if self.outlet.is_some() { Way::Mapped } else { Way::Copied };
         let reading = blob.read(start, end, held, way);
-        if let Some(outlet) = &self.outlet {
-            outlet.set(reading.mapped());
-        }
-        Body::reading(reading, end - start)
+        let sending = self.outlet.as_ref().and_then(|outlet| outlet.set(reading.mapped()));
+        Body::reading(reading, end - start, sending)
     }
 
     /// Links to the rest of a list: a path of this host, so that it is right behind any proxy.

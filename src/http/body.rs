@@ -8,6 +8,7 @@ use http_body::{Frame, SizeHint};
 
 use super::answers::UnderWay;
 use super::journal::Account;
+use super::outlet::Sending;
 use crate::cache::{self, Reading};
 
 /// An answer's body. Its length is always known.
@@ -17,6 +18,7 @@ pub(crate) struct Body {
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Box<Account>>,
     under_way: Option<UnderWay>,
+    _sending: Option<Sending>,
 }
 
 enum Content {
@@ -31,17 +33,22 @@ type Next = Result<Option<Bytes>, cache::Error>;
 impl Body {
     /// No bytes.
     pub(crate) fn empty() -> Self {
-        Self { content: Content::Empty, remaining: 0, account: None, under_way: None }
+        Self::of(Content::Empty, 0)
     }
 
     /// These bytes.
     pub(crate) fn whole(bytes: Bytes) -> Self {
-        Self { remaining: bytes.len() as u64, content: Content::Whole(bytes), account: None, under_way: None }
+        let len = bytes.len() as u64;
+        Self::of(Content::Whole(bytes), len)
     }
 
-    /// The `len` bytes that `reading` will give.
-    pub(crate) fn reading(reading: Reading, len: u64) -> Self {
-        Self { content: Content::Reading(Box::new(reading)), remaining: len, account: None, under_way: None }
+    /// The `len` bytes that `reading` will give; `sending` if they are mapped.
+    pub(super) fn reading(reading: Reading, len: u64, sending: Option<Sending>) -> Self {
+        Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
+    }
+
+    fn of(content: Content, remaining: u64) -> Self {
+        Self { content, remaining, account: None, under_way: None, _sending: None }
     }
 
     /// Bytes that are still to be sent.

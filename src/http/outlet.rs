@@ -10,9 +10,15 @@
 //! 1.4 to 2 times the CPU time per byte that nginx's sendfile takes, and this takes as much as nginx (0.13 to 0.20
 //! CPU-seconds per GB); the throughput is the same or better, since the clients are then what limits. On a node that
 //! time belongs to the pods. Below [`SENDFILE_MIN`] a write is cheaper.
+//!
+//! There is one exception. A client on the same machine that takes whatever it gets at once goes to sleep after each
+//! 64 KiB that sendfile hands over, and to wake it costs this side more than a copy. Written to in large pieces it stays
+//! awake: on a virtual machine 3.2 instead of 1.8 GB/s, for 0.25 instead of 0.41 CPU-seconds per GB. Among eight such
+//! clients one is always awake, and sendfile costs 0.15.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -35,9 +41,13 @@ const SENDFILE_MIN: usize = 64 * 1024;
 pub(super) struct Outlet(Arc<Mutex<Option<MappedWeak>>>);
 
 impl Outlet {
-    /// From here on slices of `mapped` are sent by the kernel.
-    pub(super) fn set(&self, mapped: Option<&Mapped>) {
+    /// From here on slices of `mapped` are sent by the kernel, for a body that keeps what this returns.
+    pub(super) fn set(&self, mapped: Option<&Mapped>) -> Option<Sending> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped.map(Mapped::downgrade);
+        mapped.map(|_| {
+            BODIES.fetch_add(1, Ordering::Relaxed);
+            Sending(())
+        })
     }
 
     fn mapped(&self) -> Option<Mapped> {
@@ -66,11 +76,27 @@ impl Outlet {
 pub(super) struct Plain {
     stream: TcpStream,
     outlet: Outlet,
+    /// Whether the socket took all of the last slice at once.
+    keeps_up: bool,
+}
+
+/// Bodies that are being sent out of mapped files.
+static BODIES: AtomicUsize = AtomicUsize::new(0);
+/// With more of them at once no client is waited for.
+const FEW_BODIES_MAX: usize = 2;
+
+/// A body that is being sent out of a mapped file, as long as this lives.
+pub(super) struct Sending(());
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        BODIES.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Plain {
     pub(super) fn new(stream: TcpStream, outlet: Outlet) -> Self {
-        Self { stream, outlet }
+        Self { stream, outlet, keeps_up: false }
     }
 
     /// Writes some of what hyper has, by the way that fits.
@@ -88,10 +114,14 @@ impl Plain {
                 let Some(head) = head else { continue };
                 return self.poll_write_io(context, || Ok(send(&self.stream, head, SendFlags::MORE)?));
             }
-            match self.poll_sendfile(context, (&mapped, offset), part.len()) {
-                Some(sent) => return sent,
-                None => break,
-            }
+            let is_copied = self.keeps_up && BODIES.load(Ordering::Relaxed) <= FEW_BODIES_MAX;
+            let sent = match is_copied {
+                true => None,
+                false => self.poll_sendfile(context, (&mapped, offset), part.len()),
+            };
+            let sent = sent.unwrap_or_else(|| Pin::new(&mut self.stream).poll_write(context, part));
+            self.keeps_up = matches!(sent, Poll::Ready(Ok(count)) if count == part.len());
+            return sent;
         }
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
