@@ -152,6 +152,7 @@ impl Config {
             registry: upstream.registry.clone(),
             aliases: upstream.aliases.clone(),
             hosts: upstream.hosts.clone(),
+            repositories: upstream.repositories.clone(),
         });
         Registries::new(known.collect(), self.default_upstream.0.clone())
             .context("[[upstream]] and default_upstream")
@@ -180,11 +181,11 @@ impl Config {
                 upstream.registry
             );
         }
-        let private = self.upstreams.iter().find(|upstream| upstream.credentials.is_some());
+        let private = self.upstreams.iter().find(|upstream| upstream.has_identity());
         if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
             bail!(
-                "http.listen {address} is open to everybody while upstream {} has credentials: anyone could read its \
-                 private images. Set http.allow, http.htpasswd or http.tls.client_ca, or listen on 127.0.0.1",
+                "http.listen {address} is open to everybody while upstream {} knows berth by credentials, a client \
+                 certificate or headers: anyone could read its private images. Set http.allow, http.htpasswd or http.tls.client_ca, or listen on 127.0.0.1",
                 upstream.registry
             );
         }

@@ -25,11 +25,15 @@ mod config;
 mod credentials;
 mod error;
 mod exchange;
+mod headers;
+mod identity;
 mod listing;
 mod login;
 mod manifest;
+mod proxy;
 mod realm;
 mod redirect;
+mod rename;
 mod retry;
 mod secret;
 mod server;
@@ -37,6 +41,7 @@ mod server;
 mod tests;
 mod token;
 
+use std::future::pending;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -49,15 +54,19 @@ use tokio::time::{Instant, sleep_until};
 pub use self::address::Class;
 pub use self::blob::BlobStream;
 pub use self::config::{
-    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
+    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Proxy, Timeouts,
 };
 pub use self::error::{BuildError, Error, Refusal};
+pub use self::headers::Headers;
+pub use self::identity::ClientCertificate;
 pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
+pub use self::rename::Rewrite;
 
 use self::auth::Auth;
 use self::client::{Client, Way};
 use self::credentials::Credentials;
+use self::identity::Identity;
 use self::server::Server;
 use crate::oci::{Registry, RepoName};
 
@@ -113,7 +122,11 @@ pub struct Upstream {
     registry: Registry,
     servers: Vec<Server>,
     credentials: Credentials,
-    has_credentials: bool,
+    /// Every request says who berth is, with a certificate or with headers of the configuration.
+    is_always_known: bool,
+    identity: Option<Arc<Identity>>,
+    headers: Headers,
+    rewrites: Vec<Rewrite>,
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
     auth: Auth,
@@ -133,14 +146,18 @@ impl Upstream {
             return Err(BuildError::NoEndpoints { registry });
         }
         let servers = config.endpoints.iter().cloned().enumerate();
+        let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
         Ok(Arc::new(Self {
             servers: servers.map(|(index, endpoint)| Server::new(index, endpoint)).collect(),
             credentials: Credentials::load(config.credentials.as_ref(), &registry)?,
-            has_credentials: config.credentials.is_some(),
+            is_always_known: config.is_always_known(),
+            client: Client::build(config, identity.clone(), observer)?,
+            identity,
+            headers: config.headers.clone(),
+            rewrites: config.rewrite.clone(),
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
             auth: Auth::new(config),
-            client: Client::build(config, observer)?,
             opened: Notify::new(),
             registry,
         }))
@@ -151,14 +168,10 @@ impl Upstream {
         &self.registry
     }
 
-    /// Whether no credential applies to `name`, so that anybody could have fetched what comes from it.
+    /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
-        self.credentials.find(name).await.is_none()
-    }
-
-    /// Whether credentials are configured, for some repository at least.
-    pub fn has_credentials(&self) -> bool {
-        self.has_credentials
+        let Ok(name) = rename::at_upstream(&self.rewrites, name) else { return false };
+        !self.is_always_known && self.credentials.find(&name).await.is_none()
     }
 
     /// Connections over which one large blob may be fetched at once.
@@ -176,6 +189,14 @@ impl Upstream {
         tokio::select! {
             () = shutdown => {}
             () = self.probe() => {}
+            () = self.watch_identity() => {}
+        }
+    }
+
+    async fn watch_identity(&self) {
+        match &self.identity {
+            Some(identity) => identity.watch().await,
+            None => pending().await,
         }
     }
 
@@ -209,7 +230,8 @@ impl Upstream {
             .header(USER_AGENT, exchange::AGENT)
             .header(ACCEPT_ENCODING, "identity")
             .body(Full::new(Bytes::new()));
-        let Ok(request) = request else { return false };
+        let Ok(mut request) = request else { return false };
+        self.headers.add_to(request.headers_mut());
         let answer = self.client.send(Way::Direct, request, self.client.timeouts.header).await;
         answer.is_ok_and(|response| !response.status().is_server_error())
     }

@@ -84,6 +84,13 @@ pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -
 pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
     let invalid = |code, message: &str| failure(StatusCode::BAD_REQUEST, code, message);
     match error {
+        RouteError::Forbidden(repo) => failure(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            &format!(
+                "`{repo}` may not be pulled through this mirror: see `repositories` of its [[upstream]]"
+            ),
+        ),
         RouteError::NotFound => {
             failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such path in the registry API")
         }

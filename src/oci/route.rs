@@ -12,6 +12,7 @@
 //! resolved, and no name contains it.
 
 mod registries;
+mod repositories;
 
 use std::borrow::Cow;
 
@@ -19,6 +20,7 @@ use http::Method;
 use url::form_urlencoded;
 
 pub use registries::{Conflict, KnownRegistry, Registries};
+pub use repositories::{Names, Repositories};
 
 use super::digest::Digest;
 use super::name::{InvalidName, Reference, Repo, RepoName};
@@ -82,6 +84,9 @@ pub enum Route {
 /// Why a request means nothing here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
+    /// A repository that the configuration keeps from this mirror's clients.
+    #[error("repository `{0}` may not be pulled through this mirror")]
+    Forbidden(Box<Repo>),
     /// The method changes something: pushes and deletes.
     #[error("this is a pull-through mirror: push to the registry itself")]
     Method,
@@ -144,6 +149,7 @@ impl Registries {
         };
         let (registry, name) = self.resolve(decided, &name)?;
         let repo = Repo::new(registry.clone(), RepoName::parse(&name.join("/"))?);
+        self.check_limits(&repo)?;
         query.route_in(repo, tail)
     }
 }

@@ -5,6 +5,7 @@
 //! that are dialled, after the name is resolved, so a name that changes its mind between check and use gains
 //! nothing. Networks where one of the upstream's own endpoints is are not foreign to it and are allowed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -13,11 +14,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use tower_service::Service;
 use url::{Host, Url};
 
+use super::config::HostName;
 use super::error::Refusal;
+use super::redirect::is_same_origin;
 
 /// Longest part of a foreign host name that is repeated in an error.
 const HOST_CHARACTERS_MAX: usize = 253;
@@ -114,6 +118,29 @@ impl Class {
 /// Judges addresses on behalf of one upstream.
 pub(super) struct Guard {
     endpoints: Vec<Url>,
+    names: Arc<Names>,
+}
+
+/// Addresses by name: those of the configuration, else those that the system finds.
+pub(super) struct Names(BTreeMap<HostName, Vec<IpAddr>>);
+
+impl Names {
+    /// With these addresses in the place of the system's.
+    pub(super) fn new(configured: BTreeMap<HostName, Vec<IpAddr>>) -> Arc<Self> {
+        Arc::new(Self(configured))
+    }
+
+    /// What the configuration says of a host.
+    fn configured(&self, host: &str) -> Option<Vec<IpAddr>> {
+        self.0.iter().find(|(name, _)| name.is(host)).map(|(_, addresses)| addresses.clone())
+    }
+
+    async fn lookup(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        match self.configured(host) {
+            Some(addresses) => Ok(addresses),
+            None => Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect()),
+        }
+    }
 }
 
 /// Why a guarded connection was not made; found again at the bottom of the client's error.
@@ -123,8 +150,14 @@ pub(super) struct Forbidden(pub(super) Refusal);
 
 impl Guard {
     /// A guard that knows where the upstream itself is.
-    pub(super) fn new(endpoints: Vec<Url>) -> Self {
-        Self { endpoints }
+    pub(super) fn new(endpoints: Vec<Url>, names: Arc<Names>) -> Self {
+        Self { endpoints, names }
+    }
+
+    /// Whether a URL is at one of the endpoints: scheme, host and port.
+    pub(super) fn is_endpoint(&self, uri: &Uri) -> bool {
+        let Ok(url) = Url::parse(&uri.to_string()) else { return false };
+        self.endpoints.iter().any(|endpoint| is_same_origin(&url, endpoint))
     }
 
     /// Those of `addresses` that may be dialled for `host`.
@@ -155,7 +188,7 @@ impl Guard {
             let addresses = match endpoint.host() {
                 Some(Host::Ipv4(ip)) => vec![IpAddr::V4(ip)],
                 Some(Host::Ipv6(ip)) => vec![IpAddr::V6(ip)],
-                Some(Host::Domain(name)) => lookup(name).await.unwrap_or_default(),
+                Some(Host::Domain(name)) => self.names.lookup(name).await.unwrap_or_default(),
                 None => Vec::new(),
             };
             if !addresses.is_empty() && addresses.into_iter().all(|ip| Class::of(ip) == class) {
@@ -171,25 +204,22 @@ pub(super) fn shorten(host: &str) -> String {
     host.chars().take(HOST_CHARACTERS_MAX).collect()
 }
 
-async fn lookup(host: &str) -> io::Result<Vec<IpAddr>> {
-    Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect())
-}
-
-/// Resolves names by the system, through a guard if there is one.
+/// Resolves names, through a guard if there is one.
 #[derive(Clone)]
 pub(super) struct Resolver {
+    names: Arc<Names>,
     guard: Option<Arc<Guard>>,
 }
 
 impl Resolver {
     /// For what the configuration names.
-    pub(super) fn open() -> Self {
-        Self { guard: None }
+    pub(super) fn open(names: Arc<Names>) -> Self {
+        Self { names, guard: None }
     }
 
     /// For what an upstream names.
     pub(super) fn guarded(guard: Arc<Guard>) -> Self {
-        Self { guard: Some(guard) }
+        Self { names: Arc::clone(&guard.names), guard: Some(guard) }
     }
 }
 
@@ -203,10 +233,13 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let guard = self.guard.clone();
+        let (names, guard) = (Arc::clone(&self.names), self.guard.clone());
         Box::pin(async move {
-            let mut addresses = lookup(name.as_str()).await?;
-            if let Some(guard) = guard {
+            let mut addresses = names.lookup(name.as_str()).await?;
+            // Addresses of the configuration are its own choice.
+            if let Some(guard) = guard
+                && names.configured(name.as_str()).is_none()
+            {
                 let judged = guard.allowed(name.as_str(), addresses).await;
                 addresses = judged.map_err(|refusal| io::Error::other(Forbidden(refusal)))?;
             }
@@ -262,7 +295,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_upstreams_own_network_is_open_to_it() {
         let check = async |endpoint: &str, target: &str, allowed: bool| {
-            let guard = Guard::new(vec![Url::parse(endpoint).unwrap()]);
+            let guard = Guard::new(vec![Url::parse(endpoint).unwrap()], Names::new(BTreeMap::new()));
             let judged = guard.allowed("h", vec![target.parse().unwrap()]).await;
             assert_eq!(judged.is_ok(), allowed, "{endpoint} {target}");
         };
@@ -282,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn forbidden_addresses_of_a_name_are_left_out() {
-        let guard = Guard::new(vec![Url::parse("https://1.2.3.4").unwrap()]);
+        let guard = Guard::new(vec![Url::parse("https://1.2.3.4").unwrap()], Names::new(BTreeMap::new()));
         let [good, bad]: [IpAddr; 2] = [[8, 8, 8, 8].into(), [127, 0, 0, 1].into()];
         assert_eq!(guard.allowed("h", vec![bad, good]).await, Ok(vec![good]));
         let refusal = Refusal::Address { host: "h".into(), class: Class::Loopback };

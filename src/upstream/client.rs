@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -24,9 +25,11 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::address::{Forbidden, Guard, Resolver};
+use super::address::{Forbidden, Guard, Names, Resolver};
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
+use super::identity::Identity;
+use super::proxy::{Dialer, Proxies};
 use super::{Observer, Outcome};
 use crate::oci::Registry;
 
@@ -41,7 +44,7 @@ const HEADERS_MAX: usize = 128;
 /// When the first of a name's address families does not connect, the other is tried beside it.
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 
-type Http = legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
+type Http = legacy::Client<HttpsConnector<Dialer>, Full<Bytes>>;
 
 /// How a host may be dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +57,12 @@ pub(super) enum Way {
 
 /// Sends requests for one upstream.
 pub(super) struct Client {
+    /// For the endpoints, if these are shown a certificate.
+    own: Option<Http>,
     direct: Http,
     guarded: Http,
     guard: Arc<Guard>,
+    proxies: Arc<Proxies>,
     registry: Registry,
     observer: Observer,
     pub(super) timeouts: Timeouts,
@@ -67,15 +73,32 @@ impl Client {
     ///
     /// # Errors
     /// [`BuildError`] when a certificate file is unusable.
-    pub(super) fn build(config: &Config, observer: Observer) -> Result<Self, BuildError> {
+    pub(super) fn build(
+        config: &Config,
+        identity: Option<Arc<Identity>>,
+        observer: Observer,
+    ) -> Result<Self, BuildError> {
         let tls = tls(&config.ca)?;
         let endpoints = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
-        let guard = Arc::new(Guard::new(endpoints));
-        let connect = config.timeouts.connect;
+        let names = Names::new(config.addresses.clone());
+        let guard = Arc::new(Guard::new(endpoints, Arc::clone(&names)));
+        let proxies = Arc::new(Proxies::new(&config.proxy));
+        let connector = |resolver| connector(resolver, config.timeouts.connect);
+        let open = connector(Resolver::open(names));
+        let direct = Dialer::new(open.clone(), open.clone(), Arc::clone(&proxies), false);
+        let guarded = connector(Resolver::guarded(Arc::clone(&guard)));
+        let guarded = Dialer::new(guarded, open, Arc::clone(&proxies), true);
+        let with_certificate = |identity: Arc<Identity>| {
+            let mut tls = tls.clone();
+            tls.client_auth_cert_resolver = identity;
+            pool(direct.clone(), tls)
+        };
         Ok(Self {
-            direct: pool(Resolver::open(), tls.clone(), connect),
-            guarded: pool(Resolver::guarded(guard.clone()), tls, connect),
+            own: identity.map(with_certificate),
+            direct: pool(direct, tls.clone()),
+            guarded: pool(guarded, tls),
             guard,
+            proxies,
             registry: config.registry.clone(),
             observer,
             timeouts: config.timeouts,
@@ -97,9 +120,19 @@ impl Client {
         answer
     }
 
-    async fn dispatch(&self, way: Way, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
+    async fn dispatch(
+        &self,
+        way: Way,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Error> {
+        if let Some(authorization) = self.proxies.authorization(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
+        }
         let pool = match way {
-            Way::Direct => &self.direct,
+            Way::Direct => match &self.own {
+                Some(own) if self.guard.is_endpoint(request.uri()) => own,
+                _ => &self.direct,
+            },
             Way::Guarded => {
                 // The connector dials addresses as they stand, without a resolver.
                 if let Some(host) = request.uri().host()
@@ -135,17 +168,21 @@ pub(super) async fn read(
     }
 }
 
-fn pool(resolver: Resolver, tls: rustls::ClientConfig, connect: Duration) -> Http {
+fn connector(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
     let mut connector = HttpConnector::new_with_resolver(resolver);
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect));
     connector.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS));
+    connector
+}
+
+fn pool(dialer: Dialer, tls: rustls::ClientConfig) -> Http {
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(connector);
+        .wrap_connector(dialer);
     legacy::Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)

@@ -3,14 +3,20 @@
 //! Values are parsed into their final types here and never checked again. Endpoints cannot carry a login:
 //! configuration files are shown to people, and URLs end up in logs.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
+use super::headers::Headers;
+use super::identity::ClientCertificate;
+use super::rename::Rewrite;
 use crate::oci::Registry;
+use crate::oci::route::Repositories;
 
 /// One registry that berth may ask.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -41,6 +47,24 @@ pub struct Config {
     /// Connections over which one large blob is fetched at once.
     #[serde(default)]
     pub connections_per_blob: Connections,
+    /// Which of its repositories may be pulled here.
+    #[serde(default)]
+    pub repositories: Repositories,
+    /// Names that repositories have there, if that is itself a mirror.
+    #[serde(default)]
+    pub rewrite: Vec<Rewrite>,
+    /// The egress proxy.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// Addresses of hosts, in the place of those that DNS has.
+    #[serde(default)]
+    pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
+    /// What the endpoints are shown in TLS.
+    #[serde(default)]
+    pub client_certificate: Option<ClientCertificate>,
+    /// What the endpoints are sent besides.
+    #[serde(default)]
+    pub headers: Headers,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -59,8 +83,57 @@ impl Config {
             realm_hosts: Vec::new(),
             redirect_hosts: Vec::new(),
             connections_per_blob: Connections::default(),
+            repositories: Repositories::default(),
+            rewrite: Vec::new(),
+            proxy: Proxy::default(),
+            addresses: BTreeMap::new(),
+            client_certificate: None,
+            headers: Headers::default(),
             timeouts: Timeouts::default(),
         }
+    }
+
+    /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
+    pub fn has_identity(&self) -> bool {
+        self.credentials.is_some() || self.is_always_known()
+    }
+
+    /// Whether they know with every request.
+    pub(super) fn is_always_known(&self) -> bool {
+        self.client_certificate.is_some() || !self.headers.is_empty()
+    }
+}
+
+/// Through which egress proxy an upstream is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proxy {
+    /// `"environment"`: what `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, also in lower case. This
+    /// machine itself is asked directly.
+    #[default]
+    Environment,
+    /// `"none"`, whatever the environment says.
+    None,
+    /// This one: `http://host[:port]`.
+    Through(Endpoint),
+}
+
+impl<'de> Deserialize<'de> for Proxy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "environment" => return Ok(Self::Environment),
+            "none" => return Ok(Self::None),
+            _ => {}
+        }
+        // The text is not repeated: it may hold a password.
+        let proxy = Endpoint::parse(&text).ok();
+        let is_plain = |proxy: &Endpoint| proxy.0.scheme() == "http" && proxy.0.path() == "/";
+        proxy.filter(is_plain).map(Self::Through).ok_or_else(|| {
+            de::Error::custom(
+                "expected \"environment\", \"none\" or http://host[:port]; a proxy that wants a login is given by the \
+                 environment variable HTTPS_PROXY",
+            )
+        })
     }
 }
 
@@ -232,7 +305,7 @@ impl<'de> Deserialize<'de> for Endpoint {
 }
 
 /// A host without port, in the form that URLs have: a DNS name in lower case, or an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostName(String);
 
 impl HostName {
@@ -243,7 +316,12 @@ impl HostName {
 
     /// Whether `url` is on this host.
     pub(super) fn is_host_of(&self, url: &Url) -> bool {
-        url.host_str().is_some_and(|host| host.trim_end_matches('.') == self.0.trim_end_matches('.'))
+        url.host_str().is_some_and(|host| self.is(host))
+    }
+
+    /// Whether this is the host of that name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        name.trim_end_matches('.').eq_ignore_ascii_case(self.0.trim_end_matches('.'))
     }
 }
 
@@ -361,6 +439,14 @@ mod tests {
         check("connections_per_blob = 0", Err("expected 1 to 16"));
         check("connections_per_blob = 17", Err("expected 1 to 16"));
         check("realm_hosts = ['a:1']", Err("without scheme and port"));
+        check("addresses = { 'a:1' = ['10.0.0.1'] }", Err("without scheme and port"));
+        check("addresses = { a = ['b'] }", Err("IP address"));
+        for proxy in ["https://p:3128", "http://u:hunter2@p:3128", "socks5://p", "http://p/x", "p:3128"] {
+            check(
+                &format!("proxy = '{proxy}'"),
+                Err("expected \"environment\", \"none\" or http://host[:port]"),
+            );
+        }
     }
 
     #[test]

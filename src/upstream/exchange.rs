@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
@@ -16,7 +16,7 @@ use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
 use super::server::Server;
-use super::{Upstream, redirect, retry};
+use super::{Upstream, redirect, rename, retry};
 use crate::oci::RepoName;
 
 /// How berth names itself to upstreams.
@@ -46,7 +46,7 @@ impl<'a> Ask<'a> {
         Self { method: Method::HEAD, ..Self::get(name, path) }
     }
 
-    fn request(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Request<Full<Bytes>>, Error> {
+    fn request(&self, url: &Url) -> Result<Request<Full<Bytes>>, Error> {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(url.as_str())
@@ -58,9 +58,6 @@ impl<'a> Ask<'a> {
         }
         if let Some(range) = &self.range {
             request = request.header(RANGE, range);
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
         }
         request
             .body(Full::default())
@@ -89,35 +86,35 @@ impl Upstream {
         ask: &Ask<'_>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
-        let login =
-            timeout_at(deadline, self.credentials.find(ask.name)).await.map_err(|_| Error::Timeout)?;
+        let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
+        let login = timeout_at(deadline, self.credentials.find(name)).await.map_err(|_| Error::Timeout)?;
         let login = login.as_ref();
         let scheme = server.scheme();
-        let mut tried =
-            match self.auth.authorize(&self.client, scheme.as_ref(), ask.name, login, deadline).await {
-                Ok(tried) => tried,
-                Err(error) => {
-                    // The token server may have moved: the next request hears of the new one.
-                    server.learn(None);
-                    return Err(error);
-                }
-            };
-        let mut reply = self.follow(server, ask, &tried, deadline).await?;
+        let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), name, login, deadline).await
+        {
+            Ok(tried) => tried,
+            Err(error) => {
+                // The token server may have moved: the next request hears of the new one.
+                server.learn(None);
+                return Err(error);
+            }
+        };
+        let mut reply = self.follow(server, ask, name, &tried, deadline).await?;
         if !reply.elsewhere
             && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again = self.auth.reconsider(server.endpoint().as_url(), ask.name, login, refused).await?;
+            let again = self.auth.reconsider(server.endpoint().as_url(), name, login, refused).await?;
             if let Some(again) = again {
-                tried = self.auth.authorize(&self.client, Some(&again), ask.name, login, deadline).await?;
-                reply = self.follow(server, ask, &tried, deadline).await?;
+                tried = self.auth.authorize(&self.client, Some(&again), name, login, deadline).await?;
+                reply = self.follow(server, ask, name, &tried, deadline).await?;
                 if scheme.as_ref() != Some(&again) {
                     server.learn(Some(again));
                 }
             }
         }
-        let public = tried.header.is_none() || login.is_none();
+        let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         judge(reply, login.is_some()).map(|response| Answer { response, public })
     }
 
@@ -126,17 +123,22 @@ impl Upstream {
         &self,
         server: &Server,
         ask: &Ask<'_>,
+        name: &RepoName,
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
         let endpoint = server.endpoint().as_url();
-        let mut url = server.endpoint().at(&format!("{}/{}", ask.name, ask.path), ask.query.as_deref());
-        let mut authorization = tried.header.as_ref();
+        let mut url = server.endpoint().at(&format!("{name}/{}", ask.path), ask.query.as_deref());
         let mut elsewhere = false;
         let mut way = Way::Direct;
         for hop in 0..=redirect::HOPS_MAX {
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
-            let sent = self.client.send(way, ask.request(&url, authorization)?, within).await;
+            let mut request = ask.request(&url)?;
+            if !elsewhere {
+                self.headers.add_to(request.headers_mut());
+                request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
+            }
+            let sent = self.client.send(way, request, within).await;
             if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
                 self.note(server, &sent);
             }
@@ -148,7 +150,6 @@ impl Upstream {
                 response.headers().get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
             url = redirect::next(&url, location)?;
             if !redirect::is_same_origin(&url, endpoint) {
-                authorization = None;
                 elsewhere = true;
             }
             way = redirect::way(&url, endpoint, &self.redirect_hosts);

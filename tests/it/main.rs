@@ -30,6 +30,7 @@ mod offline;
 mod pin;
 mod pull;
 mod ranges;
+mod reach;
 mod redirects;
 mod referrers;
 mod samples;

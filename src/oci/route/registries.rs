@@ -10,7 +10,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::RouteError;
+use super::{Repositories, RouteError};
+use crate::oci::Repo;
 use crate::oci::name::{InvalidName, Registry, RepoName};
 use crate::oci::printable;
 
@@ -26,6 +27,8 @@ pub struct KnownRegistry {
     pub aliases: Vec<String>,
     /// `Host` headers that mean it, with a port or for every port.
     pub hosts: Vec<String>,
+    /// Which of its repositories may be pulled.
+    pub repositories: Repositories,
 }
 
 /// The configured registries.
@@ -36,6 +39,8 @@ pub struct Registries {
     /// By `Host` header.
     hosts: HashMap<String, Registry>,
     default: Option<Registry>,
+    /// Of registries not all of whose repositories may be pulled.
+    limits: HashMap<Registry, Repositories>,
 }
 
 /// Why registries cannot stand side by side.
@@ -89,7 +94,8 @@ impl Registries {
         if let Some(unknown) = default.as_ref().filter(|default| !names.contains_key(default.as_str())) {
             return Err(Conflict::Default(unknown.clone()));
         }
-        for KnownRegistry { registry, aliases, hosts: virtual_hosts } in known {
+        let mut limits = HashMap::new();
+        for KnownRegistry { registry, aliases, hosts: virtual_hosts, repositories } in known {
             for alias in aliases {
                 let alias = alias.to_ascii_lowercase();
                 if !may_be_alias(&alias) {
@@ -103,6 +109,9 @@ impl Registries {
                     Err(_) => return Err(Conflict::Host { host, registry }),
                 }
             }
+            if !repositories.have_no_limits() {
+                limits.insert(registry, repositories);
+            }
         }
         // What the configuration says of these names comes first, hence after the loop.
         for registry in names.values().cloned().collect::<Vec<_>>() {
@@ -115,7 +124,7 @@ impl Registries {
                 hosts.entry(registry.as_str().to_owned()).or_insert(registry);
             }
         }
-        Ok(Self { names, hosts, default })
+        Ok(Self { names, hosts, default, limits })
     }
 
     /// The registry that `ns=` or the virtual host names, if either does.
@@ -150,6 +159,16 @@ impl Registries {
                 None => unknown(first),
             }),
             (None, None) => Ok((self.default.as_ref().ok_or(RouteError::NoDefault)?, segments)),
+        }
+    }
+
+    /// Whether a repository may be pulled here.
+    pub(super) fn check_limits(&self, repo: &Repo) -> Result<(), RouteError> {
+        match self.limits.get(&repo.registry) {
+            Some(limits) if !limits.may_have(&repo.name) => {
+                Err(RouteError::Forbidden(Box::new(repo.clone())))
+            }
+            _ => Ok(()),
         }
     }
 

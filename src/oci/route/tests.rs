@@ -9,7 +9,9 @@ const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49
 
 fn known(registry: &str, aliases: &[&str], hosts: &[&str]) -> KnownRegistry {
     let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+    let repositories = Repositories::default();
     KnownRegistry {
+        repositories,
         registry: Registry::parse(registry).unwrap(),
         aliases: owned(aliases),
         hosts: owned(hosts),

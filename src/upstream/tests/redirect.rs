@@ -149,7 +149,7 @@ async fn a_guarded_client_judges_names_by_their_addresses() {
     let inner = Fake::start(|_| Reply::ok("secret")).await;
     let endpoint = Endpoint::parse("https://192.88.99.1").unwrap();
     let config = Config::new(Registry::parse("registry.example.com").unwrap(), vec![endpoint]);
-    let client = Client::build(&config, Arc::new(|_, _| {})).unwrap();
+    let client = Client::build(&config, None, Arc::new(|_, _| {})).unwrap();
     let send = async |way: Way, host: &str| {
         let url = format!("http://{host}:{}/", inner.port());
         let request = Request::get(url).body(Full::<Bytes>::default()).unwrap();

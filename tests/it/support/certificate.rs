@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
@@ -44,11 +45,22 @@ impl Certificate {
         self.folder.path().join("key.pem")
     }
 
-    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+    /// A server that demands certificates of these authorities, if there are any.
+    pub(crate) fn server(&self, clients: &[PathBuf]) -> Arc<ServerConfig> {
         let chain = vec![CertificateDer::from_pem_file(self.cert()).unwrap()];
         let key = PrivateKeyDer::from_pem_file(self.key()).unwrap();
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        Arc::new(config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap())
+        let config = config.unwrap();
+        if clients.is_empty() {
+            return Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+        }
+        let mut roots = RootCertStore::empty();
+        for ca in clients {
+            roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+        }
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
+        Arc::new(config.with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap())
     }
 }
 

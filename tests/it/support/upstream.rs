@@ -45,6 +45,8 @@ pub(crate) struct Upstream {
 struct Shared {
     origin: String,
     certificate: Option<Certificate>,
+    /// Authorities of the clients that it speaks TLS with; none: with all.
+    clients: Mutex<Vec<PathBuf>>,
     content: Mutex<Content>,
     door: Mutex<Door>,
     faults: Mutex<Faults>,
@@ -63,6 +65,18 @@ impl Upstream {
         Self::build(Some(Certificate::new())).await
     }
 
+    /// The same for clients who show a certificate of one of these authorities.
+    pub(crate) async fn start_tls_for(clients: &[&Certificate]) -> Self {
+        let upstream = Self::start_tls().await;
+        *upstream.shared.clients.lock().unwrap() = clients.iter().map(|client| client.ca()).collect();
+        upstream
+    }
+
+    /// From the next connection on, only clients of this authority are served.
+    pub(crate) fn trust_only(&self, client: &Certificate) {
+        *self.shared.clients.lock().unwrap() = vec![client.ca()];
+    }
+
     async fn build(certificate: Option<Certificate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -70,6 +84,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             origin: format!("{scheme}://{address}"),
             certificate,
+            clients: Mutex::default(),
             content: Mutex::default(),
             door: Mutex::default(),
             faults: Mutex::default(),
@@ -284,8 +299,9 @@ async fn greet(stream: TcpStream, shared: Arc<Shared>) {
     let Some(certificate) = &shared.certificate else {
         return serve(stream, &shared).await;
     };
+    let server = certificate.server(&shared.clients.lock().unwrap());
     // A client that does not trust the authority hangs up here, which is its right.
-    if let Ok(stream) = TlsAcceptor::from(certificate.server()).accept(stream).await {
+    if let Ok(stream) = TlsAcceptor::from(server).accept(stream).await {
         serve(stream, &shared).await;
     }
 }

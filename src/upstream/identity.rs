@@ -1,0 +1,115 @@
+//! The certificate by which berth is known to an upstream, read again when its files change.
+//!
+//! Only the endpoints themselves are shown it, never a redirect's target. What came from an upstream that wants one
+//! counts as private, as if it had come with a login.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::ring;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde::Deserialize;
+
+use super::error::BuildError;
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// `client_certificate`: what berth shows to the endpoints of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// PEM file of the certificate, followed by its chain.
+    pub cert: PathBuf,
+    /// PEM file of its private key.
+    pub key: PathBuf,
+}
+
+/// A certificate with its key, as the files have it now.
+pub(super) struct Identity {
+    files: ClientCertificate,
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+/// What tells a file from its successor: inode, and when it was changed.
+type Stamp = (u64, i64, i64);
+
+impl Identity {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the file and what was expected in it.
+    pub(super) fn load(files: &ClientCertificate) -> Result<Arc<Self>, BuildError> {
+        let current = RwLock::new(Arc::new(read(files)?));
+        Ok(Arc::new(Self { files: files.clone(), current }))
+    }
+
+    /// Reads the files again whenever they change, for ever. A pair that does not fit stays unused: a renewal often
+    /// replaces one after the other.
+    pub(super) async fn watch(&self) {
+        let mut seen = self.stamps();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let stamps = self.stamps();
+            if stamps == seen {
+                continue;
+            }
+            seen = stamps;
+            let certificate = self.files.cert.display();
+            match read(&self.files) {
+                Ok(current) => {
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(current);
+                    tracing::info!(%certificate, "a client certificate has changed and is in use");
+                }
+                Err(error) => {
+                    tracing::warn!(%certificate, %error, "a client certificate has changed and cannot be used; the one before stays");
+                }
+            }
+        }
+    }
+
+    fn stamps(&self) -> [Option<Stamp>; 2] {
+        let stamp = |path: &Path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+        };
+        [stamp(&self.files.cert), stamp(&self.files.key)]
+    }
+}
+
+fn read(files: &ClientCertificate) -> Result<CertifiedKey, BuildError> {
+    let wrong = |path: &Path, expected| BuildError::Content { path: path.to_owned(), expected };
+    let content =
+        |path: &Path| fs::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source });
+    let chain = CertificateDer::pem_slice_iter(&content(&files.cert)?).collect::<Result<Vec<_>, _>>();
+    let chain = chain.ok().filter(|chain| !chain.is_empty());
+    let chain = chain.ok_or_else(|| wrong(&files.cert, "a PEM file of certificates"))?;
+    let key = PrivateKeyDer::from_pem_slice(&content(&files.key)?)
+        .map_err(|_| wrong(&files.key, "a PEM file of a private key"))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map_err(|_| wrong(&files.key, "the private key of `client_certificate.cert`"))
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.files, f)
+    }
+}
+
+impl ResolvesClientCert for Identity {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,215 @@
+//! The way to a host: straight, or through the site's egress proxy.
+//!
+//! An `https` URL is reached by CONNECT, so that the proxy sees a host name and nothing else; for an `http` URL the
+//! proxy is asked itself, with the whole URL, as all of them allow. Names that go through a proxy are resolved by it.
+//! So what an upstream points to, and the proxy would dial, is judged by its name alone: addresses as ever, and
+//! names without a domain are refused, since only this site could know them.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Uri};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::address::{Class, Forbidden, Resolver, shorten};
+use super::config::Proxy;
+use super::error::Refusal;
+
+/// Which proxy is used for which URL.
+pub(super) struct Proxies {
+    matcher: Option<Matcher>,
+    /// It is the environment that says so. Then this machine itself is never asked through a proxy.
+    is_environment: bool,
+}
+
+impl Proxies {
+    /// As `config` wants it; reads the environment now.
+    pub(super) fn new(config: &Proxy) -> Self {
+        let matcher = match config {
+            Proxy::Environment => Some(Matcher::from_env()),
+            Proxy::None => None,
+            Proxy::Through(url) => Some(Matcher::builder().all(url.to_string()).build()),
+        };
+        Self { matcher, is_environment: matches!(config, Proxy::Environment) }
+    }
+
+    /// What a request to a plain `http` URL must carry for its proxy.
+    pub(super) fn authorization(&self, uri: &Uri) -> Option<HeaderValue> {
+        let is_plain = uri.scheme_str() == Some("http");
+        is_plain.then(|| self.of(uri))??.basic_auth().cloned()
+    }
+
+    fn of(&self, uri: &Uri) -> Option<Intercept> {
+        let matcher = self.matcher.as_ref()?;
+        (!self.is_environment || !is_loopback(uri)).then(|| matcher.intercept(uri))?
+    }
+}
+
+fn is_loopback(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Makes connections, by the way that each URL needs.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    straight: HttpConnector<Resolver>,
+    to_proxies: HttpConnector<Resolver>,
+    proxies: std::sync::Arc<Proxies>,
+    /// What is dialled is what an upstream points to.
+    is_guarded: bool,
+}
+
+impl Dialer {
+    /// `straight` dials hosts, `to_proxies` the proxies themselves, which the configuration names.
+    pub(super) fn new(
+        straight: HttpConnector<Resolver>,
+        to_proxies: HttpConnector<Resolver>,
+        proxies: std::sync::Arc<Proxies>,
+        is_guarded: bool,
+    ) -> Self {
+        Self { straight, to_proxies, proxies, is_guarded }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Dialer {
+    type Response = Stream;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Some(proxy) = self.proxies.of(&uri) else {
+            let connecting = self.straight.call(uri);
+            return Box::pin(async move { Ok(Stream { tcp: connecting.await?, is_proxied: false }) });
+        };
+        if self.is_guarded
+            && let Err(refusal) = judge_name(uri.host().unwrap_or_default())
+        {
+            return Box::pin(async move { Err(io::Error::other(Forbidden(refusal)).into()) });
+        }
+        if proxy.uri().scheme_str() != Some("http") {
+            let reason = "the proxy's URL must begin with http://";
+            return Box::pin(async move { Err(io::Error::new(io::ErrorKind::Unsupported, reason).into()) });
+        }
+        if uri.scheme_str() == Some("http") {
+            let connecting = self.to_proxies.call(proxy.uri().clone());
+            return Box::pin(async move { Ok(Stream { tcp: connecting.await?, is_proxied: true }) });
+        }
+        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.to_proxies.clone());
+        if let Some(authorization) = proxy.basic_auth() {
+            tunnel = tunnel.with_auth(authorization.clone());
+        }
+        let connecting = tunnel.call(uri);
+        Box::pin(async move { Ok(Stream { tcp: connecting.await?, is_proxied: false }) })
+    }
+}
+
+/// Whether a name that an upstream points to may be given to a proxy, which will resolve it.
+fn judge_name(host: &str) -> Result<(), Refusal> {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let class = if name == "localhost" || name.ends_with(".localhost") {
+        Class::Loopback
+    } else if !name.contains(['.', ':']) {
+        Class::Private
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::Address { host: shorten(host), class })
+}
+
+/// A connection to a host, or to a proxy that is to be asked for whole URLs.
+pub(super) struct Stream {
+    tcp: TokioIo<TcpStream>,
+    is_proxied: bool,
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        self.tcp.connected().proxy(self.is_proxied)
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_only_a_site_knows_are_not_given_to_a_proxy() {
+        let check = |host: &str, class: Option<Class>| {
+            let refused = judge_name(host).err().map(|refusal| match refusal {
+                Refusal::Address { class, .. } => class,
+                other => panic!("{host}: {other}"),
+            });
+            assert_eq!(refused, class, "{host}");
+        };
+        check("cdn.example.com", None);
+        check("cdn.example.com.", None);
+        check("[2606:4700::1111]", None);
+        check("localhost", Some(Class::Loopback));
+        check("x.LOCALHOST.", Some(Class::Loopback));
+        check("metadata", Some(Class::Private));
+    }
+
+    #[test]
+    fn the_environment_never_puts_a_proxy_before_this_machine() {
+        for host in ["http://localhost:5000/", "http://127.0.0.1/", "https://[::1]:1/"] {
+            assert!(is_loopback(&host.parse().unwrap()), "{host}");
+        }
+        assert!(!is_loopback(&"https://h.example/".parse().unwrap()));
+    }
+}
