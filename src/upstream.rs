@@ -5,8 +5,9 @@
 //! one answer can be.
 //!
 //! What it promises:
-//! - Berth dials the endpoints, token servers near them, and where they redirect to; never, on their word, loopback,
-//!   link-local, private or reserved addresses that the configuration does not name (`address`, `realm`, `redirect`).
+//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud that is configured to
+//!   issue the login (`cloud`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
+//!   the configuration does not name (`address`, `realm`, `redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
@@ -21,10 +22,12 @@ mod blob;
 mod challenge;
 mod circuit;
 mod client;
+mod cloud;
 mod config;
-mod credentials;
+mod credential;
 mod error;
 mod exchange;
+mod issued;
 mod listing;
 mod login;
 mod manifest;
@@ -36,6 +39,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod watched;
 
 use std::sync::Arc;
 
@@ -48,6 +52,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
 pub use self::blob::BlobStream;
+pub use self::cloud::{EcrConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
@@ -57,7 +62,7 @@ pub use self::manifest::{Fetched, Resolved};
 
 use self::auth::Auth;
 use self::client::{Client, Way};
-use self::credentials::Credentials;
+use self::credential::Credential;
 use self::server::Server;
 use crate::oci::{Registry, RepoName};
 
@@ -112,7 +117,7 @@ pub enum State {
 pub struct Upstream {
     registry: Registry,
     servers: Vec<Server>,
-    credentials: Credentials,
+    credential: Credential,
     has_credentials: bool,
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
@@ -135,7 +140,7 @@ impl Upstream {
         let servers = config.endpoints.iter().cloned().enumerate();
         Ok(Arc::new(Self {
             servers: servers.map(|(index, endpoint)| Server::new(index, endpoint)).collect(),
-            credentials: Credentials::load(config.credentials.as_ref(), &registry)?,
+            credential: Credential::load(config)?,
             has_credentials: config.credentials.is_some(),
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
@@ -153,7 +158,7 @@ impl Upstream {
 
     /// Whether no credential applies to `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
-        self.credentials.find(name).await.is_none()
+        !self.credential.applies_to(name).await
     }
 
     /// Whether credentials are configured, for some repository at least.
@@ -171,11 +176,19 @@ impl Upstream {
         if self.servers.iter().all(Server::is_down) { State::Down } else { State::Up }
     }
 
-    /// Probes endpoints that are down, until `shutdown`.
+    /// Probes endpoints that are down, and renews the login if it is one that ends, until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
             () = self.probe() => {}
+            () = self.keep_login() => {}
+        }
+    }
+
+    async fn keep_login(&self) {
+        match self.credential.issued() {
+            Some(issued) => issued.keep(&self.client).await,
+            None => std::future::pending().await,
         }
     }
 
