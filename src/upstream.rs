@@ -28,6 +28,7 @@ mod credential;
 mod error;
 mod exchange;
 mod issued;
+mod jwt;
 mod listing;
 mod login;
 mod manifest;
@@ -52,7 +53,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
 pub use self::blob::BlobStream;
-pub use self::cloud::{EcrConfig, NoLogin, Region};
+pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };

@@ -9,7 +9,9 @@
 //! *upstream* points. The configuration asks for that by naming the cloud. No redirect is followed.
 
 mod aws;
+mod azure;
 mod ecr;
+mod google;
 mod sigv4;
 
 use std::fs::File;
@@ -26,8 +28,13 @@ use serde_json::Value;
 use tokio::time::Instant;
 use url::Url;
 
-pub(super) use self::ecr::Ecr;
+pub use self::azure::AzureConfig;
 pub use self::ecr::{EcrConfig, Region};
+pub use self::google::GoogleConfig;
+
+pub(super) use self::azure::Azure;
+pub(super) use self::ecr::Ecr;
+pub(super) use self::google::Google;
 
 use super::client::{self, Client, Way};
 use super::error::Error;
@@ -50,6 +57,10 @@ pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 pub(super) enum Issuer {
     /// Amazon, for ECR and ECR Public.
     Ecr(Ecr),
+    /// Google, for Artifact Registry and gcr.io.
+    Google(Google),
+    /// Microsoft, for a registry of Azure.
+    Azure(Azure),
 }
 
 /// A login, and for how long it is good.
@@ -66,6 +77,8 @@ impl Issuer {
     pub(super) async fn issue(&self, client: &Client) -> Result<Grant, NoLogin> {
         match self {
             Self::Ecr(ecr) => ecr.issue(client).await,
+            Self::Google(google) => google.issue(client).await,
+            Self::Azure(azure) => azure.issue(client).await,
         }
     }
 }

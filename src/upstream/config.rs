@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
-use super::cloud::EcrConfig;
+use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use crate::oci::Registry;
 
 /// One registry that berth may ask.
@@ -280,6 +280,10 @@ pub enum CredentialsConfig {
     Ecr(EcrConfig),
     /// What Amazon issues for ECR Public.
     EcrPublic(EcrConfig),
+    /// What Google issues for its registries.
+    Google(GoogleConfig),
+    /// What Azure issues for its registries.
+    Azure(AzureConfig),
 }
 
 #[derive(Deserialize)]
@@ -294,16 +298,23 @@ struct CredentialsTable {
     password_env: Option<String>,
     ecr: Option<EcrConfig>,
     ecr_public: Option<EcrConfig>,
+    google: Option<GoogleConfig>,
+    azure: Option<AzureConfig>,
 }
 
-const ONE_OF: &str =
-    "credentials are one of: file; username and password_file; username and password_env; ecr; ecr_public";
+const ONE_OF: &str = "credentials are one of: file; username and password_file; username and password_env; ecr; \
+     ecr_public; google; azure";
 
 impl TryFrom<CredentialsTable> for CredentialsConfig {
     type Error = &'static str;
 
     fn try_from(table: CredentialsTable) -> Result<Self, Self::Error> {
-        let clouds = [table.ecr.map(Self::Ecr), table.ecr_public.map(Self::EcrPublic)];
+        let clouds = [
+            table.ecr.map(Self::Ecr),
+            table.ecr_public.map(Self::EcrPublic),
+            table.google.map(Self::Google),
+            table.azure.map(Self::Azure),
+        ];
         let mut clouds = clouds.into_iter().flatten();
         let file = match (table.file, table.username, table.password_file, table.password_env) {
             (None, None, None, None) => None,
@@ -373,6 +384,10 @@ mod tests {
         let ecr = EcrConfig { region: Region::parse("eu-west-1"), ..EcrConfig::default() };
         check("credentials = { ecr = { region = 'eu-west-1' } }", Ok(CredentialsConfig::Ecr(ecr)));
         check("credentials.ecr_public = {}", Ok(CredentialsConfig::EcrPublic(EcrConfig::default())));
+        check("credentials.google = {}", Ok(CredentialsConfig::Google(GoogleConfig::default())));
+        let azure = AzureConfig { tenant: Some("t".into()), ..AzureConfig::default() };
+        check("credentials.azure.tenant = 't'", Ok(CredentialsConfig::Azure(azure)));
+        check("credentials.azure = { client_secret = 'x' }", Err("unknown field"));
         check("credentials.ecr = { region = 'a.b' }", Err("expected a region"));
         check("credentials.ecr = { key = 'x' }", Err("unknown field"));
         check("credentials = { ecr = {}, ecr_public = {} }", Err("one of"));

@@ -51,6 +51,13 @@ impl Credential {
             }
             CredentialsConfig::Ecr(ecr) => Issuer::Ecr(cloud::Ecr::private(ecr, registry, env)?),
             CredentialsConfig::EcrPublic(ecr) => Issuer::Ecr(cloud::Ecr::public(ecr, env)?),
+            CredentialsConfig::Google(google) => Issuer::Google(cloud::Google::new(google, env)?),
+            CredentialsConfig::Azure(azure) => {
+                let Some(endpoint) = config.endpoints.first() else {
+                    return Err(BuildError::NoEndpoints { registry: registry.clone() });
+                };
+                Issuer::Azure(cloud::Azure::new(azure, endpoint, env)?)
+            }
         };
         Ok(Self::Issued(Box::new(Issued::new(issuer, registry.clone()))))
     }

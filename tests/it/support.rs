@@ -38,7 +38,7 @@ use tokio::time::Instant;
 pub(crate) use berth::{BERTH, Berth, Setup};
 pub(crate) use certificate::Certificate;
 pub(crate) use client::{Open, Reply, ask, get, head, raw};
-pub(crate) use cloud::{Asked, Cloud};
+pub(crate) use cloud::{Asked, Cloud, said};
 pub(crate) use image::{Blob, Image};
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
 

@@ -1,6 +1,7 @@
 //! The services of a cloud that issue logins, all on one port, answering as a closure says.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -29,13 +30,24 @@ impl Asked {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
+    /// A field of the form that is its body.
+    pub(crate) fn field(&self, name: &str) -> Option<String> {
+        let mut fields = url::form_urlencoded::parse(self.body.as_bytes());
+        fields.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
+
     /// `GET /path`.
     pub(crate) fn line(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 }
 
-type Answer = Arc<dyn Fn(&Asked) -> (u16, String) + Send + Sync>;
+/// An answer with a body alone.
+pub(crate) fn said(status: u16, body: &(impl Display + ?Sized)) -> Response<String> {
+    Response::builder().status(status).body(body.to_string()).unwrap()
+}
+
+type Answer = Arc<dyn Fn(&Asked) -> Response<String> + Send + Sync>;
 
 /// The cloud, until it is dropped.
 pub(crate) struct Cloud {
@@ -45,7 +57,7 @@ pub(crate) struct Cloud {
 }
 
 impl Cloud {
-    pub(crate) async fn start(answer: impl Fn(&Asked) -> (u16, String) + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(answer: impl Fn(&Asked) -> Response<String> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::default();
@@ -55,6 +67,11 @@ impl Cloud {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Everything so far, in order.
@@ -95,6 +112,5 @@ async fn respond(
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
     asked.lock().unwrap().push(request.clone());
-    let (status, body) = answer(&request);
-    Ok(Response::builder().status(status).body(Full::from(body)).unwrap())
+    Ok(answer(&request).map(Full::from))
 }
