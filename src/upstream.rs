@@ -123,7 +123,7 @@ pub struct Upstream {
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
     auth: Auth,
-    client: Client,
+    client: Arc<Client>,
     /// Wakes the prober when a circuit opens.
     opened: Notify,
 }
@@ -146,7 +146,7 @@ impl Upstream {
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
             auth: Auth::new(config),
-            client: Client::build(config, observer)?,
+            client: Arc::new(Client::build(config, observer)?),
             opened: Notify::new(),
             registry,
         }))

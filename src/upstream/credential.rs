@@ -3,6 +3,8 @@
 //! What stands in a file is re-read when it changes (`watched`); what a cloud issues is renewed before it ends
 //! (`issued`). Either way the old login stays in force while there is no new one.
 
+use std::sync::Arc;
+
 use super::client::Client;
 use super::cloud::{self, Issuer};
 use super::config::{Config, CredentialsConfig};
@@ -22,7 +24,7 @@ pub(super) enum Credential {
     /// From a file.
     Watched(Watched),
     /// From a service of the cloud that the registry belongs to: one login, for some hours.
-    Issued(Box<Issued>),
+    Issued(Issued),
 }
 
 impl Credential {
@@ -59,14 +61,14 @@ impl Credential {
                 Issuer::Azure(cloud::Azure::new(azure, endpoint, env)?)
             }
         };
-        Ok(Self::Issued(Box::new(Issued::new(issuer, registry.clone()))))
+        Ok(Self::Issued(Issued::new(issuer, registry.clone())))
     }
 
     /// The login for a repository, if one applies.
     ///
     /// # Errors
     /// When one applies and none can be had.
-    pub(super) async fn find(&self, client: &Client, name: &RepoName) -> Result<Option<Login>, Error> {
+    pub(super) async fn find(&self, client: &Arc<Client>, name: &RepoName) -> Result<Option<Login>, Error> {
         match self {
             Self::Anonymous => Ok(None),
             Self::Fixed(login) => Ok(Some(login.clone())),

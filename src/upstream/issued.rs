@@ -1,12 +1,13 @@
 //! A login that is issued for a time: had once, shared by all requests, and renewed behind them long before it ends.
 //!
-//! - One call at a time: while one request asks the issuer, the others wait for it and share what comes of it.
+//! - One call at a time: those who need the login wait for it and share what comes of it. It is nobody's own: it goes on
+//!   when the time of whoever began it is over, so that an issuer that is slow is also found out.
 //! - A login that cannot be renewed stays in use, even past its end. Then the registry says what it is worth, and a
 //!   refusal is an outage, not upstream's word about what was asked for.
 //! - After a failure the issuer is left alone for some seconds, more each time, so that a storm of pulls does not
 //!   become a storm of logins.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -30,11 +31,13 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const FRESH: Duration = Duration::from_secs(30);
 
 /// The login of one registry, and who issues it.
-pub(super) struct Issued {
+pub(super) struct Issued(Arc<Inner>);
+
+struct Inner {
     issuer: Issuer,
     registry: Registry,
     state: Mutex<State>,
-    /// Held by whoever asks the issuer.
+    /// Held while the issuer is asked.
     calling: tokio::sync::Mutex<()>,
     /// There is something to renew.
     changed: Notify,
@@ -107,28 +110,33 @@ impl Issued {
     /// Nothing has been issued yet; nobody is asked before the first request needs it.
     pub(super) fn new(issuer: Issuer, registry: Registry) -> Self {
         let (state, calling, changed) = Default::default();
-        Self { issuer, registry, state, calling, changed }
+        Self(Arc::new(Inner { issuer, registry, state, calling, changed }))
     }
 
     /// The login; asks the issuer if there is none that lasts.
     ///
     /// # Errors
     /// [`Error::NoLogin`] when there never was one and the issuer fails.
-    pub(super) async fn get(&self, client: &Client) -> Result<Login, Error> {
-        if let Some(known) = self.known() {
+    pub(super) async fn get(&self, client: &Arc<Client>) -> Result<Login, Error> {
+        if let Some(known) = self.0.known() {
             return Ok(known?);
         }
-        let _calling = self.calling.lock().await;
-        // Whoever called meanwhile called for this request too.
-        if let Some(known) = self.known() {
-            return Ok(known?);
-        }
-        Ok(self.renew(client).await?)
+        let (inner, client) = (Arc::clone(&self.0), Arc::clone(client));
+        let call = tokio::spawn(async move {
+            let _calling = inner.calling.lock().await;
+            match inner.known() {
+                // Whoever called meanwhile called for this request too.
+                Some(known) => known,
+                None => inner.renew(&client).await,
+            }
+        });
+        // It is cut off only when all of berth stops.
+        Ok(call.await.map_err(|_| Error::Timeout)??)
     }
 
     /// Notes that the registry refused `login`. True if another can be had.
     pub(super) fn refused(&self, login: &Login) -> bool {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         match &mut state.current {
             Some(current) if current.login == *login => {
                 if current.issued.elapsed() < FRESH {
@@ -145,31 +153,33 @@ impl Issued {
 
     /// Whether `login` is used past its end, for want of another.
     pub(super) fn is_over(&self, login: &Login) -> bool {
-        let state = self.lock();
+        let state = self.0.lock();
         state.current.as_ref().is_some_and(|it| it.login == *login && it.ends <= Instant::now())
     }
 
     /// Renews the login whenever it is time to, for ever.
     pub(super) async fn keep(&self, client: &Client) {
         loop {
-            let Some(due) = self.lock().due() else {
-                self.changed.notified().await;
+            let Some(due) = self.0.lock().due() else {
+                self.0.changed.notified().await;
                 continue;
             };
             tokio::select! {
-                () = self.changed.notified() => {}
+                () = self.0.changed.notified() => {}
                 () = sleep_until(due) => {
-                    let _calling = self.calling.lock().await;
-                    let is_due = self.lock().due().is_some_and(|due| due <= Instant::now());
+                    let _calling = self.0.calling.lock().await;
+                    let is_due = self.0.lock().due().is_some_and(|due| due <= Instant::now());
                     if is_due {
                         // A failure was logged, and is tried again when it is due.
-                        let _ = self.renew(client).await;
+                        let _ = self.0.renew(client).await;
                     }
                 }
             }
         }
     }
+}
 
+impl Inner {
     /// Asks the issuer; only for whoever holds `calling`.
     async fn renew(&self, client: &Client) -> Result<Login, NoLogin> {
         let answer = self.issuer.issue(client).await;

@@ -12,12 +12,28 @@ use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::{advance, pause, resume};
 
-use super::super::{CredentialsConfig, EcrConfig, Endpoint, Error, NoLogin, Region, Upstream};
+use super::super::{CredentialsConfig, EcrConfig, Endpoint, Error, NoLogin, Region, Timeouts, Upstream};
 use super::fake::{Fake, Reply};
 use super::{digest_of, error_of, name, upstream_with};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECRET: &str = "hunter2+secret";
+
+/// Keys of AWS.
+fn profile() -> NamedTempFile {
+    let mut profile = NamedTempFile::new().unwrap();
+    writeln!(profile, "[robot]\naws_access_key_id = AKID\naws_secret_access_key = {SECRET}").unwrap();
+    profile
+}
+
+fn ecr_login(profile: &NamedTempFile, api: &Fake) -> CredentialsConfig {
+    CredentialsConfig::Ecr(EcrConfig {
+        region: Region::parse("eu-west-1"),
+        profile: Some("robot".into()),
+        profile_file: Some(profile.path().into()),
+        endpoint: Some(Endpoint::parse(&api.url()).unwrap()),
+    })
+}
 
 /// An Amazon whose logins are `AWS:1`, `AWS:2` and so on, good for twelve hours, and an ECR of one repository.
 struct Amazon {
@@ -27,17 +43,25 @@ struct Amazon {
     upstream: Arc<Upstream>,
     /// The number of the only login that the registry takes.
     valid: Arc<AtomicUsize>,
-    /// What the API answers instead of a login; 0: a login.
+    /// What the API answers instead of a login: a status; 0: a login; 1: nothing, ever.
     failure: Arc<AtomicUsize>,
 }
 
 impl Amazon {
     async fn start() -> Self {
+        let usual = Timeouts::default();
+        Self::start_with((usual.token, usual.budget)).await
+    }
+
+    async fn start_with(timeouts: (Duration, Duration)) -> Self {
         let (valid, failure, issued) = <(Arc<AtomicUsize>, Arc<AtomicUsize>, AtomicUsize)>::default();
         valid.store(1, Ordering::SeqCst);
         let fails = Arc::clone(&failure);
         let api = Fake::start(move |_| {
             let status = fails.load(Ordering::SeqCst);
+            if status == 1 {
+                return Reply::hang();
+            }
             if status != 0 {
                 let body = r#"{"__type":"x#AccessDeniedException","message":"of hunter2+secret"}"#;
                 return Reply::new(u16::try_from(status).unwrap(), body);
@@ -60,15 +84,10 @@ impl Amazon {
             }
         })
         .await;
-        let mut profile = NamedTempFile::new().unwrap();
-        writeln!(profile, "[robot]\naws_access_key_id = AKID\naws_secret_access_key = {SECRET}").unwrap();
+        let profile = profile();
         let upstream = upstream_with(&[&ecr.url()], |config| {
-            config.credentials = Some(CredentialsConfig::Ecr(EcrConfig {
-                region: Region::parse("eu-west-1"),
-                profile: Some("robot".into()),
-                profile_file: Some(profile.path().into()),
-                endpoint: Some(Endpoint::parse(&api.url()).unwrap()),
-            }));
+            config.credentials = Some(ecr_login(&profile, &api));
+            (config.timeouts.token, config.timeouts.budget) = timeouts;
         });
         Self { api, ecr, _profile: profile, upstream, valid, failure }
     }
@@ -190,4 +209,45 @@ async fn without_a_login_the_error_says_who_refused_it_and_no_secret() {
     amazon.fails_with(0);
     later(Duration::from_secs(10)).await;
     assert_eq!(amazon.head("a").await, Ok(7));
+}
+
+#[tokio::test]
+async fn a_cloud_that_never_answers_is_found_out_though_no_request_waits_so_long() {
+    let amazon = Amazon::start_with((Duration::from_millis(500), Duration::from_millis(20))).await;
+    amazon.fails_with(1);
+    let mut error = error_of(amazon.head("a").await);
+    assert_eq!(error, Error::Timeout);
+    // It is one call all the time; one more is for a machine that does much else.
+    while error == Error::Timeout && amazon.asked() <= 2 {
+        error = error_of(amazon.head("a").await);
+    }
+    let cause = "not in time".into();
+    assert_eq!(error, Error::NoLogin(NoLogin::Unanswered { service: "Amazon ECR", cause }));
+}
+
+#[tokio::test]
+async fn a_hostile_answer_is_an_error_and_is_not_followed_elsewhere() {
+    let elsewhere = Fake::start(|_| Reply::ok("{}")).await;
+    let target = elsewhere.url();
+    let check = async |answer: &(dyn Fn() -> Reply + Send + Sync), expected: NoLogin| {
+        let answers = std::sync::Mutex::new(Some(answer()));
+        let api = Fake::start(move |_| answers.lock().unwrap().take().unwrap()).await;
+        let (keys, ecr) = (profile(), Fake::start(|_| Reply::ok("content")).await);
+        let upstream =
+            upstream_with(&[&ecr.url()], |config| config.credentials = Some(ecr_login(&keys, &api)));
+        let error = error_of(upstream.head_blob(&name("a"), &digest_of(b"content")).await);
+        assert_eq!(error, Error::NoLogin(expected));
+        assert_eq!(ecr.seen().len(), 0);
+    };
+    let service = "Amazon ECR";
+    let malformed = |what| NoLogin::Malformed { service, what };
+    let code = "without an error code".into();
+    check(&|| Reply::redirect(&target), NoLogin::Refused { service, status: 307, code }).await;
+    check(&|| Reply::ok("<html>"), malformed("no JSON")).await;
+    check(&|| Reply::ok("{}"), malformed("no token")).await;
+    let large = "x".repeat(64 * 1024 + 1);
+    check(&|| Reply::ok(large.clone()), malformed("a body larger than any of its kind")).await;
+    check(&|| Reply::ok(large.clone()).without_length(), malformed("a body larger than any of its kind"))
+        .await;
+    assert_eq!(elsewhere.seen().len(), 0);
 }
