@@ -295,6 +295,20 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_registries_are_right_and_show_their_logins() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/registries");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let config = read(&std::fs::read_to_string(&path).unwrap());
+            let config = config.unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+            assert!(config.upstreams[0].credentials.is_some(), "{}", path.display());
+            count += 1;
+        }
+        assert!(count > 0);
+    }
+
+    #[test]
     fn nothing_configured_means_the_public_registries() {
         let config = read("").unwrap();
         assert_eq!(config.upstreams.len(), PUBLIC_REGISTRIES.len());

@@ -5,8 +5,9 @@
 //! one answer can be.
 //!
 //! What it promises:
-//! - Berth dials the endpoints, token servers near them, and where they redirect to; never, on their word, loopback,
-//!   link-local, private or reserved addresses that the configuration does not name (`address`, `realm`, `redirect`).
+//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud that is configured to
+//!   issue the login (`cloud`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
+//!   the configuration does not name (`address`, `realm`, `redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
@@ -21,12 +22,15 @@ mod blob;
 mod challenge;
 mod circuit;
 mod client;
+mod cloud;
 mod config;
-mod credentials;
+mod credential;
 mod error;
 mod exchange;
 mod headers;
 mod identity;
+mod issued;
+mod jwt;
 mod listing;
 mod login;
 mod manifest;
@@ -40,6 +44,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
@@ -53,6 +58,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
 pub use self::blob::BlobStream;
+pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Proxy, Timeouts,
 };
@@ -65,7 +71,7 @@ pub use self::rename::Rewrite;
 
 use self::auth::Auth;
 use self::client::{Client, Way};
-use self::credentials::Credentials;
+use self::credential::Credential;
 use self::identity::Identity;
 use self::server::Server;
 use crate::oci::{Registry, RepoName};
@@ -121,7 +127,7 @@ pub enum State {
 pub struct Upstream {
     registry: Registry,
     servers: Vec<Server>,
-    credentials: Credentials,
+    credential: Credential,
     /// Every request says who berth is, with a certificate or with headers of the configuration.
     is_always_known: bool,
     identity: Option<Arc<Identity>>,
@@ -130,7 +136,7 @@ pub struct Upstream {
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
     auth: Auth,
-    client: Client,
+    client: Arc<Client>,
     /// Wakes the prober when a circuit opens.
     opened: Notify,
 }
@@ -149,9 +155,9 @@ impl Upstream {
         let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
         Ok(Arc::new(Self {
             servers: servers.map(|(index, endpoint)| Server::new(index, endpoint)).collect(),
-            credentials: Credentials::load(config.credentials.as_ref(), &registry)?,
+            credential: Credential::load(config)?,
             is_always_known: config.is_always_known(),
-            client: Client::build(config, identity.clone(), observer)?,
+            client: Arc::new(Client::build(config, identity.clone(), observer)?),
             identity,
             headers: config.headers.clone(),
             rewrites: config.rewrite.clone(),
@@ -171,7 +177,7 @@ impl Upstream {
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
         let Ok(name) = rename::at_upstream(&self.rewrites, name) else { return false };
-        !self.is_always_known && self.credentials.find(&name).await.is_none()
+        !self.is_always_known && !self.credential.applies_to(&name).await
     }
 
     /// Connections over which one large blob may be fetched at once.
@@ -184,18 +190,26 @@ impl Upstream {
         if self.servers.iter().all(Server::is_down) { State::Down } else { State::Up }
     }
 
-    /// Probes endpoints that are down, until `shutdown`.
+    /// Probes endpoints that are down, and renews the login if it is one that ends, until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
             () = self.probe() => {}
             () = self.watch_identity() => {}
+            () = self.keep_login() => {}
         }
     }
 
     async fn watch_identity(&self) {
         match &self.identity {
             Some(identity) => identity.watch().await,
+            None => pending().await,
+        }
+    }
+
+    async fn keep_login(&self) {
+        match self.credential.issued() {
+            Some(issued) => issued.keep(&self.client).await,
             None => pending().await,
         }
     }

@@ -202,6 +202,7 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
             "upstream refuses access, or there is no such repository: does this mirror need a credential for it?",
         ),
         Error::LoginRefused => outage("upstream refuses this mirror's own credential: check it"),
+        Error::NoLogin(_) => outage("this mirror is issued no login for this registry: see its log"),
         Error::Limited { retry_after } => limited(*retry_after),
         Error::Unavailable { .. } => outage("upstream answered with an error"),
         Error::Unreachable { .. } => outage("upstream cannot be reached"),

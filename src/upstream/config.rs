@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
+use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::headers::Headers;
 use super::identity::ClientCertificate;
 use super::rename::Rewrite;
@@ -333,7 +334,7 @@ impl<'de> Deserialize<'de> for HostName {
     }
 }
 
-/// Where the login of a registry comes from. It never stands in the configuration itself.
+/// Where the login of a registry comes from. A secret never stands in the configuration itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "CredentialsTable")]
 pub enum CredentialsConfig {
@@ -353,35 +354,63 @@ pub enum CredentialsConfig {
         /// The variable's name.
         variable: String,
     },
+    /// What Amazon issues for ECR.
+    Ecr(EcrConfig),
+    /// What Amazon issues for ECR Public.
+    EcrPublic(EcrConfig),
+    /// What Google issues for its registries.
+    Google(GoogleConfig),
+    /// What Azure issues for its registries.
+    Azure(AzureConfig),
 }
 
 #[derive(Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a table with file, or with username and password_file or password_env"
+    expecting = "a table with file, with username and password_file or password_env, or with a cloud"
 )]
 struct CredentialsTable {
     file: Option<PathBuf>,
     username: Option<String>,
     password_file: Option<PathBuf>,
     password_env: Option<String>,
+    ecr: Option<EcrConfig>,
+    ecr_public: Option<EcrConfig>,
+    google: Option<GoogleConfig>,
+    azure: Option<AzureConfig>,
 }
+
+const ONE_OF: &str = "credentials are one of: file; username and password_file; username and password_env; ecr; \
+     ecr_public; google; azure";
 
 impl TryFrom<CredentialsTable> for CredentialsConfig {
     type Error = &'static str;
 
     fn try_from(table: CredentialsTable) -> Result<Self, Self::Error> {
-        match (table.file, table.username, table.password_file, table.password_env) {
-            (Some(file), None, None, None) => Ok(Self::File(file)),
-            (None, Some(username), Some(file), None) => Ok(Self::PasswordFile { username, file }),
-            (None, Some(username), None, Some(variable)) => Ok(Self::PasswordEnv { username, variable }),
-            _ => Err("credentials are one of: file; username and password_file; username and password_env"),
+        let clouds = [
+            table.ecr.map(Self::Ecr),
+            table.ecr_public.map(Self::EcrPublic),
+            table.google.map(Self::Google),
+            table.azure.map(Self::Azure),
+        ];
+        let mut clouds = clouds.into_iter().flatten();
+        let file = match (table.file, table.username, table.password_file, table.password_env) {
+            (None, None, None, None) => None,
+            (Some(file), None, None, None) => Some(Self::File(file)),
+            (None, Some(username), Some(file), None) => Some(Self::PasswordFile { username, file }),
+            (None, Some(username), None, Some(variable)) => Some(Self::PasswordEnv { username, variable }),
+            _ => return Err(ONE_OF),
+        };
+        match (file, clouds.next(), clouds.next()) {
+            (Some(one), None, None) | (None, Some(one), None) => Ok(one),
+            _ => Err(ONE_OF),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Region;
     use super::*;
 
     #[test]
@@ -430,6 +459,18 @@ mod tests {
             "credentials = { username = 'u', password_env = 'P' }",
             Ok(CredentialsConfig::PasswordEnv { username: username(), variable: "P".into() }),
         );
+        let ecr = EcrConfig { region: Region::parse("eu-west-1"), ..EcrConfig::default() };
+        check("credentials = { ecr = { region = 'eu-west-1' } }", Ok(CredentialsConfig::Ecr(ecr)));
+        check("credentials.ecr_public = {}", Ok(CredentialsConfig::EcrPublic(EcrConfig::default())));
+        check("credentials.google = {}", Ok(CredentialsConfig::Google(GoogleConfig::default())));
+        let azure = AzureConfig { tenant: Some("t".into()), ..AzureConfig::default() };
+        check("credentials.azure.tenant = 't'", Ok(CredentialsConfig::Azure(azure)));
+        check("credentials.azure = { client_secret = 'x' }", Err("unknown field"));
+        check("credentials.ecr = { region = 'a.b' }", Err("expected a region"));
+        check("credentials.ecr = { key = 'x' }", Err("unknown field"));
+        check("credentials = { ecr = {}, ecr_public = {} }", Err("one of"));
+        check("credentials = { ecr = {}, file = '/c' }", Err("one of"));
+        check("credentials = {}", Err("one of"));
         check("credentials = { username = 'u' }", Err("one of"));
         check("credentials = { file = '/c', username = 'u' }", Err("one of"));
         check("credentials = { password = 'p' }", Err("unknown field"));

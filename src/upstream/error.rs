@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Class;
+use super::cloud::NoLogin;
 
 /// Longest cause kept from a lower layer; such texts end up in logs.
 const REASON_CHARACTERS_MAX: usize = 200;
@@ -26,6 +27,9 @@ pub enum Error {
     /// Upstream refuses the credential itself: the operator's problem, not the client's.
     #[error("upstream refuses the configured credential")]
     LoginRefused,
+    /// The cloud that issues berth's login does not: the operator's problem too.
+    #[error("no login is issued for upstream: {0}")]
+    NoLogin(#[from] NoLogin),
     /// Too many requests.
     #[error("upstream limits the rate of requests")]
     Limited {
@@ -149,6 +153,7 @@ impl Error {
             | Self::Limited { .. }
             | Self::Unavailable { .. }
             | Self::LoginRefused
+            | Self::NoLogin(_)
             | Self::Malformed(_)
             | Self::DigestMismatch
             | Self::Changed
@@ -189,6 +194,9 @@ pub enum BuildError {
         /// Which variable.
         name: String,
     },
+    /// A cloud's login cannot be had as it is configured.
+    #[error("credentials: {0}")]
+    Credentials(&'static str),
     /// The TLS library refuses its own set-up.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),

@@ -15,6 +15,7 @@ use url::Url;
 use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
+use super::login::Login;
 use super::server::Server;
 use super::{Upstream, redirect, rename, retry};
 use crate::oci::RepoName;
@@ -87,8 +88,38 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
-        let login = timeout_at(deadline, self.credentials.find(name)).await.map_err(|_| Error::Timeout)?;
-        let login = login.as_ref();
+        let login = self.login(name, deadline).await?;
+        let answer = self.exchange_as(login.as_ref(), server, ask, name, deadline).await;
+        let (Some(issued), Some(old)) = (self.credential.issued(), &login) else { return answer };
+        match answer {
+            // A login that is issued for a time can end before it.
+            Err(Error::LoginRefused) if issued.refused(old) => {
+                let new = self.login(name, deadline).await?;
+                if new == login {
+                    return Err(Error::LoginRefused);
+                }
+                self.exchange_as(new.as_ref(), server, ask, name, deadline).await
+            }
+            // So ECR answers when one is over: that is no word about what was asked for.
+            Err(Error::Denied) if issued.is_over(old) => Err(Error::LoginRefused),
+            answer => answer,
+        }
+    }
+
+    /// Who to be for `name`; may ask a cloud.
+    async fn login(&self, name: &RepoName, deadline: Instant) -> Result<Option<Login>, Error> {
+        let found = timeout_at(deadline, self.credential.find(&self.client, name)).await;
+        found.map_err(|_| Error::Timeout)?
+    }
+
+    async fn exchange_as(
+        &self,
+        login: Option<&Login>,
+        server: &Server,
+        ask: &Ask<'_>,
+        name: &RepoName,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
         let scheme = server.scheme();
         let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), name, login, deadline).await
         {

@@ -7,7 +7,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -50,13 +49,23 @@ impl Proxies {
 
     fn of(&self, uri: &Uri) -> Option<Intercept> {
         let matcher = self.matcher.as_ref()?;
-        (!self.is_environment || !is_loopback(uri)).then(|| matcher.intercept(uri))?
+        let is_direct = match class(uri) {
+            // A metadata server of the cloud, which gives out logins, answers its own machines alone.
+            Some(Class::LinkLocal) => true,
+            Some(Class::Loopback) => self.is_environment,
+            _ => false,
+        };
+        (!is_direct).then(|| matcher.intercept(uri))?
     }
 }
 
-fn is_loopback(uri: &Uri) -> bool {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// What kind of address a URL names, if it names one and not a host.
+fn class(uri: &Uri) -> Option<Class> {
+    let host = uri.host()?.trim_matches(['[', ']']);
+    if host.eq_ignore_ascii_case("localhost") {
+        return Some(Class::Loopback);
+    }
+    host.parse().ok().map(Class::of)
 }
 
 /// Makes connections, by the way that each URL needs.
@@ -206,10 +215,20 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_never_puts_a_proxy_before_this_machine() {
-        for host in ["http://localhost:5000/", "http://127.0.0.1/", "https://[::1]:1/"] {
-            assert!(is_loopback(&host.parse().unwrap()), "{host}");
-        }
-        assert!(!is_loopback(&"https://h.example/".parse().unwrap()));
+    fn what_is_near_is_asked_directly() {
+        let proxies = |is_environment| Proxies {
+            matcher: Some(Matcher::builder().all("http://proxy.example:3128").build()),
+            is_environment,
+        };
+        let check = |url: &str, by_environment: bool, by_configuration: bool| {
+            let is_proxied = |proxies: Proxies| proxies.of(&url.parse().unwrap()).is_some();
+            let found = (is_proxied(proxies(true)), is_proxied(proxies(false)));
+            assert_eq!(found, (by_environment, by_configuration), "{url}");
+        };
+        check("https://h.example/", true, true);
+        check("http://10.1.2.3/", true, true);
+        check("http://localhost:5000/", false, true);
+        check("https://[::1]:1/", false, true);
+        check("http://169.254.169.254/latest", false, false);
     }
 }

@@ -1,6 +1,7 @@
 //! The upstream part against real HTTP on loopback: a fake registry that counts and misbehaves.
 
 mod blob;
+mod cloud;
 mod fake;
 mod health;
 mod listing;

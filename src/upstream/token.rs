@@ -6,7 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
@@ -21,7 +21,7 @@ use super::address::shorten;
 use super::client::{self, Client, Way};
 use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
-use super::{retry, secret};
+use super::{jwt, retry, secret};
 
 /// Enough for every repository of a busy site; a token has a few kilobytes.
 const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
@@ -167,6 +167,8 @@ pub(super) async fn fetch(
     }
     let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
     let (text, lifetime) = parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
+    // Azure's registries say it in the token alone.
+    let lifetime = lifetime.or_else(|| jwt::lifetime(&text, SystemTime::now()));
     Token::new(&text, lifetime, Instant::now()).ok_or(Error::Malformed("a token that fits into no header"))
 }
 
@@ -234,7 +236,7 @@ fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>
 }
 
 /// `token` and `access_token` mean the same; `expires_in` is a number, though some write it as a text.
-fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
+pub(super) fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
     let mut reply: Value = serde_json::from_slice(body).ok()?;
     let mut text = |name: &str| match reply.get_mut(name).map(Value::take) {
         Some(Value::String(text)) if !text.is_empty() => Some(text),

@@ -9,6 +9,7 @@ mod admin;
 mod auth;
 mod clients;
 mod clients_itself;
+mod clouds;
 mod cold;
 mod config;
 mod crash;

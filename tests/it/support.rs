@@ -12,6 +12,7 @@
 mod berth;
 mod certificate;
 mod client;
+mod cloud;
 mod egress;
 mod image;
 mod upstream;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 pub(crate) use berth::{BERTH, Berth, Setup};
 pub(crate) use certificate::Certificate;
 pub(crate) use client::{Open, Reply, ask, get, head, raw};
+pub(crate) use cloud::{Asked, Cloud, said};
 pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};

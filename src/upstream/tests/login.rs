@@ -3,7 +3,10 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 
@@ -277,6 +280,29 @@ async fn a_token_server_that_talks_nonsense_is_an_outage() {
     check(r#"{"token":""}"#.into()).await;
     check(r#"{"token":"a\nb"}"#.into()).await;
     check(format!(r#"{{"token":"{}"}}"#, "x".repeat(64 * 1024))).await;
+}
+
+#[tokio::test]
+async fn a_token_whose_reply_does_not_say_its_end_may_say_it_itself() {
+    let check = async |token: String, expected: usize| {
+        let fake = Fake::start(move |seen| match (seen.path.starts_with("/token"), seen.authorization()) {
+            (true, _) => Reply::ok(format!(r#"{{"access_token":"{token}"}}"#)),
+            (false, None) => bearer(seen),
+            (false, Some(_)) => Reply::ok("content"),
+        })
+        .await;
+        let upstream = upstream_of(&fake);
+        for _ in 0..2 {
+            assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"content")).await, Ok(7));
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            tokio::time::resume();
+        }
+        assert_eq!(fake.count("/token"), expected);
+    };
+    check("opaque".into(), 2).await;
+    let claims = URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":5500}"#);
+    check(format!("e30.{claims}.c2ln"), 1).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Which login goes with which repository, re-read when its file changes.
+//! Logins in a file, re-read when it changes.
 //!
 //! Secrets of Kubernetes and of password tools are replaced under a running daemon. The file's identity and time are
 //! looked at every two seconds at most, off the runtime. A file that has become unreadable leaves the last good
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::CredentialsConfig;
 use super::error::BuildError;
 use super::login::{Login, Logins};
 use super::secret::Secret;
@@ -24,9 +23,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// A Docker `config.json` of hundreds of logins is smaller; Kubernetes caps a secret at 1 MiB.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The logins of one registry.
-pub(super) struct Credentials {
-    source: Option<Arc<Source>>,
+/// The logins of one registry, from a file.
+pub(super) struct Watched {
+    source: Arc<Source>,
     state: Mutex<State>,
 }
 
@@ -48,49 +47,27 @@ struct State {
 /// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
 type Stamp = (u64, i64, i64);
 
-impl Credentials {
-    /// Loads the logins for `registry`.
+impl Watched {
+    /// Loads the logins for `registry` from a file: the password of `username`, or else a `config.json`.
     ///
     /// # Errors
-    /// [`BuildError`] when there should be a login and it cannot be read.
-    pub(super) fn load(config: Option<&CredentialsConfig>, registry: &Registry) -> Result<Self, BuildError> {
-        let source = |path: &Path, username: Option<&String>| {
-            Arc::new(Source {
-                path: path.to_owned(),
-                username: username.cloned(),
-                registry: registry.clone(),
-            })
-        };
-        let source = match config {
-            None => return Ok(Self::fixed(Logins::default())),
-            Some(CredentialsConfig::PasswordEnv { username, variable }) => {
-                let password = std::env::var(variable).ok().filter(|password| !password.is_empty());
-                let Some(password) = password else {
-                    return Err(BuildError::Environment { name: variable.clone() });
-                };
-                let login = Login::Basic { username: username.clone(), password: Secret::new(password) };
-                return Ok(Self::fixed(Logins::single(login)));
-            }
-            Some(CredentialsConfig::File(path)) => source(path, None),
-            Some(CredentialsConfig::PasswordFile { username, file }) => source(file, Some(username)),
-        };
+    /// [`BuildError`] when they cannot be read.
+    pub(super) fn load(path: &Path, username: Option<&str>, registry: &Registry) -> Result<Self, BuildError> {
+        let source = Arc::new(Source {
+            path: path.to_owned(),
+            username: username.map(str::to_owned),
+            registry: registry.clone(),
+        });
         let stamp = source.stamp().ok();
         let logins = Arc::new(source.read()?);
         let state = Mutex::new(State { logins, stamp, checked: Instant::now() });
-        Ok(Self { source: Some(source), state })
-    }
-
-    fn fixed(logins: Logins) -> Self {
-        let state = State { logins: Arc::new(logins), stamp: None, checked: Instant::now() };
-        Self { source: None, state: Mutex::new(state) }
+        Ok(Self { source, state })
     }
 
     /// The login for a repository, if one applies.
     pub(super) async fn find(&self, name: &RepoName) -> Option<Login> {
-        if let Some(source) = &self.source
-            && let Some(known) = self.due()
-        {
-            let source = source.clone();
+        if let Some(known) = self.due() {
+            let source = self.source.clone();
             let found = tokio::task::spawn_blocking(move || source.read_if_changed(known)).await;
             if let Ok(Some((stamp, logins))) = found {
                 let mut state = self.lock();
@@ -176,7 +153,7 @@ mod tests {
         file.write_all(content.as_bytes()).unwrap();
     }
 
-    async fn password(credentials: &Credentials) -> Option<String> {
+    async fn password(credentials: &Watched) -> Option<String> {
         match credentials.find(&RepoName::parse("a/b").unwrap()).await? {
             Login::Basic { password, .. } => Some(password.expose().to_owned()),
             Login::IdentityToken(token) | Login::RegistryToken(token) => Some(token.expose().to_owned()),
@@ -188,8 +165,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("password");
         replace(&path, "one\n");
-        let config = CredentialsConfig::PasswordFile { username: "u".into(), file: path.clone() };
-        let credentials = Credentials::load(Some(&config), &Registry::parse("h").unwrap()).unwrap();
+        let credentials = Watched::load(&path, Some("u"), &Registry::parse("h").unwrap()).unwrap();
         assert_eq!(password(&credentials).await.as_deref(), Some("one"));
 
         replace(&path, "other");
@@ -215,8 +191,7 @@ mod tests {
         let path = folder.path().join("password");
         replace(&path, "one");
         let time = fs::metadata(&path).unwrap().modified().unwrap();
-        let config = CredentialsConfig::PasswordFile { username: "u".into(), file: path.clone() };
-        let credentials = Credentials::load(Some(&config), &Registry::parse("h").unwrap()).unwrap();
+        let credentials = Watched::load(&path, Some("u"), &Registry::parse("h").unwrap()).unwrap();
         let new = folder.path().join("new");
         replace(&new, "two");
         fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
@@ -229,22 +204,13 @@ mod tests {
     fn what_cannot_be_read_at_first_is_an_error_without_its_content() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
-        let load = |config: CredentialsConfig| {
-            let loaded = Credentials::load(Some(&config), &Registry::parse("h").unwrap());
+        let load = || {
+            let loaded = Watched::load(&path, None, &Registry::parse("h").unwrap());
             loaded.map(|_| ()).unwrap_err().to_string()
         };
-        assert!(load(CredentialsConfig::File(path.clone())).starts_with("cannot read"));
+        assert!(load().starts_with("cannot read"));
         replace(&path, r#"{"auths": "hunter2""#);
-        let error = load(CredentialsConfig::File(path.clone()));
+        let error = load();
         assert!(error.ends_with("is not a Docker config.json") && !error.contains("hunter2"), "{error}");
-        let unset =
-            CredentialsConfig::PasswordEnv { username: "u".into(), variable: "BERTH_TEST_UNSET".into() };
-        assert!(load(unset).contains("BERTH_TEST_UNSET"));
-    }
-
-    #[tokio::test]
-    async fn without_configuration_nothing_applies() {
-        let credentials = Credentials::load(None, &Registry::parse("h").unwrap()).unwrap();
-        assert_eq!(password(&credentials).await, None);
     }
 }

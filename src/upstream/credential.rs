@@ -1,0 +1,136 @@
+//! Who berth is to one registry, by where that comes from.
+//!
+//! What stands in a file is re-read when it changes (`watched`); what a cloud issues is renewed before it ends
+//! (`issued`). Either way the old login stays in force while there is no new one.
+
+use std::sync::Arc;
+
+use super::client::Client;
+use super::cloud::{self, Issuer};
+use super::config::{Config, CredentialsConfig};
+use super::error::{BuildError, Error};
+use super::issued::Issued;
+use super::login::Login;
+use super::secret::Secret;
+use super::watched::Watched;
+use crate::oci::RepoName;
+
+/// Where the logins of one registry come from.
+pub(super) enum Credential {
+    /// Nowhere: berth is anybody.
+    Anonymous,
+    /// From the environment: one login, for as long as the process lives.
+    Fixed(Login),
+    /// From a file.
+    Watched(Watched),
+    /// From a service of the cloud that the registry belongs to: one login, for some hours.
+    Issued(Issued),
+}
+
+impl Credential {
+    /// Reads what `config` names as far as that can be done without asking anybody.
+    ///
+    /// # Errors
+    /// [`BuildError`] when there should be a login and there cannot be one.
+    pub(super) fn load(config: &Config) -> Result<Self, BuildError> {
+        Self::load_with(config, &environment)
+    }
+
+    fn load_with(config: &Config, env: cloud::Environment<'_>) -> Result<Self, BuildError> {
+        let registry = &config.registry;
+        let Some(credentials) = &config.credentials else { return Ok(Self::Anonymous) };
+        let issuer = match credentials {
+            CredentialsConfig::PasswordEnv { username, variable } => {
+                let Some(password) = env(variable) else {
+                    return Err(BuildError::Environment { name: variable.clone() });
+                };
+                let (username, password) = (username.clone(), Secret::new(password));
+                return Ok(Self::Fixed(Login::Basic { username, password }));
+            }
+            CredentialsConfig::File(path) => return Ok(Self::Watched(Watched::load(path, None, registry)?)),
+            CredentialsConfig::PasswordFile { username, file } => {
+                return Ok(Self::Watched(Watched::load(file, Some(username), registry)?));
+            }
+            CredentialsConfig::Ecr(ecr) => Issuer::Ecr(cloud::Ecr::private(ecr, registry, env)?),
+            CredentialsConfig::EcrPublic(ecr) => Issuer::Ecr(cloud::Ecr::public(ecr, env)?),
+            CredentialsConfig::Google(google) => Issuer::Google(cloud::Google::new(google, env)?),
+            CredentialsConfig::Azure(azure) => {
+                let Some(endpoint) = config.endpoints.first() else {
+                    return Err(BuildError::NoEndpoints { registry: registry.clone() });
+                };
+                Issuer::Azure(cloud::Azure::new(azure, endpoint, env)?)
+            }
+        };
+        Ok(Self::Issued(Issued::new(issuer, registry.clone())))
+    }
+
+    /// The login for a repository, if one applies.
+    ///
+    /// # Errors
+    /// When one applies and none can be had.
+    pub(super) async fn find(&self, client: &Arc<Client>, name: &RepoName) -> Result<Option<Login>, Error> {
+        match self {
+            Self::Anonymous => Ok(None),
+            Self::Fixed(login) => Ok(Some(login.clone())),
+            Self::Watched(watched) => Ok(watched.find(name).await),
+            Self::Issued(issued) => issued.get(client).await.map(Some),
+        }
+    }
+
+    /// Whether one applies to a repository, which no cloud needs to be asked for.
+    pub(super) async fn applies_to(&self, name: &RepoName) -> bool {
+        match self {
+            Self::Anonymous => false,
+            Self::Fixed(_) | Self::Issued(_) => true,
+            Self::Watched(watched) => watched.find(name).await.is_some(),
+        }
+    }
+
+    /// The login, if it is one that is renewed.
+    pub(super) fn issued(&self) -> Option<&Issued> {
+        match self {
+            Self::Issued(issued) => Some(issued),
+            Self::Anonymous | Self::Fixed(_) | Self::Watched(_) => None,
+        }
+    }
+}
+
+/// A variable of the process; one that is empty counts as none.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Endpoint;
+    use super::*;
+    use crate::oci::Registry;
+
+    fn load(credentials: Option<CredentialsConfig>) -> Result<Credential, BuildError> {
+        let endpoint = Endpoint::parse("https://h").unwrap();
+        let config = Config { credentials, ..Config::new(Registry::parse("h").unwrap(), vec![endpoint]) };
+        let set = |name: &str| (name == "PASSWORD").then(|| "hunter2".to_owned());
+        Credential::load_with(&config, &set)
+    }
+
+    #[tokio::test]
+    async fn what_is_in_the_environment_applies_to_everything_and_must_be_there() {
+        let in_variable = |variable: &str| {
+            load(Some(CredentialsConfig::PasswordEnv { username: "u".into(), variable: variable.into() }))
+        };
+        let found = in_variable("PASSWORD").unwrap();
+        assert!(
+            matches!(&found, Credential::Fixed(Login::Basic { password, .. }) if password.expose() == "hunter2")
+        );
+        assert!(found.applies_to(&RepoName::parse("a/b").unwrap()).await);
+        let error = in_variable("OTHER").map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("OTHER"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn without_configuration_nothing_applies() {
+        let none = load(None).unwrap();
+        assert!(matches!(none, Credential::Anonymous));
+        assert!(!none.applies_to(&RepoName::parse("a/b").unwrap()).await);
+    }
+}
