@@ -18,6 +18,7 @@ mod flight;
 pub mod freshness;
 mod listing;
 mod manifests;
+mod missing;
 mod once;
 mod reader;
 mod schedule;
@@ -35,17 +36,18 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Registry, Repo, Tag};
+use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::Upstream;
+use crate::upstream::{self, State, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
 pub use freshness::{Rule, Rules};
 pub use listing::{Page, Referrers};
 pub use manifests::Manifest;
+pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
 
 use direct::{DIRECT_MAX, Detour};
@@ -157,10 +159,13 @@ impl Cache {
             }
             other => other,
         };
-        if let Ok(blob) = &blob {
-            self.0.metrics.served(Kind::Blob, blob.source);
+        match blob {
+            Ok(blob) => {
+                self.0.metrics.served(Kind::Blob, blob.source);
+                Ok(blob)
+            }
+            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
         }
-        blob
     }
 
     async fn find_blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
@@ -178,6 +183,9 @@ impl Cache {
             }
             if let Some(left) = self.left(repo, digest, granted, asked).await {
                 return Ok(left);
+            }
+            if upstream.state() == State::Offline {
+                return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
             let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted, asked) {
@@ -223,6 +231,13 @@ impl Cache {
     /// # Errors
     /// [`Error`], as for [`Cache::blob`].
     pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
+        match self.find_size(repo, digest).await {
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
+        }
+    }
+
+    async fn find_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
         let upstream = self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             return Ok((stored.size, Source::Hit));
@@ -240,6 +255,11 @@ impl Cache {
             Ok(size) => Ok((size, Source::Miss)),
             Err(error) => Err(self.remember(repo, &blob_path(digest), error.into())),
         }
+    }
+
+    /// The state of every upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Registry, State)> {
+        self.0.upstreams.iter().map(|(registry, upstream)| (registry, upstream.state()))
     }
 
     /// Stops the transfers under way; what they have is kept for the next start.

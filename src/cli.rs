@@ -117,6 +117,7 @@ impl Settings {
         }
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
+        config.settle_offline();
         let prepared = config.check().and_then(|()| App::prepare(config));
         match &self.place.config {
             Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),

@@ -72,7 +72,8 @@ impl Cache {
     pub async fn tags(&self, repo: &Repo, n: usize, last: Option<&str>) -> Result<Page<Tag>, Error> {
         let upstream = self.upstream(repo)?;
         let is_known = self.0.store.knows(repo).await?;
-        let error = if upstream.state() == State::Up {
+        let state = upstream.state();
+        let error = if state == State::Up {
             let asked = upstream.tags(&repo.name, n, last);
             let listed = if is_known {
                 timeout(CHECK_DEADLINE, asked).await.unwrap_or(Err(upstream::Error::Timeout))
@@ -83,8 +84,10 @@ impl Cache {
                 Ok(page) => return Ok(Page { entries: page.tags, more: page.more, source: Source::Miss }),
                 Err(error) => Error::from(error),
             }
+        } else if state == State::Down {
+            Error::Down
         } else {
-            Error::Offline
+            upstream::Error::Offline.into()
         };
         if !is_known || !error.is_outage() {
             return Err(error);

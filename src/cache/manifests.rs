@@ -51,10 +51,13 @@ impl Cache {
             Reference::Tag(tag) => self.tagged(repo, tag).await,
             Reference::Digest(digest) => self.manifest_by_digest(repo, digest).await,
         };
-        if let Ok(manifest) = &manifest {
-            self.0.metrics.served(Kind::Manifest, manifest.source);
+        match manifest {
+            Ok(manifest) => {
+                self.0.metrics.served(Kind::Manifest, manifest.source);
+                Ok(manifest)
+            }
+            Err(error) => Err(self.explain(repo, reference, error).await),
         }
-        manifest
     }
 
     /// A manifest by digest, whatever upstream's state if it is stored.
@@ -175,7 +178,11 @@ impl Cache {
         Ok(present > 0)
     }
 
-    async fn parsed(&self, repo: &Repo, digest: &Digest) -> Result<Option<manifest::Manifest>, Error> {
+    pub(super) async fn parsed(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
         Ok(manifest::Manifest::parse(Some(&stored.document.media_type), &stored.document.body).ok())
     }

@@ -26,6 +26,7 @@ mod index;
 mod layout;
 mod listing;
 mod lying;
+mod never_asked;
 mod offline;
 mod pin;
 mod pull;
