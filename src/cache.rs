@@ -11,6 +11,7 @@
 
 mod config;
 mod direct;
+mod doubts;
 mod error;
 mod fetch;
 mod fill;
@@ -44,13 +45,14 @@ use crate::upstream::{self, State, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
-pub use freshness::{Rule, Rules};
+pub use freshness::{OnRemoved, Rule, Rules};
 pub use listing::{Page, Referrers};
 pub use manifests::Manifest;
 pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
 
 use direct::{DIRECT_MAX, Detour};
+use doubts::Doubts;
 use fill::{COMPLETIONS_MAX, Filler};
 use flight::{Entry, Flights};
 use once::Once;
@@ -88,8 +90,7 @@ struct Inner {
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
-    /// When a check of a tag last failed.
-    failed: Mutex<LruCache<(Repo, Tag), Instant>>,
+    doubts: Doubts,
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
     /// Room for transfers that the disk cannot take.
@@ -129,7 +130,7 @@ impl Cache {
             proofs: Once::new(),
             referrers: Once::new(),
             absent: Mutex::new(LruCache::new(memories)),
-            failed: Mutex::new(LruCache::new(memories)),
+            doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
             direct: Arc::new(Semaphore::new(DIRECT_MAX)),
             behind: Arc::new(Semaphore::new(PROOFS_MAX)),
@@ -325,9 +326,14 @@ impl Cache {
             let key = (repo.clone(), path.to_owned());
             lock(&self.0.absent).put(key, (Instant::now(), error.clone()));
         } else if error.is_outage() {
-            lock(&self.0.troubled).put(repo.clone(), Instant::now());
+            self.trouble(repo);
         }
         error
+    }
+
+    /// Content of `repo` could not be had just now.
+    fn trouble(&self, repo: &Repo) {
+        lock(&self.0.troubled).put(repo.clone(), Instant::now());
     }
 
     /// Whether content of `repo` could not be had a moment ago.
@@ -346,9 +352,9 @@ fn blob_path(digest: &Digest) -> String {
     format!("blobs/{digest}")
 }
 
-/// What a manifest or tag is remembered by when it is absent.
-fn manifest_path(reference: &impl std::fmt::Display) -> String {
-    format!("manifests/{reference}")
+/// What a manifest is remembered by when it is absent.
+fn manifest_path(digest: &Digest) -> String {
+    format!("manifests/{digest}")
 }
 
 /// A panic elsewhere leaves what these locks guard whole: it is changed by single calls.
