@@ -22,6 +22,7 @@ mod manifests;
 mod missing;
 mod once;
 mod reader;
+mod refresh;
 mod schedule;
 mod tags;
 mod writer;
@@ -50,6 +51,7 @@ pub use listing::{Page, Referrers};
 pub use manifests::Manifest;
 pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
+pub use refresh::{Outcome, Refreshed};
 
 use direct::{DIRECT_MAX, Detour};
 use doubts::Doubts;

@@ -2,8 +2,8 @@
 //! that there is no such tag.
 //!
 //! Both keep upstream from being asked again for [`MEMORY`]. That a tag was taken away also counts after that: the
-//! confirmation from before is worth nothing, and the next request asks. A confirmation clears everything, and so
-//! does `berth refresh`. In memory only; the oldest are forgotten first.
+//! confirmation from before is worth nothing, and the next request asks. A confirmation clears everything. In memory
+//! only; the oldest are forgotten first.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -28,6 +28,8 @@ struct Doubt {
     failed: Option<Instant>,
     /// When upstream last said that there is no such tag, or none for us, and how.
     removed: Option<(Instant, Error)>,
+    /// Whether it has ever said so since it last confirmed the tag.
+    revoked: bool,
 }
 
 /// What was last heard about a tag.
@@ -48,7 +50,7 @@ impl Doubts {
     /// What was last heard; nothing if there is no doubt.
     pub(super) fn about(&self, repo: &Repo, tag: &Tag) -> Heard {
         let mut doubts = lock(&self.0);
-        let Some(Doubt { failed, removed }) = doubts.get(&(repo.clone(), tag.clone())) else {
+        let Some(Doubt { failed, removed, revoked }) = doubts.get(&(repo.clone(), tag.clone())) else {
             return Heard { word: Word::Open, refusal: None, revoked: false };
         };
         let refusal =
@@ -58,7 +60,7 @@ impl Doubts {
             None if failed.is_some_and(|at| at.elapsed() < MEMORY) => Word::Silent,
             None => Word::Open,
         };
-        Heard { word, refusal, revoked: removed.is_some() }
+        Heard { word, refusal, revoked: *revoked }
     }
 
     /// A check has failed.
@@ -68,10 +70,20 @@ impl Doubts {
 
     /// Upstream has said no.
     pub(super) fn removed(&self, repo: &Repo, tag: &Tag, refusal: Error) {
-        self.change(repo, tag, |doubt| doubt.removed = Some((Instant::now(), refusal)));
+        self.change(repo, tag, |doubt| {
+            doubt.removed = Some((Instant::now(), refusal));
+            doubt.revoked = true;
+        });
     }
 
-    /// Upstream has confirmed the tag, or is to be asked whatever it said.
+    /// Upstream is to be asked, whatever it has just said.
+    pub(super) fn forget(&self, repo: &Repo, tag: &Tag) {
+        if let Some(doubt) = lock(&self.0).get_mut(&(repo.clone(), tag.clone())) {
+            (doubt.failed, doubt.removed) = (None, None);
+        }
+    }
+
+    /// Upstream has confirmed the tag.
     pub(super) fn clear(&self, repo: &Repo, tag: &Tag) {
         lock(&self.0).pop(&(repo.clone(), tag.clone()));
     }

@@ -35,7 +35,7 @@ const WARNING_PREVIOUS: &str =
 /// What a check found.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    record: TagRecord,
+    pub(super) record: TagRecord,
     /// The manifest, if it had to be fetched.
     fetched: Option<Manifest>,
 }
@@ -217,7 +217,12 @@ impl Cache {
     }
 
     /// One look at upstream, and what it says about the next.
-    async fn look_and_note(self, upstream: Arc<Upstream>, repo: Repo, tag: Tag) -> Result<Known, Error> {
+    pub(super) async fn look_and_note(
+        self,
+        upstream: Arc<Upstream>,
+        repo: Repo,
+        tag: Tag,
+    ) -> Result<Known, Error> {
         let result = self.look(&upstream, &repo, &tag).await;
         match &result {
             // Also when those who waited for it have given up, and noted that.

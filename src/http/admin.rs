@@ -10,6 +10,7 @@
 //! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
 //! | `GET /api/v1/pins` | all of these |
 //! | `POST /api/v1/unpin` | takes a pin back, `{"ref": …}`; whether there was one |
+//! | `POST /api/v1/refresh` | asks upstream now what a tag means, `{"ref": …}`, or with `"all_tags": true` all of that repository that are known, some at a time, behind `"after"`; `{"tags": [Refreshed…], "more": …}` |
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
@@ -63,7 +64,13 @@ pub struct Admin {
 impl Admin {
     /// Tells of `metrics`, of how full `store` is and of the upstreams of `cache`, and does to them what it is told.
     pub fn new(metrics: Arc<Metrics>, store: Store, cache: Cache) -> Self {
-        Self { metrics, api: Api::new(store.clone()), store, cache, draining: AtomicBool::new(false) }
+        Self {
+            metrics,
+            api: Api::new(store.clone(), cache.clone()),
+            store,
+            cache,
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// From now on berth is not ready.

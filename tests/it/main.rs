@@ -33,6 +33,7 @@ mod pull;
 mod ranges;
 mod redirects;
 mod referrers;
+mod refresh;
 mod samples;
 mod scale;
 mod serve;

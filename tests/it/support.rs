@@ -12,6 +12,7 @@
 mod berth;
 mod certificate;
 mod client;
+mod command;
 mod image;
 mod upstream;
 
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 pub(crate) use berth::{BERTH, Berth, Setup};
 pub(crate) use certificate::Certificate;
 pub(crate) use client::{Open, Reply, ask, get, head, raw};
+pub(crate) use command::{Said, command};
 pub(crate) use image::{Blob, Image};
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
 
