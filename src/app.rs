@@ -82,7 +82,7 @@ impl App {
         let cache =
             Cache::new(store.clone(), upstreams.clone(), config.rules(), &config.cache, Arc::clone(&metrics));
         let data = Data::new(cache.clone(), registries, Arc::clone(&metrics), &config.http)?;
-        let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone()));
+        let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone(), cache.clone()));
 
         let (stop_data, data_stops) = watch::channel(false);
         let (stop_rest, rest_stops) = watch::channel(false);

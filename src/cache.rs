@@ -11,6 +11,7 @@
 
 mod config;
 mod direct;
+mod doubts;
 mod error;
 mod fetch;
 mod fill;
@@ -18,8 +19,10 @@ mod flight;
 pub mod freshness;
 mod listing;
 mod manifests;
+mod missing;
 mod once;
 mod reader;
+mod refresh;
 mod schedule;
 mod tags;
 mod writer;
@@ -35,20 +38,23 @@ use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Registry, Repo, Tag};
+use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::Upstream;
+use crate::upstream::{self, State, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
-pub use freshness::{Rule, Rules};
+pub use freshness::{OnRemoved, Rule, Rules};
 pub use listing::{Page, Referrers};
 pub use manifests::Manifest;
+pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
+pub use refresh::{Outcome, Refreshed};
 
 use direct::{DIRECT_MAX, Detour};
+use doubts::Doubts;
 use fill::{COMPLETIONS_MAX, Filler};
 use flight::{Entry, Flights};
 use once::Once;
@@ -86,8 +92,7 @@ struct Inner {
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
-    /// When a check of a tag last failed.
-    failed: Mutex<LruCache<(Repo, Tag), Instant>>,
+    doubts: Doubts,
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
     /// Room for transfers that the disk cannot take.
@@ -127,7 +132,7 @@ impl Cache {
             proofs: Once::new(),
             referrers: Once::new(),
             absent: Mutex::new(LruCache::new(memories)),
-            failed: Mutex::new(LruCache::new(memories)),
+            doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
             direct: Arc::new(Semaphore::new(DIRECT_MAX)),
             behind: Arc::new(Semaphore::new(PROOFS_MAX)),
@@ -157,10 +162,13 @@ impl Cache {
             }
             other => other,
         };
-        if let Ok(blob) = &blob {
-            self.0.metrics.served(Kind::Blob, blob.source);
+        match blob {
+            Ok(blob) => {
+                self.0.metrics.served(Kind::Blob, blob.source);
+                Ok(blob)
+            }
+            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
         }
-        blob
     }
 
     async fn find_blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
@@ -178,6 +186,9 @@ impl Cache {
             }
             if let Some(left) = self.left(repo, digest, granted, asked).await {
                 return Ok(left);
+            }
+            if upstream.state() == State::Offline {
+                return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
             let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted, asked) {
@@ -223,6 +234,13 @@ impl Cache {
     /// # Errors
     /// [`Error`], as for [`Cache::blob`].
     pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
+        match self.find_size(repo, digest).await {
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
+        }
+    }
+
+    async fn find_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
         let upstream = self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             return Ok((stored.size, Source::Hit));
@@ -240,6 +258,11 @@ impl Cache {
             Ok(size) => Ok((size, Source::Miss)),
             Err(error) => Err(self.remember(repo, &blob_path(digest), error.into())),
         }
+    }
+
+    /// The state of every upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Registry, State)> {
+        self.0.upstreams.iter().map(|(registry, upstream)| (registry, upstream.state()))
     }
 
     /// Stops the transfers under way; what they have is kept for the next start.
@@ -305,9 +328,14 @@ impl Cache {
             let key = (repo.clone(), path.to_owned());
             lock(&self.0.absent).put(key, (Instant::now(), error.clone()));
         } else if error.is_outage() {
-            lock(&self.0.troubled).put(repo.clone(), Instant::now());
+            self.trouble(repo);
         }
         error
+    }
+
+    /// Content of `repo` could not be had just now.
+    fn trouble(&self, repo: &Repo) {
+        lock(&self.0.troubled).put(repo.clone(), Instant::now());
     }
 
     /// Whether content of `repo` could not be had a moment ago.
@@ -326,9 +354,9 @@ fn blob_path(digest: &Digest) -> String {
     format!("blobs/{digest}")
 }
 
-/// What a manifest or tag is remembered by when it is absent.
-fn manifest_path(reference: &impl std::fmt::Display) -> String {
-    format!("manifests/{reference}")
+/// What a manifest is remembered by when it is absent.
+fn manifest_path(digest: &Digest) -> String {
+    format!("manifests/{digest}")
 }
 
 /// A panic elsewhere leaves what these locks guard whole: it is changed by single calls.

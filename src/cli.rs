@@ -7,6 +7,7 @@
 
 mod folder;
 mod pin;
+mod refresh;
 mod remote;
 mod verify;
 
@@ -59,6 +60,17 @@ enum Command {
         /// As it was pinned
         #[arg(value_name = "REF")]
         image: Image,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Ask upstream now what a tag means: exit code 1 if it has no such tag, or cannot be asked
+    Refresh {
+        /// Such as alpine:3
+        #[arg(value_name = "REF")]
+        image: Image,
+        /// All tags of that repository that are known here, whatever tag is given
+        #[arg(long)]
+        all_tags: bool,
         #[command(flatten)]
         place: Place,
     },
@@ -117,6 +129,7 @@ impl Settings {
         }
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
+        config.settle_offline();
         let prepared = config.check().and_then(|()| App::prepare(config));
         match &self.place.config {
             Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),
@@ -136,6 +149,9 @@ pub fn run(cli: &Cli) -> ExitCode {
         }
         Command::Unpin { image, place } => {
             command(place, async |folder| pin::unpin(folder, image.clone()).await)
+        }
+        Command::Refresh { image, all_tags, place } => {
+            command(place, async |folder| refresh::run(folder, image.clone(), *all_tags).await)
         }
         Command::Pins(place) => command(place, pin::list),
     }

@@ -39,6 +39,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// What a name without a registry means.
     pub default_upstream: DefaultUpstream,
+    /// No upstream is ever asked, whatever its own setting: what is here is all there is.
+    pub offline: bool,
     /// Whether the well-known public registries are configured without being listed.
     pub public_registries: bool,
     /// The data plane.
@@ -63,6 +65,7 @@ impl Default for Config {
         Self {
             data_dir: data_dir_default(),
             default_upstream: DefaultUpstream(Some(docker_hub)),
+            offline: false,
             public_registries: true,
             http: http::Config::default(),
             admin: admin::Config::default(),
@@ -158,6 +161,13 @@ impl Config {
             .context("[[upstream]] and default_upstream")
     }
 
+    /// Applies `offline` to every upstream that there is by now.
+    pub fn settle_offline(&mut self) {
+        for upstream in &mut self.upstreams {
+            upstream.offline |= self.offline;
+        }
+    }
+
     /// How fresh tags must be.
     pub fn rules(&self) -> Rules {
         Rules::new(self.tags.clone())
@@ -210,6 +220,9 @@ impl fmt::Display for Config {
             write!(f, "\nupstream {}", upstream.registry)?;
             for endpoint in &upstream.endpoints {
                 write!(f, " {endpoint}")?;
+            }
+            if upstream.offline {
+                write!(f, " offline")?;
             }
         }
         Ok(())
@@ -292,6 +305,7 @@ mod tests {
         assert_eq!(format!("{:?}", all.tags[0]), format!("{default:?}"));
         assert_eq!(all.upstreams[0].timeouts, upstream::Timeouts::default());
         assert_eq!(all.upstreams[0].connections_per_blob, upstream::Connections::default());
+        assert!(!all.upstreams[0].offline);
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
-//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]).
+//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]), and an upstream
+//!   that is offline by configuration not at all (`client`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
@@ -121,6 +122,8 @@ pub enum State {
     Up,
     /// Use what is known: none of its endpoints answers, and requests fail at once.
     Down,
+    /// Use what is known: the configuration forbids to ask, and requests fail at once.
+    Offline,
 }
 
 /// One registry that can be asked.
@@ -187,7 +190,13 @@ impl Upstream {
 
     /// Whether it is worth asking.
     pub fn state(&self) -> State {
-        if self.servers.iter().all(Server::is_down) { State::Down } else { State::Up }
+        if self.client.is_offline() {
+            State::Offline
+        } else if self.servers.iter().all(Server::is_down) {
+            State::Down
+        } else {
+            State::Up
+        }
     }
 
     /// Probes endpoints that are down, and renews the login if it is one that ends, until `shutdown`.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Missing;
 use crate::{store, upstream};
 
 /// Why a request for content has no content as its answer.
@@ -16,7 +17,10 @@ pub enum Error {
     Upstream(Arc<upstream::Error>),
     /// Upstream is known to be down and nothing is stored.
     #[error("upstream is down and nothing is stored")]
-    Offline,
+    Down,
+    /// Upstream is never asked, by configuration, and this is not here.
+    #[error("{0}")]
+    Missing(Arc<Missing>),
     /// What is stored is older than its rule allows, and upstream cannot confirm it.
     #[error("upstream cannot confirm the tag, and it is older than serve_stale allows")]
     TooOld,
@@ -46,7 +50,12 @@ impl Error {
         match self {
             Self::Upstream(error) => error.is_outage(),
             Self::NoUpstream | Self::TooOld | Self::Store(_) | Self::Read(_) => false,
-            Self::Offline | Self::Mismatch | Self::Busy | Self::Stalled(_) | Self::GivenUp => true,
+            Self::Down
+            | Self::Missing(_)
+            | Self::Mismatch
+            | Self::Busy
+            | Self::Stalled(_)
+            | Self::GivenUp => true,
         }
     }
 

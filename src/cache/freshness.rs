@@ -1,7 +1,9 @@
 //! Is what is known of a tag still good? A pure function, and the rules it follows.
 //!
 //! A tag may move upstream at any time; a digest never does. [`judge`] takes what is known, the rule for the
-//! tag, the time and whether upstream can be reached, and says what to do. It never looks at a clock itself.
+//! tag, the time and upstream's last word, and says what to do. It never looks at a clock itself. After a check that
+//! was not to be had it is asked again, with what upstream said or failed to say: so this is the one place where it
+//! is decided what becomes of a known tag.
 
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use crate::oci::{Repo, Tag};
 
 /// How long a tag is served without asking upstream whether it moved.
 pub const CHECK_AFTER_DEFAULT: Duration = Duration::from_secs(5 * 60);
+/// The same for signatures and other referrers, which arrive soon after the push of what they are about.
+pub const CHECK_REFERRERS_AFTER: Duration = Duration::from_secs(60);
 
 /// One `[[tags]]` entry: which tags, and how fresh they must be. The first match decides.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +36,9 @@ pub struct Rule {
     /// duration.
     #[serde(default)]
     pub serve_stale: StaleLimit,
+    /// What becomes of a known tag when upstream says that there is no such tag, or none for us.
+    #[serde(default)]
+    pub on_removed: OnRemoved,
 }
 
 impl Default for Rule {
@@ -42,31 +49,36 @@ impl Default for Rule {
             check_after: CHECK_AFTER_DEFAULT,
             check_behind: false,
             serve_stale: StaleLimit::Forever,
+            on_removed: OnRemoved::Refuse,
         }
     }
 }
 
 /// The rules of a configuration, in order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
+    about_digests: Rule,
     otherwise: Rule,
 }
 
 impl Rules {
-    /// `rules` in the order in which they are tried; a tag that none matches follows the default rule.
+    /// `rules` in the order in which they are tried. A tag that none matches follows the default rule; if it is
+    /// about a digest (a list of referrers, a signature), one that differs in [`CHECK_REFERRERS_AFTER`].
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules, otherwise: Rule::default() }
+        let about_digests = Rule { check_after: CHECK_REFERRERS_AFTER, ..Rule::default() };
+        Self { rules, about_digests, otherwise: Rule::default() }
     }
 
     /// The rule for `repo:tag`.
     pub fn find(&self, repo: &Repo, tag: &Tag) -> &Rule {
+        let otherwise = if tag.is_about_digest() { &self.about_digests } else { &self.otherwise };
         if self.rules.is_empty() {
             // Mostly there are none, and every request for a tag asks.
-            return &self.otherwise;
+            return otherwise;
         }
         let name = format!("{repo}:{tag}");
-        self.rules.iter().find(|rule| rule.pattern.matches(&name)).unwrap_or(&self.otherwise)
+        self.rules.iter().find(|rule| rule.pattern.matches(&name)).unwrap_or(otherwise)
     }
 }
 
@@ -114,6 +126,37 @@ impl<'de> Deserialize<'de> for StaleLimit {
     }
 }
 
+/// What becomes of a known tag that upstream says is not there, or not for us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRemoved {
+    /// Upstream is believed: the tag is gone here too. What it named can still be had by digest.
+    #[default]
+    Refuse,
+    /// What is known is served all the same, marked stale, within `serve_stale`.
+    Serve,
+}
+
+/// When upstream last confirmed a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmed {
+    /// In seconds since 1970.
+    pub at: u64,
+    /// Whether it has since said that there is no such tag: then the confirmation counts for nothing.
+    pub revoked: bool,
+}
+
+/// What upstream last had to say about a tag, as far as that still counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing: it can be asked.
+    Open,
+    /// It could not be asked just now, or is known to be down or offline: nobody waits to learn it again.
+    Silent,
+    /// It said just now that there is no such tag, or none for us.
+    Removed,
+}
+
 /// What to do about a request for a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -121,37 +164,46 @@ pub enum Verdict {
     Serve,
     /// Answer from disk, marked stale: upstream would have to confirm and cannot.
     ServeStale,
+    /// Answer from disk, marked stale: upstream has the tag no more.
+    ServeRemoved,
     /// Answer from disk, and ask upstream behind the answer.
     ServeAndCheck,
-    /// Ask upstream first; if it cannot answer, serve what is known.
+    /// Ask upstream, and do not wait long: there is something to fall back on. Then judge again.
     CheckFirst,
-    /// Ask upstream first; if it cannot answer, refuse: what is known is too old.
+    /// Ask upstream: what is known is too old to be served without its word. Then judge again.
     CheckOrRefuse,
+    /// Answer with upstream's refusal, or else that what is known is too old.
+    Refuse,
 }
 
-/// Judges a tag that was last confirmed at `checked_at`, at the time `now` (both in seconds since 1970).
+/// Judges a known tag at the time `now`, in seconds since 1970.
 ///
-/// `reachable` is false when upstream is known to be down, so that nobody waits to learn it again. A clock
-/// that jumped back makes a check due; it never makes a tag too old to serve.
-pub fn judge(checked_at: u64, rule: &Rule, now: u64, reachable: bool) -> Verdict {
-    if rule.immutable || is_within(checked_at, rule.check_after, now) {
+/// A clock that jumped back makes a check due; it never makes a tag too old to serve. Once upstream has spoken, or has
+/// failed to, no verdict asks it again. A tag whose confirmation was revoked is not served before the check, not even
+/// by a rule that checks behind.
+pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: Word) -> Verdict {
+    let Confirmed { at, revoked } = confirmed;
+    if rule.immutable || (!revoked && is_within(at, rule.check_after, now)) {
         return Verdict::Serve;
     }
-    let age = now.checked_sub(checked_at).map(Duration::from_secs);
-    let too_old = match rule.serve_stale {
+    let age = now.checked_sub(at).map(Duration::from_secs);
+    let is_too_old = match rule.serve_stale {
         StaleLimit::Forever => false,
         StaleLimit::For(limit) => age.is_some_and(|age| age > limit),
     };
-    match (too_old, reachable) {
-        (true, _) => Verdict::CheckOrRefuse,
-        (false, false) => Verdict::ServeStale,
-        (false, true) if rule.check_behind => Verdict::ServeAndCheck,
-        (false, true) => Verdict::CheckFirst,
+    match (word, rule.on_removed) {
+        (Word::Open, _) if is_too_old => Verdict::CheckOrRefuse,
+        (Word::Open, _) if rule.check_behind && !revoked => Verdict::ServeAndCheck,
+        (Word::Open, _) => Verdict::CheckFirst,
+        (Word::Removed, OnRemoved::Refuse) => Verdict::Refuse,
+        (Word::Silent | Word::Removed, _) if is_too_old => Verdict::Refuse,
+        (Word::Removed, OnRemoved::Serve) => Verdict::ServeRemoved,
+        (Word::Silent, _) => Verdict::ServeStale,
     }
 }
 
 /// Whether `limit` has not passed since `then`. What seems to be from the future has no age, and is not.
-pub(super) fn is_within(then: u64, limit: Duration, now: u64) -> bool {
+fn is_within(then: u64, limit: Duration, now: u64) -> bool {
     now.checked_sub(then).is_some_and(|age| Duration::from_secs(age) < limit)
 }
 
@@ -179,31 +231,55 @@ mod tests {
         toml::from_str(&format!("match = \"*/*:*\"\n{text}")).unwrap()
     }
 
+    /// Every combination of what matters, row by row: the age, the rule, then the verdict for each of upstream's words
+    /// (open, silent, removed), first with a confirmation that holds and then with a revoked one.
     #[test]
-    fn judges_by_age_rule_and_reach() {
-        let check = |checked_at: u64, rule: &Rule, reachable: bool, expected: Verdict| {
-            assert_eq!(
-                judge(checked_at, rule, NOW, reachable),
-                expected,
-                "{checked_at} {rule:?} {reachable}"
-            );
+    fn judges_by_age_rule_and_word() {
+        use Verdict::{CheckFirst, CheckOrRefuse, Refuse, Serve, ServeAndCheck, ServeRemoved, ServeStale};
+        const WORDS: [Word; 3] = [Word::Open, Word::Silent, Word::Removed];
+        const SERVE: [Verdict; 3] = [Serve; 3];
+        let check = |at: u64, text: &str, holds: [Verdict; 3], revoked: [Verdict; 3]| {
+            let rule = rule(text);
+            for (is_revoked, expected) in [(false, holds), (true, revoked)] {
+                let confirmed = Confirmed { at, revoked: is_revoked };
+                let verdicts = WORDS.map(|word| judge(confirmed, &rule, NOW, word));
+                assert_eq!(verdicts, expected, "{at} {text:?} revoked: {is_revoked}");
+            }
         };
-        let usual = Rule::default();
-        check(NOW, &usual, true, Verdict::Serve);
-        check(NOW - 299, &usual, false, Verdict::Serve);
-        check(NOW - 300, &usual, true, Verdict::CheckFirst);
-        check(NOW - 300, &usual, false, Verdict::ServeStale);
-        check(0, &usual, false, Verdict::ServeStale);
-        check(NOW + 500, &usual, true, Verdict::CheckFirst);
-        check(NOW + 500, &usual, false, Verdict::ServeStale);
-        check(0, &rule("immutable = true"), true, Verdict::Serve);
-        check(NOW - 400, &rule("check_behind = true"), true, Verdict::ServeAndCheck);
-        let limited = rule("serve_stale = \"1h\"");
-        check(NOW - 3600, &limited, false, Verdict::ServeStale);
-        check(NOW - 3601, &limited, false, Verdict::CheckOrRefuse);
-        check(NOW - 3601, &limited, true, Verdict::CheckOrRefuse);
-        check(NOW + 9999, &limited, false, Verdict::ServeStale);
-        check(NOW, &rule("check_after = \"0s\""), true, Verdict::CheckFirst);
+        let behind = "check_behind = true\n";
+        let limit = "serve_stale = \"1h\"\n";
+        let serve = "on_removed = \"serve\"\n";
+        // Fresh, due, and from a future that a clock has left: each with and without every key.
+        for (at, is_fresh) in [(NOW, true), (NOW - 299, true), (NOW - 300, false), (NOW + 500, false)] {
+            let fresh = |verdicts| if is_fresh { SERVE } else { verdicts };
+            for limit in ["", limit] {
+                let due = [CheckFirst, ServeStale, Refuse];
+                check(at, limit, fresh(due), due);
+                check(at, &[limit, behind].concat(), fresh([ServeAndCheck, ServeStale, Refuse]), due);
+                let due = [CheckFirst, ServeStale, ServeRemoved];
+                check(at, &[limit, serve].concat(), fresh(due), due);
+                let keys = [limit, serve, behind].concat();
+                check(at, &keys, fresh([ServeAndCheck, ServeStale, ServeRemoved]), due);
+            }
+        }
+        // Older than serve_stale allows, or just not.
+        let due = [CheckFirst, ServeStale, ServeRemoved];
+        check(NOW - 3600, &[limit, serve].concat(), due, due);
+        let too_old = [CheckOrRefuse, Refuse, Refuse];
+        for keys in [[limit, "", ""], [limit, behind, ""], [limit, "", serve], [limit, behind, serve]] {
+            check(NOW - 3601, &keys.concat(), too_old, too_old);
+            // Never confirmed.
+            check(0, &keys.concat(), too_old, too_old);
+        }
+        // Without a limit nothing is too old.
+        check(0, serve, due, due);
+        // What never moves is never asked about, whatever else the rule says and upstream has said.
+        for keys in ["", behind, limit, serve, "check_after = \"0s\"\n"] {
+            check(0, &["immutable = true\n", keys].concat(), SERVE, SERVE);
+        }
+        let always = [CheckFirst, ServeStale, Refuse];
+        check(NOW, "check_after = \"0s\"", always, always);
+        check(NOW, "check_after = \"0s\"\nserve_stale = \"0s\"", always, always);
     }
 
     #[test]
@@ -212,19 +288,40 @@ mod tests {
         assert!(is_within(NOW, minute, NOW) && is_within(NOW - 59, minute, NOW));
         assert!(!is_within(NOW - 60, minute, NOW) && !is_within(NOW + 1, minute, NOW));
         let limited = rule("serve_stale = \"0s\"");
+        let confirmed = Confirmed { at: NOW, revoked: false };
         for now in [0, 1, NOW - 1] {
-            assert_eq!(judge(NOW, &limited, now, true), Verdict::CheckFirst, "back to {now}");
-            assert_eq!(judge(NOW, &limited, now, false), Verdict::ServeStale, "back to {now}");
+            assert_eq!(judge(confirmed, &limited, now, Word::Open), Verdict::CheckFirst, "back to {now}");
+            assert_eq!(judge(confirmed, &limited, now, Word::Silent), Verdict::ServeStale, "back to {now}");
         }
-        assert_eq!(judge(NOW, &Rule::default(), u64::MAX, false), Verdict::ServeStale);
+        assert_eq!(judge(confirmed, &Rule::default(), u64::MAX, Word::Silent), Verdict::ServeStale);
+    }
+
+    #[test]
+    fn what_is_about_a_digest_has_a_rule_of_its_own_that_can_be_overridden() {
+        let hex = "ab".repeat(32);
+        let repo = Repo::new("docker.io".parse().unwrap(), "library/alpine".parse().unwrap());
+        let check = |rules: &Rules, tag: &str, seconds: u64| {
+            let found = rules.find(&repo, &tag.parse().unwrap()).check_after;
+            assert_eq!(found, Duration::from_secs(seconds), "{tag}");
+        };
+        let rules = Rules::new(Vec::new());
+        check(&rules, &format!("sha256-{hex}"), 60);
+        check(&rules, &format!("sha256-{hex}.sig"), 60);
+        check(&rules, &format!("sha256-{}", &hex[..10]), 300);
+        let rules = Rules::new(vec![rule_for("*/*:sha256-*.sig", "7s"), rule_for("quay.io/*:*", "8s")]);
+        check(&rules, &format!("sha256-{hex}.sig"), 7);
+        check(&rules, &format!("sha256-{hex}.att"), 60);
+        check(&rules, "3", 300);
+    }
+
+    fn rule_for(pattern: &str, after: &str) -> Rule {
+        toml::from_str(&format!("match = {pattern:?}\ncheck_after = {after:?}")).unwrap()
     }
 
     #[test]
     fn the_first_matching_rule_decides() {
-        let read = |pattern: &str, after: &str| -> Rule {
-            toml::from_str(&format!("match = {pattern:?}\ncheck_after = {after:?}")).unwrap()
-        };
-        let rules = Rules::new(vec![read("docker.io/library/*:3*", "1s"), read("docker.io/*:*", "2s")]);
+        let rules = [rule_for("docker.io/library/*:3*", "1s"), rule_for("docker.io/*:*", "2s")];
+        let rules = Rules::new(rules.to_vec());
         let check = |registry: &str, name: &str, tag: &str, seconds: u64| {
             let repo = Repo::new(registry.parse().unwrap(), name.parse().unwrap());
             let found = rules.find(&repo, &tag.parse().unwrap()).check_after;

@@ -7,7 +7,6 @@
 //! decides that, this module says whether a repository is public.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -16,15 +15,14 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::error::Error;
+use super::freshness::{self, Confirmed, Verdict, Word};
 use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
-use super::{Cache, freshness, now};
+use super::{Cache, now};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, State, Upstream};
 
-/// How long upstream's list of referrers is served without asking again: signatures arrive soon after a push.
-const REFERRERS_FRESH: Duration = Duration::from_secs(60);
 /// Upstream's "nothing refers to this".
 const EMPTY_INDEX: Bytes = Bytes::from_static(
     br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
@@ -72,7 +70,8 @@ impl Cache {
     pub async fn tags(&self, repo: &Repo, n: usize, last: Option<&str>) -> Result<Page<Tag>, Error> {
         let upstream = self.upstream(repo)?;
         let is_known = self.0.store.knows(repo).await?;
-        let error = if upstream.state() == State::Up {
+        let state = upstream.state();
+        let error = if state == State::Up {
             let asked = upstream.tags(&repo.name, n, last);
             let listed = if is_known {
                 timeout(CHECK_DEADLINE, asked).await.unwrap_or(Err(upstream::Error::Timeout))
@@ -83,8 +82,10 @@ impl Cache {
                 Ok(page) => return Ok(Page { entries: page.tags, more: page.more, source: Source::Miss }),
                 Err(error) => Error::from(error),
             }
+        } else if state == State::Down {
+            Error::Down
         } else {
-            Error::Offline
+            upstream::Error::Offline.into()
         };
         if !is_known || !error.is_outage() {
             return Err(error);
@@ -96,29 +97,48 @@ impl Cache {
         Ok(Page { entries, more, source: Source::Stale })
     }
 
-    /// What refers to `digest` in `repo`, by upstream's word. None when upstream does not say and nothing is
-    /// known: clients then try the fallback tag and go on.
+    /// What refers to `digest` in `repo`, by upstream's word, which is kept by the rule for the tag that stands for such
+    /// a list. None when upstream does not say and nothing is known: clients then try that tag and go on.
     ///
     /// # Errors
     /// [`Error`], when the registry is not configured or the disk fails.
     pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<Referrers>, Error> {
         let upstream = self.upstream(repo)?;
+        let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
         let known = self.0.store.referrers(repo, digest).await?;
-        if let Some(known) = &known
-            && freshness::is_within(known.fetched_at, REFERRERS_FRESH, now())
-        {
-            return Ok(Some(Referrers { body: known.body.clone(), source: Source::Hit }));
-        }
-        if upstream.state() == State::Up {
-            let limit = if known.is_some() { CHECK_DEADLINE } else { REFERRERS_DEADLINE };
+        let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
+        let mut word = if upstream.state() == State::Up { Word::Open } else { Word::Silent };
+        loop {
+            let verdict = match &known {
+                Some(known) => {
+                    let confirmed = Confirmed { at: known.fetched_at, revoked: false };
+                    freshness::judge(confirmed, rule, now(), word)
+                }
+                None if word == Word::Open => Verdict::CheckOrRefuse,
+                None => Verdict::Refuse,
+            };
+            let limit = match verdict {
+                Verdict::Serve => return Ok(kept(Source::Hit)),
+                Verdict::ServeStale | Verdict::ServeRemoved => return Ok(kept(Source::Stale)),
+                Verdict::ServeAndCheck => {
+                    let (cache, upstream) = (self.clone(), Arc::clone(upstream));
+                    let (repo, digest) = (repo.clone(), *digest);
+                    tokio::spawn(async move { cache.ask_for_referrers(upstream, &repo, &digest).await });
+                    return Ok(kept(Source::Hit));
+                }
+                Verdict::Refuse => return Ok(None),
+                Verdict::CheckFirst => CHECK_DEADLINE,
+                Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
+            };
             let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest);
             match timeout(limit, asked).await.unwrap_or(Err(upstream::Error::Timeout.into())) {
                 Ok(referrers) => return Ok(Some(referrers)),
-                Err(error) if error.is_absence() => return Ok(None),
-                Err(error) => debug!(repository = %repo, %digest, %error, "referrers are answered from disk"),
+                Err(error) => {
+                    debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");
+                    word = if error.is_absence() { Word::Removed } else { Word::Silent };
+                }
             }
         }
-        Ok(known.map(|known| Referrers { body: known.body, source: Source::Stale }))
     }
 
     /// Asks upstream, together with whoever else is asking, and keeps what it says.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tracing::{debug, warn};
 
 use super::error::Error;
+use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
 use crate::store::{ManifestRecord, Store};
@@ -26,6 +27,8 @@ pub struct Manifest {
     pub source: Source,
     /// What the client should be told in a `Warning` header.
     pub warning: Option<&'static str>,
+    /// Of what was asked for by tag: for how many seconds upstream has not confirmed that, if it ever has.
+    pub age: Option<u64>,
 }
 
 impl Cache {
@@ -33,13 +36,14 @@ impl Cache {
     /// a wait for anything.
     pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
         self.upstream(repo).ok()?;
-        let digest = match reference {
+        let AtHand { digest, age, warning } = match reference {
             Reference::Tag(tag) => self.tag_at_hand(repo, tag)?,
-            Reference::Digest(digest) => *digest,
+            Reference::Digest(digest) => AtHand { digest: *digest, age: None, warning: None },
         };
         let document = self.0.store.manifest_at_hand(repo, &digest)?;
-        self.0.metrics.served(Kind::Manifest, Source::Hit);
-        Some(Manifest { document, source: Source::Hit, warning: None })
+        let source = if warning.is_some() { Source::Stale } else { Source::Hit };
+        self.0.metrics.served(Kind::Manifest, source);
+        Some(Manifest { document, source, warning, age })
     }
 
     /// The manifest that `reference` names in `repo`.
@@ -51,10 +55,13 @@ impl Cache {
             Reference::Tag(tag) => self.tagged(repo, tag).await,
             Reference::Digest(digest) => self.manifest_by_digest(repo, digest).await,
         };
-        if let Ok(manifest) = &manifest {
-            self.0.metrics.served(Kind::Manifest, manifest.source);
+        match manifest {
+            Ok(manifest) => {
+                self.0.metrics.served(Kind::Manifest, manifest.source);
+                Ok(manifest)
+            }
+            Err(error) => Err(self.explain(repo, reference, error).await),
         }
-        manifest
     }
 
     /// A manifest by digest, whatever upstream's state if it is stored.
@@ -93,7 +100,7 @@ impl Cache {
             Some(document) => Some(document),
             None => self.0.store.manifest(repo, digest).await?,
         };
-        Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None }))
+        Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None, age: None }))
     }
 
     /// Asks upstream for a manifest, checks that it is one, and stores it.
@@ -123,7 +130,7 @@ impl Cache {
         }
         self.prove_behind(repo, &manifest);
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
-        Ok(Manifest { document, source: Source::Miss, warning: None })
+        Ok(Manifest { document, source: Source::Miss, warning: None, age: None })
     }
 
     /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
@@ -175,7 +182,11 @@ impl Cache {
         Ok(present > 0)
     }
 
-    async fn parsed(&self, repo: &Repo, digest: &Digest) -> Result<Option<manifest::Manifest>, Error> {
+    pub(super) async fn parsed(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
         Ok(manifest::Manifest::parse(Some(&stored.document.media_type), &stored.document.body).ok())
     }

@@ -8,15 +8,16 @@
 //! something to serve nobody waits longer than [`CHECK_DEADLINE`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use super::doubts::Heard;
 use super::error::Error;
-use super::freshness::{self, Verdict};
+use super::freshness::{self, Confirmed, Verdict, Word};
 use super::manifests::Manifest;
-use super::{Cache, lock, manifest_path, now};
+use super::{Cache, now};
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
@@ -26,66 +27,100 @@ use crate::upstream::{self, Upstream};
 pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
 /// How long a client waits to hear what refers to a manifest, which it can do without.
 pub(super) const REFERRERS_DEADLINE: Duration = Duration::from_secs(10);
-/// How long upstream is left alone about a tag after a check of it failed.
-const FAILURE_MEMORY: Duration = Duration::from_secs(10);
-
 const WARNING_STALE: &str = "stale: upstream could not confirm this tag";
+const WARNING_REMOVED: &str = "stale: upstream has this tag no more";
 const WARNING_PREVIOUS: &str =
     "stale: the tag has moved, but upstream is gone and the new image is incomplete";
 
 /// What a check found.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    record: TagRecord,
+    pub(super) record: TagRecord,
     /// The manifest, if it had to be fetched.
     fetched: Option<Manifest>,
 }
 
+/// A tag that can be served without a wait.
+pub(super) struct AtHand {
+    /// What it means.
+    pub(super) digest: Digest,
+    /// Since how many seconds it is unconfirmed.
+    pub(super) age: Option<u64>,
+    /// What the client should be told, if it is stale.
+    pub(super) warning: Option<&'static str>,
+}
+
 impl Cache {
-    /// What a tag means, if it is fresh by its rule, nothing speaks against it, and both are known without a wait.
-    pub(super) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Digest> {
+    /// What a tag means, if that can be served as it is known, and both are known without a wait for anything.
+    pub(super) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<AtHand> {
         let record = self.0.store.tag_at_hand(repo, tag)?;
-        let is_reachable = self.is_reachable(self.upstream(repo).ok()?, repo, tag);
-        let rule = self.0.rules.find(repo, tag);
-        let verdict = freshness::judge(record.checked_at, rule, now(), is_reachable);
-        let is_sound = is_reachable && !self.is_troubled(repo);
-        (is_sound && verdict == Verdict::Serve).then_some(record.digest)
+        let heard = self.heard(self.upstream(repo).ok()?, repo, tag);
+        let confirmed = Confirmed { at: record.checked_at, revoked: heard.revoked };
+        let warning = match freshness::judge(confirmed, self.0.rules.find(repo, tag), now(), heard.word) {
+            Verdict::Serve => None,
+            Verdict::ServeStale => Some(WARNING_STALE),
+            Verdict::ServeRemoved => Some(WARNING_REMOVED),
+            Verdict::ServeAndCheck | Verdict::CheckFirst | Verdict::CheckOrRefuse | Verdict::Refuse => {
+                return None;
+            }
+        };
+        // With another image to fall back on it takes a look at what is here of both.
+        let is_settled = record.previous.is_none()
+            || (warning.is_none() && heard.word == Word::Open && !self.is_troubled(repo));
+        is_settled.then(|| AtHand { digest: record.digest, age: age(&record), warning })
     }
 
     /// The manifest that a tag means, as fresh as its rule demands.
     pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
-        let Some(record) = self.0.store.tag(repo, tag).await? else {
-            return self.first_time(repo, tag).await;
+        let record = self.0.store.tag(repo, tag).await?;
+        // After that wait: a check may have ended meanwhile, and its word counts.
+        let Heard { mut word, mut refusal, revoked } = self.heard(upstream, repo, tag);
+        let Some(record) = record else {
+            return match refusal {
+                Some(refusal) => Err(refusal),
+                None => self.first_time(repo, tag).await,
+            };
         };
-        let reachable = self.is_reachable(upstream, repo, tag);
-        match freshness::judge(record.checked_at, self.0.rules.find(repo, tag), now(), reachable) {
-            Verdict::Serve => {
-                let is_sound = reachable && !self.is_troubled(repo);
-                if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
-                    return Ok(manifest);
+        let confirmed = Confirmed { at: record.checked_at, revoked };
+        loop {
+            let deadline = match freshness::judge(confirmed, self.0.rules.find(repo, tag), now(), word) {
+                Verdict::Serve => {
+                    let is_sound = word == Word::Open && !self.is_troubled(repo);
+                    if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
+                        return Ok(manifest);
+                    }
+                    return self.serve(repo, &record, None).await;
                 }
-                self.serve(repo, tag, &record, false).await
-            }
-            Verdict::ServeStale => self.serve(repo, tag, &record, true).await,
-            Verdict::ServeAndCheck => {
-                if self.not_absent(repo, &manifest_path(tag)).is_ok() {
+                Verdict::ServeStale => return self.serve_stale(repo, tag, &record, WARNING_STALE).await,
+                Verdict::ServeRemoved => return self.serve_stale(repo, tag, &record, WARNING_REMOVED).await,
+                Verdict::ServeAndCheck => {
                     let work = || self.clone().look_and_note(Arc::clone(upstream), repo.clone(), tag.clone());
                     self.0.checks.begin((repo.clone(), tag.clone()), work);
+                    return self.serve(repo, &record, None).await;
                 }
-                self.serve(repo, tag, &record, false).await
+                Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
+                Verdict::CheckFirst => Some(CHECK_DEADLINE),
+                Verdict::CheckOrRefuse => None,
+            };
+            match self.check(repo, tag, deadline).await {
+                Ok(known) => return self.answer(repo, known).await,
+                Err(error) if error.is_outage() => word = Word::Silent,
+                Err(error) if error.is_absence() => {
+                    word = Word::Removed;
+                    refusal = Some(error);
+                }
+                Err(error) => return Err(error),
             }
-            Verdict::CheckFirst => match self.check(repo, tag, Some(CHECK_DEADLINE)).await {
-                Ok(known) => self.answer(repo, tag, known).await,
-                Err(error) if error.is_outage() => self.serve(repo, tag, &record, true).await,
-                Err(error) => Err(error),
-            },
-            Verdict::CheckOrRefuse if reachable => match self.check(repo, tag, None).await {
-                Ok(known) => self.answer(repo, tag, known).await,
-                Err(error) if error.is_outage() => Err(Error::TooOld),
-                Err(error) => Err(error),
-            },
-            Verdict::CheckOrRefuse => Err(Error::TooOld),
+        }
+    }
+
+    /// What upstream last had to say about a tag, and whether it can be asked.
+    fn heard(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Heard {
+        let heard = self.0.doubts.about(repo, tag);
+        match heard.word {
+            Word::Open if upstream.state() != upstream::State::Up => Heard { word: Word::Silent, ..heard },
+            Word::Open | Word::Silent | Word::Removed => heard,
         }
     }
 
@@ -96,7 +131,7 @@ impl Cache {
     async fn first_time(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
         let may_be_absent = tag.is_of_referrers();
         match self.check(repo, tag, may_be_absent.then_some(REFERRERS_DEADLINE)).await {
-            Ok(known) => self.answer(repo, tag, known).await,
+            Ok(known) => self.answer(repo, known).await,
             Err(error) if may_be_absent && error.is_outage() => {
                 debug!(repository = %repo, %tag, %error, "upstream cannot be asked for referrers; there are none for now");
                 Err(upstream::Error::NotFound.into())
@@ -105,30 +140,37 @@ impl Cache {
         }
     }
 
-    async fn answer(&self, repo: &Repo, tag: &Tag, known: Known) -> Result<Manifest, Error> {
+    async fn answer(&self, repo: &Repo, known: Known) -> Result<Manifest, Error> {
         match known.fetched {
-            Some(manifest) => Ok(manifest),
-            None => self.serve(repo, tag, &known.record, false).await,
+            Some(manifest) => Ok(Manifest { age: age(&known.record), ..manifest }),
+            None => self.serve(repo, &known.record, None).await,
         }
     }
 
-    /// Serves what a record says; `stale` when upstream was needed and could not answer.
+    /// Serves what a record says; with a warning, as stale.
     async fn serve(
+        &self,
+        repo: &Repo,
+        record: &TagRecord,
+        warning: Option<&'static str>,
+    ) -> Result<Manifest, Error> {
+        let manifest = self.manifest_by_digest(repo, &record.digest).await?;
+        let source = if warning.is_some() { Source::Stale } else { manifest.source };
+        Ok(Manifest { source, warning, age: age(record), ..manifest })
+    }
+
+    /// Serves what is known although upstream does not confirm it: the last image that is whole, if there is one.
+    async fn serve_stale(
         &self,
         repo: &Repo,
         tag: &Tag,
         record: &TagRecord,
-        stale: bool,
+        warning: &'static str,
     ) -> Result<Manifest, Error> {
-        if stale && let Some(manifest) = self.last_complete(repo, tag, record).await? {
-            return Ok(manifest);
+        match self.last_complete(repo, tag, record).await? {
+            Some(manifest) => Ok(manifest),
+            None => self.serve(repo, record, Some(warning)).await,
         }
-        let mut manifest = self.manifest_by_digest(repo, &record.digest).await?;
-        if stale {
-            manifest.source = Source::Stale;
-            manifest.warning = Some(WARNING_STALE);
-        }
-        Ok(manifest)
     }
 
     /// The image before the current one, if that is whole and the current one is not.
@@ -147,13 +189,13 @@ impl Cache {
         Ok(manifest.map(|manifest| Manifest {
             source: Source::Stale,
             warning: Some(WARNING_PREVIOUS),
+            age: age(record),
             ..manifest
         }))
     }
 
     /// Asks upstream what a tag means now, together with whoever else is asking; waits at most `deadline`.
     async fn check(&self, repo: &Repo, tag: &Tag, deadline: Option<Duration>) -> Result<Known, Error> {
-        self.not_absent(repo, &manifest_path(tag))?;
         let upstream = Arc::clone(self.upstream(repo)?);
         let work = || self.clone().look_and_note(upstream, repo.clone(), tag.clone());
         let running = self.0.checks.run((repo.clone(), tag.clone()), work);
@@ -162,7 +204,7 @@ impl Cache {
             Some(limit) => match timeout(limit, running).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    lock(&self.0.failed).put((repo.clone(), tag.clone()), Instant::now());
+                    self.0.doubts.failed(repo, tag);
                     return Err(upstream::Error::Timeout.into());
                 }
             },
@@ -175,19 +217,27 @@ impl Cache {
     }
 
     /// One look at upstream, and what it says about the next.
-    async fn look_and_note(self, upstream: Arc<Upstream>, repo: Repo, tag: Tag) -> Result<Known, Error> {
+    pub(super) async fn look_and_note(
+        self,
+        upstream: Arc<Upstream>,
+        repo: Repo,
+        tag: Tag,
+    ) -> Result<Known, Error> {
         let result = self.look(&upstream, &repo, &tag).await;
         match &result {
             // Also when those who waited for it have given up, and noted that.
-            Ok(_) => drop(lock(&self.0.failed).pop(&(repo.clone(), tag.clone()))),
+            Ok(_) => self.0.doubts.clear(&repo, &tag),
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
-                    lock(&self.0.failed).put((repo.clone(), tag.clone()), Instant::now());
+                    self.0.doubts.failed(&repo, &tag);
+                    self.trouble(&repo);
+                } else if error.is_absence() {
+                    self.0.doubts.removed(&repo, &tag, error.clone());
                 }
             }
         }
-        result.map_err(|error| self.remember(&repo, &manifest_path(&tag), error))
+        result
     }
 
     /// One look at upstream: HEAD, and the manifest if it is not here.
@@ -263,13 +313,9 @@ impl Cache {
         }
         Ok(before.previous)
     }
+}
 
-    fn is_reachable(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> bool {
-        upstream.state() == upstream::State::Up && !self.failed_lately(repo, tag)
-    }
-
-    fn failed_lately(&self, repo: &Repo, tag: &Tag) -> bool {
-        let failed = lock(&self.0.failed).get(&(repo.clone(), tag.clone())).copied();
-        failed.is_some_and(|failed| failed.elapsed() < FAILURE_MEMORY)
-    }
+/// For how many seconds a tag has gone unconfirmed; none if it never was confirmed.
+fn age(record: &TagRecord) -> Option<u64> {
+    (record.checked_at > 0).then(|| now().saturating_sub(record.checked_at))
 }

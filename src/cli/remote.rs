@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long an answer may take; none waits for work to be done.
+/// How long an answer may take; none waits for work on the disk to be done, and a check of tags has a shorter limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;

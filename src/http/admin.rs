@@ -3,12 +3,14 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process works |
-//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk; 503 once it was asked to stop. Never depends on an upstream |
+//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then a line `offline: …` with the
+//!   registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
 //! | `GET /metrics` | Prometheus text |
 //! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
 //! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
 //! | `GET /api/v1/pins` | all of these |
 //! | `POST /api/v1/unpin` | takes a pin back, `{"ref": …}`; whether there was one |
+//! | `POST /api/v1/refresh` | asks upstream now what a tag means, `{"ref": …}`, or with `"all_tags": true` all of that repository that are known, some at a time, behind `"after"`; `{"tags": [Refreshed…], "more": …}` |
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
@@ -27,8 +29,10 @@ use serde::Deserialize;
 
 use super::body::Body;
 use super::response::content;
+use crate::cache::Cache;
 use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};
+use crate::upstream::State;
 
 use api::Api;
 
@@ -52,14 +56,21 @@ impl Default for Config {
 pub struct Admin {
     metrics: Arc<Metrics>,
     store: Store,
+    cache: Cache,
     api: Api,
     draining: AtomicBool,
 }
 
 impl Admin {
-    /// Tells of `metrics` and of how full `store` is, and does to it what it is told.
-    pub fn new(metrics: Arc<Metrics>, store: Store) -> Self {
-        Self { metrics, api: Api::new(store.clone()), store, draining: AtomicBool::new(false) }
+    /// Tells of `metrics`, of how full `store` is and of the upstreams of `cache`, and does to them what it is told.
+    pub fn new(metrics: Arc<Metrics>, store: Store, cache: Cache) -> Self {
+        Self {
+            metrics,
+            api: Api::new(store.clone(), cache.clone()),
+            store,
+            cache,
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// From now on berth is not ready.
@@ -96,13 +107,20 @@ impl Admin {
 
     /// Ready it is in any case: what a failing disk cannot keep passes through.
     fn readiness(&self) -> Bytes {
-        match self.store.health() {
-            Health::Healthy => Bytes::from_static(b"ready\n"),
-            Health::Degraded { reason, .. } => format!("degraded: {reason}\n").into(),
+        let mut text = match self.store.health() {
+            Health::Healthy => "ready\n".to_owned(),
+            Health::Degraded { reason, .. } => format!("degraded: {reason}\n"),
+        };
+        let offline = self.cache.upstreams().filter(|(_, state)| *state == State::Offline);
+        let mut offline: Vec<_> = offline.map(|(registry, _)| registry.as_str()).collect();
+        offline.sort_unstable();
+        if !offline.is_empty() {
+            text += &format!("offline: {}\n", offline.join(", "));
         }
+        text.into()
     }
 
-    /// Brings the gauges of the disk up to date.
+    /// Brings the gauges of the disk and of upstreams up to date.
     async fn measure(&self) {
         let usage = self.store.usage().await;
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -111,6 +129,9 @@ impl Admin {
         self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
         self.metrics.index_ratio.set(self.store.index_ratio());
+        for (registry, state) in self.cache.upstreams() {
+            self.metrics.upstream_state(registry.as_str(), state == State::Up, state == State::Offline);
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Answers that carry content: a manifest, a blob, a part of one, or that the client has it already.
 
-use hyper::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, WARNING};
+use hyper::header::{
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, WARNING,
+};
 use hyper::{Response, StatusCode};
 
 use super::asked::Asked;
@@ -20,7 +22,7 @@ pub(super) fn of_manifest(
     manifest: Manifest,
     account: &mut Account,
 ) -> Response<Body> {
-    let Manifest { document, source, warning } = manifest;
+    let Manifest { document, source, warning, age } = manifest;
     let status = cache_status(source, true, false);
     account.cache = status;
     let mut response = if asked.has(&document.digest) {
@@ -33,6 +35,9 @@ pub(super) fn of_manifest(
         response
     };
     account_for(&mut response, repo, status);
+    if let Some(age) = age {
+        response.headers_mut().insert(AGE, age.into());
+    }
     if let Some(warning) = warning {
         response.headers_mut().insert(WARNING, value(&format!("299 - \"{warning}\"")));
     }

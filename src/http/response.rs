@@ -170,7 +170,8 @@ pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Bo
             failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
         }
         Error::Upstream(error) => refused(error, subject),
-        Error::Offline => outage("upstream is down and nothing is stored"),
+        Error::Down => outage("upstream is down and nothing is stored"),
+        Error::Missing(missing) => outage(&missing.to_string()),
         Error::TooOld => {
             outage("upstream cannot confirm this tag, and what is stored is older than serve_stale allows")
         }
@@ -210,6 +211,9 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         Error::Malformed(what) => outage(&format!("upstream answered with {what}")),
         Error::DigestMismatch => outage("upstream sent content that does not match its digest"),
         Error::Changed => outage("upstream's content changed while it was sent"),
+        Error::Offline => {
+            outage("this registry is offline by this mirror's configuration, and nothing is stored of it")
+        }
         Error::Refused(_) => outage(
             "upstream points to an address that this mirror must not reach: see redirect_hosts and realm_hosts",
         ),

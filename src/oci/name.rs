@@ -183,10 +183,21 @@ impl Tag {
 
     /// Whether it can be such a tag.
     pub fn is_of_referrers(&self) -> bool {
+        self.behind_digest().is_some_and(str::is_empty)
+    }
+
+    /// Whether it is such a tag, or belongs to a digest in the same way: cosign's signatures are at `sha256-….sig`.
+    pub fn is_about_digest(&self) -> bool {
+        self.behind_digest().is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// What follows the digest that it begins with, if it does.
+    fn behind_digest(&self) -> Option<&str> {
         let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        Algorithm::ALL.iter().any(|algorithm| {
-            let hex = self.0.strip_prefix(algorithm.as_str()).and_then(|rest| rest.strip_prefix('-'));
-            hex.is_some_and(|hex| hex.len() == REFERRERS_HEX_CHARACTERS && hex.bytes().all(is_hex))
+        Algorithm::ALL.iter().find_map(|algorithm| {
+            let rest = self.0.strip_prefix(algorithm.as_str())?.strip_prefix('-')?;
+            let (hex, rest) = rest.split_at_checked(REFERRERS_HEX_CHARACTERS)?;
+            hex.bytes().all(is_hex).then_some(rest)
         })
     }
 
@@ -361,8 +372,11 @@ mod tests {
             let tag = Tag::of_referrers(&Digest::of(algorithm, b"x"));
             assert!(tag.is_of_referrers() && Tag::parse(tag.as_str()).is_ok(), "{tag}");
             assert_eq!(tag.as_str().len(), "sha256-".len() + 64);
-            for other in [format!("{tag}.sig"), tag.to_string().to_uppercase(), format!("x{tag}")] {
-                assert!(!Tag::parse(&other).unwrap().is_of_referrers(), "{other}");
+            let signature = Tag::parse(&format!("{tag}.sig")).unwrap();
+            assert!(tag.is_about_digest() && signature.is_about_digest() && !signature.is_of_referrers());
+            for other in [format!("{tag}0"), tag.to_string().to_uppercase(), format!("x{tag}")] {
+                let other = Tag::parse(&other).unwrap();
+                assert!(!other.is_of_referrers() && !other.is_about_digest(), "{other}");
             }
         }
     }

@@ -64,6 +64,8 @@ pub struct Metrics {
     joins: ByKind,
     stale: ByKind,
     upstream_requests: IntCounterVec,
+    upstream_up: IntGaugeVec,
+    upstream_offline: IntGaugeVec,
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
@@ -192,6 +194,16 @@ impl Metrics {
                 "HTTP requests sent to upstreams, token servers included",
                 &["registry", "outcome"],
             ),
+            upstream_up: new.gauges(
+                "berth_upstream_up",
+                "1 while a registry is worth asking; 0 while none of its endpoints answers, or it is offline",
+                &["registry"],
+            ),
+            upstream_offline: new.gauges(
+                "berth_upstream_offline",
+                "1 for a registry that is never asked, by configuration",
+                &["registry"],
+            ),
             received: new.counters(
                 "berth_received_bytes_total",
                 "Bytes of content from upstream",
@@ -275,6 +287,12 @@ impl Metrics {
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstream_requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// Whether `registry` is worth asking, and whether it is never asked.
+    pub fn upstream_state(&self, registry: &str, is_up: bool, is_offline: bool) {
+        self.upstream_up.with_label_values(&[registry]).set(is_up.into());
+        self.upstream_offline.with_label_values(&[registry]).set(is_offline.into());
     }
 
     /// The disk has failed: `kind` is one of a fixed set.

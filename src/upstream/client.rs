@@ -63,6 +63,7 @@ pub(super) struct Client {
     guarded: Http,
     guard: Arc<Guard>,
     proxies: Arc<Proxies>,
+    offline: bool,
     registry: Registry,
     observer: Observer,
     pub(super) timeouts: Timeouts,
@@ -99,19 +100,29 @@ impl Client {
             guarded: pool(guarded, tls),
             guard,
             proxies,
+            offline: config.offline,
             registry: config.registry.clone(),
             observer,
             timeouts: config.timeouts,
         })
     }
 
-    /// Sends one request and waits for the head of its answer.
+    /// Whether nothing is ever sent.
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    /// Sends one request and waits for the head of its answer. Every request to an upstream and to what it names
+    /// goes out here, so this is where one that is offline is left alone.
     pub(super) async fn send(
         &self,
         way: Way,
         request: Request<Full<Bytes>>,
         within: Duration,
     ) -> Result<Response<Incoming>, Error> {
+        if self.offline {
+            return Err(Error::Offline);
+        }
         let answer = match timeout(within, self.dispatch(way, request)).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::Timeout),

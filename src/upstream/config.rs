@@ -33,6 +33,9 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Where the registry is asked, in this order, until one has what is asked for.
     pub endpoints: Vec<Endpoint>,
+    /// It is never asked, whatever for: what is here is all there is.
+    #[serde(default)]
+    pub offline: bool,
     /// The login, if there is one.
     #[serde(default)]
     pub credentials: Option<CredentialsConfig>,
@@ -79,6 +82,7 @@ impl Config {
             aliases: Vec::new(),
             hosts: Vec::new(),
             endpoints,
+            offline: false,
             credentials: None,
             ca: Vec::new(),
             realm_hosts: Vec::new(),

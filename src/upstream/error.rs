@@ -60,6 +60,9 @@ pub enum Error {
     /// The content has another size than before.
     #[error("upstream's content has changed its size")]
     Changed,
+    /// The configuration says that this upstream is never asked.
+    #[error("this upstream is offline by configuration")]
+    Offline,
     /// Upstream sent berth somewhere that its rules forbid.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -157,6 +160,7 @@ impl Error {
             | Self::Malformed(_)
             | Self::DigestMismatch
             | Self::Changed
+            | Self::Offline
             | Self::Refused(_) => Next::Elsewhere,
         }
     }
@@ -223,6 +227,7 @@ mod tests {
         check(Error::Unavailable { status: 400 }, Next::Elsewhere, true);
         check(Error::Timeout, Next::Again, true);
         check(Error::DigestMismatch, Next::Elsewhere, true);
+        check(Error::Offline, Next::Elsewhere, true);
         check(Refusal::TooManyRedirects.into(), Next::Elsewhere, true);
     }
 }

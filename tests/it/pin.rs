@@ -1,31 +1,11 @@
 //! Images that stay: `berth pin`, `unpin` and `pins`, with and without a daemon, and `[[pin]]`.
 
-use std::path::Path;
 use std::time::SystemTime;
 
-use tokio::process::Command;
-
-use crate::support::{BERTH, Berth, Image, Setup, Upstream, ask, eventually, folder, within_deadline};
+use crate::support::{Berth, Image, Setup, Upstream, ask, command, eventually, folder};
 
 const REPO: &str = "library/pinned";
 const CACHE: &str = "[cache]\nmax_bytes = \"3MiB\"\nlease_seconds = 0\n";
-
-/// What a command said and returned.
-struct Said {
-    code: Option<i32>,
-    text: String,
-}
-
-/// Runs `berth` on a data folder, to its end.
-async fn run(data_dir: &Path, args: &[&str]) -> Said {
-    let mut command = Command::new(BERTH);
-    let data_dir = ["--data-dir", data_dir.to_str().unwrap()];
-    let output = command.args(args).args(data_dir).env_clear().kill_on_drop(true).output();
-    let output = within_deadline(&format!("berth {args:?}"), output).await.unwrap();
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Said { code: output.status.code(), text }
-}
 
 /// Two images of which one fits, and a third as large.
 async fn with_images() -> (Upstream, Setup, [Image; 3]) {
@@ -56,11 +36,11 @@ async fn a_pinned_image_stays_until_it_is_unpinned() {
     let (_upstream, setup, [one, two, three]) = with_images().await;
     let mut berth = setup.start().await;
     let data_dir = berth.data_dir().to_owned();
-    let said = run(&data_dir, &["pin", "pinned:1"]).await;
+    let said = command(&data_dir, &["pin", "pinned:1"]).await;
     assert_eq!(said.code, Some(0), "{}", said.text);
     assert!(said.text.contains("docker.io/library/pinned:1: nothing is here yet"), "{}", said.text);
     pull(&berth, "1", &one).await;
-    let said = run(&data_dir, &["pins"]).await;
+    let said = command(&data_dir, &["pins"]).await;
     let expected = format!("docker.io/library/pinned:1: {}, 3 manifests and blobs here", one.digest());
     assert!(said.text.contains(&expected), "{}", said.text);
     // The older one is pinned, so the younger goes; also after a restart.
@@ -69,8 +49,8 @@ async fn a_pinned_image_stays_until_it_is_unpinned() {
     pull(&berth, "3", &three).await;
     assert!(is_whole(&berth, &one) && !is_whole(&berth, &two) && is_whole(&berth, &three));
 
-    assert_eq!(run(&data_dir, &["unpin", "docker.io/library/pinned:1"]).await.code, Some(0));
-    let said = run(&data_dir, &["unpin", "pinned:1"]).await;
+    assert_eq!(command(&data_dir, &["unpin", "docker.io/library/pinned:1"]).await.code, Some(0));
+    let said = command(&data_dir, &["unpin", "pinned:1"]).await;
     assert_eq!((said.code, said.text.contains("is not pinned")), (Some(1), true), "{}", said.text);
     pull(&berth, "2", &two).await;
     assert!(!is_whole(&berth, &one) && is_whole(&berth, &two) && is_whole(&berth, &three));
@@ -83,7 +63,7 @@ async fn pins_are_made_without_a_daemon_and_by_digest() {
     pull(&berth, "1", &one).await;
     berth.stop().await;
     let image = format!("docker.io/{REPO}@{}", one.digest());
-    let said = run(berth.data_dir(), &["pin", &image]).await;
+    let said = command(berth.data_dir(), &["pin", &image]).await;
     assert_eq!(
         (said.code, said.text.contains(" 3 manifests and blobs here")),
         (Some(0), true),
@@ -95,7 +75,7 @@ async fn pins_are_made_without_a_daemon_and_by_digest() {
     pull(&berth, "3", &three).await;
     assert!(is_whole(&berth, &one) && !is_whole(&berth, &two) && is_whole(&berth, &three));
     for bad in ["UPPER", "a@sha256:1"] {
-        let said = run(berth.data_dir(), &["pin", bad]).await;
+        let said = command(berth.data_dir(), &["pin", bad]).await;
         assert_eq!(said.code, Some(2), "{}", said.text);
     }
 }
@@ -115,7 +95,7 @@ async fn of_a_pinned_index_only_chosen_platforms_stay() {
     assert!(is_whole(&berth, &amd64) && is_whole(&berth, &index), "the index names what was chosen");
     assert!(!is_whole(&berth, &arm64) && is_whole(&berth, &other));
     let data_dir = berth.data_dir().to_owned();
-    let said = run(&data_dir, &["unpin", "pinned:index"]).await;
+    let said = command(&data_dir, &["unpin", "pinned:index"]).await;
     assert_eq!(said.code, Some(1));
     assert!(said.text.contains("[[pin]] of the configuration"), "{}", said.text);
 }

@@ -127,6 +127,71 @@ async fn a_denied_tag_is_believed_too() {
     berth.pull(REPO, &image.digest().to_string(), &image).await;
 }
 
+/// The tag is gone by upstream's word, and is served with a warning; upstream is asked once.
+async fn assert_served_without_upstream(upstream: &Upstream, berth: &Berth, image: &Image) {
+    for reply in together(20, |_| berth.get(TAG).into_future()).await {
+        assert_eq!(reply.expect(200), &image.manifest);
+        reply.expect_stale();
+        assert!(reply.header("warning").unwrap().contains("no more"), "{:?}", reply.header("warning"));
+    }
+    berth.head(TAG).await.expect_stale();
+    assert_eq!(upstream.count("*", TAG), 1, "its word is remembered");
+    // What was never here is not made up.
+    assert_eq!(berth.get("/v2/library/app/manifests/none").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_tag_that_was_taken_away_is_served_if_its_rule_says_so() {
+    let (upstream, berth, image) = pulled("check_after = \"0s\"\non_removed = \"serve\"").await;
+    upstream.untag(REPO, "1");
+    assert_served_without_upstream(&upstream, &berth, &image).await;
+    let new = Image::of(2, &[3000]);
+    upstream.image(REPO, "1", &new);
+    eventually("the tag is back", async || berth.get(TAG).await.body == new.manifest).await;
+    assert_confirmed(&berth.get(TAG).await, &new);
+}
+
+#[tokio::test]
+async fn a_tag_that_is_denied_is_served_if_its_rule_says_so() {
+    let (upstream, berth, image) = pulled("check_after = \"0s\"\non_removed = \"serve\"").await;
+    upstream.on("*", TAG).fault(Fault::Status(403));
+    assert_served_without_upstream(&upstream, &berth, &image).await;
+}
+
+#[tokio::test]
+async fn a_tag_that_was_taken_away_is_not_served_for_longer_than_any_other() {
+    let keys = "check_after = \"0s\"\non_removed = \"serve\"\nserve_stale = \"0s\"";
+    let (upstream, berth, _) = pulled(keys).await;
+    upstream.untag(REPO, "1");
+    eventually("it is too old", async || berth.get(TAG).await.status == 404).await;
+    assert_eq!(berth.get(TAG).await.error_code(), "MANIFEST_UNKNOWN", "upstream's own word");
+}
+
+#[tokio::test]
+async fn an_answer_by_tag_says_how_old_its_confirmation_is() {
+    let (upstream, berth, image) = pulled("check_after = \"2s\"").await;
+    let age = |reply: &Reply| reply.header("age").unwrap().parse::<u64>().unwrap();
+    let fresh = berth.get(TAG).await;
+    assert_confirmed(&fresh, &image);
+    let by_digest = berth.get(&image.path(REPO)).await;
+    assert_eq!(by_digest.header("age"), None, "a digest needs no confirmation");
+    upstream.stop().await;
+    eventually("it is stale, and ages", async || {
+        let reply = berth.get(TAG).await;
+        assert_eq!(reply.expect(200), &image.manifest);
+        let is_stale = reply.header("warning").is_some();
+        assert_eq!(is_stale, age(&reply) >= 2);
+        is_stale && age(&reply) > age(&fresh)
+    })
+    .await;
+    upstream.start_again().await;
+    eventually("it is confirmed again", async || {
+        let reply = berth.head(TAG).await;
+        reply.header("warning").is_none() && age(&reply) < 2
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_digest_that_is_named_but_not_there_is_no_word_about_the_tag() {
     let (upstream, berth, image) = pulled("check_after = \"0s\"").await;

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::body::Body;
 use super::super::response::content;
-use crate::oci::Image;
+use crate::cache::{self, Cache, Refreshed};
+use crate::oci::{Image, Reference, Tag};
 use crate::store::{self, Pin, Store};
 
 /// What every path of the API begins with.
@@ -33,6 +34,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Carries out commands.
 pub(super) struct Api {
     store: Store,
+    cache: Cache,
 }
 
 /// Why a command was not carried out.
@@ -56,9 +58,30 @@ struct Unpin {
     image: Image,
 }
 
+/// `POST /api/v1/refresh` needs to be told which.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refresh {
+    #[serde(rename = "ref")]
+    image: Image,
+    /// All known tags of that repository.
+    #[serde(default)]
+    all_tags: bool,
+    /// Of these, those behind this one.
+    #[serde(default)]
+    after: Option<String>,
+}
+
+/// Tags that were refreshed, and whether there are more.
+#[derive(Serialize)]
+struct RefreshedTags {
+    tags: Vec<Refreshed>,
+    more: bool,
+}
+
 impl Api {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
+    pub(super) fn new(store: Store, cache: Cache) -> Self {
+        Self { store, cache }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -92,10 +115,34 @@ impl Api {
                 }
                 _ => Err(Refusal::method("POST")),
             },
+            "/api/v1/refresh" => match method {
+                Method::POST => Ok(json(StatusCode::OK, &self.refresh(command(request).await?).await?)),
+                _ => Err(Refusal::method("POST")),
+            },
             _ => {
-                let expected = "expected /api/v1/verify, /api/v1/pins or /api/v1/unpin";
+                let expected = "expected /api/v1/verify, /api/v1/pins, /api/v1/unpin or /api/v1/refresh";
                 Err(Refusal::new(StatusCode::NOT_FOUND, expected))
             }
+        }
+    }
+
+    async fn refresh(&self, Refresh { image, all_tags, after }: Refresh) -> Result<RefreshedTags, Refusal> {
+        let Image { repo, reference } = image;
+        if all_tags {
+            let after = after.map(|after| Tag::parse(&after)).transpose();
+            let after =
+                after.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("after: {error}")))?;
+            let (tags, more) = self.cache.refresh_known(&repo, after.as_ref()).await?;
+            return Ok(RefreshedTags { tags, more });
+        }
+        match reference {
+            Reference::Tag(tag) => {
+                Ok(RefreshedTags { tags: vec![self.cache.refresh(&repo, &tag).await?], more: false })
+            }
+            Reference::Digest(_) => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "expected a tag: what a digest names never changes",
+            )),
         }
     }
 }
@@ -103,6 +150,16 @@ impl Api {
 impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
+    }
+}
+
+impl From<cache::Error> for Refusal {
+    fn from(error: cache::Error) -> Self {
+        let status = match error {
+            cache::Error::NoUpstream => StatusCode::NOT_FOUND,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -1,0 +1,84 @@
+//! `berth refresh`: what a tag means upstream, asked now.
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::folder::Folder;
+use crate::cache::{Outcome, Refreshed};
+use crate::oci::{Image, Reference};
+
+/// Where the daemon does it.
+const REFRESH: &str = "/api/v1/refresh";
+
+/// Some of what was asked for.
+#[derive(Deserialize)]
+struct Part {
+    tags: Vec<Refreshed>,
+    more: bool,
+}
+
+/// Has the daemon check a tag, or all tags of its repository that are known there, and says what came of it. All is
+/// as it should be if upstream has confirmed every one.
+pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow::Result<bool> {
+    let Folder::Theirs(remote) = folder else {
+        bail!("no daemon runs on this data folder: tags are checked by the daemon that serves them");
+    };
+    let mut is_confirmed = true;
+    let mut after = None;
+    loop {
+        let command = json!({ "ref": image, "all_tags": all_tags, "after": after });
+        let Part { tags, more } = remote.post(REFRESH, &command).await?;
+        for refreshed in &tags {
+            show(refreshed);
+            is_confirmed &= refreshed.outcome.is_confirmed();
+        }
+        if !more {
+            return Ok(is_confirmed);
+        }
+        let last = tags.last().context("the daemon says that there is more, and gives nothing")?;
+        after = match &last.image.reference {
+            Reference::Tag(tag) => Some(tag.to_string()),
+            Reference::Digest(_) => bail!("the daemon has checked something that is no tag"),
+        };
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
+fn show(refreshed: &Refreshed) {
+    println!("{}", line(refreshed));
+}
+
+/// What came of it, in a line.
+fn line(Refreshed { image, outcome }: &Refreshed) -> String {
+    match outcome {
+        Outcome::Unchanged { digest } => format!("{image}: unchanged, {digest}"),
+        Outcome::Moved { from, to } => format!("{image}: moved from {from} to {to}"),
+        Outcome::New { digest } => format!("{image}: not known before, {digest}"),
+        Outcome::Gone { error } => format!("{image}: gone: {error}"),
+        Outcome::Failed { error } => format!("{image}: could not be checked: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Digest};
+
+    #[test]
+    fn every_outcome_has_its_line_and_travels() {
+        let (a, b) = (Digest::of(Algorithm::Sha256, b"a"), Digest::of(Algorithm::Sha256, b"b"));
+        let check = |outcome: Outcome, expected: &str, is_confirmed: bool| {
+            let refreshed = Refreshed { image: "alpine:3".parse().unwrap(), outcome };
+            assert_eq!(line(&refreshed), format!("docker.io/library/alpine:3: {expected}"));
+            assert_eq!(refreshed.outcome.is_confirmed(), is_confirmed, "{expected}");
+            let text = serde_json::to_string(&refreshed).unwrap();
+            assert_eq!(serde_json::from_str::<Refreshed>(&text).unwrap(), refreshed, "{text}");
+        };
+        check(Outcome::Unchanged { digest: a }, &format!("unchanged, {a}"), true);
+        check(Outcome::Moved { from: a, to: b }, &format!("moved from {a} to {b}"), true);
+        check(Outcome::New { digest: a }, &format!("not known before, {a}"), true);
+        check(Outcome::Gone { error: "no".to_owned() }, "gone: no", false);
+        check(Outcome::Failed { error: "why".to_owned() }, "could not be checked: why", false);
+    }
+}
