@@ -32,6 +32,7 @@ const INSTANCE_HOST: &str = "http://169.254.169.254";
 const INSTANCE_SESSION_SECONDS: &str = "60";
 /// As IAM names roles.
 const ROLE_NAME_CHARACTERS_MAX: usize = 64;
+const DEFAULT_PROFILE: &str = "default";
 /// How sessions of berth are named in CloudTrail.
 const SESSION_NAME: &str = "berth";
 
@@ -94,14 +95,14 @@ impl Source {
             return Ok(Self::WebIdentity { sts, role, token_file: token_file.into(), session });
         }
         let (given_file, given_profile) = (env("AWS_SHARED_CREDENTIALS_FILE"), env("AWS_PROFILE"));
-        if is_profile_configured || given_file.is_some() || given_profile.is_some() {
-            let home = || env("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
-            let file =
-                profile_file.map(Path::to_owned).or_else(|| given_file.map(PathBuf::from)).or_else(home);
+        let is_given = given_file.is_some() || given_profile.is_some();
+        let of_home = env("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
+        if is_profile_configured || is_given || of_home.as_deref().is_some_and(has_default_profile) {
+            let file = profile_file.map(Path::to_owned).or_else(|| given_file.map(PathBuf::from)).or(of_home);
             let file = file.ok_or(BuildError::Credentials(
                 "a profile is named, and neither profile_file nor AWS_SHARED_CREDENTIALS_FILE nor HOME says where",
             ))?;
-            let name = profile.map(str::to_owned).or(given_profile).unwrap_or_else(|| "default".into());
+            let name = profile.map(str::to_owned).or(given_profile).unwrap_or_else(|| DEFAULT_PROFILE.into());
             return Ok(Self::Profile { file, name });
         }
         let full = env("AWS_CONTAINER_CREDENTIALS_FULL_URI");
@@ -169,6 +170,11 @@ fn agent_url(text: &str) -> Result<Url, BuildError> {
 
 fn is_agent(ip: IpAddr) -> bool {
     CONTAINER_AGENTS.iter().any(|agent| agent.parse() == Ok(ip))
+}
+
+/// Whether a file that nobody has named is meant: where keys are, as AWS's tools leave them for a person.
+fn has_default_profile(file: &Path) -> bool {
+    std::fs::read_to_string(file).is_ok_and(|text| parse_profile(&text, DEFAULT_PROFILE).is_some())
 }
 
 /// The keys of a section `[name]`.
@@ -289,6 +295,8 @@ fn parse_keys(body: &[u8], service: &'static str) -> Result<Keys, NoLogin> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     /// What is chosen, in a word.
@@ -351,6 +359,15 @@ mod tests {
         check(&[keys[0], keys[1], web[0], web[1], agent], "fixed AKID false");
         check(&[keys[0], keys[1], ("AWS_SESSION_TOKEN", "t")], "fixed AKID true");
         check(&[keys[0]], "instance http://169.254.169.254/");
+
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join(".aws/credentials");
+        std::fs::create_dir(home.path().join(".aws")).unwrap();
+        let mut write = std::fs::File::create(&file).unwrap();
+        let home = ("HOME", home.path().to_str().unwrap());
+        check(&[home, agent], "container http://169.254.170.23/v1/credentials -");
+        write.write_all(b"[default]\naws_access_key_id = A\naws_secret_access_key = s\n").unwrap();
+        check(&[home, agent], &format!("profile default {}", file.display()));
 
         let configured = choose(Some("robot"), &[keys[0], keys[1], web[0], web[1], ("HOME", "/h")]);
         assert_eq!(configured.as_deref(), Ok("profile robot /h/.aws/credentials"));

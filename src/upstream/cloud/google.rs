@@ -56,6 +56,8 @@ pub(in crate::upstream) enum Google {
 }
 
 impl Google {
+    /// For the account of the key that there is, or else of the instance or pod.
+    ///
     /// # Errors
     /// [`BuildError`] when the key or the metadata server cannot be used.
     pub(in crate::upstream) fn new(config: &GoogleConfig, env: Environment<'_>) -> Result<Self, BuildError> {

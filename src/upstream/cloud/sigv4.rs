@@ -1,6 +1,6 @@
 //! AWS's signature for a request, version 4. Pure.
 //!
-//! Written here rather than taken from `aws-sigv4`, which brings some twenty crates: berth signs one kind of request, a
+//! Written here rather than taken from `aws-sigv4`, which brings eighteen crates more: berth signs one kind of request, a
 //! POST without a query, and AWS publishes vectors to test against.
 
 use std::time::SystemTime;

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
-use tokio::time::{advance, pause, resume};
+use tokio::time::{advance, pause, resume, timeout};
 
 use super::super::{CredentialsConfig, EcrConfig, Endpoint, Error, NoLogin, Region, Timeouts, Upstream};
 use super::fake::{Fake, Reply};
@@ -142,9 +142,12 @@ async fn a_login_is_renewed_behind_before_it_ends() {
     let running = tokio::spawn(Arc::clone(&amazon.upstream).run(std::future::pending()));
     assert_eq!(amazon.head("a").await, Ok(7));
     later(10 * HOUR).await;
-    while amazon.asked() < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let renewed = async {
+        while amazon.asked() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), renewed).await.expect("it is asked without any request");
     amazon.takes_only(2);
     // The renewed login is in use once its answer has been read.
     while amazon.head("a").await.is_err() {}
@@ -165,8 +168,10 @@ async fn the_old_login_stays_while_the_cloud_fails() {
     assert!(amazon.asked() <= 5, "the cloud is left alone for a while, and longer each time");
 
     amazon.takes_only(2);
+    let before = amazon.ecr.seen().len();
     let refused = error_of(amazon.head("a").await);
     assert_eq!((&refused, refused.is_outage()), (&Error::LoginRefused, true));
+    assert_eq!(amazon.ecr.seen().len(), before + 1, "what was refused is not shown again at once");
     assert_eq!(amazon.head("denied/a").await, Err(Error::LoginRefused), "it is no word about the image");
 
     amazon.fails_with(0);
