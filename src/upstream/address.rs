@@ -27,11 +27,13 @@ use super::redirect::is_same_origin;
 const HOST_CHARACTERS_MAX: usize = 253;
 
 /// Addresses that answer to any neighbour with secrets, though their networks look harmless: the metadata
-/// servers of Alibaba, Oracle, Azure and, by IPv6, AWS. The usual 169.254.169.254 is link-local.
-const METADATA: [IpAddr; 4] = [
+/// servers of Alibaba, Oracle, Azure and, by IPv6, AWS, with its agent for pods. The usual 169.254.169.254 is
+/// link-local.
+const METADATA: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
 ];
 
@@ -274,6 +276,7 @@ mod tests {
         check("169.254.169.254", Class::LinkLocal);
         check("fe80::1", Class::LinkLocal);
         check("fd00:ec2::254", Class::Metadata);
+        check("fd00:ec2::23", Class::Metadata);
         check("100.100.100.200", Class::Metadata);
         check("168.63.129.16", Class::Metadata);
         for reserved in

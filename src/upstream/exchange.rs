@@ -87,6 +87,10 @@ impl Upstream {
         ask: &Ask<'_>,
         deadline: Instant,
     ) -> Result<Answer, Error> {
+        if self.client.is_offline() {
+            // Nor is a cloud asked for a login.
+            return Err(Error::Offline);
+        }
         let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
         let login = self.login(name, deadline).await?;
         let answer = self.exchange_as(login.as_ref(), server, ask, name, deadline).await;

@@ -51,7 +51,7 @@ impl Proxies {
         let matcher = self.matcher.as_ref()?;
         let is_direct = match class(uri) {
             // A metadata server of the cloud, which gives out logins, answers its own machines alone.
-            Some(Class::LinkLocal) => true,
+            Some(Class::LinkLocal | Class::Metadata) => true,
             Some(Class::Loopback) => self.is_environment,
             _ => false,
         };
@@ -230,5 +230,6 @@ mod tests {
         check("http://localhost:5000/", false, true);
         check("https://[::1]:1/", false, true);
         check("http://169.254.169.254/latest", false, false);
+        check("http://[fd00:ec2::23]/v1/credentials", false, false);
     }
 }
