@@ -10,7 +10,8 @@
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
-//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]).
+//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); one that asks to be
+//!   left alone is, and none is asked more than the operator allows (`limit`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
@@ -25,6 +26,7 @@ mod config;
 mod credentials;
 mod error;
 mod exchange;
+mod limit;
 mod listing;
 mod login;
 mod manifest;
@@ -52,17 +54,30 @@ pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
 pub use self::error::{BuildError, Error, Refusal};
+pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
 
 use self::auth::Auth;
 use self::client::{Client, Way};
 use self::credentials::Credentials;
+use self::limit::Limits;
 use self::server::Server;
 use crate::oci::{Registry, RepoName};
 
-/// Hears of every HTTP request that is sent to an upstream, its token servers and redirect targets included.
-pub type Observer = Arc<dyn Fn(&Registry, Outcome) + Send + Sync>;
+/// Hears of everything that an operator may want to count.
+pub type Observer = Arc<dyn Fn(&Registry, Event) + Send + Sync>;
+
+/// What an [`Observer`] hears of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An HTTP request was sent, to an upstream, one of its token servers or a redirect target, and ended so.
+    Ended(Outcome),
+    /// A request had to wait for its turn.
+    Waited(Limit),
+    /// A request was not sent.
+    Refused(Limit),
+}
 
 /// How one HTTP request to an upstream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +131,7 @@ pub struct Upstream {
     has_credentials: bool,
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
+    limits: Limits,
     auth: Auth,
     client: Client,
     /// Wakes the prober when a circuit opens.
@@ -139,6 +155,7 @@ impl Upstream {
             has_credentials: config.credentials.is_some(),
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
+            limits: Limits::new(&config.limits),
             auth: Auth::new(config),
             client: Client::build(config, observer)?,
             opened: Notify::new(),

@@ -64,6 +64,8 @@ pub struct Metrics {
     joins: ByKind,
     stale: ByKind,
     upstream_requests: IntCounterVec,
+    upstream_waits: IntCounterVec,
+    upstream_refused: IntCounterVec,
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
@@ -192,6 +194,16 @@ impl Metrics {
                 "HTTP requests sent to upstreams, token servers included",
                 &["registry", "outcome"],
             ),
+            upstream_waits: new.counters(
+                "berth_upstream_waits_total",
+                "Requests to upstreams that had to wait for their turn",
+                &["registry", "limit"],
+            ),
+            upstream_refused: new.counters(
+                "berth_upstream_refused_total",
+                "Requests to upstreams that a limit kept from being sent",
+                &["registry", "limit"],
+            ),
             received: new.counters(
                 "berth_received_bytes_total",
                 "Bytes of content from upstream",
@@ -275,6 +287,16 @@ impl Metrics {
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstream_requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// A request to an upstream of `registry` had to wait, because of `limit`.
+    pub fn upstream_waited(&self, registry: &str, limit: &str) {
+        self.upstream_waits.with_label_values(&[registry, limit]).inc();
+    }
+
+    /// A request to an upstream of `registry` was not sent, because of `limit`.
+    pub fn upstream_refused(&self, registry: &str, limit: &str) {
+        self.upstream_refused.with_label_values(&[registry, limit]).inc();
     }
 
     /// The disk has failed: `kind` is one of a fixed set.

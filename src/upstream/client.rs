@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::address::{Forbidden, Guard, Resolver};
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
-use super::{Observer, Outcome};
+use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
@@ -93,8 +93,13 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => Err(Error::Timeout),
         };
-        (self.observer)(&self.registry, outcome(&answer));
+        self.tell(Event::Ended(outcome(&answer)));
         answer
+    }
+
+    /// Lets the observer know.
+    pub(super) fn tell(&self, event: Event) {
+        (self.observer)(&self.registry, event);
     }
 
     async fn dispatch(&self, way: Way, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
+use super::limit::LimitsConfig;
 use crate::oci::Registry;
 
 /// One registry that berth may ask.
@@ -41,6 +42,9 @@ pub struct Config {
     /// Connections over which one large blob is fetched at once.
     #[serde(default)]
     pub connections_per_blob: Connections,
+    /// How much may be asked of it.
+    #[serde(default)]
+    pub limits: LimitsConfig,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -59,6 +63,7 @@ impl Config {
             realm_hosts: Vec::new(),
             redirect_hosts: Vec::new(),
             connections_per_blob: Connections::default(),
+            limits: LimitsConfig::default(),
             timeouts: Timeouts::default(),
         }
     }

@@ -26,11 +26,17 @@ pub enum Error {
     /// Upstream refuses the credential itself: the operator's problem, not the client's.
     #[error("upstream refuses the configured credential")]
     LoginRefused,
-    /// Too many requests.
+    /// Too many requests, or upstream asks to be left alone for a while.
     #[error("upstream limits the rate of requests")]
     Limited {
         /// How long upstream asks to be left alone.
         retry_after: Option<Duration>,
+    },
+    /// The operator's own limit leaves no room in time: nothing was sent.
+    #[error("this mirror's own limit for the upstream leaves no room in time")]
+    Busy {
+        /// When there may be room.
+        retry_after: Duration,
     },
     /// An answer that is neither the content nor a word about it.
     #[error("upstream answered with status {status}")]
@@ -147,6 +153,7 @@ impl Error {
             Self::NotFound
             | Self::Denied
             | Self::Limited { .. }
+            | Self::Busy { .. }
             | Self::Unavailable { .. }
             | Self::LoginRefused
             | Self::Malformed(_)
@@ -210,6 +217,7 @@ mod tests {
         check(limited(None), Next::Again, true);
         check(limited(Some(5)), Next::Again, true);
         check(limited(Some(6)), Next::Elsewhere, true);
+        check(Error::Busy { retry_after: Duration::from_secs(1) }, Next::Elsewhere, true);
         check(Error::Unavailable { status: 503 }, Next::Again, true);
         check(Error::Unavailable { status: 501 }, Next::Elsewhere, true);
         check(Error::Unavailable { status: 400 }, Next::Elsewhere, true);

@@ -16,7 +16,7 @@ use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
 use super::server::Server;
-use super::{Upstream, redirect, retry};
+use super::{Upstream, limit, redirect, retry};
 use crate::oci::RepoName;
 
 /// How berth names itself to upstreams.
@@ -129,6 +129,7 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
+        self.admit(server, deadline).await?;
         let endpoint = server.endpoint().as_url();
         let mut url = server.endpoint().at(&format!("{}/{}", ask.name, ask.path), ask.query.as_deref());
         let mut authorization = tried.header.as_ref();
@@ -141,6 +142,9 @@ impl Upstream {
                 self.note(server, &sent);
             }
             let response = sent?;
+            if !elsewhere && let Some(wait) = limit::wish(response.status(), response.headers()) {
+                server.rest(wait);
+            }
             if !redirect::is_redirect(response.status()) {
                 return Ok(Reply { response, elsewhere });
             }
@@ -186,6 +190,9 @@ fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
         403 if !elsewhere && !is_page(response.headers()) => Err(Error::Denied),
         416 => Err(Error::Changed),
         429 => Err(Error::Limited { retry_after: retry::retry_after(response.headers()) }),
+        503 if let retry_after @ Some(_) = retry::retry_after(response.headers()) => {
+            Err(Error::Limited { retry_after })
+        }
         status => Err(Error::Unavailable { status }),
     }
 }

@@ -1,6 +1,7 @@
 //! One endpoint at run time: whether it is up, and how it wants to be asked.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -8,18 +9,25 @@ use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
 
+/// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
+/// request in an hour is a burden to nobody.
+const REST_MAX: Duration = Duration::from_secs(3600);
+
 /// An endpoint and what was learned about it.
 pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    /// Until when it wants to be left alone.
+    rests_until: Mutex<Option<Instant>>,
     scheme: Mutex<Option<Scheme>>,
 }
 
 impl Server {
     /// An endpoint of which nothing is known.
     pub(super) fn new(index: usize, endpoint: Endpoint) -> Self {
-        Self { index, endpoint, circuit: Mutex::default(), scheme: Mutex::default() }
+        let (circuit, rests_until, scheme) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { index, endpoint, circuit, rests_until, scheme }
     }
 
     /// Its place in the configuration.
@@ -61,6 +69,21 @@ impl Server {
     /// When to probe it; `None` while it is up.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         lock(&self.circuit).probe_at()
+    }
+
+    /// Notes that it asks to be left alone for so long.
+    pub(super) fn rest(&self, wait: Duration) {
+        let until = Instant::now() + wait.min(REST_MAX);
+        let before = lock(&self.rests_until).replace(until);
+        if before.is_none_or(|before| before < Instant::now()) {
+            tracing::warn!(endpoint = %self.endpoint, seconds = wait.as_secs(), "an upstream endpoint asks to be left alone");
+        }
+    }
+
+    /// For how long it still wants to be left alone, if it does.
+    pub(super) fn rests_for(&self) -> Option<Duration> {
+        let left = (*lock(&self.rests_until))?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
     }
 
     /// How it asked to be asked.

@@ -24,6 +24,7 @@ mod hostile;
 mod hot;
 mod index;
 mod layout;
+mod limits;
 mod listing;
 mod lying;
 mod offline;
