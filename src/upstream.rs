@@ -30,6 +30,7 @@ mod limit;
 mod listing;
 mod login;
 mod manifest;
+mod quota;
 mod realm;
 mod redirect;
 mod retry;
@@ -57,6 +58,7 @@ pub use self::error::{BuildError, Error, Refusal};
 pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
+pub use self::quota::Reserve;
 
 use self::auth::Auth;
 use self::client::{Client, Way};
@@ -77,6 +79,13 @@ pub enum Event {
     Waited(Limit),
     /// A request was not sent.
     Refused(Limit),
+    /// An endpoint has said how many manifests it gives out in its window, and how many are left.
+    Quota {
+        /// In a window.
+        limit: u64,
+        /// Left of these.
+        remaining: u64,
+    },
 }
 
 /// How one HTTP request to an upstream ended.
@@ -150,7 +159,9 @@ impl Upstream {
         }
         let servers = config.endpoints.iter().cloned().enumerate();
         Ok(Arc::new(Self {
-            servers: servers.map(|(index, endpoint)| Server::new(index, endpoint)).collect(),
+            servers: servers
+                .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
+                .collect(),
             credentials: Credentials::load(config.credentials.as_ref(), &registry)?,
             has_credentials: config.credentials.is_some(),
             redirect_hosts: config.redirect_hosts.clone(),
@@ -186,6 +197,11 @@ impl Upstream {
     /// Whether it is worth asking.
     pub fn state(&self) -> State {
         if self.servers.iter().all(Server::is_down) { State::Down } else { State::Up }
+    }
+
+    /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
+    pub fn is_short(&self) -> bool {
+        self.servers.iter().any(Server::is_short)
     }
 
     /// Probes endpoints that are down, until `shutdown`.

@@ -16,7 +16,7 @@ use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
 use super::server::Server;
-use super::{Upstream, limit, redirect, retry};
+use super::{Upstream, redirect, retry};
 use crate::oci::RepoName;
 
 /// How berth names itself to upstreams.
@@ -136,14 +136,15 @@ impl Upstream {
         let mut elsewhere = false;
         let mut way = Way::Direct;
         for hop in 0..=redirect::HOPS_MAX {
+            let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
             let sent = self.client.send(way, ask.request(&url, authorization)?, within).await;
             if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
                 self.note(server, &sent);
             }
             let response = sent?;
-            if !elsewhere && let Some(wait) = limit::wish(response.status(), response.headers()) {
-                server.rest(wait);
+            if !elsewhere {
+                self.heed(server, &response, sent_at);
             }
             if !redirect::is_redirect(response.status()) {
                 return Ok(Reply { response, elsewhere });

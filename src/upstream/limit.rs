@@ -8,13 +8,14 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::error::Error;
-use super::server::Server;
+use super::quota::{Reading, Reserve};
+use super::server::{Server, Spent};
 use super::{Event, Upstream, retry};
 use crate::pace::{BytesPerSecond, Pace, PerSecond};
 
@@ -34,6 +35,8 @@ pub struct LimitsConfig {
     pub concurrent_transfers: Option<NonZeroUsize>,
     /// Bytes of blobs in a second, all transfers together.
     pub bytes_per_second: Option<BytesPerSecond>,
+    /// Where upstream says how many manifests it still gives out: what of these is kept for images never seen.
+    pub reserve: Reserve,
 }
 
 /// What made a request wait, or kept it from being sent.
@@ -45,6 +48,8 @@ pub enum Limit {
     Transfers,
     /// Upstream's own `Retry-After`.
     RetryAfter,
+    /// The manifests that upstream gives out.
+    Quota,
 }
 
 impl Limit {
@@ -54,6 +59,7 @@ impl Limit {
             Self::Requests => "requests",
             Self::Transfers => "transfers",
             Self::RetryAfter => "retry_after",
+            Self::Quota => "quota",
         }
     }
 }
@@ -97,6 +103,35 @@ impl Upstream {
             sleep_until(turn).await;
         }
         Ok(())
+    }
+
+    /// Takes one of the manifests that `server` still gives out.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] if there is none left.
+    pub(super) fn spend<'a>(&self, server: &'a Server) -> Result<Spent<'a>, Error> {
+        server.spend().map_err(|wait| {
+            self.client.tell(Event::Refused(Limit::Quota));
+            Error::Limited { retry_after: Some(wait) }
+        })
+    }
+
+    /// Takes to heart what an answer of `server` says about further requests.
+    pub(super) fn heed<B>(&self, server: &Server, response: &Response<B>, sent_at: Instant) {
+        let (status, headers) = (response.status(), response.headers());
+        let wait = retry::retry_after(headers);
+        match (status, wait) {
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => {
+                server.rest(wait);
+            }
+            (StatusCode::TOO_MANY_REQUESTS, None) => server.exhausted(),
+            _ => {}
+        }
+        if let Some(reading) = Reading::read(headers)
+            && server.hear(reading, sent_at)
+        {
+            self.client.tell(Event::Quota { limit: reading.limit, remaining: reading.remaining });
+        }
     }
 
     /// Waits until there is room for a transfer.
@@ -154,10 +189,4 @@ impl Transfer {
     pub(super) fn end(&mut self) {
         self.room = None;
     }
-}
-
-/// How long an answer asks not to be followed by another request.
-pub(super) fn wish(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    let is_limit = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    is_limit.then(|| retry::retry_after(headers)).flatten()
 }

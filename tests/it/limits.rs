@@ -210,3 +210,133 @@ async fn a_limited_object_store_says_nothing_about_the_registry() {
     assert_eq!(later(&berth.get(&image.layer().path(REPO)).await), 60);
     berth.get(TAG).await.expect(200);
 }
+
+// === What upstream gives out
+
+/// Asks for a manifest.
+async fn manifest(berth: &Berth, reference: &str) -> Reply {
+    berth.get(&format!("/v2/{REPO}/manifests/{reference}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_limit_is_spent_on_what_is_not_here() {
+    const MANIFESTS: u64 = 100;
+    const CLIENTS: usize = 8;
+    const PULLS: usize = 4000;
+    let upstream = Upstream::start().await;
+    let image = |seed| Image::of(seed, &[]);
+    // 80 tags over 200 manifests: those of the first 40 tags, 120, are here before there is a limit.
+    let mut images: Vec<_> =
+        (0..40).map(|at| Image::index(&[&image(1000 + at), &image(2000 + at)])).collect();
+    images.extend((0..40).map(|at| Image::index(&[&image(3000 + at)])));
+    for (at, image) in images.iter().enumerate() {
+        upstream.image(REPO, &format!("v{at}"), image);
+    }
+    let berth = std::sync::Arc::new(Berth::with("docker.io", &upstream).sections(CHECK_ALWAYS).start().await);
+    let pull = |at: usize| {
+        let (berth, image) = (std::sync::Arc::clone(&berth), images[at].clone());
+        async move {
+            assert_eq!(manifest(&berth, &format!("v{at}")).await.expect(200), &image.manifest);
+            for child in &image.children {
+                assert_eq!(berth.get(&child.path(REPO)).await.expect(200), &child.manifest);
+            }
+        }
+    };
+    together(40, pull).await;
+    upstream.forget();
+
+    upstream.quota(MANIFESTS);
+    for first in (0..PULLS).step_by(CLIENTS) {
+        // 37 has no divisor in common with 80.
+        together(CLIENTS, |at| pull((first + at) * 37 % images.len())).await;
+    }
+    let counted = || upstream.count("GET", "/manifests/");
+    assert_eq!(counted(), 80, "what is not here is asked for once");
+    assert_eq!(berth.metric("berth_upstream_quota").await, 100.0);
+    assert_eq!(berth.metric("berth_upstream_quota_remaining").await, 20.0);
+
+    // The rest is a fifth, and so the reserve: what has moved is served as it was.
+    for at in 0..10 {
+        upstream.image(REPO, &format!("v{at}"), &image(4000 + at));
+        let reply = manifest(&berth, &format!("v{at}")).await;
+        assert_eq!(reply.expect(200), &images[at as usize].manifest);
+        reply.expect_stale();
+    }
+    assert_eq!(counted(), 80);
+
+    // It is for images never seen, as long as it lasts.
+    for at in 0..120 {
+        upstream.image(REPO, &format!("new{at}"), &image(5000 + at));
+    }
+    let (mut served, mut refused) = (0, 0);
+    for first in (0..120).step_by(CLIENTS) {
+        let asks = (first..first + CLIENTS).map(|at| berth.get(&format!("/v2/{REPO}/manifests/new{at}")));
+        let asks: Vec<_> = asks.collect();
+        for reply in together(CLIENTS, move |at| asks[at].clone().into_future()).await {
+            if reply.status == 200 {
+                served += 1;
+                continue;
+            }
+            refused += 1;
+            assert!((1..=60).contains(&later(&reply)));
+        }
+    }
+    assert_eq!((served, refused, counted()), (20, 100, 100), "nothing is asked for in vain");
+    together(images.len(), pull).await;
+    assert_eq!(counted(), 100);
+}
+
+#[tokio::test]
+async fn a_tag_that_has_moved_is_worth_a_manifest_only_above_the_reserve() {
+    let (upstream, setup, _) = limited(1, "reserve = 5").await;
+    let rules = format!(
+        "[[tags]]\nmatch = \"*/*:strict\"\ncheck_after = \"0s\"\nserve_stale = \"0s\"\n{CHECK_ALWAYS}"
+    );
+    let images: Vec<_> = (0..6).map(|seed| Image::of(seed, &[])).collect();
+    let berth = setup.sections(&rules).start().await;
+    upstream.image(REPO, "strict", &images[0]).image(REPO, "other", &images[0]);
+    upstream.quota(8);
+    for reference in ["strict", "other", "1"] {
+        manifest(&berth, reference).await.expect(200);
+    }
+    // 6 are left: one of these is for what is known already.
+    for (image, expected) in [(1, 1), (2, 1)] {
+        upstream.image(REPO, "1", &images[image]);
+        let reply = manifest(&berth, "1").await;
+        assert_eq!(reply.expect(200), &images[expected].manifest);
+        assert_eq!(reply.header("warning").is_some(), image != expected);
+    }
+    upstream.image(REPO, "strict", &images[3]);
+    eventually("it may not be served as it was", async || {
+        manifest(&berth, "strict").await.body == images[3].manifest
+    })
+    .await;
+    upstream.quota(100).image(REPO, "other", &images[4]);
+    let reply = manifest(&berth, "other").await;
+    assert_eq!(reply.expect(200), &images[4].manifest, "a look at a tag shows that there is more again");
+}
+
+#[tokio::test]
+async fn what_refers_to_an_image_is_not_worth_the_reserve() {
+    let (upstream, setup, image) = limited(1, "reserve = \"100%\"").await;
+    upstream.without_referrers_api().quota(100);
+    let berth = setup.start().await;
+    berth.get(TAG).await.expect(200);
+    upstream.forget();
+    let path = format!("/v2/{REPO}/referrers/{}", image.digest());
+    assert_eq!(berth.get(&path).await.status, 404);
+    assert_eq!(upstream.count("GET", "/manifests/"), 0);
+}
+
+#[tokio::test]
+async fn a_quota_that_makes_no_sense_is_none() {
+    for (limit, remaining) in [("100;w=21600", "-1"), ("many", "0"), ("", ""), ("100", "1e3")] {
+        let (upstream, setup, image) = limited(1, "").await;
+        for (name, value) in [("ratelimit-limit", limit), ("ratelimit-remaining", remaining)] {
+            upstream.on("*", "/manifests/").fault(Fault::Header(name, value.to_owned()));
+        }
+        let berth = setup.start().await;
+        berth.pull(REPO, "1", &image).await;
+        assert!(!berth.metrics().await.contains("berth_upstream_quota{"));
+    }
+}
