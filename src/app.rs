@@ -21,10 +21,11 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::http::admin::Admin;
 use crate::http::{self, Data, Plane, Seats, Tls};
+use crate::oci::Registry;
 use crate::oci::route::Registries;
 use crate::store::{Rate, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::Upstream;
+use crate::upstream::{Event, Upstream};
 
 /// Connections of the admin plane, and as many of the metrics listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -51,9 +52,7 @@ impl App {
         let tls = config.http.tls.clone().map(Tls::load).transpose()?;
         let upstreams = config.upstreams.iter().map(|upstream| {
             let metrics = Arc::clone(&metrics);
-            let observer = move |registry: &crate::oci::Registry, outcome: crate::upstream::Outcome| {
-                metrics.upstream_request(registry.as_str(), outcome.as_str());
-            };
+            let observer = move |registry: &Registry, event: Event| observe(&metrics, registry, event);
             Upstream::build(upstream, Arc::new(observer))
                 .with_context(|| format!("upstream {}", upstream.registry))
         });
@@ -135,6 +134,17 @@ impl App {
             warn!("background work did not finish in time; the next start puts things in order");
         }
         Ok(())
+    }
+}
+
+/// Counts what happens on the way to an upstream.
+fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
+    let registry = registry.as_str();
+    match event {
+        Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
+        Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
+        Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
+        Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),
     }
 }
 

@@ -13,6 +13,7 @@
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
 //! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]), and an upstream
 //!   that is offline by configuration not at all (`client`).
+//! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
@@ -32,10 +33,12 @@ mod headers;
 mod identity;
 mod issued;
 mod jwt;
+mod limit;
 mod listing;
 mod login;
 mod manifest;
 mod proxy;
+mod quota;
 mod realm;
 mod redirect;
 mod rename;
@@ -66,19 +69,40 @@ pub use self::config::{
 pub use self::error::{BuildError, Error, Refusal};
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
+pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
+pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 
 use self::auth::Auth;
 use self::client::{Client, Way};
 use self::credential::Credential;
 use self::identity::Identity;
+use self::limit::Limits;
 use self::server::Server;
 use crate::oci::{Registry, RepoName};
 
-/// Hears of every HTTP request that is sent to an upstream, its token servers and redirect targets included.
-pub type Observer = Arc<dyn Fn(&Registry, Outcome) + Send + Sync>;
+/// Hears of everything that an operator may want to count.
+pub type Observer = Arc<dyn Fn(&Registry, Event) + Send + Sync>;
+
+/// What an [`Observer`] hears of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An HTTP request was sent, to an upstream, one of its token servers or a redirect target, and ended so.
+    Ended(Outcome),
+    /// A request had to wait for its turn.
+    Waited(Limit),
+    /// A request was not sent.
+    Refused(Limit),
+    /// An endpoint has said how many manifests it gives out in its window, and how many are left.
+    Quota {
+        /// In a window.
+        limit: u64,
+        /// Left of these.
+        remaining: u64,
+    },
+}
 
 /// How one HTTP request to an upstream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +162,7 @@ pub struct Upstream {
     rewrites: Vec<Rewrite>,
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
+    limits: Limits,
     auth: Auth,
     client: Arc<Client>,
     /// Wakes the prober when a circuit opens.
@@ -157,7 +182,9 @@ impl Upstream {
         let servers = config.endpoints.iter().cloned().enumerate();
         let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
         Ok(Arc::new(Self {
-            servers: servers.map(|(index, endpoint)| Server::new(index, endpoint)).collect(),
+            servers: servers
+                .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
+                .collect(),
             credential: Credential::load(config)?,
             is_always_known: config.is_always_known(),
             client: Arc::new(Client::build(config, identity.clone(), observer)?),
@@ -166,6 +193,7 @@ impl Upstream {
             rewrites: config.rewrite.clone(),
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
+            limits: Limits::new(&config.limits),
             auth: Auth::new(config),
             opened: Notify::new(),
             registry,
@@ -197,6 +225,11 @@ impl Upstream {
         } else {
             State::Up
         }
+    }
+
+    /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
+    pub fn is_short(&self) -> bool {
+        self.servers.iter().any(Server::is_short)
     }
 
     /// Probes endpoints that are down, and renews the login if it is one that ends, until `shutdown`.

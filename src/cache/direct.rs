@@ -158,6 +158,7 @@ impl Direct {
 
     /// Leaves out what nobody wants, and with it the proof.
     async fn jump(&mut self, start: u64) -> Result<(), Error> {
+        self.stream.leave();
         self.stream = self.detour.from(start, self.stream.total).await?;
         self.verifier = None;
         self.waiting.clear();

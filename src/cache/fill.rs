@@ -323,8 +323,12 @@ impl Course<'_> {
         let line = Arc::clone(&self.line);
         let span = Span { start: answer.stream.start, end: answer.stream.end };
         let adopted = line.schedule().adopt(span);
-        if let Some(job) = adopted {
-            self.fetches.spawn(Fetch::new(&line, job.id, &self.chunks, Some(answer.stream)).run());
+        match adopted {
+            Some(job) => {
+                self.fetches.spawn(Fetch::new(&line, job.id, &self.chunks, Some(answer.stream)).run());
+            }
+            // It takes the room of a transfer.
+            None => drop(answer),
         }
         // Held to the end of the flight, once it fetches what nobody asked for.
         let mut _completion = None;

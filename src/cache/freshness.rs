@@ -203,7 +203,7 @@ pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: Word) -> Verdict
 }
 
 /// Whether `limit` has not passed since `then`. What seems to be from the future has no age, and is not.
-fn is_within(then: u64, limit: Duration, now: u64) -> bool {
+pub(super) fn is_within(then: u64, limit: Duration, now: u64) -> bool {
     now.checked_sub(then).is_some_and(|age| Duration::from_secs(age) < limit)
 }
 

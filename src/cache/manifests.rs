@@ -157,6 +157,8 @@ impl Cache {
         match kind {
             Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
             Kind::Blob => self.prove(repo, digest).await,
+            // It costs, and can be proven when it is asked for.
+            Kind::Manifest if self.upstream(repo)?.is_short() => Ok(()),
             // Registries do not show manifests as blobs. It is small, and brings its media type along.
             Kind::Manifest => self.manifest_by_digest(repo, digest).await.map(drop),
         }

@@ -4,6 +4,9 @@
 //! The tag moves when the manifest is stored. Until the new image is here whole, the last whole image of the
 //! tag is remembered, and served if upstream dies in between.
 //!
+//! An upstream may give out only so many manifests. When it is down to its reserve, these are for images never seen:
+//! a tag that has moved is served as it was, as stale.
+//!
 //! Checks are shared by everybody who asks at the same time, and go on when a request stops waiting: with
 //! something to serve nobody waits longer than [`CHECK_DEADLINE`].
 
@@ -15,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::doubts::Heard;
 use super::error::Error;
-use super::freshness::{self, Confirmed, Verdict, Word};
+use super::freshness::{self, Confirmed, StaleLimit, Verdict, Word};
 use super::manifests::Manifest;
 use super::{Cache, now};
 use crate::oci::{Digest, Reference, Repo, Tag};
@@ -244,6 +247,7 @@ impl Cache {
     async fn look(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Result<Known, Error> {
         let before = self.0.store.tag(repo, tag).await?;
         let resolved = upstream.resolve(&repo.name, tag).await?;
+        let is_spared = upstream.is_short() && before.as_ref().is_some_and(|it| self.will_do(repo, tag, it));
         let manifest = match resolved.digest {
             Some(digest) => {
                 if let Some(record) = &before
@@ -254,6 +258,9 @@ impl Cache {
                     let record = TagRecord { checked_at: now(), ..record.clone() };
                     return Ok(Known { record, fetched: None });
                 }
+                if is_spared && self.stored_manifest(repo, &digest).await?.is_none() {
+                    return Err(upstream::Error::Limited { retry_after: None }.into());
+                }
                 self.manifest_by_digest(repo, &digest).await.map_err(|error| match error {
                     // It has just said that this is what the tag means.
                     Error::Upstream(error) if *error == upstream::Error::NotFound => {
@@ -262,9 +269,18 @@ impl Cache {
                     error => error,
                 })?
             }
+            None if is_spared => return Err(upstream::Error::Limited { retry_after: None }.into()),
             None => self.fetch_manifest(upstream, repo, &Reference::Tag(tag.clone())).await?,
         };
         self.moved(upstream, repo, tag, before, manifest).await
+    }
+
+    /// Whether what is known of a tag may be served if upstream's last few manifests are kept for other images.
+    fn will_do(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> bool {
+        match self.0.rules.find(repo, tag).serve_stale {
+            StaleLimit::Forever => true,
+            StaleLimit::For(limit) => freshness::is_within(record.checked_at, limit, now()),
+        }
     }
 
     /// The tag means `manifest` now; it may have meant that before.

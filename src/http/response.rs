@@ -26,6 +26,9 @@ pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace"
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub(super) const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
+/// When to try again, where upstream does not say.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(10);
+
 /// A body of JSON, or of another text type.
 pub(super) fn content(status: StatusCode, content_type: &str, body: Bytes) -> Response<Body> {
     let length = body.len();
@@ -204,7 +207,13 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         ),
         Error::LoginRefused => outage("upstream refuses this mirror's own credential: check it"),
         Error::NoLogin(_) => outage("this mirror is issued no login for this registry: see its log"),
-        Error::Limited { retry_after } => limited(*retry_after),
+        Error::Limited { retry_after } => later(
+            retry_after.unwrap_or(RETRY_AFTER_DEFAULT),
+            "upstream limits this mirror's requests, and this is not stored yet",
+        ),
+        Error::Busy { retry_after } => {
+            later(*retry_after, "this mirror may not ask more of upstream now, and this is not stored yet")
+        }
         Error::Unavailable { .. } => outage("upstream answered with an error"),
         Error::Unreachable { .. } => outage("upstream cannot be reached"),
         Error::Timeout => outage("upstream did not answer in time"),
@@ -220,14 +229,11 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     }
 }
 
-fn limited(retry_after: Option<Duration>) -> Response<Body> {
-    let mut response = failure(
-        StatusCode::SERVICE_UNAVAILABLE,
-        ErrorCode::TooManyRequests,
-        "upstream limits this mirror's requests, and this is not stored yet",
-    );
-    if let Some(after) = retry_after {
-        response.headers_mut().insert(RETRY_AFTER, after.as_secs().into());
-    }
+/// Who must try again later: never with 429, which containerd answers with another request at once.
+fn later(retry_after: Duration, message: &str) -> Response<Body> {
+    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message);
+    // Rounded up: who comes a moment too early comes in vain.
+    let seconds = retry_after.as_millis().div_ceil(1000).max(1);
+    response.headers_mut().insert(RETRY_AFTER, value(&seconds.to_string()));
     response
 }

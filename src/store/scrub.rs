@@ -16,6 +16,7 @@ use super::ledger::{Ledger, unix_seconds};
 use super::verify::{Hashing, Verdict, conclude};
 use super::{Error, blocking};
 use crate::oci::Digest;
+use crate::pace::BytesPerSecond;
 
 /// 200 GiB in seven hours, for half a per cent of a core.
 const BYTES_PER_SECOND: u64 = 8 << 20;
@@ -52,20 +53,8 @@ impl FromStr for Rate {
         if text == "off" {
             return Ok(Self(None));
         }
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidRate)?;
-        let (number, unit) = text.split_at(unit_at);
-        let factor = match unit {
-            "B" => 1,
-            "kB" => 1000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(InvalidRate),
-        };
-        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-        bytes.and_then(NonZeroU64::new).map(|bytes| Self(Some(bytes))).ok_or(InvalidRate)
+        let BytesPerSecond(bytes) = text.parse().map_err(|_| InvalidRate)?;
+        Ok(Self(Some(bytes)))
     }
 }
 

@@ -63,7 +63,7 @@ pub struct Metrics {
     misses: ByKind,
     joins: ByKind,
     stale: ByKind,
-    upstream_requests: IntCounterVec,
+    upstreams: Upstreams,
     upstream_up: IntGaugeVec,
     upstream_offline: IntGaugeVec,
     received: IntCounterVec,
@@ -133,6 +133,47 @@ impl Proxy {
     }
 }
 
+/// What is asked of upstreams, and what is not.
+struct Upstreams {
+    requests: IntCounterVec,
+    waits: IntCounterVec,
+    refused: IntCounterVec,
+    quota: IntGaugeVec,
+    quota_remaining: IntGaugeVec,
+}
+
+impl Upstreams {
+    fn new(new: &Families<'_>) -> Self {
+        Self {
+            requests: new.counters(
+                "berth_upstream_requests_total",
+                "HTTP requests sent to upstreams, token servers included",
+                &["registry", "outcome"],
+            ),
+            waits: new.counters(
+                "berth_upstream_waits_total",
+                "Requests to upstreams that had to wait for their turn",
+                &["registry", "limit"],
+            ),
+            refused: new.counters(
+                "berth_upstream_refused_total",
+                "Requests to upstreams that a limit kept from being sent",
+                &["registry", "limit"],
+            ),
+            quota: new.gauges(
+                "berth_upstream_quota",
+                "Manifests that an upstream gives out in its window, as it last said",
+                &["registry"],
+            ),
+            quota_remaining: new.gauges(
+                "berth_upstream_quota_remaining",
+                "Manifests of these that are left, as it last said",
+                &["registry"],
+            ),
+        }
+    }
+}
+
 /// Makes metrics and registers them.
 struct Families<'a>(&'a Registry);
 
@@ -189,11 +230,7 @@ impl Metrics {
             misses: by_type("berth_misses_total", "Answers for which upstream was asked"),
             joins: by_type("berth_joins_total", "Answers from a transfer that another request began"),
             stale: by_type("berth_stale_total", "Answers from disk that upstream could not confirm"),
-            upstream_requests: new.counters(
-                "berth_upstream_requests_total",
-                "HTTP requests sent to upstreams, token servers included",
-                &["registry", "outcome"],
-            ),
+            upstreams: Upstreams::new(&new),
             upstream_up: new.gauges(
                 "berth_upstream_up",
                 "1 while a registry is worth asking; 0 while none of its endpoints answers, or it is offline",
@@ -286,7 +323,24 @@ impl Metrics {
 
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
-        self.upstream_requests.with_label_values(&[registry, outcome]).inc();
+        self.upstreams.requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// A request to an upstream of `registry` had to wait, because of `limit`.
+    pub fn upstream_waited(&self, registry: &str, limit: &str) {
+        self.upstreams.waits.with_label_values(&[registry, limit]).inc();
+    }
+
+    /// A request to an upstream of `registry` was not sent, because of `limit`.
+    pub fn upstream_refused(&self, registry: &str, limit: &str) {
+        self.upstreams.refused.with_label_values(&[registry, limit]).inc();
+    }
+
+    /// An upstream of `registry` has said how many manifests it gives out, and how many are left.
+    pub fn upstream_quota(&self, registry: &str, limit: u64, remaining: u64) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.upstreams.quota.with_label_values(&[registry]).set(gauge(limit));
+        self.upstreams.quota_remaining.with_label_values(&[registry]).set(gauge(remaining));
     }
 
     /// Whether `registry` is worth asking, and whether it is never asked.

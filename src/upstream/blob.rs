@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
 use super::exchange::{Answer, Ask, is_page};
+use super::limit::Transfer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
@@ -38,6 +39,7 @@ pub struct BlobStream {
     pub public: bool,
     body: Incoming,
     idle: Duration,
+    transfer: Transfer,
 }
 
 impl BlobStream {
@@ -46,16 +48,25 @@ impl BlobStream {
     /// # Errors
     /// [`Error::Timeout`] when upstream goes silent, [`Error::Unreachable`] when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        self.transfer.turn().await;
         loop {
             let frame = timeout(self.idle, self.body.frame()).await.map_err(|_| Error::Timeout)?;
             let Some(frame) = frame else { return Ok(None) };
             match frame.map_err(|error| Error::unreachable(&error))?.into_data() {
                 Ok(data) if data.is_empty() => {}
-                Ok(data) => return Ok(Some(data)),
+                Ok(data) => {
+                    self.transfer.took(data.len() as u64);
+                    return Ok(Some(data));
+                }
                 // Trailers say nothing that is needed.
                 Err(_) => {}
             }
         }
+    }
+
+    /// Makes room for another transfer: no more of this one is wanted.
+    pub fn leave(&mut self) {
+        self.transfer.end();
     }
 }
 
@@ -117,6 +128,7 @@ impl Upstream {
         };
         let ask =
             Ask { range: range.map(|range| range.to_string()), ..Ask::get(name, format!("blobs/{digest}")) };
+        let transfer = self.transfer(deadline).await?;
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;
@@ -141,7 +153,7 @@ impl Upstream {
         }
         let (body, idle) = (response.into_body(), self.client.timeouts.idle);
         let (total, endpoint) = (check_size(total)?, server.index());
-        Ok(BlobStream { total, start: span.start, end: span.end, endpoint, public, body, idle })
+        Ok(BlobStream { total, start: span.start, end: span.end, endpoint, public, body, idle, transfer })
     }
 
     /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind

@@ -30,7 +30,7 @@ use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
 use super::identity::Identity;
 use super::proxy::{Dialer, Proxies};
-use super::{Observer, Outcome};
+use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
@@ -127,8 +127,13 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => Err(Error::Timeout),
         };
-        (self.observer)(&self.registry, outcome(&answer));
+        self.tell(Event::Ended(outcome(&answer)));
         answer
+    }
+
+    /// Lets the observer know.
+    pub(super) fn tell(&self, event: Event) {
+        (self.observer)(&self.registry, event);
     }
 
     async fn dispatch(

@@ -15,6 +15,7 @@ use url::{Host, Url};
 use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::headers::Headers;
 use super::identity::ClientCertificate;
+use super::limit::LimitsConfig;
 use super::rename::Rewrite;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
@@ -69,6 +70,9 @@ pub struct Config {
     /// What the endpoints are sent besides.
     #[serde(default)]
     pub headers: Headers,
+    /// How much may be asked of it.
+    #[serde(default)]
+    pub limits: LimitsConfig,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -94,6 +98,7 @@ impl Config {
             addresses: BTreeMap::new(),
             client_certificate: None,
             headers: Headers::default(),
+            limits: LimitsConfig::default(),
             timeouts: Timeouts::default(),
         }
     }

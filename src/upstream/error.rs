@@ -30,11 +30,17 @@ pub enum Error {
     /// The cloud that issues berth's login does not: the operator's problem too.
     #[error("no login is issued for upstream: {0}")]
     NoLogin(#[from] NoLogin),
-    /// Too many requests.
+    /// Too many requests, or upstream asks to be left alone for a while.
     #[error("upstream limits the rate of requests")]
     Limited {
         /// How long upstream asks to be left alone.
         retry_after: Option<Duration>,
+    },
+    /// The operator's own limit leaves no room in time: nothing was sent.
+    #[error("this mirror's own limit for the upstream leaves no room in time")]
+    Busy {
+        /// When there may be room.
+        retry_after: Duration,
     },
     /// An answer that is neither the content nor a word about it.
     #[error("upstream answered with status {status}")]
@@ -154,6 +160,7 @@ impl Error {
             Self::NotFound
             | Self::Denied
             | Self::Limited { .. }
+            | Self::Busy { .. }
             | Self::Unavailable { .. }
             | Self::LoginRefused
             | Self::NoLogin(_)
@@ -222,6 +229,7 @@ mod tests {
         check(limited(None), Next::Again, true);
         check(limited(Some(5)), Next::Again, true);
         check(limited(Some(6)), Next::Elsewhere, true);
+        check(Error::Busy { retry_after: Duration::from_secs(1) }, Next::Elsewhere, true);
         check(Error::Unavailable { status: 503 }, Next::Again, true);
         check(Error::Unavailable { status: 501 }, Next::Elsewhere, true);
         check(Error::Unavailable { status: 400 }, Next::Elsewhere, true);

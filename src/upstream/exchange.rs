@@ -162,11 +162,13 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
+        self.admit(server, deadline).await?;
         let endpoint = server.endpoint().as_url();
         let mut url = server.endpoint().at(&format!("{name}/{}", ask.path), ask.query.as_deref());
         let mut elsewhere = false;
         let mut way = Way::Direct;
         for hop in 0..=redirect::HOPS_MAX {
+            let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
             let mut request = ask.request(&url)?;
             if !elsewhere {
@@ -178,6 +180,9 @@ impl Upstream {
                 self.note(server, &sent);
             }
             let response = sent?;
+            if !elsewhere {
+                self.heed(server, &response, sent_at);
+            }
             if !redirect::is_redirect(response.status()) {
                 return Ok(Reply { response, elsewhere });
             }
@@ -222,6 +227,9 @@ fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
         403 if !elsewhere && !is_page(response.headers()) => Err(Error::Denied),
         416 => Err(Error::Changed),
         429 => Err(Error::Limited { retry_after: retry::retry_after(response.headers()) }),
+        503 if let retry_after @ Some(_) = retry::retry_after(response.headers()) => {
+            Err(Error::Limited { retry_after })
+        }
         status => Err(Error::Unavailable { status }),
     }
 }

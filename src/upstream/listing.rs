@@ -156,6 +156,10 @@ impl Upstream {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Option<Bytes>, Error> {
+        if self.is_short() {
+            // What refers to an image can be done without; an image cannot.
+            return Err(Error::Limited { retry_after: None });
+        }
         let tag = Reference::Tag(Tag::of_referrers(digest));
         match self.manifest_until(name, &tag, deadline).await {
             Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| fetched.body)),

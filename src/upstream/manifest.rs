@@ -100,7 +100,9 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         let ask = Ask { accept: Some(manifest::ACCEPT), ..Ask::get(name, format!("manifests/{reference}")) };
+        let spent = self.spend(server)?;
         let answer = self.exchange(server, &ask, deadline).await?;
+        drop(spent);
         let (head, body) = answer.response.into_parts();
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public) = (server.index(), answer.public);

@@ -1,25 +1,36 @@
 //! One endpoint at run time: whether it is up, and how it wants to be asked.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::quota::{Quota, Reading, Reserve};
+
+/// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
+/// request in an hour is a burden to nobody.
+const REST_MAX: Duration = Duration::from_secs(3600);
 
 /// An endpoint and what was learned about it.
 pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    /// Until when it wants to be left alone.
+    rests_until: Mutex<Option<Instant>>,
+    quota: Mutex<Quota>,
     scheme: Mutex<Option<Scheme>>,
 }
 
 impl Server {
     /// An endpoint of which nothing is known.
-    pub(super) fn new(index: usize, endpoint: Endpoint) -> Self {
-        Self { index, endpoint, circuit: Mutex::default(), scheme: Mutex::default() }
+    pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve) -> Self {
+        let (circuit, rests_until, scheme) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let quota = Mutex::new(Quota::new(reserve));
+        Self { index, endpoint, circuit, rests_until, quota, scheme }
     }
 
     /// Its place in the configuration.
@@ -63,6 +74,60 @@ impl Server {
         lock(&self.circuit).probe_at()
     }
 
+    /// Notes that it asks to be left alone for so long.
+    pub(super) fn rest(&self, wait: Duration) {
+        let until = Instant::now() + wait.min(REST_MAX);
+        let before = lock(&self.rests_until).replace(until);
+        if before.is_none_or(|before| before < Instant::now()) {
+            tracing::warn!(endpoint = %self.endpoint, seconds = wait.as_secs(), "an upstream endpoint asks to be left alone");
+        }
+    }
+
+    /// For how long it still wants to be left alone, if it does.
+    pub(super) fn rests_for(&self) -> Option<Duration> {
+        let left = (*lock(&self.rests_until))?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Takes one of the manifests that it still gives out, until the answer is here.
+    ///
+    /// # Errors
+    /// When to try again, if there is none left.
+    pub(super) fn spend(&self) -> Result<Spent<'_>, Duration> {
+        lock(&self.quota).spend(Instant::now()).map(|()| Spent(self))
+    }
+
+    /// Notes what the answer to a request that was sent at `sent_at` says of its quota; true if it is news.
+    pub(super) fn hear(&self, reading: Reading, sent_at: Instant) -> bool {
+        let now = Instant::now();
+        let mut quota = lock(&self.quota);
+        let was_short = quota.is_short(now);
+        let is_news = quota.hear(reading, sent_at, now);
+        let is_short = quota.is_short(now);
+        drop(quota);
+        let Reading { limit, remaining, .. } = reading;
+        match (was_short, is_short) {
+            (false, true) => {
+                tracing::warn!(endpoint = %self.endpoint, limit, remaining, "an upstream's quota is down to its reserve: tags that are known are served as they are");
+            }
+            (true, false) => {
+                tracing::info!(endpoint = %self.endpoint, limit, remaining, "an upstream's quota is above its reserve again");
+            }
+            (false, false) | (true, true) => {}
+        }
+        is_news
+    }
+
+    /// Notes that it gives out no more.
+    pub(super) fn exhausted(&self) {
+        lock(&self.quota).exhausted(Instant::now());
+    }
+
+    /// Whether what is left of its quota is for images never seen.
+    pub(super) fn is_short(&self) -> bool {
+        lock(&self.quota).is_short(Instant::now())
+    }
+
     /// How it asked to be asked.
     pub(super) fn scheme(&self) -> Option<Scheme> {
         lock(&self.scheme).clone()
@@ -71,6 +136,15 @@ impl Server {
     /// Notes how it asks to be asked; with `None`, it is to be asked without anything again.
     pub(super) fn learn(&self, scheme: Option<Scheme>) {
         *lock(&self.scheme) = scheme;
+    }
+}
+
+/// One of an endpoint's quota, spent on a request that is under way.
+pub(super) struct Spent<'a>(&'a Server);
+
+impl Drop for Spent<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.quota).answered();
     }
 }
 

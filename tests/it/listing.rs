@@ -86,7 +86,7 @@ async fn an_outage_lists_what_is_known_or_says_so() {
     let (upstream, setup) = with_tags(&["a", "b"]).await;
     let berth = setup.keys("timeouts = { header_seconds = 600, budget_seconds = 600 }").start().await;
     berth.get(&format!("/v2/{REPO}/manifests/b")).await.expect(200);
-    for fault in [Fault::Status(500), Fault::Limited(30), Fault::Html, Fault::StallHead] {
+    for fault in [Fault::Status(500), Fault::Status(429), Fault::Html, Fault::StallHead] {
         upstream.behave();
         upstream.on("*", "/tags/list").fault(fault);
         let reply = berth.get(&format!("/v2/{REPO}/tags/list")).await;

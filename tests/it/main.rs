@@ -25,6 +25,7 @@ mod hostile;
 mod hot;
 mod index;
 mod layout;
+mod limits;
 mod listing;
 mod lying;
 mod never_asked;

@@ -10,7 +10,7 @@ const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
 const LAYERS: [&[&str]; 7] = [
-    &["oci", "telemetry"],
+    &["oci", "telemetry", "pace"],
     &["store", "upstream"],
     &["cache"],
     &["http"],

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::super::{Config, Endpoint, Error, Outcome, State, Upstream};
+use super::super::{Config, Endpoint, Error, Event, Outcome, State, Upstream};
 use super::fake::{Fake, Reply};
 use super::{digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::Registry;
@@ -184,14 +184,14 @@ async fn every_request_is_observed() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let observer = {
         let heard = Arc::clone(&heard);
-        Arc::new(move |registry: &Registry, outcome| heard.lock().unwrap().push((registry.clone(), outcome)))
+        Arc::new(move |registry: &Registry, event| heard.lock().unwrap().push((registry.clone(), event)))
     };
     let registry = Registry::parse("registry.example.com").unwrap();
     let config = Config::new(registry.clone(), vec![Endpoint::parse(&fake.url()).unwrap()]);
     let upstream = Upstream::build(&config, observer).unwrap();
     assert_eq!(size(&upstream).await, Err(Error::NotFound));
     assert_eq!(size(&upstream).await, Ok(7));
-    let outcomes =
-        [Outcome::NotFound, Outcome::Limited, Outcome::Ok].map(|outcome| (registry.clone(), outcome));
+    let outcomes = [Outcome::NotFound, Outcome::Limited, Outcome::Ok]
+        .map(|outcome| (registry.clone(), Event::Ended(outcome)));
     assert_eq!(*heard.lock().unwrap(), outcomes);
 }

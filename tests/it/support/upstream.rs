@@ -3,6 +3,7 @@
 //! It is written on the bare socket, because no HTTP library lets a server lie as freely as it must:
 //! - `content`: what an honest registry answers;
 //! - `auth`: who may read, and the token endpoint;
+//! - `quota`: how many manifests it gives out;
 //! - `fault`: what is done to an honest answer, and to which;
 //! - `wire`: requests off the socket, answers onto it as they were made to be.
 //!
@@ -11,6 +12,7 @@
 mod auth;
 mod content;
 mod fault;
+mod quota;
 mod wire;
 
 use std::net::SocketAddr;
@@ -32,6 +34,7 @@ use super::{Blob, Certificate, Image};
 use auth::Door;
 use content::Content;
 use fault::Faults;
+use quota::Quota;
 use wire::{Answer, Connection};
 
 /// The fake. Dropping it stops it.
@@ -50,6 +53,7 @@ struct Shared {
     content: Mutex<Content>,
     door: Mutex<Door>,
     faults: Mutex<Faults>,
+    quota: Mutex<Option<Quota>>,
     requests: Mutex<Vec<Arc<Request>>>,
     connections: AtomicUsize,
 }
@@ -88,6 +92,7 @@ impl Upstream {
             content: Mutex::default(),
             door: Mutex::default(),
             faults: Mutex::default(),
+            quota: Mutex::default(),
             requests: Mutex::default(),
             connections: AtomicUsize::new(0),
         });
@@ -214,6 +219,12 @@ impl Upstream {
         self.door().revoke();
     }
 
+    /// Gives out so many manifests from now on, as Docker Hub does.
+    pub(crate) fn quota(&self, manifests: u64) -> &Self {
+        *self.shared.quota.lock().unwrap() = Some(Quota::new(manifests));
+        self
+    }
+
     // --- how it misbehaves
 
     /// Which requests the next fault is for: those of this method (`*` for any) with this part in their
@@ -327,6 +338,9 @@ impl Shared {
             Some(token) => token,
             None => self.content.lock().unwrap().answer(request),
         };
+        if let Some(quota) = &mut *self.quota.lock().unwrap() {
+            answer = quota.apply(request, answer);
+        }
         for fault in self.faults.lock().unwrap().matching(request) {
             fault.befall(&mut answer, request);
         }

@@ -1,0 +1,180 @@
+//! Limits per second: whoever comes is told at once when its turn is.
+//!
+//! Turns are given in the order of arrival. So nobody is overtaken, nobody wakes up to find that it must wait
+//! again, and who cannot have its turn in time hears so now, with the time after which to come back.
+//!
+//! Why not governor: it says whether something may happen now, and hands out no turns. Those who must wait
+//! would race for each chance, and learn at their deadline that they waited in vain.
+
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+use tokio::time::Instant;
+
+/// What was not used is kept for so long, and may then be used at once.
+const BURST: Duration = Duration::from_secs(1);
+/// A limit below one in an hour is a mistake: what waits for it waits in vain.
+const PER_SECOND_MIN: f64 = 1.0 / 3600.0;
+/// No machine does more.
+const PER_SECOND_MAX: f64 = 1e9;
+
+/// Who may do how much, when. Clones of an `Arc` share it.
+#[derive(Debug)]
+pub struct Pace {
+    per_second: f64,
+    /// When all that was let through has had its time. It lies in the future by [`BURST`] at most, but for turns
+    /// that are yet to come.
+    used_until: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// So many in a second, and one at once in any case.
+    pub fn new(per_second: PerSecond) -> Self {
+        Self { per_second: per_second.0, used_until: Mutex::default() }
+    }
+
+    /// A pace of bytes.
+    pub fn of_bytes(speed: BytesPerSecond) -> Self {
+        // As exact as anybody means it.
+        Self { per_second: speed.0.get() as f64, used_until: Mutex::default() }
+    }
+
+    /// A turn for `cost` of what is limited: when it is, `now` or later.
+    ///
+    /// # Errors
+    /// How long it would have to wait, if that is beyond `latest`. Then no turn is taken.
+    pub fn take(&self, cost: u64, now: Instant, latest: Instant) -> Result<Instant, Duration> {
+        let mut used_until = self.used_until();
+        let (wait, until) = self.wait(cost, now, *used_until);
+        if now + wait > latest {
+            return Err(wait);
+        }
+        *used_until = Some(until);
+        Ok(now + wait)
+    }
+
+    /// As [`Pace::take`], for what has been used already: when it would have been its turn, and may be the next's.
+    pub fn owe(&self, cost: u64, now: Instant) -> Instant {
+        let mut used_until = self.used_until();
+        let (wait, until) = self.wait(cost, now, *used_until);
+        *used_until = Some(until);
+        now + wait
+    }
+
+    fn wait(&self, cost: u64, now: Instant, used_until: Option<Instant>) -> (Duration, Instant) {
+        let time = Duration::from_secs_f64(cost as f64 / self.per_second);
+        let until = used_until.map_or(now, |until| until.max(now)) + time;
+        ((until - now).saturating_sub(BURST.max(time)), until)
+    }
+
+    /// A panic elsewhere leaves it whole: it is replaced in one step.
+    fn used_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.used_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often something may happen: `10`, or `0.5` for once in two seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerSecond(f64);
+
+impl<'de> Deserialize<'de> for PerSecond {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let per_second = f64::deserialize(deserializer)?;
+        if (PER_SECOND_MIN..=PER_SECOND_MAX).contains(&per_second) {
+            Ok(Self(per_second))
+        } else {
+            Err(de::Error::custom("expected a number per second, more than 0.0003, such as 10 or 0.5"))
+        }
+    }
+}
+
+/// How fast bytes may go by: `"8MiB"` in a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytesPerSecond(pub NonZeroU64);
+
+/// Why a text is no number of bytes per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected bytes per second such as \"8MiB\"")]
+pub struct InvalidSpeed;
+
+impl FromStr for BytesPerSecond {
+    type Err = InvalidSpeed;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSpeed> {
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidSpeed)?;
+        let (number, unit) = text.split_at(unit_at);
+        let unit_bytes: u64 = match unit {
+            "B" => 1,
+            "kB" => 1000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(InvalidSpeed),
+        };
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_bytes));
+        bytes.and_then(NonZeroU64::new).map(Self).ok_or(InvalidSpeed)
+    }
+}
+
+impl<'de> Deserialize<'de> for BytesPerSecond {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn per_second(number: &str) -> Result<PerSecond, toml::de::Error> {
+        let table: std::collections::HashMap<String, PerSecond> = toml::from_str(&format!("n = {number}"))?;
+        Ok(table["n"])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_are_given_in_order_and_only_those_that_come_in_time() {
+        let (pace, now) = (Pace::new(per_second("10").unwrap()), Instant::now());
+        let latest = now + Duration::from_millis(250);
+        let turn = || pace.take(1, now, latest).map(|turn| turn - now);
+        for _ in 0..10 {
+            assert_eq!(turn(), Ok(Duration::ZERO), "what was not used may be used at once");
+        }
+        assert_eq!(turn(), Ok(Duration::from_millis(100)));
+        assert_eq!(turn(), Ok(Duration::from_millis(200)));
+        for _ in 0..2 {
+            assert_eq!(turn(), Err(Duration::from_millis(300)), "who is refused takes nobody's turn");
+        }
+        let later = now + Duration::from_secs(60);
+        for _ in 0..10 {
+            assert_eq!(pace.take(1, later, later), Ok(later));
+        }
+        assert!(pace.take(1, later, later).is_err(), "a long rest is worth no more than a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_goes_at_once_however_slow_the_pace() {
+        let (pace, now) = (Pace::new(per_second("0.5").unwrap()), Instant::now());
+        assert_eq!(pace.take(1, now, now), Ok(now));
+        assert_eq!(pace.take(1, now, now), Err(Duration::from_secs(2)));
+        let bytes = Pace::of_bytes("1KiB".parse().unwrap());
+        assert_eq!(bytes.owe(10 << 10, now), now, "a piece larger than a second's worth");
+        assert_eq!(bytes.owe(1 << 10, now), now + Duration::from_secs(10));
+    }
+
+    #[test]
+    fn limits_are_numbers_that_make_sense() {
+        assert_eq!(per_second("2").unwrap(), PerSecond(2.0));
+        for bad in ["0", "-1", "0.0001", "1e10", "nan", "'1'"] {
+            assert!(per_second(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "8", "0MiB", "8 MiB", "-1MiB", "1.5MiB", "off", "99999999999GiB"] {
+            assert_eq!(bad.parse::<BytesPerSecond>(), Err(InvalidSpeed), "{bad}");
+        }
+    }
+}

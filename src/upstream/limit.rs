@@ -1,0 +1,192 @@
+//! How much is asked of an upstream: what the operator allows, and what upstream itself asks for.
+//!
+//! Whoever finds a limit reached queues, in the order of arrival and within its own deadline. Who cannot have its
+//! turn in time hears so, with the time after which to come back; as a rule at once, and only for want of room for
+//! a transfer at its deadline, because nobody knows when a transfer ends.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::error::Error;
+use super::quota::{Reading, Reserve};
+use super::server::{Server, Spent};
+use super::{Event, Upstream, retry};
+use crate::pace::{BytesPerSecond, Pace, PerSecond};
+
+/// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
+const TRANSFER_RETRY: Duration = Duration::from_secs(5);
+
+/// A request whose turn comes has at least this part of the usual time for the head of its answer.
+const ANSWER_PART: u32 = 4;
+
+/// `[upstream.limits]`: how much may be asked of one upstream. What is not set is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Requests to its endpoints in a second; those to token servers and redirect targets do not count.
+    pub requests_per_second: Option<PerSecond>,
+    /// Connections that bring blobs, at once.
+    pub concurrent_transfers: Option<NonZeroUsize>,
+    /// Bytes of blobs in a second, all transfers together.
+    pub bytes_per_second: Option<BytesPerSecond>,
+    /// Where upstream says how many manifests it still gives out: what of these is kept for images never seen.
+    pub reserve: Reserve,
+}
+
+/// What made a request wait, or kept it from being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `requests_per_second`.
+    Requests,
+    /// `concurrent_transfers`.
+    Transfers,
+    /// Upstream's own `Retry-After`.
+    RetryAfter,
+    /// The manifests that upstream gives out.
+    Quota,
+}
+
+impl Limit {
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Transfers => "transfers",
+            Self::RetryAfter => "retry_after",
+            Self::Quota => "quota",
+        }
+    }
+}
+
+/// The limits of one upstream at run time.
+pub(super) struct Limits {
+    requests: Option<Pace>,
+    transfers: Option<Arc<Semaphore>>,
+    bytes: Option<Arc<Pace>>,
+}
+
+impl Limits {
+    pub(super) fn new(config: &LimitsConfig) -> Self {
+        let room = |count: NonZeroUsize| Arc::new(Semaphore::new(count.get().min(Semaphore::MAX_PERMITS)));
+        Self {
+            requests: config.requests_per_second.map(Pace::new),
+            transfers: config.concurrent_transfers.map(room),
+            bytes: config.bytes_per_second.map(|speed| Arc::new(Pace::of_bytes(speed))),
+        }
+    }
+}
+
+impl Upstream {
+    /// Waits until a request may be sent to `server`.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
+    pub(super) async fn admit(&self, server: &Server, deadline: Instant) -> Result<(), Error> {
+        if let Some(left) = server.rests_for() {
+            self.client.tell(Event::Refused(Limit::RetryAfter));
+            return Err(Error::Limited { retry_after: Some(left) });
+        }
+        let Some(requests) = &self.limits.requests else { return Ok(()) };
+        let now = Instant::now();
+        let turn = requests.take(1, now, self.latest(deadline)).map_err(|retry_after| {
+            self.client.tell(Event::Refused(Limit::Requests));
+            Error::Busy { retry_after }
+        })?;
+        if turn > now {
+            self.client.tell(Event::Waited(Limit::Requests));
+            sleep_until(turn).await;
+        }
+        Ok(())
+    }
+
+    /// Takes one of the manifests that `server` still gives out.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] if there is none left.
+    pub(super) fn spend<'a>(&self, server: &'a Server) -> Result<Spent<'a>, Error> {
+        server.spend().map_err(|wait| {
+            self.client.tell(Event::Refused(Limit::Quota));
+            Error::Limited { retry_after: Some(wait) }
+        })
+    }
+
+    /// Takes to heart what an answer of `server` says about further requests.
+    pub(super) fn heed<B>(&self, server: &Server, response: &Response<B>, sent_at: Instant) {
+        let (status, headers) = (response.status(), response.headers());
+        let wait = retry::retry_after(headers);
+        match (status, wait) {
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => {
+                server.rest(wait);
+            }
+            (StatusCode::TOO_MANY_REQUESTS, None) => server.exhausted(),
+            _ => {}
+        }
+        if let Some(reading) = Reading::read(headers)
+            && server.hear(reading, sent_at)
+        {
+            self.client.tell(Event::Quota { limit: reading.limit, remaining: reading.remaining });
+        }
+    }
+
+    /// Waits until there is room for a transfer.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if there is none in time.
+    pub(super) async fn transfer(&self, deadline: Instant) -> Result<Transfer, Error> {
+        let room = match &self.limits.transfers {
+            None => None,
+            Some(transfers) => match Arc::clone(transfers).try_acquire_owned() {
+                Ok(room) => Some(room),
+                Err(_) => {
+                    self.client.tell(Event::Waited(Limit::Transfers));
+                    let room = timeout_at(self.latest(deadline), Arc::clone(transfers).acquire_owned());
+                    Some(room.await.ok().and_then(Result::ok).ok_or_else(|| {
+                        self.client.tell(Event::Refused(Limit::Transfers));
+                        Error::Busy { retry_after: TRANSFER_RETRY }
+                    })?)
+                }
+            },
+        };
+        Ok(Transfer { room, bytes: self.limits.bytes.clone(), turn: None })
+    }
+
+    /// When a request must have its turn, so that there is time left for the answer.
+    fn latest(&self, deadline: Instant) -> Instant {
+        let latest = deadline.checked_sub(self.client.timeouts.header / ANSWER_PART);
+        latest.map_or(deadline, |latest| latest.max(Instant::now()))
+    }
+}
+
+/// The room that a transfer takes until it is dropped, and its part of the speed.
+pub(super) struct Transfer {
+    room: Option<OwnedSemaphorePermit>,
+    bytes: Option<Arc<Pace>>,
+    /// When the next bytes may be taken.
+    turn: Option<Instant>,
+}
+
+impl Transfer {
+    /// Waits until more bytes may be taken.
+    pub(super) async fn turn(&mut self) {
+        if let Some(turn) = self.turn {
+            sleep_until(turn).await;
+            self.turn = None;
+        }
+    }
+
+    /// Notes that bytes were taken.
+    pub(super) fn took(&mut self, bytes: u64) {
+        self.turn = self.bytes.as_ref().map(|pace| pace.owe(bytes, Instant::now()));
+    }
+
+    /// Gives its room to another.
+    pub(super) fn end(&mut self) {
+        self.room = None;
+    }
+}
