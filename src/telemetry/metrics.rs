@@ -54,6 +54,29 @@ pub enum Source {
     Join,
 }
 
+/// What kept a client from having everything at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientLimit {
+    /// Its many connections.
+    Connections,
+    /// Its many requests.
+    Requests,
+    /// The bytes that it has taken.
+    Bytes,
+}
+
+impl ClientLimit {
+    const ALL: [Self; 3] = [Self::Connections, Self::Requests, Self::Bytes];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests",
+            Self::Bytes => "bytes",
+        }
+    }
+}
+
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -64,6 +87,7 @@ pub struct Metrics {
     joins: ByKind,
     stale: ByKind,
     upstreams: Upstreams,
+    clients_limited: [IntCounter; ClientLimit::ALL.len()],
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
@@ -219,6 +243,8 @@ impl Metrics {
         for kind in ["full", "read_only", "io"] {
             storage_errors.with_label_values(&[kind]);
         }
+        let clients_limited =
+            new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
         let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
@@ -229,6 +255,8 @@ impl Metrics {
             joins: by_type("berth_joins_total", "Answers from a transfer that another request began"),
             stale: by_type("berth_stale_total", "Answers from disk that upstream could not confirm"),
             upstreams: Upstreams::new(&new),
+            clients_limited: ClientLimit::ALL
+                .map(|limit| clients_limited.with_label_values(&[limit.as_str()])),
             received: new.counters(
                 "berth_received_bytes_total",
                 "Bytes of content from upstream",
@@ -329,6 +357,11 @@ impl Metrics {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.upstreams.quota.with_label_values(&[registry]).set(gauge(limit));
         self.upstreams.quota_remaining.with_label_values(&[registry]).set(gauge(remaining));
+    }
+
+    /// A client was refused, or had to wait, because of a limit of its own.
+    pub fn client_limited(&self, limit: ClientLimit) {
+        self.clients_limited[limit as usize].inc();
     }
 
     /// The disk has failed: `kind` is one of a fixed set.
