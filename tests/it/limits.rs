@@ -213,6 +213,25 @@ async fn a_limited_object_store_says_nothing_about_the_registry() {
     berth.get(TAG).await.expect(200);
 }
 
+#[tokio::test]
+async fn the_size_of_a_blob_is_asked_once_for_all_who_want_it() {
+    let (upstream, setup, image) = limited(1, "").await;
+    let gate = Gate::new();
+    upstream.on("HEAD", "/blobs/").fault(Fault::Hold(gate.clone()));
+    let berth = setup.start().await;
+    let ask = berth.head(&image.layer().path(REPO));
+    let clients = tokio::spawn(together(50, move |_| ask.clone().into_future()));
+    let asking = "registry_http_in_flight_requests{handler=\"blob\"}";
+    eventually("all have asked", async || berth.metric(asking).await == 50.0).await;
+    gate.open();
+    for reply in clients.await.unwrap() {
+        assert_eq!(reply.expect(200).len(), 0);
+        assert_eq!(reply.header("content-length"), Some(&*image.layer().len().to_string()));
+    }
+    // Who was slow to come may have found nobody asking any more.
+    assert!(upstream.count("HEAD", "/blobs/") < 10, "{}", upstream.count("HEAD", "/blobs/"));
+}
+
 // === What upstream gives out
 
 /// Asks for a manifest.
