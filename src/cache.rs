@@ -88,6 +88,7 @@ struct Inner {
     manifests: Once<(Repo, Digest), Result<Manifest, Error>>,
     checks: Once<(Repo, Tag), Result<tags::Known, Error>>,
     proofs: Once<(Repo, Digest), Result<(), Error>>,
+    sizes: Once<(Repo, Digest), Result<u64, Error>>,
     referrers: Once<(Repo, Digest), Result<Bytes, Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
@@ -130,6 +131,7 @@ impl Cache {
             manifests: Once::new(),
             checks: Once::new(),
             proofs: Once::new(),
+            sizes: Once::new(),
             referrers: Once::new(),
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
@@ -254,9 +256,13 @@ impl Cache {
         if let Some(total) = self.0.flights.total(digest, repo, granted) {
             return Ok((total, Source::Join));
         }
-        match upstream.head_blob(&repo.name, digest).await {
-            Ok(size) => Ok((size, Source::Miss)),
-            Err(error) => Err(self.remember(repo, &blob_path(digest), error.into())),
+        let (upstream, name, asked) = (Arc::clone(upstream), repo.name.clone(), *digest);
+        let work = || async move { Ok(upstream.head_blob(&name, &asked).await?) };
+        let (size, joined) = self.0.sizes.run((repo.clone(), *digest), work).await;
+        let source = if joined { Source::Join } else { Source::Miss };
+        match size.unwrap_or(Err(Error::GivenUp)) {
+            Ok(size) => Ok((size, source)),
+            Err(error) => Err(self.remember(repo, &blob_path(digest), error)),
         }
     }
 

@@ -12,6 +12,7 @@ mod body;
 mod content;
 mod idle;
 mod journal;
+mod limits;
 mod outlet;
 pub(crate) mod registry;
 mod response;
@@ -45,6 +46,7 @@ pub use tls::Tls;
 use answers::Answers;
 use body::Body;
 use idle::Idle;
+use limits::Guest;
 use outlet::{Outlet, Plain};
 use seats::{Rarely, Seat};
 
@@ -83,6 +85,8 @@ pub struct Config {
     pub list_private: bool,
     /// How long bodies may take to finish when berth is asked to stop.
     pub drain_seconds: u64,
+    /// What one client may take.
+    pub limits: limits::Config,
 }
 
 impl Default for Config {
@@ -95,6 +99,7 @@ impl Default for Config {
             access_log: true,
             list_private: false,
             drain_seconds: DRAIN_SECONDS_DEFAULT,
+            limits: limits::Config::default(),
         }
     }
 }
@@ -220,10 +225,12 @@ async fn exchange(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let beginning = Arc::clone(&answers);
+    let guest = plane.greet(peer);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (plane, outlet, answer) = (plane.clone(), outlet.clone(), beginning.begin());
+        let (plane, guest) = (plane.clone(), guest.clone());
+        let (outlet, answer) = (outlet.clone(), beginning.begin());
         async move {
-            let response = plane.answer(peer, request, outlet).await;
+            let response = plane.answer(peer, guest, request, outlet).await;
             Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))
         }
     });
@@ -261,14 +268,23 @@ pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
 }
 
 impl Plane {
+    /// A connection of `peer` begins; none if nothing limits what it may take.
+    fn greet(&self, peer: SocketAddr) -> Option<Arc<Guest>> {
+        match self {
+            Self::Data(data) => data.greet(peer.ip()),
+            Self::Admin(_) | Self::Metrics(_) => None,
+        }
+    }
+
     async fn answer(
         &self,
         peer: SocketAddr,
+        guest: Option<Arc<Guest>>,
         request: Request<Incoming>,
         outlet: Option<Outlet>,
     ) -> Response<Body> {
         match self {
-            Self::Data(data) => data.answer(peer, request, outlet).await,
+            Self::Data(data) => data.answer(peer, guest, request, outlet).await,
             Self::Admin(admin) => admin.answer(request).await,
             Self::Metrics(admin) => admin.show(&request).await,
         }

@@ -8,6 +8,7 @@ use http_body::{Frame, SizeHint};
 
 use super::answers::UnderWay;
 use super::journal::Account;
+use super::limits::Brake;
 use super::outlet::Sending;
 use crate::cache::{self, Reading};
 
@@ -17,6 +18,8 @@ pub(crate) struct Body {
     remaining: u64,
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Box<Account>>,
+    /// Holds it back, if its client may not take everything at once.
+    brake: Option<Box<Brake>>,
     under_way: Option<UnderWay>,
     _sending: Option<Sending>,
 }
@@ -48,7 +51,7 @@ impl Body {
     }
 
     fn of(content: Content, remaining: u64) -> Self {
-        Self { content, remaining, account: None, under_way: None, _sending: None }
+        Self { content, remaining, account: None, brake: None, under_way: None, _sending: None }
     }
 
     /// Bytes that are still to be sent.
@@ -59,6 +62,12 @@ impl Body {
     /// Keeps `account` of what becomes of this body.
     pub(crate) fn watched(mut self, account: Box<Account>) -> Self {
         self.account = Some(account);
+        self
+    }
+
+    /// Goes no faster than `brake` lets it.
+    pub(super) fn braked(mut self, brake: Option<Box<Brake>>) -> Self {
+        self.brake = brake;
         self
     }
 
@@ -74,22 +83,14 @@ impl Body {
             account.sent(bytes.len() as u64);
         }
     }
-}
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = cache::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, cache::Error>>> {
+    /// The next bytes, as fast as they are there.
+    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, cache::Error>>> {
         loop {
             match std::mem::replace(&mut self.content, Content::Empty) {
                 Content::Empty => return Poll::Ready(None),
                 Content::Whole(bytes) => {
-                    self.sent(&bytes);
-                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    return Poll::Ready(Some(Ok(bytes)));
                 }
                 Content::Reading(mut reading) => {
                     if reading.is_turn_over() {
@@ -100,8 +101,7 @@ impl http_body::Body for Body {
                     }
                     if let Some(bytes) = reading.at_hand() {
                         self.content = Content::Reading(reading);
-                        self.sent(&bytes);
-                        return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        return Poll::Ready(Some(Ok(bytes)));
                     }
                     self.content = Content::Next(Box::pin(async move {
                         let next = reading.next().await;
@@ -114,17 +114,39 @@ impl http_body::Body for Body {
                         return Poll::Pending;
                     };
                     let Some(bytes) = result.transpose() else { return Poll::Ready(None) };
-                    if let Ok(bytes) = &bytes {
+                    if bytes.is_ok() {
                         self.content = Content::Reading(reading);
-                        self.sent(bytes);
                     }
                     if let (Err(error), Some(account)) = (&bytes, &mut self.account) {
                         account.broke_off(error);
                     }
-                    return Poll::Ready(Some(bytes.map(Frame::data)));
+                    return Poll::Ready(Some(bytes));
                 }
             }
         }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = cache::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, cache::Error>>> {
+        let next = match self.brake.take() {
+            None => self.poll_bytes(context),
+            Some(mut brake) => {
+                let next = brake.poll(context, |context| self.poll_bytes(context));
+                self.brake = Some(brake);
+                next
+            }
+        };
+        if let Poll::Ready(Some(Ok(bytes))) = &next {
+            self.sent(bytes);
+        }
+        next.map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {

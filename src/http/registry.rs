@@ -4,7 +4,7 @@
 //! [`BUDGET`] of a request's head there is a head of an answer, or a clean error: container runtimes give up
 //! after thirty seconds without one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::asked::{Asked, discard};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
 use super::journal::Account;
+use super::limits::{Guest, Limits};
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
@@ -45,6 +46,7 @@ pub struct Data {
     cache: Cache,
     registries: Registries,
     access: Access,
+    limits: Option<Limits>,
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
@@ -63,13 +65,20 @@ impl Data {
     ) -> anyhow::Result<Self> {
         let access = Access::load(&config.allow, config.htpasswd.as_deref())?;
         let Config { access_log, list_private, .. } = *config;
-        Ok(Self { cache, registries, access, metrics, access_log, list_private })
+        let limits = Limits::new(&config.limits, Arc::clone(&metrics));
+        Ok(Self { cache, registries, access, limits, metrics, access_log, list_private })
+    }
+
+    /// A connection of `client` begins; none if nothing limits what it may take.
+    pub(super) fn greet(&self, client: IpAddr) -> Option<Arc<Guest>> {
+        self.limits.as_ref().map(|limits| limits.greet(client))
     }
 
     /// Answers a request of `peer`; its connection may send files by itself.
     pub(super) async fn answer(
         &self,
         peer: SocketAddr,
+        guest: Option<Arc<Guest>>,
         request: Request<Incoming>,
         outlet: Option<Outlet>,
     ) -> Response<Body> {
@@ -78,22 +87,27 @@ impl Data {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
-        let mut response = match self.access.judge(peer.ip(), &head.headers).await {
-            Verdict::Allowed => {
-                let Parts { method, uri, headers, .. } = head;
-                let asked = Asked { method, uri, headers, outlet };
-                self.respond(&asked, &mut account).await
+        let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {
+            refuse(&mut account, &head.uri, refusal)
+        } else {
+            match self.access.judge(peer.ip(), &head.headers).await {
+                Verdict::Allowed => {
+                    let Parts { method, uri, headers, .. } = head;
+                    let asked = Asked { method, uri, headers, outlet };
+                    self.respond(&asked, &mut account).await
+                }
+                Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
+                Verdict::LogIn => refuse(&mut account, &head.uri, log_in()),
+                Verdict::Busy => refuse(&mut account, &head.uri, busy()),
             }
-            Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
-            Verdict::LogIn => refuse(&mut account, &head.uri, log_in()),
-            Verdict::Busy => refuse(&mut account, &head.uri, busy()),
         };
         if is_announced {
             discard(body).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         account.answered(response.status().as_u16(), response.body().len());
-        response.map(|body| body.watched(account))
+        let brake = guest.and_then(Guest::brake);
+        response.map(|body| body.watched(account).braked(brake))
     }
 
     async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {

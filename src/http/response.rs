@@ -230,7 +230,7 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
 }
 
 /// Who must try again later: never with 429, which containerd answers with another request at once.
-fn later(retry_after: Duration, message: &str) -> Response<Body> {
+pub(super) fn later(retry_after: Duration, message: &str) -> Response<Body> {
     let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message);
     // Rounded up: who comes a moment too early comes in vain.
     let seconds = retry_after.as_millis().div_ceil(1000).max(1);

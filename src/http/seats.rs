@@ -91,7 +91,7 @@ impl Drop for Seat {
 }
 
 /// What one client can have many of counts as one: of IPv6 the 64 bits that a host picks for itself.
-fn network(client: IpAddr) -> IpAddr {
+pub(super) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         IpAddr::V4(address) => IpAddr::V4(address),

@@ -54,6 +54,29 @@ pub enum Source {
     Join,
 }
 
+/// What kept a client from having everything at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientLimit {
+    /// Its many connections.
+    Connections,
+    /// Its many requests.
+    Requests,
+    /// The bytes that it has taken.
+    Bytes,
+}
+
+impl ClientLimit {
+    const ALL: [Self; 3] = [Self::Connections, Self::Requests, Self::Bytes];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests",
+            Self::Bytes => "bytes",
+        }
+    }
+}
+
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -66,6 +89,7 @@ pub struct Metrics {
     upstreams: Upstreams,
     upstream_up: IntGaugeVec,
     upstream_offline: IntGaugeVec,
+    clients_limited: [IntCounter; ClientLimit::ALL.len()],
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
@@ -221,6 +245,8 @@ impl Metrics {
         for kind in ["full", "read_only", "io"] {
             storage_errors.with_label_values(&[kind]);
         }
+        let clients_limited =
+            new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
         let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
@@ -241,6 +267,8 @@ impl Metrics {
                 "1 for a registry that is never asked, by configuration",
                 &["registry"],
             ),
+            clients_limited: ClientLimit::ALL
+                .map(|limit| clients_limited.with_label_values(&[limit.as_str()])),
             received: new.counters(
                 "berth_received_bytes_total",
                 "Bytes of content from upstream",
@@ -347,6 +375,11 @@ impl Metrics {
     pub fn upstream_state(&self, registry: &str, is_up: bool, is_offline: bool) {
         self.upstream_up.with_label_values(&[registry]).set(is_up.into());
         self.upstream_offline.with_label_values(&[registry]).set(is_offline.into());
+    }
+
+    /// A client was refused, or had to wait, because of a limit of its own.
+    pub fn client_limited(&self, limit: ClientLimit) {
+        self.clients_limited[limit as usize].inc();
     }
 
     /// The disk has failed: `kind` is one of a fixed set.

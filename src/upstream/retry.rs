@@ -86,7 +86,8 @@ impl<'a> Rounds<'a> {
             if self.again.is_empty() || self.round >= self.rounds_max {
                 return None;
             }
-            let wait = backoff(self.round - 1, &mut fastrand::Rng::new()).max(self.hint);
+            // Not all that were told the same time come back at the same time.
+            let wait = self.hint + backoff(self.round - 1, &mut fastrand::Rng::new());
             if Instant::now() + wait >= self.deadline {
                 return None;
             }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::support::{Berth, Blob, Fault, Gate, Image, Reply, Setup, Upstream, eventually, together};
 
 const REPO: &str = "library/app";
@@ -211,6 +213,25 @@ async fn a_limited_object_store_says_nothing_about_the_registry() {
     berth.get(TAG).await.expect(200);
 }
 
+#[tokio::test]
+async fn the_size_of_a_blob_is_asked_once_for_all_who_want_it() {
+    let (upstream, setup, image) = limited(1, "").await;
+    let gate = Gate::new();
+    upstream.on("HEAD", "/blobs/").fault(Fault::Hold(gate.clone()));
+    let berth = setup.start().await;
+    let ask = berth.head(&image.layer().path(REPO));
+    let clients = tokio::spawn(together(50, move |_| ask.clone().into_future()));
+    let asking = "registry_http_in_flight_requests{handler=\"blob\"}";
+    eventually("all have asked", async || berth.metric(asking).await == 50.0).await;
+    gate.open();
+    for reply in clients.await.unwrap() {
+        assert_eq!(reply.expect(200).len(), 0);
+        assert_eq!(reply.header("content-length"), Some(&*image.layer().len().to_string()));
+    }
+    // Who was slow to come may have found nobody asking any more.
+    assert!(upstream.count("HEAD", "/blobs/") < 10, "{}", upstream.count("HEAD", "/blobs/"));
+}
+
 // === What upstream gives out
 
 /// Asks for a manifest.
@@ -339,4 +360,74 @@ async fn a_quota_that_makes_no_sense_is_none() {
         berth.pull(REPO, "1", &image).await;
         assert!(!berth.metrics().await.contains("berth_upstream_quota{"));
     }
+}
+
+// === What a client may take
+
+/// A berth with these limits of its clients, an image that is stored, and the folder that it is in.
+async fn for_clients(limits: &str, layer: usize) -> (Berth, Image, TempDir) {
+    let (upstream, folder) = (Upstream::start().await, tempfile::tempdir().unwrap());
+    let image = Image::of(1, &[layer]);
+    upstream.image(REPO, "1", &image);
+    let setup = Berth::with("docker.io", &upstream).data_dir(&folder.path().join("data"));
+    let mut free = setup.clone().start().await;
+    free.pull(REPO, "1", &image).await;
+    eventually("it is stored", async || free.metric("berth_flights").await == 0.0).await;
+    free.stop().await;
+    (setup.http(&format!("limits = {{ {limits} }}")).start().await, image, folder)
+}
+
+async fn clients_limited(berth: &Berth, limit: &str) -> f64 {
+    berth.metric(&format!("berth_client_limited_total{{limit=\"{limit}\"}}")).await
+}
+
+#[tokio::test]
+async fn a_client_that_asks_too_often_is_told_when_to_come_again() {
+    let (berth, image, _folder) = for_clients("requests_per_second = 5", 3000).await;
+    let start = Instant::now();
+    let asks: Vec<_> = (0..40).map(|_| berth.get(TAG)).collect();
+    let replies = together(asks.len(), move |at| asks[at].clone().into_future()).await;
+    let (served, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
+    assert!((5.0..=5.0 + start.elapsed().as_secs_f64() * 5.0).contains(&(served.len() as f64)));
+    assert!(served.iter().all(|reply| *reply.expect(200) == image.manifest));
+    assert!(refused.iter().all(|reply| later(reply) == 1));
+    assert_eq!(clients_limited(&berth, "requests").await, refused.len() as f64);
+    eventually("it may ask again", async || berth.get(TAG).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn a_client_has_only_so_many_connections() {
+    let (berth, image, _folder) = for_clients("connections = 2", 16 << 20).await;
+    let blob = image.layer();
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(berth.get(&blob.path(REPO)).open().await);
+    }
+    let refused = berth.get(TAG).await;
+    assert_eq!(later(&refused), 5);
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(clients_limited(&berth, "connections").await, 1.0);
+    assert_eq!(
+        open.pop().unwrap().read().await.digest(),
+        blob.digest,
+        "who was there before is not disturbed"
+    );
+    eventually("there is room again", async || berth.get(TAG).await.status == 200).await;
+    assert_eq!(open.pop().unwrap().read().await.digest(), blob.digest);
+}
+
+#[tokio::test]
+async fn bytes_go_to_a_client_no_faster_than_allowed() {
+    let (berth, image, _folder) = for_clients("bytes_per_second = \"2MiB\"", 3 << 20).await;
+    let (blob, start) = (image.layer().clone(), Instant::now());
+    let ask = berth.get(&blob.path(REPO));
+    for reply in together(2, move |_| ask.clone().into_future()).await {
+        reply.expect(200);
+        assert_eq!(reply.digest(), blob.digest);
+    }
+    // Six mebibytes: a second's worth at once, the last step before its time is over.
+    assert!(start.elapsed() > Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert!(clients_limited(&berth, "bytes").await >= 2.0);
+    let part = berth.get(&blob.path(REPO)).header("range", "bytes=1000000-2999999").await;
+    assert_eq!(part.expect(206), &blob.content.slice(1_000_000..3_000_000));
 }

@@ -1,0 +1,220 @@
+//! What one client may take: `[http.limits]`, by its address.
+//!
+//! Who asks for more is answered 503 with `Retry-After`, and never 429: containerd answers that with another request
+//! at once. Bytes are not refused but held back. Nothing of this is set by default, and then costs a request one look
+//! at an option.
+//!
+//! A client is an address, of IPv6 the 64 bits of its network. Behind a proxy or a load balancer that hides addresses
+//! all clients are one.
+
+use std::net::IpAddr;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Response;
+use hyper::header::{CONNECTION, HeaderValue};
+use lru::LruCache;
+use serde::Deserialize;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::body::Body;
+use super::response::later;
+use super::seats::network;
+use crate::pace::{BytesPerSecond, Pace, PerSecond};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::ClientLimit;
+
+/// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
+/// forgotten first, and begins anew.
+const CLIENTS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// When to come back for a connection: a container runtime closes its own after a pull.
+const CONNECTION_RETRY: Duration = Duration::from_secs(5);
+/// A body is held back in so many steps a second, so that all of a client's bodies go on.
+const STEPS_PER_SECOND: u64 = 4;
+/// The shortest step: less would cost more than it smoothes.
+const STEP_BYTES_MIN: u64 = 16 * 1024;
+/// The longest step: what a body sends at once at most.
+const STEP_BYTES_MAX: u64 = 1 << 20;
+
+/// What one client may take. What is not set is not limited.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Connections at once. Whoever opens more is answered on them, but not served.
+    pub connections: Option<NonZeroUsize>,
+    /// Requests in a second, over all its connections.
+    pub requests_per_second: Option<PerSecond>,
+    /// Bytes of bodies in a second, over all its connections.
+    pub bytes_per_second: Option<BytesPerSecond>,
+}
+
+/// The limits of every client.
+pub(super) struct Limits {
+    config: Config,
+    clients: Mutex<LruCache<IpAddr, Arc<Client>>>,
+    metrics: Arc<Metrics>,
+}
+
+/// What one client takes, over all its connections.
+struct Client {
+    connections: AtomicUsize,
+    requests: Option<Pace>,
+    bytes: Option<Pace>,
+}
+
+impl Limits {
+    /// By `config`; none if it sets no limit.
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Self> {
+        let Config { connections, requests_per_second, bytes_per_second } = config;
+        let is_set = connections.is_some() || requests_per_second.is_some() || bytes_per_second.is_some();
+        let clients = Mutex::new(LruCache::new(CLIENTS_MAX));
+        is_set.then(|| Self { config: config.clone(), clients, metrics })
+    }
+
+    /// A connection of `client` begins.
+    pub(super) fn greet(&self, client: IpAddr) -> Arc<Guest> {
+        let Config { connections, requests_per_second, bytes_per_second } = self.config;
+        // A panic elsewhere leaves the list whole.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = clients.get_or_insert(network(client), || {
+            Arc::new(Client {
+                connections: AtomicUsize::new(0),
+                requests: requests_per_second.map(Pace::new),
+                bytes: bytes_per_second.map(Pace::of_bytes),
+            })
+        });
+        let client = Arc::clone(client);
+        drop(clients);
+        let before = client.connections.fetch_add(1, Ordering::Relaxed);
+        let is_seated = connections.is_none_or(|max| before < max.get());
+        if !is_seated {
+            client.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        let step_bytes = bytes_per_second.map_or(STEP_BYTES_MAX, |BytesPerSecond(bytes)| step(bytes));
+        Arc::new(Guest { client, is_seated, step_bytes, metrics: Arc::clone(&self.metrics) })
+    }
+}
+
+/// Bytes that a body may send before it waits again.
+fn step(per_second: NonZeroU64) -> u64 {
+    (per_second.get() / STEPS_PER_SECOND).clamp(STEP_BYTES_MIN, STEP_BYTES_MAX)
+}
+
+/// The client of one connection.
+pub(super) struct Guest {
+    client: Arc<Client>,
+    /// Whether it is one of the connections that the client may have.
+    is_seated: bool,
+    step_bytes: u64,
+    metrics: Arc<Metrics>,
+}
+
+impl Guest {
+    /// What a request that is too much is answered with.
+    pub(super) fn refuse(&self) -> Option<Response<Body>> {
+        if !self.is_seated {
+            self.metrics.client_limited(ClientLimit::Connections);
+            let mut response =
+                later(CONNECTION_RETRY, "this address has too many connections to this mirror");
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return Some(response);
+        }
+        let now = Instant::now();
+        let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
+        self.metrics.client_limited(ClientLimit::Requests);
+        Some(later(wait, "this address sends this mirror too many requests"))
+    }
+
+    /// What holds back a body for this client, if anything does.
+    pub(super) fn brake(self: Arc<Self>) -> Option<Box<Brake>> {
+        self.client.bytes.is_some().then(|| Box::new(Brake { guest: self, rest: Bytes::new(), wait: None }))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if self.is_seated {
+            self.client.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Holds back one body.
+pub(super) struct Brake {
+    guest: Arc<Guest>,
+    /// Taken from the body and not yet sent.
+    rest: Bytes,
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Brake {
+    /// The next bytes of a body that gives its own by `next`.
+    pub(super) fn poll<E>(
+        &mut self,
+        context: &mut Context<'_>,
+        next: impl FnOnce(&mut Context<'_>) -> Poll<Option<Result<Bytes, E>>>,
+    ) -> Poll<Option<Result<Bytes, E>>> {
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.as_mut().poll(context));
+            self.wait = None;
+        }
+        if self.rest.is_empty() {
+            match ready!(next(context)) {
+                Some(Ok(bytes)) => self.rest = bytes,
+                end => return Poll::Ready(end),
+            }
+        }
+        let step = usize::try_from(self.guest.step_bytes).unwrap_or(usize::MAX).min(self.rest.len());
+        let bytes = self.rest.split_to(step);
+        if let Some(pace) = &self.guest.client.bytes {
+            let now = Instant::now();
+            let turn = pace.owe(bytes.len() as u64, now);
+            if turn > now {
+                self.guest.metrics.client_limited(ClientLimit::Bytes);
+                self.wait = Some(Box::pin(sleep_until(turn)));
+            }
+        }
+        Poll::Ready(Some(Ok(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(text: &str) -> Option<Limits> {
+        Limits::new(&toml::from_str(text).unwrap(), Arc::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_address_has_limits_of_its_own() {
+        assert!(limits("").is_none());
+        let limits = limits("connections = 2\nrequests_per_second = 1").unwrap();
+        let greet = |client: &str| limits.greet(client.parse().unwrap());
+        let is_refused = |guest: &Guest| guest.refuse().is_some();
+        let [first, second] = [greet("10.0.0.1"), greet("::ffff:10.0.0.1")];
+        assert!(!is_refused(&first) && is_refused(&second), "they share what one client may ask");
+        let third = greet("10.0.0.1");
+        assert!(!third.is_seated && greet("10.0.0.2").is_seated);
+        drop(third);
+        assert!(!greet("10.0.0.1").is_seated, "who was not seated leaves no seat");
+        drop(first);
+        assert!(greet("10.0.0.1").is_seated);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!is_refused(&second));
+    }
+
+    #[test]
+    fn only_so_many_clients_are_remembered() {
+        let limits = limits("connections = 1").unwrap();
+        for client in 0..40_000_u32 {
+            assert!(limits.greet(std::net::Ipv4Addr::from(client).into()).is_seated);
+        }
+        assert_eq!(limits.clients.lock().unwrap().len(), CLIENTS_MAX.get());
+    }
+}
