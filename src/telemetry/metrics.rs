@@ -64,8 +64,12 @@ pub struct Metrics {
     joins: ByKind,
     stale: ByKind,
     upstream_requests: IntCounterVec,
-    upstream_up: IntGaugeVec,
-    upstream_offline: IntGaugeVec,
+    /// Whether a registry is worth asking.
+    pub upstream_up: ByRegistry,
+    /// Whether it is never asked.
+    pub upstream_offline: ByRegistry,
+    /// Whether it refuses a configured login.
+    pub login_refused: ByRegistry,
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
@@ -120,6 +124,16 @@ impl ByKind {
     }
 }
 
+/// Something that is so, or not, of each registry.
+pub struct ByRegistry(IntGaugeVec);
+
+impl ByRegistry {
+    /// Whether it is so.
+    pub fn set(&self, registry: &str, is_so: bool) {
+        self.0.with_label_values(&[registry]).set(is_so.into());
+    }
+}
+
 impl Proxy {
     fn new(new: &Families<'_>) -> Self {
         let counters = |name: &str, help: &str| new.by_kind(name, help);
@@ -148,6 +162,10 @@ impl Families<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn by_registry(&self, name: &str, help: &str) -> ByRegistry {
+        ByRegistry(self.gauges(name, help, &["registry"]))
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
@@ -194,15 +212,17 @@ impl Metrics {
                 "HTTP requests sent to upstreams, token servers included",
                 &["registry", "outcome"],
             ),
-            upstream_up: new.gauges(
+            upstream_up: new.by_registry(
                 "berth_upstream_up",
                 "1 while a registry is worth asking; 0 while none of its endpoints answers, or it is offline",
-                &["registry"],
             ),
-            upstream_offline: new.gauges(
+            upstream_offline: new.by_registry(
                 "berth_upstream_offline",
                 "1 for a registry that is never asked, by configuration",
-                &["registry"],
+            ),
+            login_refused: new.by_registry(
+                "berth_upstream_login_refused",
+                "1 while a registry refuses a configured login, and only probes use it",
             ),
             received: new.counters(
                 "berth_received_bytes_total",
@@ -287,12 +307,6 @@ impl Metrics {
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstream_requests.with_label_values(&[registry, outcome]).inc();
-    }
-
-    /// Whether `registry` is worth asking, and whether it is never asked.
-    pub fn upstream_state(&self, registry: &str, is_up: bool, is_offline: bool) {
-        self.upstream_up.with_label_values(&[registry]).set(is_up.into());
-        self.upstream_offline.with_label_values(&[registry]).set(is_offline.into());
     }
 
     /// The disk has failed: `kind` is one of a fixed set.

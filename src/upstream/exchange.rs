@@ -15,6 +15,7 @@ use url::Url;
 use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
+use super::login::Login;
 use super::server::Server;
 use super::{Upstream, redirect, retry};
 use crate::oci::RepoName;
@@ -33,17 +34,36 @@ pub(super) struct Ask<'a> {
     pub(super) query: Option<String>,
     pub(super) accept: Option<&'static str>,
     pub(super) range: Option<String>,
+    /// Whether nothing of the repository is asked for, but whether its login is taken.
+    pub(super) is_login: bool,
 }
 
 impl<'a> Ask<'a> {
     /// A plain GET of `path`.
     pub(super) fn get(name: &'a RepoName, path: String) -> Self {
-        Self { name, method: Method::GET, path, query: None, accept: None, range: None }
+        Self { name, method: Method::GET, path, query: None, accept: None, range: None, is_login: false }
     }
 
     /// A HEAD of `path`.
     pub(super) fn head(name: &'a RepoName, path: String) -> Self {
         Self { method: Method::HEAD, ..Self::get(name, path) }
+    }
+
+    /// Whether the login for `name` is taken, whatever it may be used for.
+    pub(super) fn login(name: &'a RepoName) -> Self {
+        Self { is_login: true, ..Self::get(name, String::new()) }
+    }
+
+    /// The repository that a token must be good for.
+    fn scope(&self) -> Option<&RepoName> {
+        (!self.is_login).then_some(self.name)
+    }
+
+    fn url(&self, server: &Server) -> Url {
+        match self.scope() {
+            Some(name) => server.endpoint().at(&format!("{name}/{}", self.path), self.query.as_deref()),
+            None => server.endpoint().at("", None),
+        }
     }
 
     fn request(&self, url: &Url, authorization: Option<&HeaderValue>) -> Result<Request<Full<Bytes>>, Error> {
@@ -82,7 +102,8 @@ struct Reply {
 }
 
 impl Upstream {
-    /// Asks `server`, logs in if it wants that, and yields its 200 or 206.
+    /// Asks `server`, logs in if it wants that, and yields its 200 or 206. A login that it is known to refuse is not
+    /// tried.
     pub(super) async fn exchange(
         &self,
         server: &Server,
@@ -91,10 +112,38 @@ impl Upstream {
     ) -> Result<Answer, Error> {
         let login =
             timeout_at(deadline, self.credentials.find(ask.name)).await.map_err(|_| Error::Timeout)?;
-        let login = login.as_ref();
+        let Some(login) = login else { return self.exchange_as(None, server, ask, deadline).await };
+        let identity = login.identity();
+        if server.refuses(&identity) {
+            return Err(Error::LoginRefused);
+        }
+        let answer = self.exchange_as(Some(&login), server, ask, deadline).await;
+        match &answer {
+            Err(Error::LoginRefused) => {
+                if server.login_refused(identity, ask.name) {
+                    self.opened.notify_one();
+                }
+            }
+            // Its word about what was asked for: it has taken the login.
+            Ok(Answer { public: false, .. }) | Err(Error::NotFound | Error::Denied) => {
+                server.login_accepted(&identity);
+            }
+            Ok(_) | Err(_) => {}
+        }
+        answer
+    }
+
+    /// The same with this login, whatever is known of it.
+    pub(super) async fn exchange_as(
+        &self,
+        login: Option<&Login>,
+        server: &Server,
+        ask: &Ask<'_>,
+        deadline: Instant,
+    ) -> Result<Answer, Error> {
         let scheme = server.scheme();
         let mut tried =
-            match self.auth.authorize(&self.client, scheme.as_ref(), ask.name, login, deadline).await {
+            match self.auth.authorize(&self.client, scheme.as_ref(), ask.scope(), login, deadline).await {
                 Ok(tried) => tried,
                 Err(error) => {
                     // The token server may have moved: the next request hears of the new one.
@@ -108,9 +157,9 @@ impl Upstream {
         {
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again = self.auth.reconsider(server.endpoint().as_url(), ask.name, login, refused).await?;
+            let again = self.auth.reconsider(server.endpoint().as_url(), ask.scope(), login, refused).await?;
             if let Some(again) = again {
-                tried = self.auth.authorize(&self.client, Some(&again), ask.name, login, deadline).await?;
+                tried = self.auth.authorize(&self.client, Some(&again), ask.scope(), login, deadline).await?;
                 reply = self.follow(server, ask, &tried, deadline).await?;
                 if scheme.as_ref() != Some(&again) {
                     server.learn(Some(again));
@@ -130,7 +179,7 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Reply, Error> {
         let endpoint = server.endpoint().as_url();
-        let mut url = server.endpoint().at(&format!("{}/{}", ask.name, ask.path), ask.query.as_deref());
+        let mut url = ask.url(server);
         let mut authorization = tried.header.as_ref();
         let mut elsewhere = false;
         let mut way = Way::Direct;

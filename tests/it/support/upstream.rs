@@ -15,7 +15,7 @@ mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use berth::oci::Digest;
@@ -45,6 +45,8 @@ pub(crate) struct Upstream {
 struct Shared {
     origin: String,
     certificate: Option<Certificate>,
+    /// Whether the certificate that it shows has expired.
+    is_expired: AtomicBool,
     content: Mutex<Content>,
     door: Mutex<Door>,
     faults: Mutex<Faults>,
@@ -70,6 +72,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             origin: format!("{scheme}://{address}"),
             certificate,
+            is_expired: AtomicBool::new(false),
             content: Mutex::default(),
             door: Mutex::default(),
             faults: Mutex::default(),
@@ -212,6 +215,11 @@ impl Upstream {
         self.shared.faults.lock().unwrap().clear();
     }
 
+    /// Over TLS: shows new connections a certificate that has expired, or a good one again.
+    pub(crate) fn expire(&self, is_expired: bool) {
+        self.shared.is_expired.store(is_expired, Ordering::SeqCst);
+    }
+
     // --- what it saw
 
     /// All requests so far, in order.
@@ -284,8 +292,10 @@ async fn greet(stream: TcpStream, shared: Arc<Shared>) {
     let Some(certificate) = &shared.certificate else {
         return serve(stream, &shared).await;
     };
+    let is_expired = shared.is_expired.load(Ordering::SeqCst);
+    let server = if is_expired { certificate.expired_server() } else { certificate.server() };
     // A client that does not trust the authority hangs up here, which is its right.
-    if let Ok(stream) = TlsAcceptor::from(certificate.server()).accept(stream).await {
+    if let Ok(stream) = TlsAcceptor::from(server).accept(stream).await {
         serve(stream, &shared).await;
     }
 }
