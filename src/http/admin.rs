@@ -3,8 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process works |
-//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then a line `offline: …` with the
-//!   registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
+//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then `offline: …` with the registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
 //! | `GET /metrics` | Prometheus text |
 //! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
 //! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
