@@ -266,9 +266,9 @@ impl Cache {
         }
     }
 
-    /// The state of every upstream.
-    pub fn upstreams(&self) -> impl Iterator<Item = (&Registry, State)> {
-        self.0.upstreams.iter().map(|(registry, upstream)| (registry, upstream.state()))
+    /// Every upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.upstreams.values().map(Arc::as_ref)
     }
 
     /// Stops the transfers under way; what they have is kept for the next start.

@@ -11,8 +11,9 @@
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
-//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]), and an upstream
-//!   that is offline by configuration not at all (`client`).
+//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
+//!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
+//!   at all (`client`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
@@ -41,6 +42,7 @@ mod proxy;
 mod quota;
 mod realm;
 mod redirect;
+mod refusals;
 mod rename;
 mod retry;
 mod secret;
@@ -58,6 +60,7 @@ use http::Request;
 use http::header::{ACCEPT_ENCODING, USER_AGENT};
 use http_body_util::Full;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
@@ -78,10 +81,14 @@ pub use self::rename::Rewrite;
 use self::auth::Auth;
 use self::client::{Client, Way};
 use self::credential::Credential;
+use self::exchange::Ask;
 use self::identity::Identity;
 use self::limit::Limits;
-use self::server::Server;
+use self::server::{Probe, Server};
 use crate::oci::{Registry, RepoName};
+
+/// Probes of one upstream at once: those that hang, and one more.
+const PROBES_MAX: usize = 8;
 
 /// Hears of everything that an operator may want to count.
 pub type Observer = Arc<dyn Fn(&Registry, Event) + Send + Sync>;
@@ -165,7 +172,7 @@ pub struct Upstream {
     limits: Limits,
     auth: Auth,
     client: Arc<Client>,
-    /// Wakes the prober when a circuit opens.
+    /// Wakes the prober when there is something to probe.
     opened: Notify,
 }
 
@@ -232,7 +239,13 @@ impl Upstream {
         self.servers.iter().any(Server::is_short)
     }
 
-    /// Probes endpoints that are down, and renews the login if it is one that ends, until `shutdown`.
+    /// Whether an endpoint refuses a configured login, so that what needs it is not asked for.
+    pub fn is_login_refused(&self) -> bool {
+        self.servers.iter().any(Server::refuses_any)
+    }
+
+    /// Probes endpoints that are down, and logins that are refused, and renews the login if it is one that ends, until
+    /// `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
@@ -256,26 +269,52 @@ impl Upstream {
         }
     }
 
-    async fn probe(&self) {
+    /// Begins every probe when it is due, whether or not earlier ones have their answer yet.
+    async fn probe(self: &Arc<Self>) {
+        let mut probes = JoinSet::new();
         loop {
-            let due = self
-                .servers
-                .iter()
-                .filter_map(|server| Some((server.probe_at()?, server)))
-                .min_by_key(|(at, _)| *at);
-            let Some((at, server)) = due else {
+            let due = self.servers.iter().filter_map(|server| Some((server.probe_at()?, server.index())));
+            let due = due.min_by_key(|((at, _), _)| *at);
+            let Some(((at, probe), index)) = due else {
                 self.opened.notified().await;
                 continue;
             };
             tokio::select! {
-                // Another endpoint went down meanwhile, and may be due before this one.
+                // Something else went down meanwhile, and may be due before this.
                 () = self.opened.notified() => continue,
-                () = sleep_until(at) => {}
+                // One probe fewer; it may also have changed what is due.
+                Some(_) = probes.join_next() => continue,
+                () = sleep_until(at), if probes.len() < PROBES_MAX => {}
             }
-            if self.answers(server).await {
-                server.succeeded();
-            } else {
-                server.probe_failed();
+            self.servers[index].probe_begins(&probe);
+            let upstream = Arc::clone(self);
+            probes.spawn(async move { upstream.look_at(&upstream.servers[index], probe).await });
+        }
+    }
+
+    /// One probe, and what it means.
+    async fn look_at(&self, server: &Server, probe: Probe) {
+        match probe {
+            Probe::Up => {
+                if self.answers(server).await {
+                    server.succeeded();
+                }
+            }
+            Probe::Login(identity, name) => {
+                let deadline = self.deadline();
+                let Ok(there) = rename::at_upstream(&self.rewrites, &name) else { return };
+                let Ok(login) = self.login(&there, deadline).await else { return };
+                // Without it another login is in force, which has done nothing wrong.
+                let Some(login) = login.filter(|login| login.identity() == identity) else {
+                    return server.login_accepted(&identity);
+                };
+                let ask = Ask::login(&name);
+                match self.exchange_as(Some(&login), server, &ask, &there, deadline).await {
+                    Err(Error::LoginRefused) => server.login_proven_refused(&identity),
+                    Ok(_) | Err(Error::NotFound | Error::Denied) => server.login_accepted(&identity),
+                    // It says nothing about the login.
+                    Err(_) => {}
+                }
             }
         }
     }

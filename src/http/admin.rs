@@ -3,8 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process works |
-//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then a line `offline: …` with the
-//!   registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
+//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then `offline: …` with the registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
 //! | `GET /metrics` | Prometheus text |
 //! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
 //! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
@@ -111,8 +110,8 @@ impl Admin {
             Health::Healthy => "ready\n".to_owned(),
             Health::Degraded { reason, .. } => format!("degraded: {reason}\n"),
         };
-        let offline = self.cache.upstreams().filter(|(_, state)| *state == State::Offline);
-        let mut offline: Vec<_> = offline.map(|(registry, _)| registry.as_str()).collect();
+        let offline = self.cache.upstreams().filter(|upstream| upstream.state() == State::Offline);
+        let mut offline: Vec<_> = offline.map(|upstream| upstream.registry().as_str()).collect();
         offline.sort_unstable();
         if !offline.is_empty() {
             text += &format!("offline: {}\n", offline.join(", "));
@@ -129,8 +128,12 @@ impl Admin {
         self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
         self.metrics.index_ratio.set(self.store.index_ratio());
-        for (registry, state) in self.cache.upstreams() {
-            self.metrics.upstream_state(registry.as_str(), state == State::Up, state == State::Offline);
+        for upstream in self.cache.upstreams() {
+            let state = upstream.state();
+            let of = |gauge: &metrics::ByRegistry, is_so| gauge.set(upstream.registry().as_str(), is_so);
+            of(&self.metrics.upstream_up, state == State::Up);
+            of(&self.metrics.upstream_offline, state == State::Offline);
+            of(&self.metrics.login_refused, upstream.is_login_refused());
         }
     }
 }

@@ -26,7 +26,7 @@ use super::limits::{Guest, Limits};
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
-    log_in, unavailable, unrouted, value, wrong_address,
+    log_in, outage, unavailable, unrouted, value, wrong_address,
 };
 use crate::cache::{self, Cache};
 use crate::oci::error::ErrorCode;
@@ -132,11 +132,7 @@ impl Data {
                 }
                 unavailable(&error, subject)
             }
-            Err(_) => failure(
-                StatusCode::SERVICE_UNAVAILABLE,
-                ErrorCode::Unavailable,
-                "upstream did not answer in time; the transfer may go on: try again",
-            ),
+            Err(_) => outage("upstream did not answer in time; the transfer may go on: try again"),
         }
     }
 

@@ -21,6 +21,9 @@ use crate::oci::route::RouteError;
 use crate::telemetry::metrics::Source;
 use crate::upstream;
 
+/// When to ask again after an outage: by then an upstream that was down has been probed.
+const OUTAGE_RETRY_SECONDS: u64 = 5;
+
 pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -164,17 +167,28 @@ pub(super) fn wrong_address() -> Response<Body> {
     response
 }
 
+/// What cannot be had now, and may be had soon.
+pub(super) fn outage(message: &str) -> Response<Body> {
+    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+    response.headers_mut().insert(RETRY_AFTER, OUTAGE_RETRY_SECONDS.into());
+    response
+}
+
+/// What cannot be had as long as this mirror is configured so.
+fn never(message: &str) -> Response<Body> {
+    failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message)
+}
+
 /// Why there is no content. The one table: every error has its line.
 pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
     use cache::Error;
-    let outage = |message: &str| failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
     match error {
         Error::NoUpstream => {
             failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
         }
         Error::Upstream(error) => refused(error, subject),
         Error::Down => outage("upstream is down and nothing is stored"),
-        Error::Missing(missing) => outage(&missing.to_string()),
+        Error::Missing(missing) => never(&missing.to_string()),
         Error::TooOld => {
             outage("upstream cannot confirm this tag, and what is stored is older than serve_stale allows")
         }
@@ -196,7 +210,6 @@ fn unknown(subject: Subject) -> Response<Body> {
 /// What upstream's refusal means to the client.
 fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     use upstream::Error;
-    let outage = |message: &str| failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
     match error {
         Error::NotFound => unknown(subject),
         // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
@@ -221,7 +234,7 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         Error::DigestMismatch => outage("upstream sent content that does not match its digest"),
         Error::Changed => outage("upstream's content changed while it was sent"),
         Error::Offline => {
-            outage("this registry is offline by this mirror's configuration, and nothing is stored of it")
+            never("this registry is offline by this mirror's configuration, and nothing is stored of it")
         }
         Error::Refused(_) => outage(
             "upstream points to an address that this mirror must not reach: see redirect_hosts and realm_hosts",

@@ -87,8 +87,12 @@ pub struct Metrics {
     joins: ByKind,
     stale: ByKind,
     upstreams: Upstreams,
-    upstream_up: IntGaugeVec,
-    upstream_offline: IntGaugeVec,
+    /// Whether a registry is worth asking.
+    pub upstream_up: ByRegistry,
+    /// Whether it is never asked.
+    pub upstream_offline: ByRegistry,
+    /// Whether it refuses a configured login.
+    pub login_refused: ByRegistry,
     clients_limited: [IntCounter; ClientLimit::ALL.len()],
     received: IntCounterVec,
     /// Bytes of bodies sent to clients.
@@ -141,6 +145,16 @@ struct ByKind([IntCounter; Kind::ALL.len()]);
 impl ByKind {
     fn of(&self, kind: Kind) -> &IntCounter {
         &self.0[kind as usize]
+    }
+}
+
+/// Something that is so, or not, of each registry.
+pub struct ByRegistry(IntGaugeVec);
+
+impl ByRegistry {
+    /// Whether it is so.
+    pub fn set(&self, registry: &str, is_so: bool) {
+        self.0.with_label_values(&[registry]).set(is_so.into());
     }
 }
 
@@ -215,6 +229,10 @@ impl Families<'_> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
+    fn by_registry(&self, name: &str, help: &str) -> ByRegistry {
+        ByRegistry(self.gauges(name, help, &["registry"]))
+    }
+
     fn histogram(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
         self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
     }
@@ -257,15 +275,17 @@ impl Metrics {
             joins: by_type("berth_joins_total", "Answers from a transfer that another request began"),
             stale: by_type("berth_stale_total", "Answers from disk that upstream could not confirm"),
             upstreams: Upstreams::new(&new),
-            upstream_up: new.gauges(
+            upstream_up: new.by_registry(
                 "berth_upstream_up",
                 "1 while a registry is worth asking; 0 while none of its endpoints answers, or it is offline",
-                &["registry"],
             ),
-            upstream_offline: new.gauges(
+            upstream_offline: new.by_registry(
                 "berth_upstream_offline",
                 "1 for a registry that is never asked, by configuration",
-                &["registry"],
+            ),
+            login_refused: new.by_registry(
+                "berth_upstream_login_refused",
+                "1 while a registry refuses a configured login, and only probes use it",
             ),
             clients_limited: ClientLimit::ALL
                 .map(|limit| clients_limited.with_label_values(&[limit.as_str()])),
@@ -369,12 +389,6 @@ impl Metrics {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.upstreams.quota.with_label_values(&[registry]).set(gauge(limit));
         self.upstreams.quota_remaining.with_label_values(&[registry]).set(gauge(remaining));
-    }
-
-    /// Whether `registry` is worth asking, and whether it is never asked.
-    pub fn upstream_state(&self, registry: &str, is_up: bool, is_offline: bool) {
-        self.upstream_up.with_label_values(&[registry]).set(is_up.into());
-        self.upstream_offline.with_label_values(&[registry]).set(is_offline.into());
     }
 
     /// A client was refused, or had to wait, because of a limit of its own.

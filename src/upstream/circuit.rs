@@ -1,7 +1,9 @@
 //! Whether an endpoint is worth asking: closed while it answers, open after it failed several times in a row.
 //!
 //! Clients never ask an endpoint whose circuit is open; a probe in the background does, ever more rarely, and any
-//! answer closes it again. Pure: the time is a parameter.
+//! answer closes it again. The next probe does not wait for the last: one that hangs must not hide a recovery. Each
+//! comes a little early by chance, so that many berths do not all knock at the same time. Pure: time and chance are
+//! parameters.
 
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ const FAILURES_MAX: u32 = 3;
 const PROBE_FIRST: Duration = Duration::from_secs(1);
 /// The longest that a recovered upstream stays unasked.
 const PROBE_MAX: Duration = Duration::from_secs(5);
+/// The part of a wait that is up to chance.
+const JITTER: f64 = 0.25;
 
 /// The circuit of one endpoint.
 #[derive(Debug, Default)]
@@ -24,7 +28,7 @@ pub(super) struct Circuit {
 enum State {
     /// Ask it; it failed so many times since its last answer.
     Closed { failures: u32 },
-    /// Do not ask it; probe it at `probe`, and if that fails again after `wait`.
+    /// Do not ask it; probe it at `probe`, about `wait` after it was last asked.
     Open { probe: Instant, wait: Duration },
 }
 
@@ -48,11 +52,11 @@ impl Circuit {
     }
 
     /// Notes that a client's request failed; true if this opened the circuit.
-    pub(super) fn fail(&mut self, now: Instant) -> bool {
+    pub(super) fn fail(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
         match &mut self.state {
             State::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
             State::Closed { .. } => {
-                self.state = State::Open { probe: now + PROBE_FIRST, wait: PROBE_FIRST };
+                self.state = State::Open { probe: now + early(PROBE_FIRST, random), wait: PROBE_FIRST };
                 return true;
             }
             // A request from before; the probe decides.
@@ -69,13 +73,18 @@ impl Circuit {
         }
     }
 
-    /// Notes that the probe failed.
-    pub(super) fn probe_failed(&mut self, now: Instant) {
+    /// Notes that a probe begins: if it fails, there will be another.
+    pub(super) fn probe_begins(&mut self, now: Instant, random: &mut fastrand::Rng) {
         if let State::Open { probe, wait } = &mut self.state {
             *wait = (*wait * 2).min(PROBE_MAX);
-            *probe = now + *wait;
+            *probe = now + early(*wait, random);
         }
     }
+}
+
+/// A wait, or a little less.
+fn early(wait: Duration, random: &mut fastrand::Rng) -> Duration {
+    wait.mul_f64(1.0 - JITTER * random.f64())
 }
 
 #[cfg(test)]
@@ -84,29 +93,39 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn opens_after_failures_in_a_row_and_closes_on_any_answer() {
-        let now = Instant::now();
+        let mut random = fastrand::Rng::with_seed(7);
         let mut circuit = Circuit::default();
-        assert!(!circuit.fail(now) && !circuit.fail(now));
+        let mut fail = |circuit: &mut Circuit| circuit.fail(Instant::now(), &mut random);
+        assert!(!fail(&mut circuit) && !fail(&mut circuit));
         assert!(!circuit.succeed());
-        assert!(!circuit.fail(now) && !circuit.fail(now) && !circuit.is_open());
-        assert!(circuit.fail(now) && circuit.is_open());
-        assert!(!circuit.fail(now), "opens only once");
+        assert!(!fail(&mut circuit) && !fail(&mut circuit) && !circuit.is_open());
+        assert!(fail(&mut circuit) && circuit.is_open());
+        assert!(!fail(&mut circuit), "opens only once");
         assert!(circuit.succeed() && !circuit.is_open());
         assert_eq!(circuit.probe_at(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn probes_come_ever_more_rarely() {
-        let mut now = Instant::now();
-        let mut circuit = Circuit::default();
-        while !circuit.fail(now) {}
-        let mut waits = Vec::new();
-        for _ in 0..6 {
-            let probe = circuit.probe_at().unwrap();
-            waits.push((probe - now).as_secs());
-            now = probe;
-            circuit.probe_failed(now);
+    async fn probes_come_ever_more_rarely_and_never_all_at_once() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut waits = || {
+            let mut now = Instant::now();
+            let mut circuit = Circuit::default();
+            while !circuit.fail(now, &mut random) {}
+            [(); 6].map(|()| {
+                let wait = circuit.probe_at().unwrap() - now;
+                now += wait;
+                circuit.probe_begins(now, &mut random);
+                wait
+            })
+        };
+        let (one, other) = (waits(), waits());
+        for (at, seconds) in [1, 2, 4, 5, 5, 5].into_iter().enumerate() {
+            let usual = Duration::from_secs(seconds);
+            for wait in [one[at], other[at]] {
+                assert!((usual.mul_f64(1.0 - JITTER)..=usual).contains(&wait), "{wait:?} for {usual:?}");
+            }
+            assert_ne!(one[at], other[at]);
         }
-        assert_eq!(waits, [1, 2, 4, 5, 5, 5]);
     }
 }

@@ -34,17 +34,36 @@ pub(super) struct Ask<'a> {
     pub(super) query: Option<String>,
     pub(super) accept: Option<&'static str>,
     pub(super) range: Option<String>,
+    /// Whether nothing of the repository is asked for, but whether its login is taken.
+    pub(super) is_login: bool,
 }
 
 impl<'a> Ask<'a> {
     /// A plain GET of `path`.
     pub(super) fn get(name: &'a RepoName, path: String) -> Self {
-        Self { name, method: Method::GET, path, query: None, accept: None, range: None }
+        Self { name, method: Method::GET, path, query: None, accept: None, range: None, is_login: false }
     }
 
     /// A HEAD of `path`.
     pub(super) fn head(name: &'a RepoName, path: String) -> Self {
         Self { method: Method::HEAD, ..Self::get(name, path) }
+    }
+
+    /// Whether the login for `name` is taken, whatever it may be used for.
+    pub(super) fn login(name: &'a RepoName) -> Self {
+        Self { is_login: true, ..Self::get(name, String::new()) }
+    }
+
+    /// The repository that a token must be good for; `name` as upstream has it.
+    fn scope<'n>(&self, name: &'n RepoName) -> Option<&'n RepoName> {
+        (!self.is_login).then_some(name)
+    }
+
+    fn url(&self, server: &Server, name: &RepoName) -> Url {
+        match self.scope(name) {
+            Some(name) => server.endpoint().at(&format!("{name}/{}", self.path), self.query.as_deref()),
+            None => server.endpoint().at("", None),
+        }
     }
 
     fn request(&self, url: &Url) -> Result<Request<Full<Bytes>>, Error> {
@@ -80,7 +99,8 @@ struct Reply {
 }
 
 impl Upstream {
-    /// Asks `server`, logs in if it wants that, and yields its 200 or 206.
+    /// Asks `server`, logs in if it wants that, and yields its 200 or 206. A login that it is known to refuse is not
+    /// tried.
     pub(super) async fn exchange(
         &self,
         server: &Server,
@@ -92,31 +112,64 @@ impl Upstream {
             return Err(Error::Offline);
         }
         let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
-        let login = self.login(name, deadline).await?;
-        let answer = self.exchange_as(login.as_ref(), server, ask, name, deadline).await;
-        let (Some(issued), Some(old)) = (self.credential.issued(), &login) else { return answer };
+        let Some(login) = self.login(name, deadline).await? else {
+            return self.exchange_as(None, server, ask, name, deadline).await;
+        };
+        if server.refuses(&login.identity()) {
+            return Err(Error::LoginRefused);
+        }
+        let (login, answer) = self.exchange_anew(login, server, ask, name, deadline).await?;
+        match &answer {
+            Err(Error::LoginRefused) => {
+                if server.login_refused(login.identity(), ask.name) {
+                    self.opened.notify_one();
+                }
+            }
+            // Its word about what was asked for: it has taken the login.
+            Ok(Answer { public: false, .. }) | Err(Error::NotFound | Error::Denied) => {
+                server.login_accepted(&login.identity());
+            }
+            Ok(_) | Err(_) => {}
+        }
+        answer
+    }
+
+    /// The same, and again with the next login if this one was issued for a time and is refused; with the login that
+    /// was used last.
+    async fn exchange_anew(
+        &self,
+        login: Login,
+        server: &Server,
+        ask: &Ask<'_>,
+        name: &RepoName,
+        deadline: Instant,
+    ) -> Result<(Login, Result<Answer, Error>), Error> {
+        let answer = self.exchange_as(Some(&login), server, ask, name, deadline).await;
+        let Some(issued) = self.credential.issued() else { return Ok((login, answer)) };
         match answer {
             // A login that is issued for a time can end before it.
-            Err(Error::LoginRefused) if issued.refused(old) => {
+            Err(Error::LoginRefused) if issued.refused(&login) => {
                 let new = self.login(name, deadline).await?;
-                if new == login {
-                    return Err(Error::LoginRefused);
-                }
-                self.exchange_as(new.as_ref(), server, ask, name, deadline).await
+                let Some(new) = new.filter(|new| *new != login) else {
+                    return Ok((login, Err(Error::LoginRefused)));
+                };
+                let answer = self.exchange_as(Some(&new), server, ask, name, deadline).await;
+                Ok((new, answer))
             }
             // So ECR answers when one is over: that is no word about what was asked for.
-            Err(Error::Denied) if issued.is_over(old) => Err(Error::LoginRefused),
-            answer => answer,
+            Err(Error::Denied) if issued.is_over(&login) => Ok((login, Err(Error::LoginRefused))),
+            answer => Ok((login, answer)),
         }
     }
 
     /// Who to be for `name`; may ask a cloud.
-    async fn login(&self, name: &RepoName, deadline: Instant) -> Result<Option<Login>, Error> {
+    pub(super) async fn login(&self, name: &RepoName, deadline: Instant) -> Result<Option<Login>, Error> {
         let found = timeout_at(deadline, self.credential.find(&self.client, name)).await;
         found.map_err(|_| Error::Timeout)?
     }
 
-    async fn exchange_as(
+    /// The same with this login, whatever is known of it; `name` as upstream has it.
+    pub(super) async fn exchange_as(
         &self,
         login: Option<&Login>,
         server: &Server,
@@ -125,7 +178,8 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let scheme = server.scheme();
-        let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), name, login, deadline).await
+        let scope = ask.scope(name);
+        let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), scope, login, deadline).await
         {
             Ok(tried) => tried,
             Err(error) => {
@@ -140,9 +194,11 @@ impl Upstream {
         {
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again = self.auth.reconsider(server.endpoint().as_url(), name, login, refused).await?;
+            let again =
+                self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
             if let Some(again) = again {
-                tried = self.auth.authorize(&self.client, Some(&again), name, login, deadline).await?;
+                tried =
+                    self.auth.authorize(&self.client, Some(&again), ask.scope(name), login, deadline).await?;
                 reply = self.follow(server, ask, name, &tried, deadline).await?;
                 if scheme.as_ref() != Some(&again) {
                     server.learn(Some(again));
@@ -164,7 +220,7 @@ impl Upstream {
     ) -> Result<Reply, Error> {
         self.admit(server, deadline).await?;
         let endpoint = server.endpoint().as_url();
-        let mut url = server.endpoint().at(&format!("{name}/{}", ask.path), ask.query.as_deref());
+        let mut url = ask.url(server, name);
         let mut elsewhere = false;
         let mut way = Way::Direct;
         for hop in 0..=redirect::HOPS_MAX {

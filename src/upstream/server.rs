@@ -1,4 +1,4 @@
-//! One endpoint at run time: whether it is up, and how it wants to be asked.
+//! One endpoint at run time: whether it is up, whether it takes our logins, and how it wants to be asked.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,11 +8,22 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::login::Identity;
 use super::quota::{Quota, Reading, Reserve};
+use super::refusals::Refusals;
+use crate::oci::RepoName;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
 /// request in an hour is a burden to nobody.
 const REST_MAX: Duration = Duration::from_secs(3600);
+
+/// What an endpoint is probed for.
+pub(super) enum Probe {
+    /// Whether it answers.
+    Up,
+    /// Whether it takes this login, which is for this repository among others.
+    Login(Identity, RepoName),
+}
 
 /// An endpoint and what was learned about it.
 pub(super) struct Server {
@@ -22,15 +33,16 @@ pub(super) struct Server {
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
     quota: Mutex<Quota>,
+    refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
 }
 
 impl Server {
     /// An endpoint of which nothing is known.
     pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve) -> Self {
-        let (circuit, rests_until, scheme) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let quota = Mutex::new(Quota::new(reserve));
-        Self { index, endpoint, circuit, rests_until, quota, scheme }
+        let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
+        Self { index, endpoint, circuit, rests_until, quota, refusals, scheme }
     }
 
     /// Its place in the configuration.
@@ -57,21 +69,56 @@ impl Server {
 
     /// Notes that it did not answer; true if it now counts as down.
     pub(super) fn failed(&self) -> bool {
-        let opened = lock(&self.circuit).fail(Instant::now());
+        let opened = lock(&self.circuit).fail(Instant::now(), &mut fastrand::Rng::new());
         if opened {
             tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint does not answer: only probes ask it now");
         }
         opened
     }
 
-    /// Notes that a probe failed.
-    pub(super) fn probe_failed(&self) {
-        lock(&self.circuit).probe_failed(Instant::now());
+    /// Whether it refuses this login, as far as clients are concerned.
+    pub(super) fn refuses(&self, login: &Identity) -> bool {
+        lock(&self.refusals).is_refused(login)
     }
 
-    /// When to probe it; `None` while it is up.
-    pub(super) fn probe_at(&self) -> Option<Instant> {
-        lock(&self.circuit).probe_at()
+    /// Whether it refuses any login.
+    pub(super) fn refuses_any(&self) -> bool {
+        lock(&self.refusals).is_any_refused()
+    }
+
+    /// Notes that it refused a login when `name` was asked for; true if it now is to be asked what it means.
+    pub(super) fn login_refused(&self, login: Identity, name: &RepoName) -> bool {
+        lock(&self.refusals).refused(login, name, Instant::now(), &mut fastrand::Rng::new())
+    }
+
+    /// Notes that it takes a login, or is asked with it no more.
+    pub(super) fn login_accepted(&self, login: &Identity) {
+        if lock(&self.refusals).clear(login) {
+            tracing::info!(endpoint = %self.endpoint, "an upstream endpoint takes the configured login again");
+        }
+    }
+
+    /// Notes that it refuses a login, whatever is asked for.
+    pub(super) fn login_proven_refused(&self, login: &Identity) {
+        if lock(&self.refusals).proven(login) {
+            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint refuses the configured login: only probes use it now");
+        }
+    }
+
+    /// What to probe next, and when; `None` while all is well.
+    pub(super) fn probe_at(&self) -> Option<(Instant, Probe)> {
+        let up = lock(&self.circuit).probe_at().map(|at| (at, Probe::Up));
+        let login = lock(&self.refusals).probe_at().map(|(at, login, name)| (at, Probe::Login(login, name)));
+        up.into_iter().chain(login).min_by_key(|(at, _)| *at)
+    }
+
+    /// Notes that a probe begins.
+    pub(super) fn probe_begins(&self, probe: &Probe) {
+        let (now, random) = (Instant::now(), &mut fastrand::Rng::new());
+        match probe {
+            Probe::Up => lock(&self.circuit).probe_begins(now, random),
+            Probe::Login(login, _) => lock(&self.refusals).probe_begins(login, now, random),
+        }
     }
 
     /// Notes that it asks to be left alone for so long.

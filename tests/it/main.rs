@@ -30,6 +30,7 @@ mod listing;
 mod lying;
 mod never_asked;
 mod offline;
+mod outage;
 mod pin;
 mod pull;
 mod ranges;

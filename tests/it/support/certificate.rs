@@ -25,8 +25,16 @@ impl Certificate {
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
-        let files = [("ca.pem", authority.pem()), ("cert.pem", leaf.pem()), ("key.pem", key.serialize_pem())];
+        let mut leaf = CertificateParams::new(names).unwrap();
+        let good = leaf.signed_by(&key, &authority).unwrap().pem();
+        leaf.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let expired = leaf.signed_by(&key, &authority).unwrap().pem();
+        let files = [
+            ("ca.pem", authority.pem()),
+            ("cert.pem", good),
+            ("expired.pem", expired),
+            ("key.pem", key.serialize_pem()),
+        ];
         for (name, text) in files {
             File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
         }
@@ -47,7 +55,16 @@ impl Certificate {
 
     /// A server that demands certificates of these authorities, if there are any.
     pub(crate) fn server(&self, clients: &[PathBuf]) -> Arc<ServerConfig> {
-        let chain = vec![CertificateDer::from_pem_file(self.cert()).unwrap()];
+        self.server_with(&self.cert(), clients)
+    }
+
+    /// One whose certificate was good until some years ago.
+    pub(crate) fn expired_server(&self) -> Arc<ServerConfig> {
+        self.server_with(&self.folder.path().join("expired.pem"), &[])
+    }
+
+    fn server_with(&self, certificate: &Path, clients: &[PathBuf]) -> Arc<ServerConfig> {
+        let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
         let key = PrivateKeyDer::from_pem_file(self.key()).unwrap();
         let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let config = config.unwrap();

@@ -17,7 +17,7 @@ mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use berth::oci::Digest;
@@ -50,6 +50,8 @@ struct Shared {
     certificate: Option<Certificate>,
     /// Authorities of the clients that it speaks TLS with; none: with all.
     clients: Mutex<Vec<PathBuf>>,
+    /// Whether the certificate that it shows has expired.
+    is_expired: AtomicBool,
     content: Mutex<Content>,
     door: Mutex<Door>,
     faults: Mutex<Faults>,
@@ -89,6 +91,7 @@ impl Upstream {
             origin: format!("{scheme}://{address}"),
             certificate,
             clients: Mutex::default(),
+            is_expired: AtomicBool::new(false),
             content: Mutex::default(),
             door: Mutex::default(),
             faults: Mutex::default(),
@@ -238,6 +241,11 @@ impl Upstream {
         self.shared.faults.lock().unwrap().clear();
     }
 
+    /// Over TLS: shows new connections a certificate that has expired, or a good one again.
+    pub(crate) fn expire(&self, is_expired: bool) {
+        self.shared.is_expired.store(is_expired, Ordering::SeqCst);
+    }
+
     // --- what it saw
 
     /// All requests so far, in order.
@@ -310,7 +318,9 @@ async fn greet(stream: TcpStream, shared: Arc<Shared>) {
     let Some(certificate) = &shared.certificate else {
         return serve(stream, &shared).await;
     };
-    let server = certificate.server(&shared.clients.lock().unwrap());
+    let is_expired = shared.is_expired.load(Ordering::SeqCst);
+    let clients = shared.clients.lock().unwrap().clone();
+    let server = if is_expired { certificate.expired_server() } else { certificate.server(&clients) };
     // A client that does not trust the authority hangs up here, which is its right.
     if let Ok(stream) = TlsAcceptor::from(server).accept(stream).await {
         serve(stream, &shared).await;

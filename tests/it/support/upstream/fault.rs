@@ -64,6 +64,8 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// The body comes at so many bytes per second.
     Drip(u64),
+    /// The head comes at so many bytes per second.
+    DripHead(u64),
 }
 
 /// The faults of one fake.
@@ -168,6 +170,7 @@ impl Fault {
             Self::Hold(gate) => answer.before_head = Some(Then::Wait(gate)),
             Self::Delay(delay) => answer.delay = Some(delay),
             Self::Drip(bytes_per_second) => answer.bytes_per_second = Some(bytes_per_second),
+            Self::DripHead(bytes_per_second) => answer.head_bytes_per_second = Some(bytes_per_second),
         }
     }
 }

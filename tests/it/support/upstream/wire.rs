@@ -60,6 +60,7 @@ pub(super) struct Answer {
     /// After so many bytes of this answer's body.
     pub(super) within_body: Option<(u64, Then)>,
     pub(super) bytes_per_second: Option<u64>,
+    pub(super) head_bytes_per_second: Option<u64>,
     /// Instead of everything.
     pub(super) garbage: Option<Bytes>,
 }
@@ -121,6 +122,7 @@ impl Answer {
             delay: None,
             within_body: None,
             bytes_per_second: None,
+            head_bytes_per_second: None,
             garbage: None,
         }
     }
@@ -234,8 +236,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             answer.cut_to(range);
         }
         request.status.store(answer.status, Ordering::SeqCst);
-        self.stream.write_all(answer.head().as_bytes()).await?;
-        self.stream.flush().await?;
+        let head = answer.head();
+        let mut pace = answer.head_bytes_per_second.map(Pace::new);
+        for piece in head.as_bytes().chunks(if pace.is_some() { 1 } else { head.len() }) {
+            if let Some(pace) = &mut pace {
+                pace.pass(piece.len()).await;
+            }
+            self.stream.write_all(piece).await?;
+            self.stream.flush().await?;
+        }
         if request.method != "HEAD" {
             self.write_body(request, &mut answer).await?;
         }
