@@ -190,6 +190,23 @@ async fn a_short_rest_is_waited_for() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_turn_heeds_what_others_were_told() {
+    let (upstream, setup, image) = limited(1, "requests_per_second = 0.5").await;
+    let gate = Gate::new();
+    upstream.on("*", "").fault(Fault::Limited(60));
+    upstream.on("*", "").fault(Fault::Hold(gate.clone()));
+    let berth = setup.start().await;
+    let asks: Vec<_> = image.blobs.iter().map(|blob| berth.get(&blob.path(REPO))).collect();
+    let clients = tokio::spawn(together(asks.len(), move |at| asks[at].clone().into_future()));
+    eventually("the other one waits", async || waits(&berth, "requests").await == 1.0).await;
+    gate.open();
+    for reply in clients.await.unwrap() {
+        assert!(later(&reply) <= 60);
+    }
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn while_one_endpoint_rests_the_next_is_asked() {
     let (tired, setup, image) = limited(2, "").await;
     let fresh = Upstream::start().await;
