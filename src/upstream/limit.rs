@@ -88,10 +88,7 @@ impl Upstream {
     /// # Errors
     /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
     pub(super) async fn admit(&self, server: &Server, deadline: Instant) -> Result<(), Error> {
-        if let Some(left) = server.rests_for() {
-            self.client.tell(Event::Refused(Limit::RetryAfter));
-            return Err(Error::Limited { retry_after: Some(left) });
-        }
+        self.check_rest(server)?;
         let Some(requests) = &self.limits.requests else { return Ok(()) };
         let now = Instant::now();
         let turn = requests.take(1, now, self.latest(deadline)).map_err(|retry_after| {
@@ -101,8 +98,16 @@ impl Upstream {
         if turn > now {
             self.client.tell(Event::Waited(Limit::Requests));
             sleep_until(turn).await;
+            // It may have asked to be left alone meanwhile.
+            self.check_rest(server)?;
         }
         Ok(())
+    }
+
+    fn check_rest(&self, server: &Server) -> Result<(), Error> {
+        let Some(left) = server.rests_for() else { return Ok(()) };
+        self.client.tell(Event::Refused(Limit::RetryAfter));
+        Err(Error::Limited { retry_after: Some(left) })
     }
 
     /// Takes one of the manifests that `server` still gives out.

@@ -125,14 +125,17 @@ async fn who_finds_no_room_for_a_transfer_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn a_flight_that_rests_leaves_its_room_to_others() {
+async fn an_answer_of_which_nothing_is_needed_takes_no_room() {
     let (upstream, setup, _) = limited(1, "concurrent_transfers = 1").await;
-    let blob = blob(7, 8 << 20);
-    upstream.blob(REPO, &blob);
+    let (blob, other) = (blob(7, 8 << 20), "library/other");
+    upstream.blob(REPO, &blob).blob(other, &blob);
     let berth = setup.sections("[cache]\ncomplete = \"never\"").start().await;
-    for range in ["bytes=0-9", "bytes=8000000-8000009", "bytes=4000000-4000009", "bytes=0-9"] {
-        berth.get(&blob.path(REPO)).header("range", range).await.expect(206);
-    }
+    let part = |repository: &str, range: &str| berth.get(&blob.path(repository)).header("range", range);
+    part(REPO, "bytes=8000000-8000009").await.expect(206);
+    eventually("its flight is over", async || berth.metric("berth_flights").await == 0.0).await;
+    // Another repository must ask whether it may have what is here.
+    part(other, "bytes=8000000-8000009").await.expect(206);
+    part(other, "bytes=0-9").await.expect(206);
 }
 
 #[tokio::test]
@@ -187,6 +190,23 @@ async fn a_short_rest_is_waited_for() {
     berth.get(&image.layer().path(REPO)).await.expect(200);
     assert!(start.elapsed() >= Duration::from_millis(990), "{:?}", start.elapsed());
     assert_eq!(upstream.count("GET", "/blobs/"), 2);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_turn_heeds_what_others_were_told() {
+    let (upstream, setup, image) = limited(1, "requests_per_second = 0.5").await;
+    let gate = Gate::new();
+    upstream.on("*", "").fault(Fault::Limited(60));
+    upstream.on("*", "").fault(Fault::Hold(gate.clone()));
+    let berth = setup.start().await;
+    let asks: Vec<_> = image.blobs.iter().map(|blob| berth.get(&blob.path(REPO))).collect();
+    let clients = tokio::spawn(together(asks.len(), move |at| asks[at].clone().into_future()));
+    eventually("the other one waits", async || waits(&berth, "requests").await == 1.0).await;
+    gate.open();
+    for reply in clients.await.unwrap() {
+        assert!(later(&reply) <= 60);
+    }
+    assert_eq!(upstream.requests().len(), 1);
 }
 
 #[tokio::test]
