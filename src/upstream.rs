@@ -48,6 +48,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod trial;
 mod watched;
 
 use std::future::pending;
@@ -74,6 +75,7 @@ pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
+pub use self::trial::{Found, Party, Trial};
 
 use self::auth::Auth;
 use self::client::{Client, Way};

@@ -54,14 +54,14 @@ struct Scopes {
 
 impl Scopes {
     /// Learns from the scope that a challenge named for `name`.
-    fn learn(scope: Option<&str>, name: &RepoName) -> Self {
+    fn learn(scope: Option<&str>, name: Option<&RepoName>) -> Self {
         let mut scopes = Self::default();
         let mut has_repository = false;
         for word in scope.unwrap_or_default().split_ascii_whitespace() {
             if let Some(rest) = word.strip_prefix("repository:") {
                 has_repository = true;
                 let resource = rest.rsplit_once(':').map_or(rest, |(resource, _)| resource);
-                if let Some(prefix) = resource.strip_suffix(name.as_str())
+                if let Some(prefix) = name.and_then(|name| resource.strip_suffix(name.as_str()))
                     && prefix.ends_with('/')
                     && RepoName::parse(resource).is_ok()
                 {
@@ -76,10 +76,10 @@ impl Scopes {
         scopes
     }
 
-    /// The scopes for pulling `name`, sorted.
-    fn of(&self, name: &RepoName) -> Vec<String> {
+    /// The scopes for pulling `name`, sorted; without a name, those that name none.
+    fn of(&self, name: Option<&RepoName>) -> Vec<String> {
         let mut scopes = self.plain.clone();
-        if !self.only_plain {
+        if let Some(name) = name.filter(|_| !self.only_plain) {
             scopes.push(format!("repository:{}{name}:pull", self.prefix));
         }
         scopes.sort_unstable();
@@ -125,12 +125,12 @@ impl Auth {
         Self { registry: config.registry.clone(), realm_hosts, tokens: Tokens::new() }
     }
 
-    /// What to send with a request for `name`; may ask the token server.
+    /// What to send with a request for `name`, or for no repository; may ask the token server.
     pub(super) async fn authorize(
         &self,
         client: &Client,
         scheme: Option<&Scheme>,
-        name: &RepoName,
+        name: Option<&RepoName>,
         login: Option<&Login>,
         deadline: Instant,
     ) -> Result<Authorization, Error> {
@@ -163,7 +163,7 @@ impl Auth {
     pub(super) async fn reconsider(
         &self,
         endpoint: &Url,
-        name: &RepoName,
+        name: Option<&RepoName>,
         login: Option<&Login>,
         refused: Refused<'_>,
     ) -> Result<Option<Scheme>, Refusal> {
@@ -202,7 +202,7 @@ impl Auth {
     fn offered(
         &self,
         endpoint: &Url,
-        name: &RepoName,
+        name: Option<&RepoName>,
         headers: &HeaderMap,
     ) -> Result<Option<Scheme>, Refusal> {
         let mut basic = None;
@@ -221,7 +221,7 @@ impl Auth {
 }
 
 impl Realm {
-    fn key(&self, name: &RepoName, login: Option<&Login>) -> Key {
+    fn key(&self, name: Option<&RepoName>, login: Option<&Login>) -> Key {
         Key {
             realm: self.url.clone(),
             service: self.service.clone(),
@@ -249,8 +249,10 @@ mod tests {
     #[test]
     fn scopes_are_for_pulling_what_is_asked_for() {
         let check = |scope: Option<&str>, expected: &[&str]| {
-            let learned = Scopes::learn(scope, &RepoName::parse("a/b").unwrap());
-            assert_eq!(learned.of(&RepoName::parse("c/d").unwrap()), expected, "{scope:?}");
+            let name = |text: &str| RepoName::parse(text).unwrap();
+            let learned = Scopes::learn(scope, Some(&name("a/b")));
+            assert_eq!(learned.of(Some(&name("c/d"))), expected, "{scope:?}");
+            assert_eq!(learned.of(None), learned.plain, "{scope:?}");
         };
         let own = "repository:c/d:pull";
         check(None, &[own]);

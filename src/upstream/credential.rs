@@ -77,6 +77,22 @@ impl Credential {
         }
     }
 
+    /// Every login, with the path that it is for, which is empty for all; `None` is being anybody.
+    ///
+    /// # Errors
+    /// When there should be one and none can be had.
+    pub(super) async fn all(&self, client: &Arc<Client>) -> Result<Vec<(String, Option<Login>)>, Error> {
+        let everywhere = |login| Ok(vec![(String::new(), login)]);
+        match self {
+            Self::Anonymous => everywhere(None),
+            Self::Fixed(login) => everywhere(Some(login.clone())),
+            Self::Watched(watched) => {
+                Ok(watched.all().into_iter().map(|(path, login)| (path, Some(login))).collect())
+            }
+            Self::Issued(issued) => everywhere(Some(issued.get(client).await?)),
+        }
+    }
+
     /// Whether one applies to a repository, which no cloud needs to be asked for.
     pub(super) async fn applies_to(&self, name: &RepoName) -> bool {
         match self {

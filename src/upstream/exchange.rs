@@ -74,9 +74,9 @@ pub(super) struct Answer {
 }
 
 /// An answer of any status, and whether it came from another place than the endpoint.
-struct Reply {
-    response: Response<Incoming>,
-    elsewhere: bool,
+pub(super) struct Reply {
+    pub(super) response: Response<Incoming>,
+    pub(super) elsewhere: bool,
 }
 
 impl Upstream {
@@ -125,24 +125,24 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let scheme = server.scheme();
-        let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), name, login, deadline).await
-        {
-            Ok(tried) => tried,
-            Err(error) => {
-                // The token server may have moved: the next request hears of the new one.
-                server.learn(None);
-                return Err(error);
-            }
-        };
+        let mut tried =
+            match self.auth.authorize(&self.client, scheme.as_ref(), Some(name), login, deadline).await {
+                Ok(tried) => tried,
+                Err(error) => {
+                    // The token server may have moved: the next request hears of the new one.
+                    server.learn(None);
+                    return Err(error);
+                }
+            };
         let mut reply = self.follow(server, ask, name, &tried, deadline).await?;
         if !reply.elsewhere
             && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again = self.auth.reconsider(server.endpoint().as_url(), name, login, refused).await?;
+            let again = self.auth.reconsider(server.endpoint().as_url(), Some(name), login, refused).await?;
             if let Some(again) = again {
-                tried = self.auth.authorize(&self.client, Some(&again), name, login, deadline).await?;
+                tried = self.auth.authorize(&self.client, Some(&again), Some(name), login, deadline).await?;
                 reply = self.follow(server, ask, name, &tried, deadline).await?;
                 if scheme.as_ref() != Some(&again) {
                     server.learn(Some(again));
@@ -212,7 +212,7 @@ impl Upstream {
 }
 
 /// What an answer's status means.
-fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
+pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
     let Reply { response, elsewhere } = reply;
     let status = response.status();
     match status.as_u16() {

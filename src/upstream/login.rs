@@ -124,6 +124,13 @@ impl Logins {
         };
         self.entries.iter().find(matches).map(|entry| &entry.login)
     }
+
+    /// Every login that can be found, with its path.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Login)> {
+        let is_first = |at: usize, path: &str| self.entries[..at].iter().all(|before| before.path != path);
+        let found = self.entries.iter().enumerate().filter(move |(at, entry)| is_first(*at, &entry.path));
+        found.map(|(_, entry)| (entry.path.as_str(), &entry.login))
+    }
 }
 
 /// The path of `key` if its host is `registry`, and whether the host is a pattern.
@@ -253,7 +260,9 @@ mod tests {
     fn an_exact_host_is_better_than_a_pattern() {
         let text = r#"{"auths": {"*.example.com": {"username": "star", "password": "x"},
                                  "a.example.com": {"username": "exact", "password": "x"}}}"#;
-        assert_eq!(user(&parse("a.example.com", text).unwrap(), "x").as_deref(), Some("exact"));
+        let logins = parse("a.example.com", text).unwrap();
+        assert_eq!(user(&logins, "x").as_deref(), Some("exact"));
+        assert_eq!(logins.all().count(), 1, "the other is never used");
     }
 
     #[test]

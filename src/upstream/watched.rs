@@ -79,6 +79,12 @@ impl Watched {
         logins.find(name).cloned()
     }
 
+    /// Every login as of the last look at the file, with the path that it is for.
+    pub(super) fn all(&self) -> Vec<(String, Login)> {
+        let logins = self.lock().logins.clone();
+        logins.all().map(|(path, login)| (path.to_owned(), login.clone())).collect()
+    }
+
     /// The stamp to compare with, if it is time to look; the others go on with what there is meanwhile.
     fn due(&self) -> Option<Option<Stamp>> {
         let mut state = self.lock();
