@@ -30,6 +30,7 @@ mod credential;
 mod error;
 mod exchange;
 mod headers;
+mod helper;
 mod identity;
 mod issued;
 mod jwt;

@@ -21,7 +21,7 @@ pub(super) enum Credential {
     Anonymous,
     /// From the environment: one login, for as long as the process lives.
     Fixed(Login),
-    /// From a file.
+    /// From a file, or from a credential helper that it names.
     Watched(Watched),
     /// From a service of the cloud that the registry belongs to: one login, for some hours.
     Issued(Issued),
@@ -72,7 +72,7 @@ impl Credential {
         match self {
             Self::Anonymous => Ok(None),
             Self::Fixed(login) => Ok(Some(login.clone())),
-            Self::Watched(watched) => Ok(watched.find(name).await),
+            Self::Watched(watched) => watched.find(name).await,
             Self::Issued(issued) => issued.get(client).await.map(Some),
         }
     }
@@ -87,7 +87,7 @@ impl Credential {
             Self::Anonymous => everywhere(None),
             Self::Fixed(login) => everywhere(Some(login.clone())),
             Self::Watched(watched) => {
-                Ok(watched.all().into_iter().map(|(path, login)| (path, Some(login))).collect())
+                Ok(watched.all().await?.into_iter().map(|(path, login)| (path, Some(login))).collect())
             }
             Self::Issued(issued) => everywhere(Some(issued.get(client).await?)),
         }
@@ -98,7 +98,16 @@ impl Credential {
         match self {
             Self::Anonymous => false,
             Self::Fixed(_) | Self::Issued(_) => true,
-            Self::Watched(watched) => watched.find(name).await.is_some(),
+            Self::Watched(watched) => watched.applies_to(name).await,
+        }
+    }
+
+    /// Notes that the registry refused `login`. True if there may be another.
+    pub(super) async fn refused(&self, login: &Login) -> bool {
+        match self {
+            Self::Anonymous | Self::Fixed(_) => false,
+            Self::Watched(watched) => watched.refused(login).await,
+            Self::Issued(issued) => issued.refused(login),
         }
     }
 

@@ -94,10 +94,10 @@ impl Upstream {
         let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
         let login = self.login(name, deadline).await?;
         let answer = self.exchange_as(login.as_ref(), server, ask, name, deadline).await;
-        let (Some(issued), Some(old)) = (self.credential.issued(), &login) else { return answer };
+        let Some(old) = &login else { return answer };
         match answer {
             // A login that is issued for a time can end before it.
-            Err(Error::LoginRefused) if issued.refused(old) => {
+            Err(Error::LoginRefused) if self.credential.refused(old).await => {
                 let new = self.login(name, deadline).await?;
                 if new == login {
                     return Err(Error::LoginRefused);
@@ -105,7 +105,9 @@ impl Upstream {
                 self.exchange_as(new.as_ref(), server, ask, name, deadline).await
             }
             // So ECR answers when one is over: that is no word about what was asked for.
-            Err(Error::Denied) if issued.is_over(old) => Err(Error::LoginRefused),
+            Err(Error::Denied) if self.credential.issued().is_some_and(|issued| issued.is_over(old)) => {
+                Err(Error::LoginRefused)
+            }
             answer => answer,
         }
     }

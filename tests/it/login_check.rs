@@ -1,9 +1,14 @@
 //! `berth login-check`: each login is tried at its registry, and what is wrong is said with who said so.
 
+use std::fs::{self, File, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+
 use tokio::process::Command;
 
 use crate::support::{
-    Auth, BERTH, Cloud, Fault, Said, Upstream, basic, docker_config, file_of, said, within_deadline,
+    Auth, BERTH, Berth, Cloud, Fault, Image, Said, Upstream, basic, docker_config, file_of, said,
+    within_deadline,
 };
 
 const PASSWORD: &str = "hunter2-is-secret";
@@ -15,10 +20,14 @@ fn section(registry: &str, endpoint: &str, keys: &str) -> String {
 }
 
 async fn login_check(toml: &str, registries: &[&str]) -> Said {
+    login_check_with("/nowhere", toml, registries).await
+}
+
+async fn login_check_with(path: &str, toml: &str, registries: &[&str]) -> Said {
     let file = file_of(toml);
     let mut command = Command::new(BERTH);
     command.args(["login-check", "--config"]).arg(&*file).args(registries).env_clear().kill_on_drop(true);
-    let keys = [("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", PASSWORD)];
+    let keys = [("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", PASSWORD), ("PATH", path)];
     let output = within_deadline("login-check ends", command.envs(keys).output()).await.unwrap();
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
     for secret in [PASSWORD, WRONG, "Basic ", "Bearer "] {
@@ -178,4 +187,34 @@ async fn a_login_that_cannot_be_tried_is_told_apart_from_one_that_works() {
     assert_eq!(basic.requests().len(), 0);
     let token = file_of(&format!(r#"{{"auths": {{"r.example": {{"identitytoken": "{PASSWORD}"}}}}}}"#));
     check(&basic, &format!("credentials = {{ file = {token:?} }}"), 1, "another kind of login").await;
+}
+
+#[tokio::test]
+async fn a_credential_helper_is_run_where_the_file_has_no_login() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("docker-credential-test");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1 $(cat)\" = 'get r.example' ] || exit 1\necho '{{\"Username\": \"all\", \"Secret\": \"{PASSWORD}\"}}'\n"
+    );
+    File::create(&program).unwrap().write_all(script.as_bytes()).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    for (auth, helpers) in [
+        (Auth::Basic, r#""credHelpers": {"r.example": "test"}"#),
+        (Auth::Bearer, r#""credsStore": "test", "auths": {"r.example": {}}"#),
+    ] {
+        let upstream = private(auth).await;
+        let image = Image::of(1, &[3000]);
+        upstream.image("any/app", "1", &image);
+        let file = file_of(&format!("{{{helpers}}}"));
+        let keys = format!("credentials = {{ file = {file:?} }}");
+        let toml = section("r.example", upstream.url(), &keys);
+        let said = login_check_with(&path, &toml, &[]).await;
+        assert_eq!((said.code, said.text), (Some(0), format!("r.example at {}: works\n", upstream.url())));
+        let said = login_check(&toml, &[]).await;
+        assert_eq!(said.code, Some(1));
+        assert!(said.text.contains("docker-credential-test is not in PATH; check"), "{}", said.text);
+        let setup = Berth::with("r.example", &upstream).keys(&keys).env("PATH", &path);
+        setup.start().await.pull("any/app", "1", &image).await;
+    }
 }
