@@ -6,13 +6,14 @@
 //! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`).
 
 mod folder;
+mod login_check;
 mod pin;
 mod refresh;
 mod remote;
 mod verify;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -20,7 +21,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::Config;
-use crate::oci::{Image, Platform};
+use crate::oci::{Image, Platform, Registry};
 use crate::telemetry;
 
 use folder::Folder;
@@ -42,6 +43,15 @@ enum Command {
     Serve(Settings),
     /// Read the configuration as `serve` would, say what is wrong with it, and exit
     CheckConfig(Settings),
+    /// Try the configured logins at their registries: exit code 1 if one does not work
+    LoginCheck {
+        /// TOML file
+        #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
+        config: Option<PathBuf>,
+        /// Only these, also those without credentials
+        #[arg(value_name = "REGISTRY")]
+        registries: Vec<Registry>,
+    },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
     Verify(Place),
     /// Keep an image, whatever is here of it and whatever comes; a tag is followed
@@ -143,6 +153,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
+        Command::LoginCheck { config, registries } => login_check(config.as_deref(), registries),
         Command::Verify(place) => command(place, verify::run),
         Command::Pin { image, platform, place } => {
             command(place, async |folder| pin::pin(folder, image.clone(), platform.clone()).await)
@@ -157,20 +168,38 @@ pub fn run(cli: &Cli) -> ExitCode {
     }
 }
 
-/// Runs a command that is about a data folder. What it returns says whether all is as it should be.
+/// Runs a command that is about a data folder.
 fn command(place: &Place, run: impl AsyncFnOnce(&Folder) -> anyhow::Result<bool>) -> ExitCode {
     let config = match place.load() {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
+    carry_out(async {
+        let folder = Folder::find(&config).await?;
+        let ran = run(&folder).await;
+        folder.close().await;
+        ran
+    })
+}
+
+fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
+    let load = || {
+        let mut config = file.map(Config::load).transpose()?.unwrap_or_default();
+        config.add_public_registries();
+        config.settle_offline();
+        login_check::choose(config.upstreams, named)
+    };
+    match load() {
+        Ok(upstreams) => carry_out(async { Ok(login_check::run(&upstreams).await) }),
+        Err(error) => complain(&error, 2),
+    }
+}
+
+/// Runs a command to its end. What it returns says whether all is as it should be.
+fn carry_out(run: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ran = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let ran = runtime.block_on(async {
-            let folder = Folder::find(&config).await?;
-            let ran = run(&folder).await;
-            folder.close().await;
-            ran
-        });
+        let ran = runtime.block_on(run);
         runtime.shutdown_background();
         ran
     });

@@ -31,6 +31,7 @@ mod credential;
 mod error;
 mod exchange;
 mod headers;
+mod helper;
 mod identity;
 mod issued;
 mod jwt;
@@ -50,6 +51,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod trial;
 mod watched;
 
 use std::future::pending;
@@ -77,6 +79,7 @@ pub use self::listing::TagPage;
 pub use self::manifest::{Fetched, Resolved};
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
+pub use self::trial::{Found, Party, Trial};
 
 use self::auth::Auth;
 use self::client::{Client, Way};

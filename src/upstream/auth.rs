@@ -76,7 +76,7 @@ impl Scopes {
         scopes
     }
 
-    /// The scopes for pulling `name`, sorted; without it those for nothing but a login.
+    /// The scopes for pulling `name`, sorted; without a name, those that name none.
     fn of(&self, name: Option<&RepoName>) -> Vec<String> {
         let mut scopes = self.plain.clone();
         if let Some(name) = name.filter(|_| !self.only_plain) {
@@ -125,7 +125,7 @@ impl Auth {
         Self { registry: config.registry.clone(), realm_hosts, tokens: Tokens::new() }
     }
 
-    /// What to send with a request for `name`, or for nothing but a login; may ask the token server.
+    /// What to send with a request for `name`, or for no repository; may ask the token server.
     pub(super) async fn authorize(
         &self,
         client: &Client,
@@ -249,8 +249,10 @@ mod tests {
     #[test]
     fn scopes_are_for_pulling_what_is_asked_for() {
         let check = |scope: Option<&str>, expected: &[&str]| {
-            let learned = Scopes::learn(scope, Some(&RepoName::parse("a/b").unwrap()));
-            assert_eq!(learned.of(Some(&RepoName::parse("c/d").unwrap())), expected, "{scope:?}");
+            let name = |text: &str| RepoName::parse(text).unwrap();
+            let learned = Scopes::learn(scope, Some(&name("a/b")));
+            assert_eq!(learned.of(Some(&name("c/d"))), expected, "{scope:?}");
+            assert_eq!(learned.of(None), learned.plain, "{scope:?}");
         };
         let own = "repository:c/d:pull";
         check(None, &[own]);

@@ -83,7 +83,7 @@ impl Issuer {
     }
 }
 
-/// Why a cloud issued no login. Nothing of what was sent or answered is repeated but an error's code.
+/// Why a cloud or a credential helper issued no login. Nothing of what was sent or answered is repeated but an error's code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoLogin {
     /// A file that the platform should have put there is not, or is something else.
@@ -118,6 +118,14 @@ pub enum NoLogin {
         /// Who answered.
         service: &'static str,
         /// How.
+        what: &'static str,
+    },
+    /// A credential helper gave none.
+    #[error("{program} {what}")]
+    Helper {
+        /// Which program.
+        program: Arc<str>,
+        /// How it failed.
         what: &'static str,
     },
 }

@@ -21,7 +21,7 @@ pub(super) enum Credential {
     Anonymous,
     /// From the environment: one login, for as long as the process lives.
     Fixed(Login),
-    /// From a file.
+    /// From a file, or from a credential helper that it names.
     Watched(Watched),
     /// From a service of the cloud that the registry belongs to: one login, for some hours.
     Issued(Issued),
@@ -72,8 +72,24 @@ impl Credential {
         match self {
             Self::Anonymous => Ok(None),
             Self::Fixed(login) => Ok(Some(login.clone())),
-            Self::Watched(watched) => Ok(watched.find(name).await),
+            Self::Watched(watched) => watched.find(name).await,
             Self::Issued(issued) => issued.get(client).await.map(Some),
+        }
+    }
+
+    /// Every login, with the path that it is for, which is empty for all; `None` is being anybody.
+    ///
+    /// # Errors
+    /// When there should be one and none can be had.
+    pub(super) async fn all(&self, client: &Arc<Client>) -> Result<Vec<(String, Option<Login>)>, Error> {
+        let everywhere = |login| Ok(vec![(String::new(), login)]);
+        match self {
+            Self::Anonymous => everywhere(None),
+            Self::Fixed(login) => everywhere(Some(login.clone())),
+            Self::Watched(watched) => {
+                Ok(watched.all().await?.into_iter().map(|(path, login)| (path, Some(login))).collect())
+            }
+            Self::Issued(issued) => everywhere(Some(issued.get(client).await?)),
         }
     }
 
@@ -82,7 +98,16 @@ impl Credential {
         match self {
             Self::Anonymous => false,
             Self::Fixed(_) | Self::Issued(_) => true,
-            Self::Watched(watched) => watched.find(name).await.is_some(),
+            Self::Watched(watched) => watched.applies_to(name).await,
+        }
+    }
+
+    /// Notes that the registry refused `login`. True if there may be another.
+    pub(super) async fn refused(&self, login: &Login) -> bool {
+        match self {
+            Self::Anonymous | Self::Fixed(_) => false,
+            Self::Watched(watched) => watched.refused(login).await,
+            Self::Issued(issued) => issued.refused(login),
         }
     }
 

@@ -27,7 +27,7 @@ pub enum Error {
     /// Upstream refuses the credential itself: the operator's problem, not the client's.
     #[error("upstream refuses the configured credential")]
     LoginRefused,
-    /// The cloud that issues berth's login does not: the operator's problem too.
+    /// The cloud or the credential helper that issues berth's login does not: the operator's problem too.
     #[error("no login is issued for upstream: {0}")]
     NoLogin(#[from] NoLogin),
     /// Too many requests, or upstream asks to be left alone for a while.

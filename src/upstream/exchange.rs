@@ -93,9 +93,9 @@ pub(super) struct Answer {
 }
 
 /// An answer of any status, and whether it came from another place than the endpoint.
-struct Reply {
-    response: Response<Incoming>,
-    elsewhere: bool,
+pub(super) struct Reply {
+    pub(super) response: Response<Incoming>,
+    pub(super) elsewhere: bool,
 }
 
 impl Upstream {
@@ -145,10 +145,9 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<(Login, Result<Answer, Error>), Error> {
         let answer = self.exchange_as(Some(&login), server, ask, name, deadline).await;
-        let Some(issued) = self.credential.issued() else { return Ok((login, answer)) };
         match answer {
             // A login that is issued for a time can end before it.
-            Err(Error::LoginRefused) if issued.refused(&login) => {
+            Err(Error::LoginRefused) if self.credential.refused(&login).await => {
                 let new = self.login(name, deadline).await?;
                 let Some(new) = new.filter(|new| *new != login) else {
                     return Ok((login, Err(Error::LoginRefused)));
@@ -157,7 +156,9 @@ impl Upstream {
                 Ok((new, answer))
             }
             // So ECR answers when one is over: that is no word about what was asked for.
-            Err(Error::Denied) if issued.is_over(&login) => Ok((login, Err(Error::LoginRefused))),
+            Err(Error::Denied) if self.credential.issued().is_some_and(|issued| issued.is_over(&login)) => {
+                Ok((login, Err(Error::LoginRefused)))
+            }
             answer => Ok((login, answer)),
         }
     }
@@ -268,7 +269,7 @@ impl Upstream {
 }
 
 /// What an answer's status means.
-fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
+pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
     let Reply { response, elsewhere } = reply;
     let status = response.status();
     match status.as_u16() {

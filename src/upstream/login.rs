@@ -5,7 +5,8 @@
 //! or `/v2/`; labels of the host may hold a `*`, as the kubelet allows. Of all keys that match a repository the one
 //! with the longest path wins, so two robot accounts for two projects of one Harbor are normal.
 //!
-//! Credential helpers (`credsStore`, `credHelpers`) are programs of a desktop and are not run.
+//! Where the file has no login, a program may have one (`helper`): that which `credHelpers` names for the registry, or else
+//! `credsStore` for all.
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ use http::HeaderValue;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::helper::Helper;
 use super::secret::{self, Secret};
 use crate::oci::{Algorithm, Digest, Registry, RepoName};
 
@@ -72,6 +74,8 @@ impl Login {
 pub(super) struct Logins {
     /// Longest path first; exact hosts before patterns.
     entries: Vec<Entry>,
+    /// Who has a login where no entry has.
+    helper: Option<Helper>,
 }
 
 #[derive(Debug)]
@@ -89,7 +93,7 @@ pub(super) struct InvalidLogins;
 impl Logins {
     /// One login for every repository.
     pub(super) fn single(login: Login) -> Self {
-        Self { entries: vec![Entry { path: String::new(), is_pattern: false, login }] }
+        Self { entries: vec![Entry { path: String::new(), is_pattern: false, login }], helper: None }
     }
 
     /// Reads a file of logins, keeping those of `registry`. Entries without a usable login are left out,
@@ -99,6 +103,10 @@ impl Logins {
     /// [`InvalidLogins`] when the whole has another shape.
     pub(super) fn parse(text: &[u8], registry: &Registry) -> Result<Self, InvalidLogins> {
         let mut file: Map<String, Value> = serde_json::from_slice(text).map_err(|_| InvalidLogins)?;
+        let helper = match helper_name(&mut file, registry) {
+            Some(name) => Some(Helper::named(&name, registry).ok_or(InvalidLogins)?),
+            None => None,
+        };
         let auths = match file.remove("auths") {
             Some(Value::Object(auths)) => auths,
             Some(_) => return Err(InvalidLogins),
@@ -113,7 +121,7 @@ impl Logins {
             })
             .collect();
         entries.sort_by_key(|entry| (std::cmp::Reverse(entry.path.len()), entry.is_pattern));
-        Ok(Self { entries })
+        Ok(Self { entries, helper })
     }
 
     /// The login for `name`, if one applies.
@@ -124,6 +132,28 @@ impl Logins {
         };
         self.entries.iter().find(matches).map(|entry| &entry.login)
     }
+
+    /// Who is to be asked where there is no login.
+    pub(super) fn helper(&self) -> Option<&Helper> {
+        self.helper.as_ref()
+    }
+
+    /// Every login that can be found, with its path.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Login)> {
+        let is_first = |at: usize, path: &str| self.entries[..at].iter().all(|before| before.path != path);
+        let found = self.entries.iter().enumerate().filter(move |(at, entry)| is_first(*at, &entry.path));
+        found.map(|(_, entry)| (entry.path.as_str(), &entry.login))
+    }
+}
+
+/// Takes out what a file says about helpers, and gives the name of that for `registry`.
+fn helper_name(file: &mut Map<String, Value>, registry: &Registry) -> Option<String> {
+    let (of_hosts, of_all) = (file.remove("credHelpers"), file.remove("credsStore"));
+    let is_own = |key: &str| match_host(key, registry).is_some_and(|(path, _)| path.is_empty());
+    let of_hosts = of_hosts.as_ref().and_then(Value::as_object);
+    let own = of_hosts.and_then(|hosts| hosts.iter().find(|(key, _)| is_own(key)).map(|(_, name)| name));
+    let name = own.or(of_all.as_ref())?.as_str()?;
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// The path of `key` if its host is `registry`, and whether the host is a pattern.
@@ -253,7 +283,9 @@ mod tests {
     fn an_exact_host_is_better_than_a_pattern() {
         let text = r#"{"auths": {"*.example.com": {"username": "star", "password": "x"},
                                  "a.example.com": {"username": "exact", "password": "x"}}}"#;
-        assert_eq!(user(&parse("a.example.com", text).unwrap(), "x").as_deref(), Some("exact"));
+        let logins = parse("a.example.com", text).unwrap();
+        assert_eq!(user(&logins, "x").as_deref(), Some("exact"));
+        assert_eq!(logins.all().count(), 1, "the other is never used");
     }
 
     #[test]
@@ -284,6 +316,23 @@ mod tests {
             assert_eq!(parse("h", text).unwrap_err(), InvalidLogins, "{text}");
         }
         assert_eq!(user(&parse("h", r#"{"credsStore": "desktop"}"#).unwrap(), "a"), None);
+    }
+
+    #[test]
+    fn a_helper_is_that_of_the_registry_or_of_all() {
+        let check = |text: &str, expected: Option<&str>| {
+            let logins = parse("h", text).unwrap();
+            let helper = logins.helper().map(|helper| format!("{helper:?}"));
+            assert_eq!(helper.as_deref(), expected, "{text}");
+        };
+        let (own, all) = (Some("docker-credential-own"), Some("docker-credential-all"));
+        check(r#"{"credHelpers": {"h": "own", "i": "other"}, "credsStore": "all"}"#, own);
+        check(r#"{"credHelpers": {"https://h/v2/": "own"}}"#, own);
+        check(r#"{"auths": {}, "credHelpers": {"i": "other"}, "credsStore": "all"}"#, all);
+        check(r#"{"credHelpers": {"h": ""}, "credsStore": "all"}"#, None);
+        check(r#"{"credHelpers": {"i": "other"}, "credsStore": ""}"#, None);
+        assert_eq!(parse("h", r#"{"credsStore": "../x"}"#).unwrap_err(), InvalidLogins);
+        assert!(parse("h", r#"{"credHelpers": {"i": "../x"}}"#).is_ok(), "another registry's");
     }
 
     #[test]

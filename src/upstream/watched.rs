@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::BuildError;
+use super::error::{BuildError, Error};
 use super::login::{Login, Logins};
 use super::secret::Secret;
 use crate::oci::{Registry, RepoName};
@@ -65,7 +65,35 @@ impl Watched {
     }
 
     /// The login for a repository, if one applies.
-    pub(super) async fn find(&self, name: &RepoName) -> Option<Login> {
+    ///
+    /// # Errors
+    /// When a credential helper is to have it and fails.
+    pub(super) async fn find(&self, name: &RepoName) -> Result<Option<Login>, Error> {
+        let logins = self.logins().await;
+        match (logins.find(name), logins.helper()) {
+            (Some(login), _) => Ok(Some(login.clone())),
+            (None, Some(helper)) => Ok(helper.get().await?),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Whether one may apply to a repository; no helper is asked.
+    pub(super) async fn applies_to(&self, name: &RepoName) -> bool {
+        let logins = self.logins().await;
+        logins.helper().is_some() || logins.find(name).is_some()
+    }
+
+    /// Notes that the registry refused `login`. True if a helper may have another.
+    pub(super) async fn refused(&self, login: &Login) -> bool {
+        let logins = self.logins().await;
+        match logins.helper() {
+            Some(helper) => helper.refused(login).await,
+            None => false,
+        }
+    }
+
+    /// What the file says, looked at if it is time to.
+    async fn logins(&self) -> Arc<Logins> {
         if let Some(known) = self.due() {
             let source = self.source.clone();
             let found = tokio::task::spawn_blocking(move || source.read_if_changed(known)).await;
@@ -75,8 +103,22 @@ impl Watched {
                 state.logins = logins.map_or_else(|| state.logins.clone(), Arc::new);
             }
         }
-        let logins = self.lock().logins.clone();
-        logins.find(name).cloned()
+        self.lock().logins.clone()
+    }
+
+    /// Every login, with the path that it is for, and that of a helper.
+    ///
+    /// # Errors
+    /// When a credential helper is to have one and fails.
+    pub(super) async fn all(&self) -> Result<Vec<(String, Login)>, Error> {
+        let logins = self.logins().await;
+        let mut all: Vec<_> = logins.all().map(|(path, login)| (path.to_owned(), login.clone())).collect();
+        if let Some(helper) = logins.helper()
+            && all.iter().all(|(path, _)| !path.is_empty())
+        {
+            all.extend(helper.get().await?.map(|login| (String::new(), login)));
+        }
+        Ok(all)
     }
 
     /// The stamp to compare with, if it is time to look; the others go on with what there is meanwhile.
@@ -154,7 +196,7 @@ mod tests {
     }
 
     async fn password(credentials: &Watched) -> Option<String> {
-        match credentials.find(&RepoName::parse("a/b").unwrap()).await? {
+        match credentials.find(&RepoName::parse("a/b").unwrap()).await.unwrap()? {
             Login::Basic { password, .. } => Some(password.expose().to_owned()),
             Login::IdentityToken(token) | Login::RegistryToken(token) => Some(token.expose().to_owned()),
         }

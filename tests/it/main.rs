@@ -27,6 +27,7 @@ mod index;
 mod layout;
 mod limits;
 mod listing;
+mod login_check;
 mod lying;
 mod never_asked;
 mod offline;

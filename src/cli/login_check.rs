@@ -1,0 +1,120 @@
+//! `berth login-check`: whether the configured logins work, asked of their registries.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use crate::oci::Registry;
+use crate::upstream::{Config, Error, Found, Party, State, Trial, Upstream};
+
+/// Those that are named; without names, those that have credentials.
+///
+/// # Errors
+/// When one that is named is not configured.
+pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Result<Vec<Config>> {
+    let is_known = |name: &&Registry| upstreams.iter().any(|upstream| upstream.registry == **name);
+    if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
+        bail!("no [[upstream]] is configured for {unknown}");
+    }
+    let is_chosen = |upstream: &Config| match named {
+        [] => upstream.credentials.is_some(),
+        named => named.contains(&upstream.registry),
+    };
+    Ok(upstreams.into_iter().filter(is_chosen).collect())
+}
+
+/// Tries the logins of these, and says what came of each. All is as it should be if there is nothing to put right.
+pub(super) async fn run(upstreams: &[Config]) -> bool {
+    if upstreams.is_empty() {
+        say("no upstream has credentials");
+    }
+    let mut is_fine = true;
+    for config in upstreams {
+        is_fine &= try_one(config).await;
+    }
+    is_fine
+}
+
+async fn try_one(config: &Config) -> bool {
+    let registry = &config.registry;
+    let upstream = match Upstream::build(config, Arc::new(|_, _| {})) {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            say(&format!("{registry}: {:#}", anyhow::Error::from(error)));
+            return false;
+        }
+    };
+    if upstream.state() == State::Offline {
+        say(&format!("{registry}: skipped, because it is offline by configuration"));
+        return true;
+    }
+    let trials = upstream.try_logins().await;
+    for trial in &trials {
+        say(&line(registry, trial, config.credentials.is_some()));
+    }
+    trials.iter().all(|trial| trial.found.is_fine())
+}
+
+#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+/// What came of it and what to do about it, in a line.
+fn line(registry: &Registry, Trial { path, endpoint, found }: &Trial, with_login: bool) -> String {
+    let mut line = registry.to_string();
+    if !path.is_empty() {
+        line += &format!("/{path}");
+    }
+    if let Some(endpoint) = endpoint {
+        line += &format!(" at {endpoint}");
+    }
+    let verdict = match found {
+        Found::Accepted => "works".to_owned(),
+        Found::Open => "works, without a login".to_owned(),
+        Found::Unproven => "not proven: it asks for no login before something is pulled".to_owned(),
+        Found::Missing => "failed: the file of its credentials has no login for it; look at the host's name there".to_owned(),
+        Found::Unsuited => {
+            "failed: the registry asks for another kind of login; it may want a user name and a password, not a token"
+                .to_owned()
+        }
+        Found::Failed { by, error } => {
+            format!("failed at the {}: {error}; {}", party(*by), remedy(error, with_login))
+        }
+    };
+    format!("{line}: {verdict}")
+}
+
+fn party(party: Party) -> &'static str {
+    match party {
+        Party::Registry => "registry",
+        Party::TokenServer => "token server",
+        Party::Issuer => "issuer of logins",
+    }
+}
+
+/// What whoever runs berth can do.
+fn remedy(error: &Error, with_login: bool) -> &'static str {
+    match error {
+        Error::LoginRefused => {
+            "check user name and password, or token: it may be mistyped, expired or withdrawn"
+        }
+        Error::NoLogin(_) => {
+            "check what berth runs as (keys, role, identity), what that may do, and what `credentials` says"
+        }
+        Error::Denied if with_login => {
+            "check what the account may do, and whether it is blocked or its login is over"
+        }
+        Error::Denied => "it wants a login, if only at its door: set `credentials`",
+        Error::Limited { .. } | Error::Busy { .. } => "try again later",
+        Error::NotFound => "there is no registry: check the path in `endpoints`",
+        Error::Unreachable { .. } | Error::Timeout => {
+            "check `endpoints`, the network, `proxy`, and `ca` for certificates of one's own"
+        }
+        Error::Unavailable { .. } | Error::Malformed(_) => {
+            "check `endpoints`, and what answers there instead of a registry that is well, such as a proxy"
+        }
+        Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
+        Error::Offline | Error::DigestMismatch | Error::Changed => "nothing was tried",
+    }
+}
