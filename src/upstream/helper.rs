@@ -180,7 +180,10 @@ mod tests {
         let program = folder.join("helper");
         let here = folder.display();
         let script = format!("#!/bin/sh\n(echo \"$1 $(cat)\") >>{here}/asked\n. {here}/answer\n");
-        write(&program, &script);
+        write(&folder.join("script"), &script);
+        // A program that this process writes itself could still be open in what another test has forked.
+        let copied = std::process::Command::new("cp").arg(folder.join("script")).arg(&program).status();
+        assert!(copied.unwrap().success());
         fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
         Helper::new(program.to_str().unwrap().to_owned(), "r.example".to_owned())
     }

@@ -1,11 +1,11 @@
 //! `berth login-check`: each login is tried at its registry, and what is wrong is said with who said so.
 
-use std::fs::{self, File, Permissions};
-use std::io::Write as _;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
 use tokio::process::Command;
 
+use crate::support::process::{run, tool};
 use crate::support::{
     Auth, BERTH, Berth, Cloud, Fault, Image, Said, Upstream, basic, docker_config, file_of, said,
     within_deadline,
@@ -196,7 +196,8 @@ async fn a_credential_helper_is_run_where_the_file_has_no_login() {
     let script = format!(
         "#!/bin/sh\n[ \"$1 $(cat)\" = 'get r.example' ] || exit 1\necho '{{\"Username\": \"all\", \"Secret\": \"{PASSWORD}\"}}'\n"
     );
-    File::create(&program).unwrap().write_all(script.as_bytes()).unwrap();
+    // A program that this process writes itself could still be open in what another test has forked.
+    run(tool("cp").arg(&*file_of(&script)).arg(&program)).await;
     fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
     let path = format!("{}:/usr/bin:/bin", folder.path().display());
     for (auth, helpers) in [
