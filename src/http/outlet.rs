@@ -115,10 +115,8 @@ impl Plain {
                 return self.poll_write_io(context, || Ok(send(&self.stream, head, SendFlags::MORE)?));
             }
             let is_copied = self.keeps_up && BODIES.load(Ordering::Relaxed) <= FEW_BODIES_MAX;
-            let sent = match is_copied {
-                true => None,
-                false => self.poll_sendfile(context, (&mapped, offset), part.len()),
-            };
+            let sent =
+                if is_copied { None } else { self.poll_sendfile(context, (&mapped, offset), part.len()) };
             let sent = sent.unwrap_or_else(|| Pin::new(&mut self.stream).poll_write(context, part));
             self.keeps_up = matches!(sent, Poll::Ready(Ok(count)) if count == part.len());
             return sent;

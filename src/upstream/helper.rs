@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::cloud::NoLogin;
 use super::login::Login;
 use super::secret::Secret;
+use super::token::FRESH;
 use crate::oci::Registry;
 
 /// Longest name; real ones have some ten characters.
@@ -29,8 +30,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(8);
 const KEPT: Duration = Duration::from_secs(300);
 /// How long a program that failed is left alone.
 const RETRY: Duration = Duration::from_secs(5);
-/// How old a login can be for its refusal to be about it, and not about its age.
-const FRESH: Duration = Duration::from_secs(30);
 /// What Docker calls its Hub when it talks to helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// How every helper says that it has no login.

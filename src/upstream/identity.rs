@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
 use super::error::BuildError;
+use super::watched::{Stamp, stamp};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,9 +38,6 @@ pub(super) struct Identity {
     files: ClientCertificate,
     current: RwLock<Arc<CertifiedKey>>,
 }
-
-/// What tells a file from its successor: inode, and when it was changed.
-type Stamp = (u64, i64, i64);
 
 impl Identity {
     /// Reads the files.
@@ -77,11 +74,7 @@ impl Identity {
     }
 
     fn stamps(&self) -> [Option<Stamp>; 2] {
-        let stamp = |path: &Path| {
-            let metadata = fs::metadata(path).ok()?;
-            Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-        };
-        [stamp(&self.files.cert), stamp(&self.files.key)]
+        [&self.files.cert, &self.files.key].map(|path| stamp(path).ok())
     }
 }
 

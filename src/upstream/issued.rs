@@ -17,6 +17,7 @@ use super::client::Client;
 use super::cloud::{Grant, Issuer, NoLogin};
 use super::error::Error;
 use super::login::Login;
+use super::token::FRESH;
 use crate::oci::Registry;
 
 /// A metadata server hands out what it has cached, which may be near its end; to ask faster than this is no use.
@@ -27,8 +28,6 @@ const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest: within this an issuer that is back is found.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// How old a login can be for its refusal to be about it, and not about its age.
-const FRESH: Duration = Duration::from_secs(30);
 
 /// The login of one registry, and who issues it.
 pub(super) struct Issued(Arc<Inner>);

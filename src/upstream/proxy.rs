@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderValue, Uri};
@@ -73,7 +74,7 @@ fn class(uri: &Uri) -> Option<Class> {
 pub(super) struct Dialer {
     straight: HttpConnector<Resolver>,
     to_proxies: HttpConnector<Resolver>,
-    proxies: std::sync::Arc<Proxies>,
+    proxies: Arc<Proxies>,
     /// What is dialled is what an upstream points to.
     is_guarded: bool,
 }
@@ -83,7 +84,7 @@ impl Dialer {
     pub(super) fn new(
         straight: HttpConnector<Resolver>,
         to_proxies: HttpConnector<Resolver>,
-        proxies: std::sync::Arc<Proxies>,
+        proxies: Arc<Proxies>,
         is_guarded: bool,
     ) -> Self {
         Self { straight, to_proxies, proxies, is_guarded }

@@ -33,8 +33,9 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A token is renewed this long before its end, or after nine tenths of a short life.
 const MARGIN_MAX: Duration = Duration::from_secs(30);
-/// How old a token can be for its refusal to be upstream's word.
-const FRESH: Duration = Duration::from_secs(30);
+/// How old a token or a login can be for its refusal to be about what was asked for, or about itself, and not about its
+/// age.
+pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// A token, ready for a request.
 #[derive(Debug)]

@@ -45,7 +45,16 @@ struct State {
 
 /// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
 /// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
-type Stamp = (u64, i64, i64);
+pub(super) type Stamp = (u64, i64, i64);
+
+/// What a file looks like now.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
 
 impl Watched {
     /// Loads the logins for `registry` from a file: the password of `username`, or else a `config.json`.
@@ -58,7 +67,7 @@ impl Watched {
             username: username.map(str::to_owned),
             registry: registry.clone(),
         });
-        let stamp = source.stamp().ok();
+        let stamp = stamp(path).ok();
         let logins = Arc::new(source.read()?);
         let state = Mutex::new(State { logins, stamp, checked: Instant::now() });
         Ok(Self { source, state })
@@ -142,7 +151,7 @@ impl Source {
     /// What there is now if it has another stamp than `known`; without logins if it cannot be used.
     fn read_if_changed(&self, known: Option<Stamp>) -> Option<(Stamp, Option<Logins>)> {
         // A file that is away, as between two steps of a replacement, is looked at again later.
-        let stamp = self.stamp().ok()?;
+        let stamp = stamp(&self.path).ok()?;
         if known == Some(stamp) {
             return None;
         }
@@ -156,11 +165,6 @@ impl Source {
                 Some((stamp, None))
             }
         }
-    }
-
-    fn stamp(&self) -> io::Result<Stamp> {
-        let metadata = fs::metadata(&self.path)?;
-        Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
     }
 
     fn read(&self) -> Result<Logins, BuildError> {
