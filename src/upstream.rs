@@ -52,15 +52,14 @@ mod server;
 mod tests;
 mod token;
 mod trial;
+mod waits;
 mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http::header::{ACCEPT_ENCODING, USER_AGENT};
-use http_body_util::Full;
+use http::header::LOCATION;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -299,8 +298,15 @@ impl Upstream {
     async fn look_at(&self, server: &Server, probe: Probe) {
         match probe {
             Probe::Up => {
-                if self.answers(server).await {
+                if self.answers(server, self.client.timeouts.header).await {
                     server.succeeded();
+                }
+            }
+            Probe::Look => {
+                let within = self.client.timeouts.header;
+                let within = server.look_within().map_or(within, |usual| usual.min(within));
+                if !self.answers(server, within).await {
+                    server.condemn();
                 }
             }
             Probe::Login(identity, name) => {
@@ -322,16 +328,27 @@ impl Upstream {
         }
     }
 
-    /// Whether an endpoint says anything that is not the error of a gateway or of a broken server.
-    async fn answers(&self, server: &Server) -> bool {
-        let request = Request::get(server.endpoint().at("", None).as_str())
-            .header(USER_AGENT, exchange::AGENT)
-            .header(ACCEPT_ENCODING, "identity")
-            .body(Full::new(Bytes::new()));
-        let Ok(mut request) = request else { return false };
-        self.headers.add_to(request.headers_mut());
-        let answer = self.client.send(Way::Direct, request, self.client.timeouts.header).await;
-        answer.is_ok_and(|response| !response.status().is_server_error())
+    /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
+    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too.
+    async fn answers(&self, server: &Server, within: Duration) -> bool {
+        let endpoint = server.endpoint().as_url();
+        let (mut url, mut way) = (server.endpoint().at("", None), Way::Direct);
+        for _ in 0..=redirect::HOPS_MAX {
+            let Ok(mut request) = Ask::look(&url) else { return false };
+            if redirect::is_same_origin(&url, endpoint) {
+                self.headers.add_to(request.headers_mut());
+            }
+            let Ok(response) = self.client.send(way, request, within).await else { return false };
+            let (status, headers) = (response.status(), response.headers());
+            if !redirect::is_redirect(status) {
+                return !status.is_server_error() && !exchange::is_portal(&response);
+            }
+            let next = headers.get(LOCATION).and_then(|location| redirect::next(&url, location).ok());
+            let Some(next) = next else { return false };
+            way = redirect::way(&next, endpoint, &self.redirect_hosts);
+            url = next;
+        }
+        false
     }
 
     /// When a request that begins now must have its answer.

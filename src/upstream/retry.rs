@@ -104,6 +104,10 @@ impl<'a> Rounds<'a> {
     pub(super) fn failed(&mut self, server: &Server, error: Error) {
         let registry = self.upstream.registry();
         tracing::debug!(%registry, endpoint = %server.endpoint(), %error, "an upstream endpoint gave no usable answer");
+        // It may be about one image, or a portal or a broken server that will say so of every image.
+        if matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
+            self.upstream.doubt(server);
+        }
         match error.next() {
             Next::Elsewhere => {}
             Next::Again => self.again.push_back(server.index()),
