@@ -59,6 +59,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::LOCATION;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -307,6 +308,7 @@ impl Upstream {
                 let within = server.look_within().map_or(within, |usual| usual.min(within));
                 if !self.answers(server, within).await {
                     server.condemn();
+                    self.opened.notify_one();
                 }
             }
             Probe::Login(identity, name) => {
@@ -341,7 +343,8 @@ impl Upstream {
             let Ok(response) = self.client.send(way, request, within).await else { return false };
             let (status, headers) = (response.status(), response.headers());
             if !redirect::is_redirect(status) {
-                return !status.is_server_error() && !exchange::is_portal(&response);
+                let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+                return !status.is_server_error() && !is_of_proxy && !exchange::is_portal(&response);
             }
             let next = headers.get(LOCATION).and_then(|location| redirect::next(&url, location).ok());
             let Some(next) = next else { return false };

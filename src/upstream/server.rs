@@ -120,7 +120,7 @@ impl Server {
     /// Notes that a look has found it of no use.
     pub(super) fn condemn(&self) {
         if lock(&self.circuit).condemn(Instant::now(), &mut fastrand::Rng::new()) {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint is of no use: only probes ask it now");
+            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
     }
