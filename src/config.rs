@@ -4,6 +4,8 @@
 //! that what remains here is what no section can check alone: two names for one registry, a default that is
 //! not configured, private images behind an open door.
 
+mod changes;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
 use crate::store::Pin;
 use crate::upstream;
+
+pub use changes::Changes;
 
 /// The registries that berth knows without being told, with an endpoint each.
 const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
