@@ -80,7 +80,7 @@ impl App {
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
         let upstreams = members.iter().map(|member| Arc::clone(&member.upstream)).collect();
         let cache = Cache::new(store.clone(), upstreams, config.rules(), &config.cache, Arc::clone(&metrics));
-        let serving = Serving::new(cache.clone(), registries, Arc::clone(&metrics), &config.http, None)?;
+        let serving = Serving::new(cache, registries, Arc::clone(&metrics), &config.http, None)?;
         let data = Arc::new(Data::new(serving));
         let (orders, mut ordered) = orders();
         let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone(), Arc::clone(&data), orders));
@@ -136,7 +136,7 @@ impl App {
             () = ignore(&mut hang_up) => {}
         }
         data_plane.abort_all();
-        cache.close().await;
+        running.data.cache().close().await;
         stop_rest.send_replace(true);
         if timeout(TIDY_UP_MAX, drain(&mut rest)).await.is_err() {
             warn!("background work did not finish in time; the next start puts things in order");

@@ -12,6 +12,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tracing::info;
 
 use crate::oci::Registry;
 use crate::telemetry::Metrics;
@@ -146,6 +147,9 @@ async fn out_of_use(users: &Weak<Upstream>, retired: oneshot::Receiver<()>) {
     while users.strong_count() > 1 {
         sleep(LOOK_EVERY).await;
     }
+    if let Some(upstream) = users.upgrade() {
+        info!(registry = %upstream.registry(), "an upstream that was replaced or taken away is let go: nothing uses it any more");
+    }
 }
 
 /// Counts what happens on the way to an upstream.
@@ -156,5 +160,43 @@ fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
         Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
         Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
         Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(config: &upstream::Config, before: &[Member]) -> Member {
+        let built = Member::build_all(std::slice::from_ref(config), before, &Arc::default());
+        built.unwrap().pop().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_stays_while_it_is_configured_or_used() {
+        let endpoint = "http://127.0.0.1:1".parse().unwrap();
+        let mut config = upstream::Config::new(Registry::parse("a.example").unwrap(), vec![endpoint]);
+        let mut fleet = Fleet::launch(vec![build(&config, &[])]);
+        let first = Arc::downgrade(&fleet.members[0].0.upstream);
+        let is_there = async || {
+            // Long enough for whoever looks to have looked.
+            sleep(LOOK_EVERY * 3).await;
+            first.strong_count() > 0
+        };
+        config.aliases = vec!["a".to_owned()];
+        let member = build(&config, &fleet.members());
+        assert!(member.is(&fleet.members[0].0), "by another name it is the same");
+        fleet.replace(vec![member]);
+        assert!(is_there().await);
+
+        let user = first.upgrade();
+        config.realm_hosts = vec![upstream::HostName::parse("b.example").unwrap()];
+        let member = build(&config, &fleet.members());
+        assert!(!member.is(&fleet.members[0].0));
+        fleet.replace(vec![member]);
+        assert!(is_there().await, "somebody has it");
+        drop(user);
+        assert!(!is_there().await);
+        assert_eq!(fleet.members().len(), 1);
     }
 }

@@ -248,10 +248,19 @@ async fn a_blob_under_way_is_finished_while_its_upstream_is_replaced_and_taken_a
     assert_eq!(changed, ["http.drain_seconds", "upstream other.example: gone"]);
     assert_eq!(berth.get(&blob.path(repo)).await.status, 404);
     assert!(!berth.metrics().await.contains("berth_upstream_up{registry=\"other.example\"}"));
+    let is_let_go = |berth: &Berth| {
+        berth
+            .logs()
+            .iter()
+            .filter(|line| line.contains("is let go") && line.contains("other.example"))
+            .count()
+    };
+    assert_eq!(is_let_go(&berth), 0);
     gate.open();
     for open in [open, late] {
         assert_eq!(open.read().await.expect(200), &blob.content.slice(1000..));
     }
+    eventually("both are let go", async || is_let_go(&berth) == 2).await;
     assert_eq!((upstream.bytes_sent(&blob.digest), next.bytes_sent(&blob.digest)), (blob.len(), 0));
     berth.stop().await;
 }
@@ -435,6 +444,26 @@ async fn pins_and_the_budget_count_at_once() {
     );
     berth.reconfigure(&setup).await;
     assert_eq!(berth.admin("/api/v1/pins").await.json(), serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn what_is_kept_and_looked_after_follows_the_new_configuration() {
+    let upstream = Upstream::start().await;
+    let [first, second] = [1, 2].map(|seed| Image::of(seed, &[4 << 20]));
+    upstream.image(REPO, "1", &first).image(REPO, "2", &second);
+    let setup = Berth::with("docker.io", &upstream);
+    let with = |complete: &str, scrub: &str| {
+        setup.clone().sections(&format!("[cache]\ncomplete = {complete:?}\nscrub = {scrub:?}"))
+    };
+    let berth = with("never", "off").start().await;
+    let is_here = |image: &Image| folder::blob(berth.data_dir(), &image.layer().digest).exists();
+    berth.get(&first.layer().path(REPO)).range("0-99").await.expect(206);
+    let changed = berth.reconfigure(&with("always", "1GiB")).await;
+    assert_eq!(changed, ["cache.complete", "cache.scrub"]);
+    berth.get(&second.layer().path(REPO)).range("0-99").await.expect(206);
+    eventually("the rest has followed", async || is_here(&second)).await;
+    assert!(!is_here(&first));
+    eventually("it is looked at", async || berth.metric("berth_scrubbed_bytes_total").await > 0.0).await;
 }
 
 #[tokio::test]

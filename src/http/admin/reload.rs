@@ -1,10 +1,15 @@
 //! Orders to read the configuration again, and what comes of it. Who carries them out is not known here.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 /// Orders that wait for one that is being carried out.
 const ORDERS_MAX: usize = 4;
+/// How long an answer is waited for; the reload goes on. It reads some files, which may be on the network.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// What a reload of the configuration came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +29,8 @@ pub enum NotReloaded {
     /// The file, the key, the value and what was expected.
     #[error("{0}")]
     Refused(String),
-    /// Too many have ordered it, or berth is stopping.
-    #[error("the configuration cannot be reloaded just now")]
+    /// Too many have ordered it, it takes too long, or berth is stopping.
+    #[error("the configuration cannot be reloaded just now; the log will say what came of it")]
     Busy,
 }
 
@@ -47,6 +52,9 @@ impl Orders {
     pub(super) async fn reload(&self) -> Result<Reloaded, NotReloaded> {
         let (order, answer) = oneshot::channel();
         self.0.try_send(order).map_err(|_| NotReloaded::Busy)?;
-        answer.await.unwrap_or(Err(NotReloaded::Busy))
+        match timeout(ANSWER_MAX, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(NotReloaded::Busy),
+        }
     }
 }
