@@ -112,7 +112,7 @@ impl App {
         }
         metrics.configuration.loaded(unix_seconds());
         let fleet = Fleet::launch(members);
-        let mut running = Running { config, source, fleet, data, store, tls, scrub, metrics };
+        let mut running = Running { config, source, fleet, data, store, tls, scrub, metrics, refusal: None };
         notify_systemd(&[sd_notify::NotifyState::Ready]);
 
         tokio::select! {

@@ -170,19 +170,21 @@ impl Cache {
     /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
     /// another has taken its place.
     pub fn forget(&self, registry: &Registry) {
-        self.forget_absences(|repo| repo.registry == *registry);
+        let is_of = |repo: &Repo| repo.registry == *registry;
+        self.forget_absences(is_of);
         self.0.doubts.forget_all(registry);
         let mut troubled = lock(&self.0.troubled);
-        let of_registry: Vec<_> = troubled.iter().map(|(repo, _)| repo.clone()).collect();
-        for repo in of_registry.iter().filter(|repo| repo.registry == *registry) {
+        let of_registry: Vec<_> =
+            troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
+        for repo in &of_registry {
             troubled.pop(repo);
         }
         drop(troubled);
-        self.0.checks.detach(|(repo, _)| repo.registry == *registry);
-        self.0.manifests.detach(|(repo, _)| repo.registry == *registry);
-        self.0.proofs.detach(|(repo, _)| repo.registry == *registry);
-        self.0.sizes.detach(|(repo, _)| repo.registry == *registry);
-        self.0.referrers.detach(|(repo, _)| repo.registry == *registry);
+        self.0.checks.detach(|(repo, _)| is_of(repo));
+        self.0.manifests.detach(|(repo, _)| is_of(repo));
+        self.0.proofs.detach(|(repo, _)| is_of(repo));
+        self.0.sizes.detach(|(repo, _)| is_of(repo));
+        self.0.referrers.detach(|(repo, _)| is_of(repo));
     }
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.

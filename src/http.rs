@@ -225,12 +225,13 @@ async fn exchange(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let beginning = Arc::clone(&answers);
-    let visit = Arc::new(plane.greet(peer));
+    let ours = Arc::new((plane.greet(peer), plane));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (plane, visit) = (plane.clone(), Arc::clone(&visit));
+        let ours = Arc::clone(&ours);
         let (outlet, answer) = (outlet.clone(), beginning.begin());
         async move {
-            let response = plane.answer(peer, &visit, request, outlet).await;
+            let (visit, plane) = &*ours;
+            let response = plane.answer(peer, visit, request, outlet).await;
             Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))
         }
     });
@@ -276,7 +277,10 @@ impl Plane {
         outlet: Option<Outlet>,
     ) -> Response<Body> {
         match self {
-            Self::Data(data) => data.answer(peer, visit, request, outlet).await,
+            Self::Data(data) => {
+                let serving = data.now();
+                serving.answer(peer, visit, request, outlet).await
+            }
             Self::Admin(admin) => admin.answer(request).await,
             Self::Metrics(admin) => admin.show(&request).await,
         }

@@ -6,16 +6,19 @@
 //! only a restart can change, the old one stays in force, all of it.
 //!
 //! Requests and transfers under way go on with what they began with. Files that a section names are read when that is
-//! new or has changed; else each is looked after where it is used.
+//! new or has changed; else each is looked after where it is used. They may come later than the configuration that names
+//! them, so one that is refused is tried again, without a word as long as the reason stays the same.
 
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::fleet::{Fleet, Member};
@@ -27,6 +30,11 @@ use crate::store::{Rate, Store, unix_seconds};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
 use crate::watch::Watch;
+
+/// How often a configuration that was refused is tried again.
+const TRY_EVERY: Duration = Duration::from_secs(5);
+/// Why it is read then.
+const TRIED_AGAIN: &str = "it was refused, and what it names may be there by now";
 
 /// Where a configuration comes from.
 pub struct Source {
@@ -54,6 +62,8 @@ pub(super) struct Running {
     pub(super) tls: Option<Tls>,
     pub(super) scrub: watch::Sender<Rate>,
     pub(super) metrics: Arc<Metrics>,
+    /// Why the last one that was read is not in force.
+    pub(super) refusal: Option<String>,
 }
 
 /// A configuration with all that it needs, ready to be put in place.
@@ -90,6 +100,7 @@ impl Running {
                 () = file_changed(self.source.as_mut()) => ("its file has changed", None),
                 Some(()) = hang_up.recv() => ("SIGHUP", None),
                 Some(order) = ordered.recv() => ("the admin plane was told to", Some(order)),
+                () = sleep(TRY_EVERY), if self.refusal.is_some() => (TRIED_AGAIN, None),
             };
             let reloaded = self.reload(cause).await;
             if let Some(order) = order {
@@ -117,7 +128,9 @@ impl Running {
             let config = load()?;
             Next::build(config, &before).with_context(|| format!("configuration {file}"))
         });
-        match next.await.unwrap_or_else(|fault| Err(fault.into())) {
+        let next = next.await.unwrap_or_else(|fault| Err(fault.into()));
+        let refused_before = self.refusal.take();
+        match next {
             Ok(next) if next.changed.is_empty() => {
                 self.metrics.configuration.reloaded(Reload::Unchanged, unix_seconds());
                 info!(cause, "the configuration was read again: it is the one in force");
@@ -133,6 +146,10 @@ impl Running {
             }
             Err(error) => {
                 let error = format!("{error:#}");
+                self.refusal = Some(error.clone());
+                if cause == TRIED_AGAIN && self.refusal == refused_before {
+                    return Err(NotReloaded::Refused(error));
+                }
                 self.metrics.configuration.reloaded(Reload::Refused, unix_seconds());
                 error!(cause, error, "the configuration is refused, and the one before stays in force");
                 status(&format!("the configuration was refused: {error}"));

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
@@ -74,17 +74,10 @@ impl Data {
         Visit::begin(client, self.0.load().limits.as_ref())
     }
 
-    /// Answers a request of `peer`; its connection may send files by itself.
-    pub(super) async fn answer(
-        &self,
-        peer: SocketAddr,
-        visit: &Visit,
-        request: Request<Incoming>,
-        outlet: Option<Outlet>,
-    ) -> Response<Body> {
-        // Without a count of who has it: that would be one memory cell for all cores to write to.
-        let serving = self.0.load();
-        serving.answer(peer, visit, request, outlet).await
+    /// What it serves now, for one request: without a count of who has it, which would be one memory cell for all cores
+    /// to write to.
+    pub(super) fn now(&self) -> Guard<Arc<Serving>> {
+        self.0.load()
     }
 }
 
@@ -128,7 +121,8 @@ impl Serving {
         &self.cache
     }
 
-    async fn answer(
+    /// Answers a request of `peer`; its connection may send files by itself.
+    pub(super) async fn answer(
         &self,
         peer: SocketAddr,
         visit: &Visit,

@@ -202,6 +202,22 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
 }
 
 #[tokio::test]
+async fn what_is_refused_for_a_file_that_is_not_there_yet_is_applied_when_it_comes() {
+    let (upstream, _) = registry(1).await;
+    let setup = Berth::with("docker.io", &upstream);
+    let berth = setup.clone().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("htpasswd");
+    berth.configure(&setup.http(&format!("htpasswd = {users:?}")));
+    berth.reload().await.expect(422);
+    berth.get(TAG).await.expect(200);
+    write(&users, "");
+    eventually("nobody gets in", async || berth.get(TAG).await.status == 401).await;
+    assert!(is_current(&berth).await);
+    assert_eq!(reloads(&berth, "refused").await, 1.0, "not each time that it is tried");
+}
+
+#[tokio::test]
 async fn the_door_is_not_opened_while_berth_has_a_login() {
     let (upstream, image) = registry(1).await;
     upstream.auth(Auth::Basic).user("u", "secret", "");
