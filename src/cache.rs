@@ -180,11 +180,11 @@ impl Cache {
             troubled.pop(repo);
         }
         drop(troubled);
-        self.0.checks.detach(|(repo, _)| is_of(repo));
-        self.0.manifests.detach(|(repo, _)| is_of(repo));
-        self.0.proofs.detach(|(repo, _)| is_of(repo));
-        self.0.sizes.detach(|(repo, _)| is_of(repo));
-        self.0.referrers.detach(|(repo, _)| is_of(repo));
+        self.0.checks.detach(|(repo, ..)| is_of(repo));
+        self.0.manifests.detach(|(repo, ..)| is_of(repo));
+        self.0.proofs.detach(|(repo, ..)| is_of(repo));
+        self.0.sizes.detach(|(repo, ..)| is_of(repo));
+        self.0.referrers.detach(|(repo, ..)| is_of(repo));
     }
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.
