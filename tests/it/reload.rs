@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::process::write;
 use crate::support::{
     Auth, Berth, Certificate, Fault, Gate, Image, Setup, Upstream, docker_config, eventually, file_of,
-    folder, get,
+    folder, get, within_deadline,
 };
 
 const REPO: &str = "library/app";
@@ -392,6 +394,17 @@ async fn rules_for_tags_count_at_once() {
     assert_eq!(berth.get(TAG).await.status, 403);
 }
 
+/// Asks on a connection that stays open, and reads until the answer has this text. Returns its status.
+async fn base(connection: &mut TcpStream, text: &str) -> String {
+    connection.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains(text) {
+        let count = within_deadline("an answer", connection.read_buf(&mut answer)).await.unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    String::from_utf8_lossy(&answer[9..12]).into_owned()
+}
+
 #[tokio::test]
 async fn who_may_connect_and_how_much_counts_at_once() {
     let (upstream, _) = registry(1).await;
@@ -399,8 +412,11 @@ async fn who_may_connect_and_how_much_counts_at_once() {
     let berth = setup.clone().start().await;
     let users = file_of(&format!("anna:{}\n", bcrypt::hash("right", 4).unwrap()));
     berth.get(TAG).await.expect(200);
+    let mut open = TcpStream::connect(berth.address()).await.unwrap();
+    assert_eq!(base(&mut open, "{}").await, "200");
     berth.reconfigure(&setup.clone().http("allow = [\"10.0.0.0/8\"]")).await;
     assert_eq!(berth.get(TAG).await.status, 403);
+    assert_eq!(base(&mut open, "DENIED").await, "403", "also on a connection from before");
     berth.reconfigure(&setup.clone().http(&format!("htpasswd = {users:?}"))).await;
     assert_eq!(berth.get(TAG).await.status, 401);
     berth.get(TAG).basic("anna", "right").await.expect(200);
