@@ -103,6 +103,14 @@ impl Config {
         }
     }
 
+    /// Whether an upstream built from `other` would be the same. By what names it is meant here, and what of it may be
+    /// pulled, does not matter for that.
+    pub fn is_same_upstream(&self, other: &Self) -> bool {
+        let (aliases, hosts) = (other.aliases.clone(), other.hosts.clone());
+        let repositories = other.repositories.clone();
+        Self { aliases, hosts, repositories, ..self.clone() } == *other
+    }
+
     /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
         self.credentials.is_some() || self.is_always_known()

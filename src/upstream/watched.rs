@@ -5,8 +5,7 @@
 //! logins in force and says so once, because half of a rewrite must not become an outage.
 
 use std::fs;
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use super::error::{BuildError, Error};
 use super::login::{Login, Logins};
 use super::secret::Secret;
 use crate::oci::{Registry, RepoName};
+use crate::watch::{Stamp, stamp};
 
 /// How long a change of the file may go unseen.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -41,19 +41,6 @@ struct State {
     logins: Arc<Logins>,
     stamp: Option<Stamp>,
     checked: Instant,
-}
-
-/// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
-/// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
-pub(super) type Stamp = (u64, i64, i64);
-
-/// What a file looks like now.
-///
-/// # Errors
-/// When it cannot be looked at.
-pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
-    let metadata = fs::metadata(path)?;
-    Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 impl Watched {

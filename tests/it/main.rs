@@ -39,6 +39,7 @@ mod reach;
 mod redirects;
 mod referrers;
 mod refresh;
+mod reload;
 mod samples;
 mod scale;
 mod serve;
