@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -16,6 +17,8 @@ const CLIENTS: usize = 4;
 /// What each client pulls at least under each secret.
 const PULLS: usize = 3;
 const ROTATIONS: usize = 5;
+/// Clients that pull are refused long before, and a test that has failed must end.
+const REFUSED_WITHIN: Duration = Duration::from_secs(4);
 
 /// Clients that pull one image after another which nobody has pulled before, all of it private, and compare every byte.
 struct Load {
@@ -138,15 +141,21 @@ async fn a_secret_in_vault_is_replaced() {
     }
 }
 
-/// Google's metadata server, whose every answer ends the one before.
+/// Google's metadata server, whose every answer ends the one before, and comes only when that was refused to somebody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_issues_another_login() {
     let upstream = Arc::new(Upstream::start().await);
     upstream.auth(Auth::Bearer);
     let (registry, issued) = (Arc::clone(&upstream), AtomicUsize::new(0));
     let cloud = Cloud::start(move |_| {
-        let token = password(issued.fetch_add(1, Ordering::SeqCst));
+        let number = issued.fetch_add(1, Ordering::SeqCst);
+        let token = password(number);
         registry.only_user("oauth2accesstoken", &token, "team/");
+        let is_refused = || registry.seen("GET", "/token").iter().any(|it| it.status() == 401);
+        let start = Instant::now();
+        while number > 0 && !is_refused() && start.elapsed() < REFUSED_WITHIN {
+            tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(1)));
+        }
         // It is renewed after three quarters of it.
         said(200, &json!({ "access_token": token, "expires_in": 10 }))
     })
