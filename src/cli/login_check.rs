@@ -100,9 +100,6 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
             "check user name and password, or token: it may be mistyped, expired or withdrawn"
         }
         Error::NoLogin(NoLogin::Vault(problem)) => remedy_in_vault(problem),
-        Error::NoLogin(NoLogin::Unanswered { service: "Vault", .. }) => {
-            "check `vault.address`, the network, and `vault.ca` for certificates of one's own"
-        }
         Error::NoLogin(_) => {
             "check what berth runs as (keys, role, identity), what that may do, and what `credentials` says"
         }
@@ -132,7 +129,12 @@ fn remedy_in_vault(problem: &VaultProblem) -> &'static str {
         VaultProblem::Redirects { .. } => {
             "set `vault.address` to the active node, or to what balances between nodes"
         }
-        VaultProblem::Status { .. } => "check `vault.address`, and whether what answers there is well",
+        VaultProblem::Unanswered { .. } => {
+            "check `vault.address`, the network, and `vault.ca` for certificates of one's own"
+        }
+        VaultProblem::Nonsense { .. } | VaultProblem::Status { .. } => {
+            "check `vault.address`, and whether what answers there is well"
+        }
         VaultProblem::LoginRefused { .. } => {
             "check the role or role_id, the file with its proof, and the `mount` of the login; for Kubernetes also which \
              accounts, namespaces and audience the role is bound to"

@@ -51,6 +51,18 @@ pub(super) struct Vault {
 /// Why Vault does not give the login. None of these repeats anything that Vault has said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VaultProblem {
+    /// It was not reached, or not in time.
+    #[error("Vault gave no answer: {cause}")]
+    Unanswered {
+        /// Why it was in vain.
+        cause: Arc<str>,
+    },
+    /// It answers as no Vault does.
+    #[error("Vault answered with {what}")]
+    Nonsense {
+        /// How.
+        what: &'static str,
+    },
     /// 503: it is there and gives out nothing.
     #[error("Vault is sealed or not ready (status 503)")]
     Sealed,

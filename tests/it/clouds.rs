@@ -425,6 +425,7 @@ async fn google_takes_the_token_of_another_identity_provider() {
     let format = json!({"type": "json", "subject_token_field_name": "id_token"});
     let changes = json!({
         "service_account_impersonation_url": format!("https://iamcredentials.googleapis.com{ACCOUNT}"),
+        "service_account_impersonation": {"token_lifetime_seconds": 2800},
         "credential_source": {"file": &*token, "format": format},
     });
     let asked = pull(&file(&token, &changes), GOOGLE_TOKEN).await;
@@ -434,7 +435,7 @@ async fn google_takes_the_token_of_another_identity_provider() {
     let body: Value = serde_json::from_str(&asked[1].body).unwrap();
     assert_eq!(
         body,
-        json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"], "lifetime": "3600s"})
+        json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"], "lifetime": "2800s"})
     );
 }
 

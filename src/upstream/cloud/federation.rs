@@ -24,7 +24,7 @@ const STS: &str = "Google's security token service";
 const IAM: &str = "Google's IAM credentials service";
 const TOKEN_FILE: &str = "a token of the identity provider";
 /// As long as an account's token may live without further settings at Google.
-const IMPERSONATED: &str = "3600s";
+const IMPERSONATED_SECONDS: u64 = 3600;
 
 /// What is in a file of the type `external_account`.
 pub(super) struct Federation {
@@ -32,6 +32,7 @@ pub(super) struct Federation {
     token_type: String,
     token_url: Url,
     impersonation_url: Option<Url>,
+    impersonated_seconds: u64,
     file: PathBuf,
     /// The file is JSON, and the token in this field.
     json_field: Option<String>,
@@ -67,6 +68,9 @@ impl Federation {
             token_type: text(&file["subject_token_type"])?,
             token_url: google(text(&file["token_url"])?)?,
             impersonation_url,
+            impersonated_seconds: file["service_account_impersonation"]["token_lifetime_seconds"]
+                .as_u64()
+                .unwrap_or(IMPERSONATED_SECONDS),
             file: text(&source["file"])?.into(),
             json_field,
         })
@@ -93,7 +97,10 @@ impl Federation {
         let (federated, lifetime) = token::parse(&body).ok_or_else(|| malformed("no access token"))?;
         match &self.impersonation_url {
             None => Ok((federated, lifetime.ok_or_else(|| malformed("a token without its end"))?)),
-            Some(url) => impersonate(client, &moved(url, endpoints.impersonation), &federated).await,
+            Some(url) => {
+                let url = moved(url, endpoints.impersonation);
+                impersonate(client, &url, &federated, self.impersonated_seconds).await
+            }
         }
     }
 
@@ -108,12 +115,17 @@ impl Federation {
 }
 
 /// A token of a service account, for one that may act as it.
-async fn impersonate(client: &Client, url: &Url, token: &str) -> Result<(String, Duration), NoLogin> {
+async fn impersonate(
+    client: &Client,
+    url: &Url,
+    token: &str,
+    seconds: u64,
+) -> Result<(String, Duration), NoLogin> {
     let malformed = |what| NoLogin::Malformed { service: IAM, what };
     let bearer = HeaderValue::from_str(&format!("Bearer {token}"));
     let mut bearer = bearer.map_err(|_| malformed("a token that fits into no header"))?;
     bearer.set_sensitive(true);
-    let body = json!({ "scope": [SCOPE], "lifetime": IMPERSONATED }).to_string();
+    let body = json!({ "scope": [SCOPE], "lifetime": format!("{seconds}s") }).to_string();
     let request = request(Method::POST, url)
         .header(AUTHORIZATION, bearer)
         .header(ACCEPT, "application/json")

@@ -298,10 +298,10 @@ async fn a_hostile_answer_is_an_error_and_is_not_followed_elsewhere() {
         assert_eq!(error, Error::NoLogin(expected));
         assert!(error.is_outage() && !format!("{error} {error:?}").contains("hvs."));
     };
-    let malformed = |what| NoLogin::Malformed { service: "Vault", what };
+    let nonsense = |what| NoLogin::from(VaultProblem::Nonsense { what });
     check(Box::new(move || Reply::redirect(&target)), VaultProblem::Redirects { status: 307 }.into()).await;
-    check(Box::new(|| Reply::ok("<html>")), malformed("no JSON")).await;
-    check(Box::new(|| Reply::new(403, "<html>hvs.token")), malformed("no JSON")).await;
+    check(Box::new(|| Reply::ok("<html>")), nonsense("no JSON")).await;
+    check(Box::new(|| Reply::new(403, "<html>hvs.token")), nonsense("no JSON")).await;
     check(Box::new(|| Reply::new(500, "hvs.token")), VaultProblem::Status { status: 500 }.into()).await;
     let none = VaultProblem::NoSecret { path: "secret/data/robot".into() };
     check(Box::new(|| Reply::ok("{}")), none.clone().into()).await;
@@ -309,7 +309,7 @@ async fn a_hostile_answer_is_an_error_and_is_not_followed_elsewhere() {
     let large = "malformed body".repeat(64 * 1024);
     check(
         Box::new(move || Reply::ok(large.clone()).without_length()),
-        malformed("a body larger than any of its kind"),
+        nonsense("a body larger than any of its kind"),
     )
     .await;
     assert_eq!((elsewhere.seen().len(), registry.seen().len()), (0, 0));
@@ -335,5 +335,8 @@ async fn vault_has_authorities_of_its_own() {
     };
     assert_eq!(head(true).await, Ok(7));
     let refused = error_of(head(false).await);
-    assert!(matches!(&refused, Error::NoLogin(NoLogin::Unanswered { service: "Vault", .. })), "{refused:?}");
+    assert!(
+        matches!(&refused, Error::NoLogin(NoLogin::Vault(VaultProblem::Unanswered { .. }))),
+        "{refused:?}"
+    );
 }

@@ -21,12 +21,11 @@ use super::config::{AppRole, KubernetesLogin, VaultConfig, VaultLogin};
 use crate::upstream::Observer;
 use crate::upstream::client::{self, Client, Way};
 use crate::upstream::cloud::{self, Environment, NoLogin, REPLY_BYTES_MAX, read_file};
-use crate::upstream::config::{Config, Endpoint};
+use crate::upstream::config::{Config, Endpoint, Proxy};
 use crate::upstream::error::{BuildError, Error};
 use crate::upstream::kept::{Answer, LIFETIME_MAX, Lease};
 use crate::upstream::secret::Secret;
 
-const SERVICE: &str = "Vault";
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// Without it a Vault Proxy may refuse to answer, which keeps out requests that were forged elsewhere.
@@ -100,6 +99,8 @@ impl Session {
             offline: upstream.offline,
             ca: config.ca.clone(),
             addresses: upstream.addresses.clone(),
+            // A proxy that is named there is for the registry.
+            proxy: if upstream.proxy == Proxy::None { Proxy::None } else { Proxy::Environment },
             timeouts: upstream.timeouts,
             ..Config::new(upstream.registry.clone(), vec![config.address.clone()])
         };
@@ -263,11 +264,11 @@ fn lifetime(seconds: &Value) -> Duration {
 }
 
 fn nonsense(what: &'static str) -> NoLogin {
-    NoLogin::Malformed { service: SERVICE, what }
+    VaultProblem::Nonsense { what }.into()
 }
 
 pub(super) fn unanswered(error: &Error) -> NoLogin {
-    NoLogin::Unanswered { service: SERVICE, cause: cloud::cause(error) }
+    VaultProblem::Unanswered { cause: cloud::cause(error) }.into()
 }
 
 #[cfg(test)]
