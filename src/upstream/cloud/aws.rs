@@ -45,6 +45,14 @@ pub(super) struct Keys {
     pub(super) token: Option<Secret>,
 }
 
+impl Keys {
+    /// Those in the environment.
+    fn of(env: Environment<'_>) -> Option<Self> {
+        let (id, secret) = (env("AWS_ACCESS_KEY_ID")?, Secret::new(env("AWS_SECRET_ACCESS_KEY")?));
+        Some(Self { id, secret, token: env("AWS_SESSION_TOKEN").map(Secret::new) })
+    }
+}
+
 /// Where keys come from.
 pub(super) enum Source {
     /// The environment.
@@ -91,8 +99,7 @@ impl Source {
         let sts = url(&env("AWS_ENDPOINT_URL_STS").unwrap_or_else(|| format!("https://{host}")))?;
         let sts = Sts { url: sts, region };
         let is_profile_configured = profile.is_some() || profile_file.is_some();
-        let platform = Platform::of(env)?;
-        if !is_profile_configured && let Some(keys) = platform.keys {
+        if !is_profile_configured && let Some(keys) = Keys::of(env) {
             return Ok(Self::Fixed(keys));
         }
         if !is_profile_configured
@@ -101,6 +108,7 @@ impl Source {
             let session = env("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| SESSION_NAME.to_owned());
             return Ok(Self::WebIdentity(sts, WebIdentity { role, token_file: token_file.into(), session }));
         }
+        let platform = Platform::of(env)?;
         let (given_file, given_profile) = (env("AWS_SHARED_CREDENTIALS_FILE"), env("AWS_PROFILE"));
         let is_given = given_file.is_some() || given_profile.is_some();
         let of_home = |name: &str| env("HOME").map(|home| Path::new(&home).join(".aws").join(name));
@@ -141,10 +149,6 @@ impl Source {
 
 impl Platform {
     fn of(env: Environment<'_>) -> Result<Self, BuildError> {
-        let keys = || {
-            let (id, secret) = (env("AWS_ACCESS_KEY_ID")?, Secret::new(env("AWS_SECRET_ACCESS_KEY")?));
-            Some(Keys { id, secret, token: env("AWS_SESSION_TOKEN").map(Secret::new) })
-        };
         let full = env("AWS_CONTAINER_CREDENTIALS_FULL_URI");
         let relative = env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
         let container = relative.map(|path| format!("{CONTAINER_HOST}{path}")).or(full);
@@ -157,7 +161,7 @@ impl Platform {
             Ok((agent_url(&text)?, token))
         });
         let service = env("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| INSTANCE_HOST.into());
-        Ok(Self { keys: keys(), container: container.transpose()?, instance: url(&service)? })
+        Ok(Self { keys: Keys::of(env), container: container.transpose()?, instance: url(&service)? })
     }
 
     /// Those that a profile's `credential_source` names; `None` if they are not there.
