@@ -5,8 +5,8 @@
 //! one answer can be.
 //!
 //! What it promises:
-//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud that is configured to
-//!   issue the login (`cloud`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
+//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud or the Vault that is
+//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
 //!   the configuration does not name (`address`, `realm`, `redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
@@ -35,10 +35,12 @@ mod helper;
 mod identity;
 mod issued;
 mod jwt;
+mod kept;
 mod limit;
 mod listing;
 mod login;
 mod manifest;
+mod program;
 mod proxy;
 mod quota;
 mod realm;
@@ -52,6 +54,7 @@ mod server;
 mod tests;
 mod token;
 mod trial;
+mod vault;
 mod waits;
 mod watched;
 
@@ -80,6 +83,9 @@ pub use self::manifest::{Fetched, Resolved};
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trial::{Found, Party, Trial};
+pub use self::vault::{
+    AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+};
 
 use self::auth::Auth;
 use self::client::{Client, Way};
@@ -195,7 +201,7 @@ impl Upstream {
             servers: servers
                 .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
                 .collect(),
-            credential: Credential::load(config)?,
+            credential: Credential::load(config, &observer)?,
             is_always_known: config.is_always_known(),
             client: Arc::new(Client::build(config, identity.clone(), observer)?),
             identity,

@@ -17,6 +17,7 @@ use super::headers::Headers;
 use super::identity::ClientCertificate;
 use super::limit::LimitsConfig;
 use super::rename::Rewrite;
+use super::vault::VaultConfig;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
 
@@ -379,12 +380,14 @@ pub enum CredentialsConfig {
     Google(GoogleConfig),
     /// What Azure issues for its registries.
     Azure(AzureConfig),
+    /// What Vault or OpenBao has in store.
+    Vault(VaultConfig),
 }
 
 #[derive(Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a table with file, with username and password_file or password_env, or with a cloud"
+    expecting = "a table with file, with username and password_file or password_env, with a cloud, or with vault"
 )]
 struct CredentialsTable {
     file: Option<PathBuf>,
@@ -395,10 +398,11 @@ struct CredentialsTable {
     ecr_public: Option<EcrConfig>,
     google: Option<GoogleConfig>,
     azure: Option<AzureConfig>,
+    vault: Option<VaultConfig>,
 }
 
 const ONE_OF: &str = "credentials are one of: file; username and password_file; username and password_env; ecr; \
-     ecr_public; google; azure";
+     ecr_public; google; azure; vault";
 
 impl TryFrom<CredentialsTable> for CredentialsConfig {
     type Error = &'static str;
@@ -409,6 +413,7 @@ impl TryFrom<CredentialsTable> for CredentialsConfig {
             table.ecr_public.map(Self::EcrPublic),
             table.google.map(Self::Google),
             table.azure.map(Self::Azure),
+            table.vault.map(Self::Vault),
         ];
         let mut clouds = clouds.into_iter().flatten();
         let file = match (table.file, table.username, table.password_file, table.password_env) {

@@ -17,6 +17,7 @@ mod command;
 mod egress;
 mod image;
 mod upstream;
+mod vault;
 
 pub(crate) mod clients;
 pub(crate) mod crash;
@@ -45,6 +46,7 @@ pub(crate) use command::{Said, command};
 pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
+pub(crate) use vault::{JWT, ROLE_ID, SECRET_ID, Vault};
 
 /// How long a condition may take. Far more than it should, for machines that do much else meanwhile.
 const DEADLINE: Duration = Duration::from_secs(30);
