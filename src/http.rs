@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -87,6 +88,8 @@ pub struct Config {
     pub drain_seconds: u64,
     /// What one client may take.
     pub limits: limits::Config,
+    /// What one login of `htpasswd` may take.
+    pub login_limits: limits::LoginConfig,
 }
 
 impl Default for Config {
@@ -100,6 +103,7 @@ impl Default for Config {
             list_private: false,
             drain_seconds: DRAIN_SECONDS_DEFAULT,
             limits: limits::Config::default(),
+            login_limits: limits::LoginConfig::default(),
         }
     }
 }
@@ -119,11 +123,15 @@ impl Config {
     }
 }
 
-/// Checks what the data plane's files say.
+/// Checks what the data plane's files say, and what its keys say together.
 ///
 /// # Errors
-/// When `htpasswd` cannot be read.
+/// When `htpasswd` cannot be read, or should be there.
 pub fn check(config: &Config) -> anyhow::Result<()> {
+    ensure!(
+        config.htpasswd.is_some() || config.login_limits == limits::LoginConfig::default(),
+        "http.login_limits: expected http.htpasswd with it: without that nobody logs in"
+    );
     access::Access::load(&config.allow, config.htpasswd.as_deref(), None).map(drop)
 }
 

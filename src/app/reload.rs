@@ -25,7 +25,7 @@ use super::fleet::{Fleet, Member};
 use super::status;
 use crate::config::{Changes, Config};
 use crate::http::admin::{NotReloaded, Order, Reloaded};
-use crate::http::{Data, Serving, Tls, tls};
+use crate::http::{self, Data, Serving, Tls, tls};
 use crate::store::{Rate, Store, unix_seconds};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
@@ -197,6 +197,7 @@ impl Next {
         let Changes { in_place: mut changed, by_restart } = before.config.changes(&config);
         ensure!(by_restart.is_empty(), "{}", by_restart.join("; "));
         let registries = config.registries()?;
+        http::check(&config.http)?;
         let members = Member::build_all(&config.upstreams, &before.members, &before.metrics)?;
         // The section is the same, and what it names is not.
         let rebuilt = members.iter().filter(|member| {

@@ -71,8 +71,17 @@ impl Changes {
     }
 
     fn http(&mut self, old: &http::Config, new: &http::Config) {
-        let http::Config { listen, allow, htpasswd, tls, access_log, list_private, drain_seconds, limits } =
-            old;
+        let http::Config {
+            listen,
+            allow,
+            htpasswd,
+            tls,
+            access_log,
+            list_private,
+            drain_seconds,
+            limits,
+            login_limits,
+        } = old;
         self.restart("http.listen", listen, &new.listen);
         self.place("http.allow", allow, &new.allow);
         self.place("http.htpasswd", htpasswd, &new.htpasswd);
@@ -94,6 +103,7 @@ impl Changes {
         self.place("http.list_private", list_private, &new.list_private);
         self.place("http.drain_seconds", drain_seconds, &new.drain_seconds);
         self.place("http.limits", limits, &new.limits);
+        self.place("http.login_limits", login_limits, &new.login_limits);
     }
 
     fn cache(&mut self, old: &cache::Config, new: &cache::Config) {

@@ -59,8 +59,8 @@ struct Users {
 /// What the guard says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Come in.
-    Allowed,
+    /// Come in, under this name if one is asked for.
+    Allowed(Option<String>),
     /// Not from this address.
     WrongAddress,
     /// Log in first, or with another password.
@@ -91,9 +91,9 @@ impl Access {
         if !self.allow.is_empty() && !self.allow.iter().any(|network| network.contains(&client)) {
             return Verdict::WrongAddress;
         }
-        let Some(logins) = &self.logins else { return Verdict::Allowed };
+        let Some(logins) = &self.logins else { return Verdict::Allowed(None) };
         let Some((user, password)) = login(headers) else { return Verdict::LogIn };
-        logins.check(&user, password).await
+        logins.check(user, password).await
     }
 }
 
@@ -109,21 +109,21 @@ impl Logins {
         })
     }
 
-    async fn check(&self, user: &str, password: String) -> Verdict {
+    async fn check(&self, user: String, password: String) -> Verdict {
         self.reload_if_changed();
-        let (hash, is_known) = lock(&self.file).hash(user);
+        let (hash, is_known) = lock(&self.file).hash(&user);
         let login = format!("{} {user} {} {password} {hash}", user.len(), password.len());
         let login = Digest::of(Algorithm::Sha256, login.as_bytes());
         let was_right = || lock(&self.right).get(&login).is_some();
         if was_right() {
-            return Verdict::Allowed;
+            return Verdict::Allowed(Some(user));
         }
         let Ok(Ok(_permit)) = timeout(CHECK_WAIT_MAX, self.checks.acquire()).await else {
             return Verdict::Busy;
         };
         // Of many connections with one login, the first has checked it for all.
         if was_right() {
-            return Verdict::Allowed;
+            return Verdict::Allowed(Some(user));
         }
         let checking = spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
         let is_right = checking.await.unwrap_or(false) && is_known;
@@ -131,7 +131,7 @@ impl Logins {
             return Verdict::LogIn;
         }
         lock(&self.right).put(login, ());
-        Verdict::Allowed
+        Verdict::Allowed(Some(user))
     }
 
     fn reload_if_changed(&self) {
@@ -216,6 +216,10 @@ mod tests {
         headers
     }
 
+    fn allowed() -> Verdict {
+        Verdict::Allowed(Some("anna".to_owned()))
+    }
+
     fn htpasswd(lines: &str) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(lines.as_bytes()).unwrap();
@@ -234,8 +238,8 @@ mod tests {
                 "{client} {headers:?}"
             );
         };
-        check("10.1.2.3", basic("anna:secret"), Verdict::Allowed).await;
-        check("::ffff:10.1.2.3", basic("anna:secret"), Verdict::Allowed).await;
+        check("10.1.2.3", basic("anna:secret"), allowed()).await;
+        check("::ffff:10.1.2.3", basic("anna:secret"), allowed()).await;
         check("192.168.1.1", basic("anna:secret"), Verdict::WrongAddress).await;
         check("10.1.2.3", basic("anna:wrong"), Verdict::LogIn).await;
         check("10.1.2.3", basic("bert:secret"), Verdict::LogIn).await;

@@ -1,11 +1,11 @@
-//! What one client may take: `[http.limits]`, by its address.
+//! What one client may take: `[http.limits]`, by its address, and `[http.login_limits]`, by its login.
 //!
 //! Who asks for more is answered 503 with `Retry-After`, and never 429: containerd answers that with another request
 //! at once. Bytes are not refused but held back. Nothing of this is set by default, and then costs a request one look
 //! at an option.
 //!
-//! A client is an address, of IPv6 the 64 bits of its network. Behind a proxy or a load balancer that hides addresses
-//! all clients are one.
+//! A client is an address, of IPv6 the 64 bits of its network, and where there are logins also a login, from wherever it
+//! comes; it keeps to the limits of both. Behind a proxy or a load balancer that hides addresses all addresses are one.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -53,15 +53,53 @@ pub struct Config {
     pub bytes_per_second: Option<BytesPerSecond>,
 }
 
+/// What one login may take, over all its connections. What is not set is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoginConfig {
+    /// Requests in a second.
+    pub requests_per_second: Option<PerSecond>,
+    /// Bytes of bodies in a second.
+    pub bytes_per_second: Option<BytesPerSecond>,
+}
+
+impl From<&LoginConfig> for Config {
+    fn from(config: &LoginConfig) -> Self {
+        let LoginConfig { requests_per_second, bytes_per_second } = *config;
+        // A login has no connections of its own: it comes with each request.
+        Self { connections: None, requests_per_second, bytes_per_second }
+    }
+}
+
+/// Whose limits they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    /// All that come from this address.
+    Address(IpAddr),
+    /// All that come with this login.
+    Login(String),
+}
+
+impl Who {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "address",
+            Self::Login(_) => "login",
+        }
+    }
+}
+
 /// The limits of every client.
 pub(super) struct Limits {
     config: Config,
-    clients: Mutex<LruCache<IpAddr, Arc<Client>>>,
+    clients: Mutex<LruCache<Who, Arc<Client>>>,
     metrics: Arc<Metrics>,
 }
 
 /// What one client takes, over all its connections.
 struct Client {
+    /// What it is known by.
+    name: &'static str,
     connections: AtomicUsize,
     requests: Option<Pace>,
     bytes: Option<Pace>,
@@ -81,13 +119,15 @@ impl Limits {
         self.config == *config
     }
 
-    /// A connection of `client` begins.
-    fn greet(self: &Arc<Self>, client: IpAddr) -> Arc<Guest> {
+    /// A connection of `client`, or a request of a login, begins.
+    pub(super) fn greet(self: &Arc<Self>, client: Who) -> Arc<Guest> {
         let Config { connections, requests_per_second, bytes_per_second } = self.config;
         // A panic elsewhere leaves the list whole.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = clients.get_or_insert(network(client), || {
+        let name = client.name();
+        let client = clients.get_or_insert(client, || {
             Arc::new(Client {
+                name,
                 connections: AtomicUsize::new(0),
                 requests: requests_per_second.map(Pace::new),
                 bytes: bytes_per_second.map(Pace::of_bytes),
@@ -112,14 +152,15 @@ fn step(per_second: NonZeroU64) -> u64 {
 
 /// One connection, and what its client may take by the limits that there are.
 pub(super) struct Visit {
-    client: IpAddr,
+    client: Who,
     guest: Mutex<Option<Arc<Guest>>>,
 }
 
 impl Visit {
     /// A connection of `client` begins.
     pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
-        let guest = limits.map(|limits| limits.greet(client));
+        let client = Who::Address(network(client));
+        let guest = limits.map(|limits| limits.greet(client.clone()));
         Self { client, guest: Mutex::new(guest) }
     }
 
@@ -129,7 +170,7 @@ impl Visit {
         // It is replaced whole. One connection has one request at a time, so that nobody waits here.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
         let known = guest.as_ref().filter(|guest| Arc::ptr_eq(&guest.limits, limits));
-        let current = known.map_or_else(|| limits.greet(self.client), Arc::clone);
+        let current = known.map_or_else(|| limits.greet(self.client.clone()), Arc::clone);
         *guest = Some(Arc::clone(&current));
         Some(current)
     }
@@ -149,20 +190,23 @@ impl Guest {
     pub(super) fn refuse(&self) -> Option<Response<Body>> {
         if !self.is_seated {
             self.limits.metrics.client_limited(ClientLimit::Connections);
-            let mut response =
-                later(CONNECTION_RETRY, "this address has too many connections to this mirror");
+            let mut response = later(
+                CONNECTION_RETRY,
+                &format!("this {} has too many connections to this mirror", self.client.name),
+            );
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return Some(response);
         }
         let now = Instant::now();
         let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
         self.limits.metrics.client_limited(ClientLimit::Requests);
-        Some(later(wait, "this address sends this mirror too many requests"))
+        Some(later(wait, &format!("this {} sends this mirror too many requests", self.client.name)))
     }
 
-    /// What holds back a body for this client, if anything does.
-    pub(super) fn brake(self: Arc<Self>) -> Option<Box<Brake>> {
-        self.client.bytes.is_some().then(|| Box::new(Brake { guest: self, rest: Bytes::new(), wait: None }))
+    /// Takes its part of a body: when it may have the next.
+    fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
+        let turn = self.client.bytes.as_ref()?.owe(bytes, now);
+        (turn > now).then_some(turn)
     }
 }
 
@@ -176,13 +220,19 @@ impl Drop for Guest {
 
 /// Holds back one body.
 pub(super) struct Brake {
-    guest: Arc<Guest>,
+    guests: Vec<Arc<Guest>>,
     /// Taken from the body and not yet sent.
     rest: Bytes,
     wait: Option<Pin<Box<Sleep>>>,
 }
 
 impl Brake {
+    /// What holds back a body for all that it goes to, if anything does.
+    pub(super) fn of(guests: impl IntoIterator<Item = Arc<Guest>>) -> Option<Box<Self>> {
+        let guests: Vec<_> = guests.into_iter().filter(|guest| guest.client.bytes.is_some()).collect();
+        (!guests.is_empty()).then(|| Box::new(Self { guests, rest: Bytes::new(), wait: None }))
+    }
+
     /// The next bytes of a body that gives its own by `next`.
     pub(super) fn poll<E>(
         &mut self,
@@ -199,15 +249,15 @@ impl Brake {
                 end => return Poll::Ready(end),
             }
         }
-        let step = usize::try_from(self.guest.step_bytes).unwrap_or(usize::MAX).min(self.rest.len());
+        let step_bytes = self.guests.iter().map(|guest| guest.step_bytes).min().unwrap_or(STEP_BYTES_MAX);
+        let step = usize::try_from(step_bytes).unwrap_or(usize::MAX).min(self.rest.len());
         let bytes = self.rest.split_to(step);
-        if let Some(pace) = &self.guest.client.bytes {
-            let now = Instant::now();
-            let turn = pace.owe(bytes.len() as u64, now);
-            if turn > now {
-                self.guest.limits.metrics.client_limited(ClientLimit::Bytes);
-                self.wait = Some(Box::pin(sleep_until(turn)));
-            }
+        let now = Instant::now();
+        let turns =
+            self.guests.iter().filter_map(|guest| Some((guest.take(bytes.len() as u64, now)?, guest)));
+        if let Some((turn, guest)) = turns.max_by_key(|(turn, _)| *turn) {
+            guest.limits.metrics.client_limited(ClientLimit::Bytes);
+            self.wait = Some(Box::pin(sleep_until(turn)));
         }
         Poll::Ready(Some(Ok(bytes)))
     }
@@ -225,7 +275,7 @@ mod tests {
     async fn each_address_has_limits_of_its_own() {
         assert!(limits("").is_none());
         let limits = limits("connections = 2\nrequests_per_second = 1").unwrap();
-        let greet = |client: &str| limits.greet(client.parse().unwrap());
+        let greet = |client: &str| limits.greet(Who::Address(network(client.parse().unwrap())));
         let is_refused = |guest: &Guest| guest.refuse().is_some();
         let [first, second] = [greet("10.0.0.1"), greet("::ffff:10.0.0.1")];
         assert!(!is_refused(&first) && is_refused(&second), "they share what one client may ask");
@@ -257,7 +307,7 @@ mod tests {
     fn only_so_many_clients_are_remembered() {
         let limits = limits("connections = 1").unwrap();
         for client in 0..40_000_u32 {
-            assert!(limits.greet(std::net::Ipv4Addr::from(client).into()).is_seated);
+            assert!(limits.greet(Who::Address(std::net::Ipv4Addr::from(client).into())).is_seated);
         }
         assert_eq!(limits.clients.lock().unwrap().len(), CLIENTS_MAX.get());
     }

@@ -26,7 +26,7 @@ use super::asked::{Asked, discard};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
 use super::journal::Account;
-use super::limits::{Guest, Limits, Visit};
+use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
@@ -87,6 +87,7 @@ pub struct Serving {
     registries: Registries,
     access: Access,
     limits: Option<Arc<Limits>>,
+    login_limits: Option<Arc<Limits>>,
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
@@ -108,12 +109,16 @@ impl Serving {
         let access =
             Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
         let Config { access_log, list_private, .. } = *config;
-        let known = before.and_then(|before| before.limits.as_ref());
-        let limits = match known.filter(|known| known.are_of(&config.limits)) {
+        let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
+            .filter(|known| known.are_of(config))
+        {
             Some(known) => Some(Arc::clone(known)),
-            None => Limits::new(&config.limits, Arc::clone(&metrics)),
+            None => Limits::new(config, Arc::clone(&metrics)),
         };
-        Ok(Self { cache, registries, access, limits, metrics, access_log, list_private })
+        let known = before.and_then(|before| before.login_limits.as_ref());
+        let login_limits = limits(&(&config.login_limits).into(), known);
+        let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
+        Ok(Self { cache, registries, access, limits, login_limits, metrics, access_log, list_private })
     }
 
     /// Where its content comes from.
@@ -135,14 +140,21 @@ impl Serving {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
+        let mut user = None;
         let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {
             refuse(&mut account, &head.uri, refusal)
         } else {
             match self.access.judge(peer.ip(), &head.headers).await {
-                Verdict::Allowed => {
-                    let Parts { method, uri, headers, .. } = head;
-                    let asked = Asked { method, uri, headers, outlet };
-                    self.respond(&asked, &mut account).await
+                Verdict::Allowed(name) => {
+                    user = self.user(name);
+                    match user.as_ref().and_then(|user| user.refuse()) {
+                        Some(refusal) => refuse(&mut account, &head.uri, refusal),
+                        None => {
+                            let Parts { method, uri, headers, .. } = head;
+                            let asked = Asked { method, uri, headers, outlet };
+                            self.respond(&asked, &mut account).await
+                        }
+                    }
                 }
                 Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
                 Verdict::LogIn => refuse(&mut account, &head.uri, log_in()),
@@ -154,8 +166,13 @@ impl Serving {
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         account.answered(response.status().as_u16(), response.body().len());
-        let brake = guest.and_then(Guest::brake);
+        let brake = Brake::of(guest.into_iter().chain(user));
         response.map(|body| body.watched(account).braked(brake))
+    }
+
+    /// What a login may take, if there is one and it is limited.
+    fn user(&self, name: Option<String>) -> Option<Arc<Guest>> {
+        Some(self.login_limits.as_ref()?.greet(Who::Login(name?)))
     }
 
     async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {

@@ -145,3 +145,20 @@ async fn wrong_passwords_do_not_lock_out_who_is_known() {
         assert!([401, 503].contains(&reply.status), "{}", reply.status);
     }
 }
+
+#[tokio::test]
+async fn a_login_has_limits_of_its_own_from_wherever_it_comes() {
+    let (_upstream, setup, image) = alpine().await;
+    let users = file_of(&format!("{}{}", user("anna", "right"), user("bert", "right")));
+    let limits = "login_limits = { requests_per_second = 0.01, bytes_per_second = \"1MiB\" }";
+    let berth = setup.http(&format!("htpasswd = {users:?}")).http(limits).start().await;
+    let path = format!("/v2/{REPO}/manifests/3");
+    let ask = async |name: &str| berth.get(&path).basic(name, "right").await;
+    assert_eq!(ask("anna").await.expect(200), &image.manifest);
+    let refused = ask("anna").await;
+    assert_eq!((refused.status, &*refused.error_code()), (503, "TOOMANYREQUESTS"));
+    assert!(refused.text().contains("this login"), "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(ask("bert").await.expect(200), &image.manifest, "another from the same address");
+    assert_eq!(berth.get(&path).basic("anna", "wrong").await.status, 401, "nobody spends what is anna's");
+}

@@ -116,6 +116,8 @@ async fn a_bad_value_is_an_error_that_says_what_was_expected() {
     expect_refusal("[http]\nallow = [\"10.0.0.0/99\"]", &["line 2", "allow", "10.0.0.0/99"]).await;
     expect_refusal("[http]\ndrain_seconds = \"long\"", &["line 2", "drain_seconds", "long"]).await;
     expect_refusal("[http]\ndrain_seconds = -1", &["line 2", "drain_seconds", "-1"]).await;
+    let for_logins = "[http]\nlogin_limits = { requests_per_second = 1 }";
+    expect_refusal(for_logins, &["http.login_limits", "expected http.htpasswd"]).await;
     expect_refusal("data_dir = 5", &["line 1", "data_dir", "5"]).await;
     expect_refusal("[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"soon\"", &["line 3", "check_after", "soon"])
         .await;
