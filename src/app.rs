@@ -142,6 +142,7 @@ fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
     let registry = registry.as_str();
     match event {
         Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
+        Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),
         Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
         Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
         Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),

@@ -139,7 +139,7 @@ impl Settings {
         }
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
-        config.settle_offline();
+        config.settle();
         let prepared = config.check().and_then(|()| App::prepare(config));
         match &self.place.config {
             Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),
@@ -186,7 +186,7 @@ fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
     let load = || {
         let mut config = file.map(Config::load).transpose()?.unwrap_or_default();
         config.add_public_registries();
-        config.settle_offline();
+        config.settle();
         login_check::choose(config.upstreams, named)
     };
     match load() {

@@ -33,7 +33,7 @@ pub(super) struct Line {
     pub(super) upstream: Arc<Upstream>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) total: u64,
-    /// Whether upstream is asked without a credential. All of a content comes in the same way.
+    /// Whether upstream is asked without a credential, for all of the content.
     pub(super) public: bool,
     schedule: Mutex<Schedule>,
     /// The endpoints that bytes came from.
@@ -182,9 +182,10 @@ impl Fetch {
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
             let range = by_range.then(|| range_of(span, line.total));
             let name = &line.flight.origin.name;
-            match line.upstream.blob(name, &line.flight.digest, range, Some(line.total), avoid).await {
-                // A credential has come or gone: who may read along has changed with it.
-                Ok(stream) if stream.public != line.public => return Err(Error::GivenUp),
+            let Flight { trail, digest, .. } = &*line.flight;
+            match line.upstream.blob(trail, name, digest, range, Some(line.total), avoid).await {
+                // A credential has come, and others may be reading along because there was none.
+                Ok(stream) if line.public && !stream.public => return Err(Error::GivenUp),
                 Ok(stream) => {
                     if by_range && (stream.start < span.start || stream.end > span.end) {
                         line.schedule().ignores_ranges();

@@ -17,7 +17,7 @@ pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Resu
         bail!("no [[upstream]] is configured for {unknown}");
     }
     let is_chosen = |upstream: &Config| match named {
-        [] => upstream.credentials.is_some(),
+        [] => upstream.has_login(),
         named => named.contains(&upstream.registry),
     };
     Ok(upstreams.into_iter().filter(is_chosen).collect())

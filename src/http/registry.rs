@@ -25,14 +25,15 @@ use super::journal::Account;
 use super::limits::{Guest, Limits};
 use super::outlet::Outlet;
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
-    log_in, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
+    content, failure, log_in, outage, unavailable, unrouted, value, wrong_address,
 };
 use crate::cache::{self, Cache};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
+use crate::upstream::{Trail, introduce};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -93,7 +94,7 @@ impl Data {
             match self.access.judge(peer.ip(), &head.headers).await {
                 Verdict::Allowed => {
                     let Parts { method, uri, headers, .. } = head;
-                    let asked = Asked { method, uri, headers, outlet };
+                    let asked = Asked { method, uri, trail: Trail::read(&headers), headers, outlet };
                     self.respond(&asked, &mut account).await
                 }
                 Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
@@ -117,13 +118,31 @@ impl Data {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
-        if let Some(response) = self.at_hand(asked, &route, account) {
-            return response;
+        let mut response = if asked.trail.is_echo() {
+            asked_by_itself()
+        } else {
+            match self.at_hand(asked, &route, account) {
+                Some(response) => response,
+                None => self.find(asked, &route, account).await,
+            }
+        };
+        if !asked.trail.is_of_client() {
+            let is_public = match repository(&route) {
+                Some(repo) => self.cache.is_public(repo).await.unwrap_or(false),
+                None => false,
+            };
+            introduce(response.headers_mut(), is_public);
         }
+        response
+    }
+
+    /// The answer, or why there is none, in time.
+    async fn find(&self, asked: &Asked, route: &Arc<Route>, account: &mut Account) -> Response<Body> {
         let request = account.request;
-        let subject = subject(&route);
+        let subject = subject(route);
         // On the heap, so that what most requests do is small: futures are moved before they run.
-        match timeout(BUDGET, Box::pin(self.serve(asked, &route, account))).await {
+        let budget = asked.trail.patience(BUDGET);
+        match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 account.cause = error.to_string();
@@ -153,7 +172,7 @@ impl Data {
             Route::Blob { repo, digest } => self.blob(asked, repo, digest, account).await,
             Route::Tags { repo, n, last } => self.tags(asked, repo, *n, last.as_deref(), account).await,
             Route::Referrers { repo, digest, artifact_type } => {
-                self.referrers(repo, digest, artifact_type.as_deref(), account).await
+                self.referrers(asked, (repo, digest), artifact_type.as_deref(), account).await
             }
         }
     }
@@ -181,7 +200,7 @@ impl Data {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let manifest = self.cache.manifest(repo, reference).await?;
+        let manifest = self.cache.manifest(repo, reference, &asked.trail).await?;
         Ok(of_manifest(asked, repo, manifest, account))
     }
 
@@ -192,7 +211,7 @@ impl Data {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (size, source) = self.cache.blob_size(repo, digest).await?;
+        let (size, source) = self.cache.blob_size(repo, digest, &asked.trail).await?;
         let status = cache_status(source, false, false);
         account.cache = status;
         let mut response =
@@ -210,7 +229,7 @@ impl Data {
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         let range = asked.range(digest);
-        let blob = self.cache.blob(repo, digest, range).await?;
+        let blob = self.cache.blob(repo, digest, range, &asked.trail).await?;
         Ok(of_blob(asked, (repo, digest), blob, range, account))
     }
 
@@ -233,7 +252,7 @@ impl Data {
         if size == 0 {
             return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
         }
-        let page = self.cache.tags(repo, size, last).await?;
+        let page = self.cache.tags(repo, size, last, &asked.trail).await?;
         let body =
             list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
         let mut response = json(body);
@@ -269,12 +288,12 @@ impl Data {
 
     async fn referrers(
         &self,
-        repo: &Repo,
-        digest: &Digest,
+        asked: &Asked,
+        (repo, digest): (&Repo, &Digest),
         artifact_type: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest).await? else {
+        let Some(referrers) = self.cache.referrers(repo, digest, &asked.trail).await? else {
             return Ok(failure(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,
@@ -302,6 +321,17 @@ impl Data {
 fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
     account.astray(uri.path());
     response
+}
+
+/// What a request is about.
+fn repository(route: &Route) -> Option<&Repo> {
+    match route {
+        Route::Manifest { repo, .. }
+        | Route::Blob { repo, .. }
+        | Route::Referrers { repo, .. }
+        | Route::Tags { repo, .. } => Some(repo),
+        Route::Base | Route::Extensions | Route::Catalog { .. } => None,
+    }
 }
 
 fn subject(route: &Route) -> Subject {

@@ -14,6 +14,7 @@ use url::form_urlencoded;
 use super::exchange::{Ask, media_type};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
+use super::trail::Trail;
 use super::{Error, Upstream, client};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
@@ -49,13 +50,20 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn tags(&self, name: &RepoName, n: usize, last: Option<&str>) -> Result<TagPage, Error> {
+    pub async fn tags(
+        &self,
+        trail: &Trail,
+        name: &RepoName,
+        n: usize,
+        last: Option<&str>,
+    ) -> Result<TagPage, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.tags_from(server, name, n, last, deadline).await {
+        let key = format!("{}/{name}", self.registry);
+        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().tags_from((stop.server(), trail), name, n, last, deadline).await {
                 Ok(page) => return Ok(page),
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -63,7 +71,7 @@ impl Upstream {
 
     async fn tags_from(
         &self,
-        server: &Server,
+        (server, trail): (&Server, &Trail),
         name: &RepoName,
         n: usize,
         last: Option<&str>,
@@ -72,8 +80,8 @@ impl Upstream {
         let mut query = Some(first_page(n, last));
         let mut tags = Vec::new();
         for _ in 0..PAGES_MAX {
-            let ask =
-                Ask { query, accept: Some("application/json"), ..Ask::get(name, "tags/list".to_owned()) };
+            let ask = Ask::get(name, "tags/list".to_owned()).along(trail);
+            let ask = Ask { query, accept: Some("application/json"), ..ask };
             let (_, body, next) = self.page(server, &ask, deadline).await?;
             let list: TagList = serde_json::from_slice(&body)
                 .map_err(|_| Error::Malformed("something else than a list of tags"))?;
@@ -92,14 +100,19 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn referrers(&self, name: &RepoName, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    pub async fn referrers(
+        &self,
+        trail: &Trail,
+        name: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<Bytes>, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.referrers_from(server, name, digest, deadline).await {
+        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await {
                 Ok(Some(body)) => return Ok(Some(body)),
-                Ok(None) => return self.referrers_by_tag(name, digest, deadline).await,
-                Err(error) => rounds.failed(server, error),
+                Ok(None) => return self.referrers_by_tag(trail, name, digest, deadline).await,
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -108,7 +121,7 @@ impl Upstream {
     /// By the API; `None` if there is no such API.
     async fn referrers_from(
         &self,
-        server: &Server,
+        (server, trail): (&Server, &Trail),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
@@ -117,7 +130,8 @@ impl Upstream {
         let mut query = None;
         let mut bytes = 0;
         for page in 0..PAGES_MAX {
-            let ask = Ask { query, accept: Some(OCI_INDEX), ..Ask::get(name, format!("referrers/{digest}")) };
+            let ask = Ask::get(name, format!("referrers/{digest}")).along(trail);
+            let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
             let (headers, body, next) = match self.page(server, &ask, deadline).await {
                 Ok(page) => page,
                 Err(Error::NotFound | Error::Unavailable { status: 405 | 501 }) if page == 0 => {
@@ -152,6 +166,7 @@ impl Upstream {
 
     async fn referrers_by_tag(
         &self,
+        trail: &Trail,
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
@@ -161,7 +176,7 @@ impl Upstream {
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
-        match self.manifest_until(name, &tag, deadline).await {
+        match self.manifest_until(trail, name, &tag, deadline).await {
             Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| fetched.body)),
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),

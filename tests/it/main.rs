@@ -45,5 +45,6 @@ mod serve;
 mod support_itself;
 mod tags;
 mod tidy;
+mod tiers;
 mod tls;
 mod verify;

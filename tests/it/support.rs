@@ -16,6 +16,7 @@ mod cloud;
 mod command;
 mod egress;
 mod image;
+mod relay;
 mod upstream;
 
 pub(crate) mod clients;
@@ -44,6 +45,7 @@ pub(crate) use cloud::{Asked, Cloud, said};
 pub(crate) use command::{Said, command};
 pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
+pub(crate) use relay::Relay;
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
 
 /// How long a condition may take. Far more than it should, for machines that do much else meanwhile.
