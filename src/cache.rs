@@ -25,6 +25,7 @@ mod reader;
 mod refresh;
 mod schedule;
 mod tags;
+mod taken;
 mod writer;
 
 use std::collections::HashMap;
@@ -90,7 +91,7 @@ struct Inner {
     checks: Once<(Repo, Tag, usize), Result<tags::Known, Error>>,
     proofs: Once<(Repo, Digest, usize), Result<(), Error>>,
     sizes: Once<(Repo, Digest, usize), Result<u64, Error>>,
-    referrers: Once<(Repo, Digest, usize), Result<Bytes, Error>>,
+    referrers: Once<(Repo, Digest, usize), Result<(Bytes, bool), Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,

@@ -222,10 +222,16 @@ impl fmt::Display for Config {
         }
         let default = self.default_upstream.0.as_ref();
         write!(f, "default_upstream {}", default.map_or("none", |registry| registry.as_str()))?;
+        for endpoint in self.parents.iter().flat_map(|parents| &parents.endpoints) {
+            write!(f, "\nparent {endpoint}")?;
+        }
         for upstream in &self.upstreams {
             write!(f, "\nupstream {}", upstream.registry)?;
             for endpoint in &upstream.endpoints {
                 write!(f, " {endpoint}")?;
+            }
+            if upstream.mirror {
+                write!(f, " mirror")?;
             }
             if upstream.offline {
                 write!(f, " offline")?;

@@ -84,7 +84,7 @@ pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
-pub use self::trail::{Trail, introduce};
+pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
 
 use self::auth::Auth;
@@ -253,12 +253,17 @@ impl Upstream {
 
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
-        let Ok(name) = rename::at_upstream(&self.rewrites, name) else { return false };
-        if self.is_always_known || self.credential.applies_to(&name).await {
+        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
+        if self.is_always_known || self.credential.applies_to(&there).await {
             return false;
         }
         // Through which login a parent has its content is known from its answers only.
-        self.parents().is_none_or(|parents| parents.is_public(&name))
+        self.parents().is_none_or(|parents| parents.is_public(name))
+    }
+
+    /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
+    pub fn has_parents(&self) -> bool {
+        self.parents().is_some()
     }
 
     fn parents(&self) -> Option<&Parents> {

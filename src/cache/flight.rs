@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use super::error::Error;
 use super::lock;
 use super::schedule::Need;
+use super::taken::Taken;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
 use crate::store::{BlobFile, Pieces};
@@ -45,25 +46,6 @@ const FLIGHTS_MAX: usize = 256;
 const UNATTENDED_MAX: usize = 32;
 /// Contents of which it is remembered what readers took.
 const TAKEN_MAX: usize = 1024;
-/// Separate parts of one content that are remembered as taken; further ones count for nothing.
-const TAKEN_SPANS_MAX: usize = 4096;
-
-/// What readers have taken of one content, over all its flights.
-#[derive(Clone, Default)]
-pub(super) struct Taken(Arc<Mutex<Pieces>>);
-
-impl Taken {
-    pub(super) fn add(&self, span: Span) {
-        let mut pieces = lock(&self.0);
-        if pieces.spans().len() < TAKEN_SPANS_MAX {
-            pieces.insert(span);
-        }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        lock(&self.0).bytes()
-    }
-}
 
 /// How far a flight is.
 #[derive(Clone, Default)]

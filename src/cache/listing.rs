@@ -63,6 +63,14 @@ impl Cache {
         Ok(self.upstream(repo)?.is_public(&repo.name).await)
     }
 
+    /// Whether that is known from the answers of parents only.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`].
+    pub fn has_parents(&self, repo: &Repo) -> Result<bool, Error> {
+        Ok(self.upstream(repo)?.has_parents())
+    }
+
     /// At most `n` tags of `repo` behind `last`. `trail`: where the request has come from.
     ///
     /// # Errors
@@ -167,15 +175,26 @@ impl Cache {
         let key = (repo.clone(), *digest, trail.level());
         let (cache, repo, digest, trail) = (self.clone(), repo.clone(), *digest, trail.clone());
         let work = || async move {
-            let body = upstream.referrers(&trail, &repo.name, &digest).await?.unwrap_or(EMPTY_INDEX);
+            let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
+            let (body, is_stale) = listed.unwrap_or((EMPTY_INDEX, false));
+            if is_stale {
+                // It is of unknown age: what is kept counts as fresh for a while.
+                return Ok((body, true));
+            }
             if let Err(error) = cache.keep_referrers(&repo, &digest, &body).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
-            Ok(body)
+            Ok((body, false))
         };
-        let (body, joined) = self.0.referrers.run(key, work).await;
-        let source = if joined { Source::Join } else { Source::Miss };
-        body.unwrap_or(Err(Error::GivenUp)).map(|body| Referrers { body, source })
+        let (listed, joined) = self.0.referrers.run(key, work).await;
+        listed.unwrap_or(Err(Error::GivenUp)).map(|(body, is_stale)| {
+            let source = match (is_stale, joined) {
+                (true, _) => Source::Stale,
+                (false, true) => Source::Join,
+                (false, false) => Source::Miss,
+            };
+            Referrers { body, source }
+        })
     }
 
     /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask

@@ -33,7 +33,7 @@ use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
-use crate::upstream::{Trail, introduce};
+use crate::upstream::{Trail, declare_public, introduce};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -88,13 +88,15 @@ impl Data {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
+        let trail = Trail::read(&head.headers);
+        let is_of_client = trail.is_of_client();
         let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {
             refuse(&mut account, &head.uri, refusal)
         } else {
             match self.access.judge(peer.ip(), &head.headers).await {
                 Verdict::Allowed => {
                     let Parts { method, uri, headers, .. } = head;
-                    let asked = Asked { method, uri, trail: Trail::read(&headers), headers, outlet };
+                    let asked = Asked { method, uri, headers, trail, outlet };
                     self.respond(&asked, &mut account).await
                 }
                 Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
@@ -106,6 +108,9 @@ impl Data {
             discard(body).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if !is_of_client {
+            introduce(response.headers_mut());
+        }
         account.answered(response.status().as_u16(), response.body().len());
         let brake = guest.and_then(Guest::brake);
         response.map(|body| body.watched(account).braked(brake))
@@ -126,12 +131,11 @@ impl Data {
                 None => self.find(asked, &route, account).await,
             }
         };
-        if !asked.trail.is_of_client() {
-            let is_public = match repository(&route) {
-                Some(repo) => self.cache.is_public(repo).await.unwrap_or(false),
-                None => false,
-            };
-            introduce(response.headers_mut(), is_public);
+        if !asked.trail.is_of_client()
+            && let Some(repo) = repository(&route)
+            && self.cache.is_public(repo).await.is_ok_and(|is_public| is_public)
+        {
+            declare_public(response.headers_mut());
         }
         response
     }
@@ -241,18 +245,21 @@ impl Data {
         last: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        if !self.list_private && !self.cache.is_public(repo).await? {
-            return Ok(failure(
-                StatusCode::NOT_FOUND,
-                ErrorCode::NameUnknown,
-                "lists show only what needs no credential upstream, unless [http] list_private is set",
-            ));
+        let is_hidden = async || -> Result<bool, cache::Error> {
+            Ok(!self.list_private && !self.cache.is_public(repo).await?)
+        };
+        // Where there are parents, their answer says whether it is.
+        if is_hidden().await? && !self.cache.has_parents(repo)? {
+            return Ok(hidden());
         }
         let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
         if size == 0 {
             return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
         }
         let page = self.cache.tags(repo, size, last, &asked.trail).await?;
+        if is_hidden().await? {
+            return Ok(hidden());
+        }
         let body =
             list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
         let mut response = json(body);
@@ -321,6 +328,15 @@ impl Data {
 fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
     account.astray(uri.path());
     response
+}
+
+/// A list that is not shown.
+fn hidden() -> Response<Body> {
+    failure(
+        StatusCode::NOT_FOUND,
+        ErrorCode::NameUnknown,
+        "lists show only what needs no credential upstream, unless [http] list_private is set",
+    )
 }
 
 /// What a request is about.

@@ -95,7 +95,8 @@ impl Upstream {
         Ok(cut(tags, n, last, query.is_some()))
     }
 
-    /// What refers to `digest`, as an OCI index; `None` if upstream says that nothing does. Registries without
+    /// What refers to `digest`, as an OCI index, and whether a parent has it from before only because the registry cannot
+    /// be asked; `None` if upstream says that nothing does. Registries without
     /// the referrers API keep such an index under a tag.
     ///
     /// # Errors
@@ -105,12 +106,12 @@ impl Upstream {
         trail: &Trail,
         name: &RepoName,
         digest: &Digest,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<(Bytes, bool)>, Error> {
         let deadline = self.deadline();
         let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
         while let Some(stop) = rounds.next().await {
             match stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await {
-                Ok(Some(body)) => return Ok(Some(body)),
+                Ok(Some(listed)) => return Ok(Some(listed)),
                 Ok(None) => return self.referrers_by_tag(trail, name, digest, deadline).await,
                 Err(error) => rounds.failed(stop, error),
             }
@@ -125,10 +126,11 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<(Bytes, bool)>, Error> {
         let mut merged: Option<Value> = None;
         let mut query = None;
         let mut bytes = 0;
+        let mut is_stale = false;
         for page in 0..PAGES_MAX {
             let ask = Ask::get(name, format!("referrers/{digest}")).along(trail);
             let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
@@ -144,12 +146,13 @@ impl Upstream {
                 return Ok(None);
             }
             bytes += body.len();
+            is_stale |= self.standing(&headers).is_stale;
             let index = parse_index(&body).filter(|_| bytes <= REFERRERS_BYTES_MAX);
             let index = index
                 .ok_or(Error::Malformed("something else than a list of referrers, or too long a one"))?;
             query = next;
             match (merged.as_mut(), query.is_none()) {
-                (None, true) => return Ok(Some(body)),
+                (None, true) => return Ok(Some((body, is_stale))),
                 (None, false) => merged = Some(index),
                 (Some(merged), _) => append(merged, index),
             }
@@ -158,7 +161,7 @@ impl Upstream {
             }
         }
         match (merged, query) {
-            (Some(merged), None) => Ok(Some(merged.to_string().into())),
+            (Some(merged), None) => Ok(Some((merged.to_string().into(), is_stale))),
             // A list that is cut could hide a signature.
             _ => Err(Error::Malformed("a list of referrers with too many pages")),
         }
@@ -170,14 +173,14 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<(Bytes, bool)>, Error> {
         if self.is_short() {
             // What refers to an image can be done without; an image cannot.
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
         match self.manifest_until(trail, name, &tag, deadline).await {
-            Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| fetched.body)),
+            Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| (fetched.body, fetched.standing.is_stale))),
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -170,7 +170,7 @@ impl Upstream {
     }
 
     /// How fresh an answer about a tag is.
-    fn standing(&self, headers: &HeaderMap) -> Standing {
+    pub(super) fn standing(&self, headers: &HeaderMap) -> Standing {
         if self.peer().is_some() { Standing::read(headers) } else { Standing::FRESH }
     }
 }

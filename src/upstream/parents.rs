@@ -8,7 +8,8 @@
 //! A parent is an [`Upstream`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
 //! and what [`super::trail`] says, and never the registry's login.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::future::pending;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -19,7 +20,6 @@ use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use lru::LruCache;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
@@ -300,6 +300,10 @@ impl Parents {
 
     /// Keeps the list of parents, and what is known of each, up to date.
     pub(super) async fn run(&self) {
+        if self.template.offline {
+            // Nor is DNS asked.
+            return pending().await;
+        }
         let mut running = JoinSet::new();
         let mut handles: HashMap<usize, AbortHandle> = HashMap::new();
         loop {
@@ -371,6 +375,68 @@ mod tests {
             assert!(before == after || before == all[2], "{key} moved from {before} to {after}");
         }
         assert!(homes.values().all(|count| (900..1100).contains(count)), "{homes:?}");
+    }
+
+    fn registry() -> Config {
+        let parents = ParentsConfig {
+            endpoints: vec![Endpoint::parse("http://site.example:5000").unwrap()],
+            only: false,
+            credentials: None,
+            ca: Vec::new(),
+            client_certificate: None,
+            headers: Headers::default(),
+            addresses: BTreeMap::new(),
+            timeouts: Timeouts::default(),
+        };
+        let endpoint = Endpoint::parse("https://registry.example").unwrap();
+        let config = Config::new("registry.example".parse().unwrap(), vec![endpoint]);
+        Config { parents: Some(parents), ..config }
+    }
+
+    #[test]
+    fn addresses_come_and_go_and_those_that_stay_keep_what_is_known() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let parents = Parents::build(&registry(), &observer).unwrap().unwrap();
+        let endpoint = &parents.template.endpoints[0];
+        let settle = |addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            parents.settle(&places(endpoint, &addresses)).unwrap();
+            parents.all()
+        };
+        assert_eq!(parents.all()[0].identity, "http://site.example:5000", "until it is looked up");
+        let before = settle(&["10.0.0.1", "10.0.0.2"]);
+        let after = settle(&["10.0.0.3", "10.0.0.2"]);
+        let identities: Vec<_> = after.iter().map(|parent| &*parent.identity).collect();
+        assert_eq!(identities, ["http://site.example:5000 10.0.0.2", "http://site.example:5000 10.0.0.3"]);
+        assert!(Arc::ptr_eq(&before[1], &after[0]));
+        let indexes: Vec<_> = before.iter().chain(&after).filter_map(|parent| parent.peer()).collect();
+        assert_ne!(indexes[0].index(), indexes[3].index(), "a new one has a number of its own");
+    }
+
+    #[test]
+    fn the_order_ends_at_oneself_and_leaves_out_who_has_been_asked() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let parents = Parents::build(&registry(), &observer).unwrap().unwrap();
+        let addresses: Vec<_> = (1..=4).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        parents.settle(&places(&parents.template.endpoints[0], &addresses)).unwrap();
+        let order = |trail: &Trail| -> Vec<_> {
+            parents.order("key", trail).iter().map(|parent| parent.peer().unwrap().index()).collect()
+        };
+        let all = order(&Trail::default());
+        assert_eq!(all.len(), 4);
+        let meet = |index: usize, instance: Instance| {
+            let upstreams = parents.upstreams();
+            let peer = upstreams.iter().filter_map(|parent| parent.peer()).find(|peer| peer.index() == index);
+            lock(&peer.unwrap().instance).replace(instance);
+        };
+        let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
+        let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);
+        meet(all[0], Instance::answering(&headers(via)).unwrap());
+        assert_eq!(order(&Trail::read(&headers(via))), all[1..]);
+        assert_eq!(order(&Trail::read(&headers(other))), all);
+        meet(all[2], Instance::own());
+        assert_eq!(order(&Trail::default()), all[..2]);
+        assert!(order(&Trail::default().local()).is_empty());
     }
 
     #[test]

@@ -167,13 +167,15 @@ fn may_go_on(hops: &[Instance]) -> bool {
     hops.len() <= HOPS_MAX && !hops.contains(&Instance::own())
 }
 
-/// Says to the berth that asked who answers, and whether the content is for everybody.
-pub fn introduce(headers: &mut HeaderMap, is_public: bool) {
+/// Says to the berth that asked who answers.
+pub fn introduce(headers: &mut HeaderMap) {
     let via = HeaderValue::try_from(format!("1.1 {}", Instance::own()));
     headers.extend(via.map(|via| (VIA, via)));
-    if is_public {
-        headers.insert(PUBLIC, YES);
-    }
+}
+
+/// Says to the berth that asked that the content is for everybody.
+pub fn declare_public(headers: &mut HeaderMap) {
+    headers.insert(PUBLIC, YES);
 }
 
 /// Whether an answer is said to be for everybody.
