@@ -33,7 +33,6 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -43,7 +42,7 @@ use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{self, State, Trail, Upstream};
+use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
@@ -91,7 +90,7 @@ struct Inner {
     checks: Once<(Repo, Tag, usize), Result<tags::Known, Error>>,
     proofs: Once<(Repo, Digest, usize), Result<(), Error>>,
     sizes: Once<(Repo, Digest, usize), Result<u64, Error>>,
-    referrers: Once<(Repo, Digest, usize), Result<(Bytes, bool), Error>>,
+    referrers: Once<(Repo, Digest, usize), Result<ReferrerList, Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,

@@ -79,7 +79,7 @@ pub use self::error::{BuildError, Error, Refusal};
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
-pub use self::listing::TagPage;
+pub use self::listing::{ReferrerList, TagPage};
 pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
 pub use self::quota::Reserve;

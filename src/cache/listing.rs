@@ -21,7 +21,7 @@ use super::{Cache, now};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, State, Trail, Upstream};
+use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
 
 /// Upstream's "nothing refers to this".
 const EMPTY_INDEX: Bytes = Bytes::from_static(
@@ -176,18 +176,18 @@ impl Cache {
         let (cache, repo, digest, trail) = (self.clone(), repo.clone(), *digest, trail.clone());
         let work = || async move {
             let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
-            let (body, is_stale) = listed.unwrap_or((EMPTY_INDEX, false));
-            if is_stale {
+            let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
+            if listed.is_stale {
                 // It is of unknown age: what is kept counts as fresh for a while.
-                return Ok((body, true));
+                return Ok(listed);
             }
-            if let Err(error) = cache.keep_referrers(&repo, &digest, &body).await {
+            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
-            Ok((body, false))
+            Ok(listed)
         };
         let (listed, joined) = self.0.referrers.run(key, work).await;
-        listed.unwrap_or(Err(Error::GivenUp)).map(|(body, is_stale)| {
+        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,
                 (false, true) => Source::Join,

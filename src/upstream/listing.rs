@@ -15,7 +15,7 @@ use super::exchange::{Ask, media_type};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::trail::Trail;
-use super::{Error, Upstream, client};
+use super::{Error, Fetched, Upstream, client};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -37,6 +37,15 @@ pub struct TagPage {
     pub tags: Vec<Tag>,
     /// Whether there are more behind the last of them.
     pub more: bool,
+}
+
+/// What refers to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrerList {
+    /// An OCI index.
+    pub body: Bytes,
+    /// Whether a parent has kept it from before and could not ask the registry.
+    pub is_stale: bool,
 }
 
 #[derive(Deserialize)]
@@ -95,8 +104,7 @@ impl Upstream {
         Ok(cut(tags, n, last, query.is_some()))
     }
 
-    /// What refers to `digest`, as an OCI index, and whether a parent has it from before only because the registry cannot
-    /// be asked; `None` if upstream says that nothing does. Registries without
+    /// What refers to `digest`; `None` if upstream says that nothing does. Registries without
     /// the referrers API keep such an index under a tag.
     ///
     /// # Errors
@@ -106,7 +114,7 @@ impl Upstream {
         trail: &Trail,
         name: &RepoName,
         digest: &Digest,
-    ) -> Result<Option<(Bytes, bool)>, Error> {
+    ) -> Result<Option<ReferrerList>, Error> {
         let deadline = self.deadline();
         let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
         while let Some(stop) = rounds.next().await {
@@ -126,7 +134,7 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<(Bytes, bool)>, Error> {
+    ) -> Result<Option<ReferrerList>, Error> {
         let mut merged: Option<Value> = None;
         let mut query = None;
         let mut bytes = 0;
@@ -152,7 +160,7 @@ impl Upstream {
                 .ok_or(Error::Malformed("something else than a list of referrers, or too long a one"))?;
             query = next;
             match (merged.as_mut(), query.is_none()) {
-                (None, true) => return Ok(Some((body, is_stale))),
+                (None, true) => return Ok(Some(ReferrerList { body, is_stale })),
                 (None, false) => merged = Some(index),
                 (Some(merged), _) => append(merged, index),
             }
@@ -161,7 +169,7 @@ impl Upstream {
             }
         }
         match (merged, query) {
-            (Some(merged), None) => Ok(Some((merged.to_string().into(), is_stale))),
+            (Some(merged), None) => Ok(Some(ReferrerList { body: merged.to_string().into(), is_stale })),
             // A list that is cut could hide a signature.
             _ => Err(Error::Malformed("a list of referrers with too many pages")),
         }
@@ -173,14 +181,17 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<(Bytes, bool)>, Error> {
+    ) -> Result<Option<ReferrerList>, Error> {
         if self.is_short() {
             // What refers to an image can be done without; an image cannot.
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
         match self.manifest_until(trail, name, &tag, deadline).await {
-            Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| (fetched.body, fetched.standing.is_stale))),
+            Ok(Fetched { body, standing, .. }) => {
+                let is_stale = standing.is_stale;
+                Ok(parse_index(&body).map(|_| ReferrerList { body, is_stale }))
+            }
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

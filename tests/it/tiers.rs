@@ -1,5 +1,7 @@
 //! Berths behind berths: what passes through, what each tier asks the next, and that no request waits for itself.
 
+use std::future::IntoFuture as _;
+
 use berth::oci::Digest;
 use tokio::task::JoinSet;
 
@@ -124,21 +126,24 @@ async fn two_that_point_at_each_other_wait_for_the_registry_and_not_for_each_oth
     let a = below(&[to_b.url()], &registry).start().await;
     let b = below(&[to_a.url()], &registry).start().await;
     let waiting = async {
-        // Both have begun to ask the other for what they are themselves asked for.
-        eventually("each waits for the other", async || {
-            let begun = [&a, &b].map(|berth| berth.metric("berth_flights"));
-            let [of_a, of_b] = begun;
-            of_a.await >= 3.0 && of_b.await >= 3.0
+        let is_waiting = async |berth: &Berth| {
+            let requests = berth.metric("registry_http_in_flight_requests").await;
+            berth.metric("berth_flights").await >= 3.0 && requests >= 4.0
+        };
+        eventually("each has begun to ask the other for what it is itself asked for", async || {
+            is_waiting(&a).await && is_waiting(&b).await
         })
         .await;
         to_a.to(a.address());
         to_b.to(b.address());
     };
-    let blobs = together(2, {
-        let asks: Vec<Vec<_>> = [&a, &b]
-            .iter()
-            .map(|berth| image.blobs.iter().map(|blob| (berth.get(&blob.path(REPO)), blob.digest)).collect())
-            .collect();
+    let asking = together(2, {
+        let tag = format!("/v2/{REPO}/manifests/1");
+        let whole = |berth: &Berth| {
+            let blobs = image.blobs.iter().map(|blob| (berth.get(&blob.path(REPO)), blob.digest));
+            blobs.chain([(berth.get(&tag), image.digest())]).collect::<Vec<_>>()
+        };
+        let asks = [whole(&a), whole(&b)];
         move |at| {
             let asks = asks[at].clone();
             async move {
@@ -153,8 +158,14 @@ async fn two_that_point_at_each_other_wait_for_the_registry_and_not_for_each_oth
             }
         }
     });
-    tokio::join!(blobs, waiting);
-    // Then a tag and its manifest at both, when they know each other.
+    tokio::join!(asking, waiting);
+    // Then with what they have learned of each other.
+    let (other, many) = (Image::of(81, &[1 << 20, 300_000]), "2");
+    registry.image(REPO, many, &other);
+    let tags = [&a, &b].map(|berth| berth.get(&format!("/v2/{REPO}/manifests/{many}")));
+    for reply in together(2, move |at| tags[at].clone().into_future()).await {
+        assert_eq!(reply.expect(200), &other.manifest);
+    }
     storm(&[&a, &b], 16, &image).await;
     for berth in [&a, &b] {
         assert_eq!(parent_requests(berth, "timeout").await, 0.0, "somebody waited for what could not come");
@@ -162,7 +173,7 @@ async fn two_that_point_at_each_other_wait_for_the_registry_and_not_for_each_oth
     for blob in &image.blobs {
         assert!(registry.count("GET", &blob.digest.to_string()) <= 2, "{}", blob.digest);
     }
-    assert!(registry.count("*", "/manifests/") <= 8);
+    assert!(registry.count("*", "/manifests/") <= 16);
 }
 
 #[tokio::test]
@@ -283,6 +294,8 @@ async fn what_a_parent_serves_as_stale_is_stale_at_the_child() {
     let tag = format!("/v2/{REPO}/manifests/1");
     assert_eq!(node.head(&tag).await.header("warning"), None);
 
+    let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
+    site.get(&referrers).await.expect(200);
     registry.stop().await;
     let age = |reply: &crate::support::Reply| reply.header("age").unwrap().parse::<u64>().unwrap();
     // A check that fails is remembered at both; that it is as old as it is must not be forgotten.
@@ -297,6 +310,9 @@ async fn what_a_parent_serves_as_stale_is_stale_at_the_child() {
     let reply = late.get(&tag).await;
     reply.expect_stale();
     assert!(age(&reply) >= 2);
+    let listed = late.get(&referrers).await;
+    listed.expect(200);
+    assert_eq!(listed.header("cache-status"), Some("berth; hit; detail=stale"));
     // Also what it has from disk by now.
     let reply = late.get(&tag).await;
     reply.expect_stale();

@@ -1,6 +1,6 @@
 //! Lists: pages of tags, referrers, and what old registries do instead.
 
-use super::super::Error;
+use super::super::{Error, ReferrerList};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of};
 
@@ -63,7 +63,7 @@ async fn pages_of_referrers_are_merged() {
     })
     .await;
     let merged = upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b"")).await.unwrap().unwrap();
-    let merged: serde_json::Value = serde_json::from_slice(&merged.0).unwrap();
+    let merged: serde_json::Value = serde_json::from_slice(&merged.body).unwrap();
     assert_eq!(merged["manifests"], serde_json::json!([{"size": 1}, {"size": 2}]));
 }
 
@@ -75,7 +75,11 @@ async fn old_registries_keep_referrers_under_a_tag() {
         let fake =
             Fake::start(move |seen| if seen.path.contains("/referrers/") { api() } else { tag() }).await;
         let referrers = upstream_of(&fake).referrers(&client(), &name("a"), &digest).await;
-        assert_eq!(referrers, expected.map(|body| body.map(|body| (body.to_owned().into(), false))));
+        assert_eq!(
+            referrers,
+            expected
+                .map(|body| body.map(|body| ReferrerList { body: body.to_owned().into(), is_stale: false }))
+        );
         fake
     };
     let none = || Reply::new(404, "");
