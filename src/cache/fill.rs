@@ -152,7 +152,7 @@ impl Filler {
         let Written { partial, digest: actual } = writing.await.map_err(|_| Error::GivenUp)??;
         match (flown, actual) {
             (Ok(Outcome::Whole), Some(actual)) if actual == flight.digest => {
-                self.land(flight, partial, line.public).await;
+                self.land(flight, partial, line.is_public()).await;
                 Ok(Outcome::Whole)
             }
             (Ok(Outcome::Whole), Some(_)) | (Err(Error::Mismatch), _) => {

@@ -220,7 +220,7 @@ impl Upstream {
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public }) };
         match judged {
             Ok(response) => {
-                let public = peer.hear(ask.name, response.headers()) && public;
+                let public = peer.hear(ask.name, response.headers(), public);
                 Ok(Answer { response, public })
             }
             // What a berth cannot get now says nothing about how often it may be asked.

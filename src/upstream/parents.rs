@@ -139,9 +139,9 @@ impl Peer {
         answering.is_some()
     }
 
-    /// Hears whether content of `name` is for everybody: only if it says so.
-    pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap) -> bool {
-        let is_public = trail::is_public(headers);
+    /// Hears whether content of `name` is for everybody: only if it says so, and would say it to anybody.
+    pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap, is_anonymous: bool) -> bool {
+        let is_public = is_anonymous && trail::is_public(headers);
         lock(&self.told).put(name.clone(), is_public);
         is_public
     }

@@ -412,3 +412,28 @@ async fn every_address_of_a_name_is_a_parent_with_its_part() {
     assert_eq!(registry.count("GET", "/blobs/"), image.blobs.len());
     assert_eq!(node.metric("berth_upstream_requests_total").await, 0.0);
 }
+
+#[tokio::test]
+async fn a_parent_that_wants_a_login_gets_its_own_and_what_it_brings_is_private() {
+    let registry = Upstream::start().await;
+    let image = Image::of(20, &[1000]);
+    registry.image(REPO, "1", &image).image("library/other", "1", &image);
+    let password = bcrypt::hash("hunter2", 4).unwrap();
+    let (users, secret) = (file_of(&format!("node:{password}\n")), file_of("hunter2\n"));
+    let site = Berth::with("docker.io", &registry).http(&format!("htpasswd = {users:?}")).start().await;
+    let parents = format!(
+        "[parents]\nendpoints = [{:?}]\nonly = true\ncredentials = {{ username = \"node\", password_file = {secret:?} }}",
+        url(&site)
+    );
+    let node = Berth::with("docker.io", &registry).sections(&parents).start().await;
+    node.pull(REPO, "1", &image).await;
+    assert_eq!(node.metric("berth_upstream_requests_total").await, 0.0);
+    let asked = parent_requests(&node, "").await;
+    node.get(&image.layer().path("library/other")).await.expect(200);
+    assert_eq!(parent_requests(&node, "").await, asked + 1.0, "the other repository is to be vouched for");
+    // Nobody else is there to be asked.
+    drop(site);
+    let reply = node.get(&format!("/v2/{REPO}/manifests/2")).await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")));
+    assert_eq!(node.metric("berth_upstream_requests_total").await, 0.0);
+}
