@@ -180,6 +180,27 @@ async fn two_that_point_at_each_other_wait_for_the_registry_and_not_for_each_oth
 }
 
 #[tokio::test]
+async fn two_mirrors_of_each_other_have_nothing_and_say_so() {
+    let image = Image::of(21, &[1000]);
+    let (to_a, to_b) = (Relay::start().await, Relay::start().await);
+    let mirror = |of: &Relay| Setup::new("docker.io").endpoint_url(&of.url()).keys("mirror = true").start();
+    let (a, b) = (mirror(&to_b).await, mirror(&to_a).await);
+    to_a.to(a.address());
+    to_b.to(b.address());
+    for path in [image.layer().path(REPO), format!("/v2/{REPO}/manifests/1")] {
+        for berth in [&a, &b] {
+            let reply = berth.get(&path).await;
+            assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")), "{}", reply.text());
+        }
+    }
+    for berth in [&a, &b] {
+        // Who the other is, and for each of four requests one on behalf of a client or of the other.
+        let asked = parent_requests(berth, "").await;
+        assert!(asked <= 6.0, "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn a_parent_that_is_oneself_costs_a_question_and_is_passed_over() {
     let registry = Upstream::start().await;
     let image = Image::of(9, &[200_000, 100, 200, 300, 400, 500]);
@@ -271,7 +292,9 @@ async fn a_head_stays_a_head_and_a_range_a_range() {
     let image = Image::of(13, &[16 << 20]);
     registry.image(REPO, "1", &image);
     let site = Berth::with("docker.io", &registry).start().await;
-    let node = below(&[url(&site)], &registry).start().await;
+    // By name, which is looked up.
+    let by_name = format!("http://localhost:{}", site.address().port());
+    let node = below(&[by_name], &registry).start().await;
     let blob = image.layer();
     let head = node.head(&blob.path(REPO)).await;
     assert_eq!((head.status, head.header("content-length")), (200, Some(&*blob.len().to_string())));
