@@ -447,7 +447,7 @@ impl Upstream {
             Trail::default().stamp(request.headers_mut(), wait);
         }
         let answer = self.client.send(Way::Direct, request, wait).await;
-        self.meets_berth(&answer);
+        self.meets_berth(server, &answer);
         answer.is_ok_and(|response| !response.status().is_server_error())
     }
 

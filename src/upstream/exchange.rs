@@ -255,7 +255,7 @@ impl Upstream {
                 }
             }
             let sent = self.client.send(way, request, within).await;
-            let is_berth = !elsewhere && self.meets_berth(&sent);
+            let is_berth = !elsewhere && self.meets_berth(server, &sent);
             if is_berth {
                 server.succeeded();
             } else if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
@@ -285,11 +285,6 @@ impl Upstream {
             url.query_pairs_mut().append_pair("ns", self.registry.as_str());
         }
         url
-    }
-
-    /// Whether this comes from a parent that is a berth.
-    pub(super) fn meets_berth(&self, sent: &Result<Response<Incoming>, Error>) -> bool {
-        self.peer().is_some_and(|peer| peer.meet(sent))
     }
 
     /// Notes whether an endpoint answered. A 500 may be about one image; gateway errors are about the server.

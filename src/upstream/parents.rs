@@ -27,7 +27,7 @@ use url::Host;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
 use super::headers::Headers;
 use super::identity::ClientCertificate;
-use super::server::lock;
+use super::server::{Server, lock};
 use super::trail::{self, Instance, Trail};
 use super::{BuildError, Error, Event, Observer, Role, Upstream};
 use crate::oci::{Algorithm, Digest, RepoName};
@@ -126,17 +126,10 @@ impl Peer {
         lock(&self.instance).is_some_and(|instance| trail.has(instance))
     }
 
-    /// Hears who answers; true if that is a berth, whose errors are about what was asked for rather than about itself.
-    pub(super) fn meet(&self, sent: &Result<Response<Incoming>, Error>) -> bool {
-        let Ok(response) = sent else { return false };
-        let answering = Instance::answering(response.headers());
-        if let Some(instance) = answering
-            && lock(&self.instance).replace(instance) != answering
-            && instance == Instance::own()
-        {
-            tracing::info!("a parent is this very process: the registry itself is asked in its place");
-        }
-        answering.is_some()
+    /// Hears who answers; true if it is news that this is this very process.
+    fn meet(&self, answering: Instance) -> bool {
+        let before = lock(&self.instance).replace(answering);
+        before != Some(answering) && answering == Instance::own()
     }
 
     /// Hears whether content of `name` is for everybody: only if it says so, and would say it to anybody.
@@ -148,6 +141,20 @@ impl Peer {
 
     fn told(&self, name: &RepoName) -> Option<bool> {
         lock(&self.told).peek(name).copied()
+    }
+}
+
+impl Upstream {
+    /// Whether this comes from a parent that is a berth: then an error is about what was asked for rather than about the
+    /// parent.
+    pub(super) fn meets_berth(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) -> bool {
+        let (Some(peer), Ok(response)) = (self.peer(), sent) else { return false };
+        let Some(answering) = Instance::answering(response.headers()) else { return false };
+        if peer.meet(answering) {
+            let (registry, endpoint) = (self.registry(), server.endpoint());
+            tracing::info!(%registry, %endpoint, "a parent is this very process: the registry itself is asked in its place");
+        }
+        true
     }
 }
 
