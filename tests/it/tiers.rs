@@ -470,3 +470,29 @@ async fn a_parent_that_wants_a_login_gets_its_own_and_what_it_brings_is_private(
     assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")));
     assert_eq!(node.metric("berth_upstream_requests_total").await, 0.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_tiers_ask_the_registry_once_whoever_asks_them() {
+    let registry = Upstream::start().await;
+    let image = Image::of(22, &[3 << 20, 2 << 20, 400_000]);
+    registry.image(REPO, "1", &image);
+    let region = Berth::with("docker.io", &registry).start().await;
+    let site = below(&[url(&region)], &registry).start().await;
+    let node = below(&[url(&site)], &registry).start().await;
+    let gate = Gate::new();
+    registry.on("GET", "/blobs/").fault(Fault::HoldAfter(200_000, gate.clone()));
+    let hold = async {
+        // Both tiers have transfers of their clients' and of one another's under way.
+        eventually("all blobs are under way", async || region.metric("berth_flights").await >= 3.0).await;
+        gate.open();
+    };
+    let tiers = [&node, &site, &region];
+    tokio::join!(storm(&tiers, 24, &image), hold);
+    for blob in &image.blobs {
+        assert_eq!(registry.bytes_sent(&blob.digest), blob.len());
+    }
+    for berth in [&node, &site] {
+        assert_eq!(berth.metric("berth_upstream_requests_total").await, 0.0);
+        assert_eq!(parent_requests(berth, "error").await, 0.0);
+    }
+}
