@@ -2,7 +2,10 @@
 //!
 //! [`App::prepare`] does what needs no disk and no network, so that a bad configuration is told apart from a
 //! failure. [`App::serve`] opens the store, binds every listener before it serves the first request, and
-//! returns after the drain.
+//! returns after the drain. Meanwhile `reload` puts another configuration in the place of the first, whole or not at all.
+
+mod fleet;
+mod reload;
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -19,13 +22,16 @@ use tracing::{info, warn};
 
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::http::admin::Admin;
-use crate::http::{self, Data, Plane, Seats, Tls};
-use crate::oci::Registry;
+use crate::http::admin::{Admin, orders};
+use crate::http::{self, Data, Plane, Seats, Serving, Tls};
 use crate::oci::route::Registries;
-use crate::store::{Rate, Store};
+use crate::store::{Rate, Store, unix_seconds};
 use crate::telemetry::Metrics;
-use crate::upstream::{Event, Upstream};
+
+pub use reload::Source;
+
+use fleet::{Fleet, Member};
+use reload::Running;
 
 /// Connections of the admin plane, and as many of the metrics listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -36,7 +42,7 @@ const TIDY_UP_MAX: Duration = Duration::from_secs(10);
 pub struct App {
     config: Config,
     registries: Registries,
-    upstreams: Vec<Arc<Upstream>>,
+    members: Vec<Member>,
     metrics: Arc<Metrics>,
     tls: Option<Tls>,
 }
@@ -50,15 +56,9 @@ impl App {
         let registries = config.registries()?;
         let metrics = Arc::new(Metrics::new());
         let tls = config.http.tls.clone().map(Tls::load).transpose()?;
-        let upstreams = config.upstreams.iter().map(|upstream| {
-            let metrics = Arc::clone(&metrics);
-            let observer = move |registry: &Registry, event: Event| observe(&metrics, registry, event);
-            Upstream::build(upstream, Arc::new(observer))
-                .with_context(|| format!("upstream {}", upstream.registry))
-        });
-        let upstreams = upstreams.collect::<anyhow::Result<_>>()?;
+        let members = Member::build_all(&config.upstreams, &[], &metrics)?;
         http::check(&config.http)?;
-        Ok(Self { config, registries, upstreams, metrics, tls })
+        Ok(Self { config, registries, members, metrics, tls })
     }
 
     /// What it was configured to be.
@@ -66,29 +66,31 @@ impl App {
         &self.config
     }
 
-    /// Serves until it is asked to stop, and drains.
+    /// Serves until it is asked to stop, and drains. Meanwhile the configuration is read again from `source`.
     ///
     /// # Errors
     /// When the data folder or an address cannot be had, or background work has died.
-    pub async fn serve(self) -> anyhow::Result<()> {
-        let Self { config, registries, upstreams, metrics, tls } = self;
-        let mut signals = Signals::new()?;
+    pub async fn serve(self, source: Option<Source>) -> anyhow::Result<()> {
+        let Self { config, registries, members, metrics, tls } = self;
+        let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);
         let files = raise_file_limit();
         let limits = config.cache.limits(config.pins.clone());
         let store = Store::open_within(&config.data_dir, limits, Arc::clone(&metrics))
             .await
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
-        let cache =
-            Cache::new(store.clone(), upstreams.clone(), config.rules(), &config.cache, Arc::clone(&metrics));
-        let data = Data::new(cache.clone(), registries, Arc::clone(&metrics), &config.http)?;
-        let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone(), cache.clone()));
+        let upstreams = members.iter().map(|member| Arc::clone(&member.upstream)).collect();
+        let cache = Cache::new(store.clone(), upstreams, config.rules(), &config.cache, Arc::clone(&metrics));
+        let serving = Serving::new(cache, registries, Arc::clone(&metrics), &config.http, None)?;
+        let data = Arc::new(Data::new(serving));
+        let (orders, mut ordered) = orders();
+        let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone(), Arc::clone(&data), orders));
 
         let (stop_data, data_stops) = watch::channel(false);
         let (stop_rest, rest_stops) = watch::channel(false);
         let listeners = bind(&config).await?;
         let (mut data_plane, mut rest) = (JoinSet::new(), JoinSet::new());
         let seats = Seats::of_data_plane(files, Arc::clone(&metrics));
-        let plane = Plane::Data(Arc::new(data));
+        let plane = Plane::Data(Arc::clone(&data));
         for listener in listeners.data {
             let (plane, tls, seats) = (plane.clone(), tls.clone(), Arc::clone(&seats));
             data_plane.spawn(http::serve(listener, plane, tls, seats, data_stops.clone()));
@@ -102,50 +104,44 @@ impl App {
             rest.spawn(http::serve(listener, plane, None, seats, rest_stops.clone()));
         }
         store.announce(admin_address).await;
-        rest.spawn(run_scrub(store.clone(), config.cache.scrub, rest_stops.clone()));
-        rest.spawn(run_store(store, rest_stops.clone()));
-        for upstream in upstreams {
-            rest.spawn(run_upstream(upstream, rest_stops.clone()));
-        }
-        if let Some(tls) = tls {
+        let scrub = watch::Sender::new(config.cache.scrub);
+        rest.spawn(run_scrub(store.clone(), scrub.subscribe(), rest_stops.clone()));
+        rest.spawn(run_store(store.clone(), rest_stops.clone()));
+        if let Some(tls) = tls.clone() {
             rest.spawn(until(tls.run(), rest_stops));
         }
+        metrics.configuration.loaded(unix_seconds());
+        let fleet = Fleet::launch(members);
+        let mut running = Running { config, source, fleet, data, store, tls, scrub, metrics, refusal: None };
         notify_systemd(&[sd_notify::NotifyState::Ready]);
 
         tokio::select! {
             () = signals.stop() => {}
             died = first_death(&mut rest) => return Err(died),
+            died = running.run(&mut hang_up, &mut ordered) => return Err(died),
         }
-        info!(drain_seconds = config.http.drain_seconds, "stopping: no new connections, bodies may finish");
+        // Whoever still orders a reload is told that there is none.
+        drop(ordered);
+        let drain_seconds = running.config.http.drain_seconds;
+        info!(drain_seconds, "stopping: no new connections, bodies may finish");
         notify_systemd(&[sd_notify::NotifyState::Stopping]);
         admin.drain();
         stop_data.send_replace(true);
         tokio::select! {
-            drained = timeout(Duration::from_secs(config.http.drain_seconds), drain(&mut data_plane)) => match drained {
+            drained = timeout(Duration::from_secs(drain_seconds), drain(&mut data_plane)) => match drained {
                 Ok(()) => info!("drained"),
                 Err(_) => warn!("some bodies did not finish in time and are cut"),
             },
             () = signals.stop() => warn!("asked to stop a second time: bodies are cut"),
+            () = ignore(&mut hang_up) => {}
         }
         data_plane.abort_all();
-        cache.close().await;
+        running.data.cache().close().await;
         stop_rest.send_replace(true);
         if timeout(TIDY_UP_MAX, drain(&mut rest)).await.is_err() {
             warn!("background work did not finish in time; the next start puts things in order");
         }
         Ok(())
-    }
-}
-
-/// Counts what happens on the way to an upstream.
-fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
-    let registry = registry.as_str();
-    match event {
-        Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
-        Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),
-        Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
-        Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
-        Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),
     }
 }
 
@@ -181,12 +177,21 @@ async fn run_store(store: Store, mut stops: watch::Receiver<bool>) {
     store.run(http::turned_true(&mut stops)).await;
 }
 
-async fn run_scrub(store: Store, rate: Rate, mut stops: watch::Receiver<bool>) {
-    store.scrub(rate, http::turned_true(&mut stops)).await;
-}
-
-async fn run_upstream(upstream: Arc<Upstream>, stops: watch::Receiver<bool>) {
-    until(upstream.run(pending()), stops).await;
+/// Looks at stored files, as fast as the configuration says by now.
+async fn run_scrub(store: Store, mut rate: watch::Receiver<Rate>, stops: watch::Receiver<bool>) {
+    let work = async {
+        loop {
+            let now = *rate.borrow_and_update();
+            // Once nobody can change it any more it stays as it is.
+            let changed = async {
+                if rate.changed().await.is_err() {
+                    pending().await
+                }
+            };
+            store.scrub(now, changed).await;
+        }
+    };
+    until(work, stops).await;
 }
 
 /// Runs `work` until it is time to stop.
@@ -217,31 +222,33 @@ async fn drain(parts: &mut JoinSet<()>) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
 }
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits to be asked to stop. SIGHUP is answered and changes nothing.
+    /// Waits to be asked to stop.
     async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => warn!(
-                    "SIGHUP: the configuration is read at start only, restart to apply it; certificates, htpasswd and \
-                     credential files are read again by themselves"
-                ),
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Answers SIGHUP while berth stops, and never returns.
+async fn ignore(hang_up: &mut Signal) {
+    while hang_up.recv().await.is_some() {
+        warn!("SIGHUP: nothing is reloaded, berth is stopping");
+    }
+    pending().await
+}
+
+/// Tells the supervisor, and whoever asks it, what berth is about.
+fn status(text: &str) {
+    notify_systemd(&[sd_notify::NotifyState::Status(&text.replace('\n', " "))]);
 }
 
 fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {

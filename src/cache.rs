@@ -8,6 +8,9 @@
 //! manifest that merely names a digest grants nothing.
 //!
 //! Every transfer and every check is a task of its own: requests wait for them, and may leave.
+//!
+//! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
+//! content and the same work under way, and whoever has the old one goes on with it.
 
 mod config;
 mod direct;
@@ -30,6 +33,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,13 +82,28 @@ const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 
+/// What a configuration says, over what is the same whatever it says.
 struct Inner {
-    store: Store,
     upstreams: HashMap<Registry, Arc<Upstream>>,
     rules: Rules,
+    filler: Arc<Filler>,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Inner {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+struct Shared {
+    store: Store,
     metrics: Arc<Metrics>,
     flights: Arc<Flights>,
-    filler: Arc<Filler>,
+    /// Room for [`COMPLETIONS_MAX`].
+    completions: Arc<Semaphore>,
     // What is shared is shared by requests of one level only: see `Trail`.
     manifests: Once<(Repo, Digest, usize), Result<Manifest, Error>>,
     checks: Once<(Repo, Tag, usize), Result<tags::Known, Error>>,
@@ -111,24 +130,12 @@ impl Cache {
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let flights = Flights::new();
         let memories = NonZeroUsize::new(MEMORIES_MAX).expect("not zero");
-        let filler = Filler {
-            store: store.clone(),
-            flights: Arc::clone(&flights),
-            metrics: Arc::clone(&metrics),
-            complete: config.complete,
-            completions: Semaphore::new(COMPLETIONS_MAX),
-        };
-        let by_registry =
-            upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
-        Self(Arc::new(Inner {
+        let shared = Shared {
             store,
-            upstreams: by_registry,
-            rules,
             metrics,
-            flights,
-            filler: Arc::new(filler),
+            flights: Flights::new(),
+            completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
             manifests: Once::new(),
             checks: Once::new(),
             proofs: Once::new(),
@@ -139,7 +146,46 @@ impl Cache {
             troubled: Mutex::new(LruCache::new(memories)),
             direct: Arc::new(Semaphore::new(DIRECT_MAX)),
             behind: Arc::new(Semaphore::new(PROOFS_MAX)),
-        }))
+        };
+        Self::of(Arc::new(shared), upstreams, rules, config)
+    }
+
+    /// The same content by another configuration. Whoever has this one goes on with it.
+    pub fn with(&self, upstreams: Vec<Arc<Upstream>>, rules: Rules, config: &Config) -> Self {
+        Self::of(Arc::clone(&self.0.shared), upstreams, rules, config)
+    }
+
+    fn of(shared: Arc<Shared>, upstreams: Vec<Arc<Upstream>>, rules: Rules, config: &Config) -> Self {
+        let filler = Filler {
+            store: shared.store.clone(),
+            flights: Arc::clone(&shared.flights),
+            metrics: Arc::clone(&shared.metrics),
+            complete: config.complete,
+            completions: Arc::clone(&shared.completions),
+        };
+        let upstreams =
+            upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
+        Self(Arc::new(Inner { upstreams, rules, filler: Arc::new(filler), shared }))
+    }
+
+    /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
+    /// another has taken its place.
+    pub fn forget(&self, registry: &Registry) {
+        let is_of = |repo: &Repo| repo.registry == *registry;
+        self.forget_absences(is_of);
+        self.0.doubts.forget_all(registry);
+        let mut troubled = lock(&self.0.troubled);
+        let of_registry: Vec<_> =
+            troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
+        for repo in &of_registry {
+            troubled.pop(repo);
+        }
+        drop(troubled);
+        self.0.checks.detach(|(repo, ..)| is_of(repo));
+        self.0.manifests.detach(|(repo, ..)| is_of(repo));
+        self.0.proofs.detach(|(repo, ..)| is_of(repo));
+        self.0.sizes.detach(|(repo, ..)| is_of(repo));
+        self.0.referrers.detach(|(repo, ..)| is_of(repo));
     }
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::App;
+use crate::app::{App, Source};
 use crate::config::Config;
 use crate::oci::{Image, Platform, Registry};
 use crate::telemetry;
@@ -89,7 +89,7 @@ enum Command {
 }
 
 /// Which data folder, and who may have it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Place {
     /// TOML file
     #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
@@ -102,7 +102,7 @@ struct Place {
     data_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 struct Settings {
     #[command(flatten)]
     place: Place,
@@ -133,6 +133,11 @@ impl Place {
 impl Settings {
     /// What is to be served, with everything checked that needs neither the data folder nor the network.
     fn prepare(&self) -> anyhow::Result<App> {
+        self.load().and_then(|config| self.in_file(App::prepare(config)))
+    }
+
+    /// What the file says now, with flags and environment over it.
+    fn load(&self) -> anyhow::Result<Config> {
         let mut config = self.place.load()?;
         if !self.listen.is_empty() {
             config.http.listen.clone_from(&self.listen);
@@ -140,11 +145,21 @@ impl Settings {
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
         config.settle();
-        let prepared = config.check().and_then(|()| App::prepare(config));
+        self.in_file(config.check())?;
+        Ok(config)
+    }
+
+    fn in_file<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
         match &self.place.config {
-            Some(file) => prepared.with_context(|| format!("configuration {}", file.display())),
-            None => prepared,
+            Some(file) => result.with_context(|| format!("configuration {}", file.display())),
+            None => result,
         }
+    }
+
+    /// The file, if there is one, to be read again while berth runs.
+    fn source(&self) -> Option<Source> {
+        let (file, settings) = (self.place.config.clone()?, self.clone());
+        Some(Source::new(file, move || settings.load()))
     }
 }
 
@@ -215,6 +230,7 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(log) => log,
         Err(error) => return complain(&error.into(), 2),
     };
+    let source = settings.source();
     let app = match settings.prepare() {
         Ok(app) => app,
         Err(error) => return complain(&error, 2),
@@ -224,7 +240,7 @@ fn serve(settings: &Settings) -> ExitCode {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build();
     let served = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let served = runtime.block_on(app.serve());
+        let served = runtime.block_on(app.serve(source));
         // A thread that waits for a disk or a name server must not hold the process up.
         runtime.shutdown_background();
         served

@@ -4,7 +4,11 @@
 //! that what remains here is what no section can check alone: two names for one registry, a default that is
 //! not configured, private images behind an open door.
 
+mod changes;
+
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
@@ -16,6 +20,8 @@ use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
 use crate::store::Pin;
 use crate::upstream;
+
+pub use changes::Changes;
 
 /// The registries that berth knows without being told, with an endpoint each.
 const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
@@ -30,6 +36,9 @@ const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
     ("cgr.dev", "https://cgr.dev"),
     ("lscr.io", "https://lscr.io"),
 ];
+
+/// Thousands of registries and rules fit into it; Kubernetes caps what it mounts at 1 MiB.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,9 +111,14 @@ impl Config {
     /// # Errors
     /// Names the file, the line, the key and what was expected.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("configuration {}", path.display()))
+        Self::read(path).with_context(|| format!("configuration {}", path.display()))
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let mut text = String::new();
+        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        ensure!(text.len() as u64 <= FILE_BYTES_MAX, "expected at most {FILE_BYTES_MAX} bytes");
+        Self::parse(&text)
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {

@@ -21,9 +21,9 @@ pub(crate) mod tls;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -39,14 +39,14 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
-pub use registry::Data;
+pub use registry::{Data, Serving};
 pub use seats::Seats;
 pub use tls::Tls;
 
 use answers::Answers;
 use body::Body;
 use idle::Idle;
-use limits::Guest;
+use limits::Visit;
 use outlet::{Outlet, Plain};
 use seats::{Rarely, Seat};
 
@@ -124,7 +124,7 @@ impl Config {
 /// # Errors
 /// When `htpasswd` cannot be read.
 pub fn check(config: &Config) -> anyhow::Result<()> {
-    access::Access::load(&config.allow, config.htpasswd.as_deref()).map(drop)
+    access::Access::load(&config.allow, config.htpasswd.as_deref(), None).map(drop)
 }
 
 /// What answers behind a listener.
@@ -225,12 +225,13 @@ async fn exchange(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let beginning = Arc::clone(&answers);
-    let guest = plane.greet(peer);
+    let ours = Arc::new((plane.greet(peer), plane));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (plane, guest) = (plane.clone(), guest.clone());
+        let ours = Arc::clone(&ours);
         let (outlet, answer) = (outlet.clone(), beginning.begin());
         async move {
-            let response = plane.answer(peer, guest, request, outlet).await;
+            let (visit, plane) = &*ours;
+            let response = plane.answer(peer, visit, request, outlet).await;
             Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))
         }
     });
@@ -254,37 +255,32 @@ async fn exchange(
     result.map_err(|error| error.to_string())
 }
 
-/// When a file was changed and how long it is: whether it must be read again.
-type Stamp = (SystemTime, u64);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
-}
-
 /// Waits to be asked to stop; an asker that is gone asks, too.
 pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Plane {
-    /// A connection of `peer` begins; none if nothing limits what it may take.
-    fn greet(&self, peer: SocketAddr) -> Option<Arc<Guest>> {
+    /// A connection of `peer` begins.
+    fn greet(&self, peer: SocketAddr) -> Visit {
         match self {
             Self::Data(data) => data.greet(peer.ip()),
-            Self::Admin(_) | Self::Metrics(_) => None,
+            Self::Admin(_) | Self::Metrics(_) => Visit::begin(peer.ip(), None),
         }
     }
 
     async fn answer(
         &self,
         peer: SocketAddr,
-        guest: Option<Arc<Guest>>,
+        visit: &Visit,
         request: Request<Incoming>,
         outlet: Option<Outlet>,
     ) -> Response<Body> {
         match self {
-            Self::Data(data) => data.answer(peer, guest, request, outlet).await,
+            Self::Data(data) => {
+                let serving = data.now();
+                serving.answer(peer, visit, request, outlet).await
+            }
             Self::Admin(admin) => admin.answer(request).await,
             Self::Metrics(admin) => admin.show(&request).await,
         }

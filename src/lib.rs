@@ -22,7 +22,7 @@
 //! 3  http
 //! 2  cache
 //! 1  store   upstream         never each other
-//! 0  oci   telemetry   pace   nothing of ours; oci does no I/O and reads no clock
+//! 0  oci   telemetry   pace   watch   nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -54,3 +54,4 @@ pub mod pace;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;
+pub mod watch;

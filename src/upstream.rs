@@ -5,8 +5,8 @@
 //! one answer can be.
 //!
 //! What it promises:
-//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud that is configured to
-//!   issue the login (`cloud`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
+//! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud or the Vault that is
+//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
 //!   the configuration does not name (`address`, `realm`, `redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
@@ -37,11 +37,13 @@ mod helper;
 mod identity;
 mod issued;
 mod jwt;
+mod kept;
 mod limit;
 mod listing;
 mod login;
 mod manifest;
 mod parents;
+mod program;
 mod proxy;
 mod quota;
 mod realm;
@@ -56,15 +58,16 @@ mod tests;
 mod token;
 mod trail;
 mod trial;
+mod vault;
+mod waits;
 mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http::header::{ACCEPT_ENCODING, USER_AGENT};
-use http_body_util::Full;
+use http::StatusCode;
+use http::header::LOCATION;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -86,6 +89,9 @@ pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
+pub use self::vault::{
+    AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+};
 
 use self::auth::Auth;
 use self::client::{Client, Way};
@@ -230,7 +236,7 @@ impl Upstream {
             servers: servers
                 .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
                 .collect(),
-            credential: Credential::load(config)?,
+            credential: Credential::load(config, &observer)?,
             is_always_known: config.is_always_known(),
             client: Arc::new(Client::build(config, identity.clone(), observer)?),
             identity,
@@ -349,7 +355,7 @@ impl Upstream {
     async fn greet_and_tend(self: Arc<Self>) {
         if let Some(server) = self.servers.first() {
             // Whether it answers does not matter yet.
-            let _ = self.answers(server).await;
+            let _ = self.answers(server, self.client.timeouts.header).await;
         }
         self.tend().await;
     }
@@ -411,8 +417,16 @@ impl Upstream {
     async fn look_at(&self, server: &Server, probe: Probe) {
         match probe {
             Probe::Up => {
-                if self.answers(server).await {
+                if self.answers(server, self.client.timeouts.header).await {
                     server.succeeded();
+                }
+            }
+            Probe::Look => {
+                let within = self.client.timeouts.header;
+                let within = server.look_within().map_or(within, |usual| usual.min(within));
+                if !self.answers(server, within).await {
+                    server.condemn();
+                    self.opened.notify_one();
                 }
             }
             Probe::Login(identity, name) => {
@@ -434,21 +448,34 @@ impl Upstream {
         }
     }
 
-    /// Whether an endpoint says anything that is not the error of a gateway or of a broken server.
-    async fn answers(&self, server: &Server) -> bool {
-        let request = Request::get(server.endpoint().at("", None).as_str())
-            .header(USER_AGENT, exchange::AGENT)
-            .header(ACCEPT_ENCODING, "identity")
-            .body(Full::new(Bytes::new()));
-        let Ok(mut request) = request else { return false };
-        self.headers.add_to(request.headers_mut());
-        let wait = self.client.timeouts.header;
-        if self.peer().is_some() {
-            Trail::default().stamp(request.headers_mut(), wait);
+    /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
+    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
+    /// it is a parent.
+    async fn answers(&self, server: &Server, within: Duration) -> bool {
+        let endpoint = server.endpoint().as_url();
+        let (mut url, mut way) = (server.endpoint().at("", None), Way::Direct);
+        for _ in 0..=redirect::HOPS_MAX {
+            let Ok(mut request) = Ask::look(&url) else { return false };
+            if redirect::is_same_origin(&url, endpoint) {
+                self.headers.add_to(request.headers_mut());
+                if self.peer().is_some() {
+                    Trail::default().stamp(request.headers_mut(), within);
+                }
+            }
+            let sent = self.client.send(way, request, within).await;
+            self.meets_berth(server, &sent);
+            let Ok(response) = sent else { return false };
+            let (status, headers) = (response.status(), response.headers());
+            if !redirect::is_redirect(status) {
+                let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+                return !status.is_server_error() && !is_of_proxy && !exchange::is_portal(&response);
+            }
+            let next = headers.get(LOCATION).and_then(|location| redirect::next(&url, location).ok());
+            let Some(next) = next else { return false };
+            way = redirect::way(&next, endpoint, &self.redirect_hosts);
+            url = next;
         }
-        let answer = self.client.send(Way::Direct, request, wait).await;
-        self.meets_berth(server, &answer);
-        answer.is_ok_and(|response| !response.status().is_server_error())
+        false
     }
 
     /// When a request that begins now must have its answer.

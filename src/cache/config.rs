@@ -15,7 +15,7 @@ const MIN_FREE: Size = Size::Share(5.0);
 const LEASE_SECONDS: u64 = 15 * 60;
 
 /// What is kept: `[cache]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The most that blobs and partial files may take.

@@ -14,7 +14,7 @@ use lru::LruCache;
 use super::error::Error;
 use super::freshness::Word;
 use super::lock;
-use crate::oci::{Repo, Tag};
+use crate::oci::{Registry, Repo, Tag};
 
 /// How long upstream is left alone about a tag after it said no, or could not be asked.
 const MEMORY: Duration = Duration::from_secs(10);
@@ -80,6 +80,15 @@ impl Doubts {
     pub(super) fn forget(&self, repo: &Repo, tag: &Tag) {
         if let Some(doubt) = lock(&self.0).get_mut(&(repo.clone(), tag.clone())) {
             (doubt.failed, doubt.removed) = (None, None);
+        }
+    }
+
+    /// The upstream of a registry is to be asked, whatever another has said in its place.
+    pub(super) fn forget_all(&self, registry: &Registry) {
+        for ((repo, _), doubt) in lock(&self.0).iter_mut() {
+            if repo.registry == *registry {
+                (doubt.failed, doubt.removed) = (None, None);
+            }
         }
     }
 

@@ -49,7 +49,7 @@ pub(super) struct Filler {
     pub(super) metrics: Arc<Metrics>,
     pub(super) complete: Complete,
     /// Room for [`COMPLETIONS_MAX`].
-    pub(super) completions: Semaphore,
+    pub(super) completions: Arc<Semaphore>,
 }
 
 /// How one try ended without success.
@@ -420,7 +420,7 @@ mod tests {
             flights: Flights::new(),
             metrics: Arc::new(Metrics::new()),
             complete: Complete::Auto,
-            completions: Semaphore::new(COMPLETIONS_MAX),
+            completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);

@@ -17,7 +17,7 @@ pub const CHECK_AFTER_DEFAULT: Duration = Duration::from_secs(5 * 60);
 pub const CHECK_REFERRERS_AFTER: Duration = Duration::from_secs(60);
 
 /// One `[[tags]]` entry: which tags, and how fresh they must be. The first match decides.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// `registry/repository:tag` with `*` for any text.

@@ -46,6 +46,11 @@ where
         drop(self.enter(key, work));
     }
 
+    /// Whoever comes from now on does not wait for what is under way for these keys, but begins anew.
+    pub(super) fn detach(&self, is_meant: impl Fn(&K) -> bool) {
+        lock(&self.table).retain(|key, _| !is_meant(key));
+    }
+
     fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, bool)
     where
         F: Future<Output = V> + Send + 'static,
@@ -56,7 +61,7 @@ where
         }
         let (sender, result) = watch::channel(None);
         table.insert(key.clone(), result.clone());
-        let leave = Leave { table: Arc::clone(&self.table), key };
+        let leave = Leave { table: Arc::clone(&self.table), key, own: result.clone() };
         let work = work();
         tokio::spawn(async move {
             let value = work.await;
@@ -71,11 +76,16 @@ where
 struct Leave<K: Eq + Hash, V> {
     table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
     key: K,
+    own: watch::Receiver<Option<V>>,
 }
 
 impl<K: Eq + Hash, V> Drop for Leave<K, V> {
     fn drop(&mut self) {
-        lock(&self.table).remove(&self.key);
+        let mut table = lock(&self.table);
+        // It may be detached, and another's be in its place.
+        if table.get(&self.key).is_some_and(|current| current.same_channel(&self.own)) {
+            table.remove(&self.key);
+        }
     }
 }
 
@@ -108,6 +118,27 @@ mod tests {
         }
         assert_eq!(runs.load(Ordering::SeqCst), 1);
         assert_eq!(once.run(1, || async { 7 }).await, (Some(7), false));
+    }
+
+    #[tokio::test]
+    async fn what_is_detached_goes_on_and_nobody_joins_it() {
+        let once = Arc::new(Once::<u8, u8>::new());
+        let (open, gate) = watch::channel(false);
+        let (old, other) = (Arc::clone(&once), gate.clone());
+        let wait = |mut gate: watch::Receiver<bool>, value| async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            value
+        };
+        once.begin(1, || wait(gate.clone(), 1));
+        let first = tokio::spawn(async move { old.run(1, || async { 0 }).await });
+        tokio::task::yield_now().await;
+        once.detach(|key| *key == 1);
+        once.begin(1, || wait(other, 2));
+        let again = || once.run(1, || async { 0 });
+        open.send_replace(true);
+        assert_eq!(again().await, (Some(2), true));
+        assert_eq!(first.await.unwrap(), (Some(1), true));
+        assert_eq!(again().await, (Some(0), false), "each has left");
     }
 
     #[tokio::test]

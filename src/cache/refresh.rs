@@ -75,7 +75,7 @@ impl Cache {
     /// [`Error::NoUpstream`], and [`Error::Store`] when what is known cannot be read. Everything else is an outcome.
     pub async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
         let upstream = self.upstream(repo)?;
-        self.forget_absences(repo);
+        self.forget_absences(|of| of == repo);
         self.0.doubts.forget(repo, tag);
         let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);
         let trail = Trail::default();
@@ -131,11 +131,11 @@ impl Cache {
         Ok((refreshed, more))
     }
 
-    fn forget_absences(&self, repo: &Repo) {
+    pub(super) fn forget_absences(&self, is_meant: impl Fn(&Repo) -> bool) {
         let mut absent = lock(&self.0.absent);
-        let of_repo = absent.iter().map(|(key, _)| key).filter(|(of, _)| of == repo);
-        let of_repo: Vec<_> = of_repo.cloned().collect();
-        for key in &of_repo {
+        let meant = absent.iter().map(|(key, _)| key).filter(|(of, _)| is_meant(of));
+        let meant: Vec<_> = meant.cloned().collect();
+        for key in &meant {
             absent.pop(key);
         }
     }

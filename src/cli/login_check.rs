@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::bail;
 
 use crate::oci::Registry;
-use crate::upstream::{Config, Error, Found, Party, State, Trial, Upstream};
+use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
 
 /// Those that are named; without names, those that have credentials, and one for the parents if these have any.
 ///
@@ -102,6 +102,7 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         Error::LoginRefused => {
             "check user name and password, or token: it may be mistyped, expired or withdrawn"
         }
+        Error::NoLogin(NoLogin::Vault(problem)) => remedy_in_vault(problem),
         Error::NoLogin(_) => {
             "check what berth runs as (keys, role, identity), what that may do, and what `credentials` says"
         }
@@ -119,5 +120,40 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
         Error::Offline | Error::DigestMismatch | Error::Changed => "nothing was tried",
+    }
+}
+
+/// The same where Vault is in the way.
+fn remedy_in_vault(problem: &VaultProblem) -> &'static str {
+    match problem {
+        VaultProblem::Sealed => {
+            "unseal it, or wait until it is ready; a running berth keeps the login that it has"
+        }
+        VaultProblem::Redirects { .. } => {
+            "set `vault.address` to the active node, or to what balances between nodes"
+        }
+        VaultProblem::Unanswered { .. } => {
+            "check `vault.address`, the network, and `vault.ca` for certificates of one's own"
+        }
+        VaultProblem::Nonsense { .. } | VaultProblem::Status { .. } => {
+            "check `vault.address`, and whether what answers there is well"
+        }
+        VaultProblem::LoginRefused { .. } => {
+            "check the role or role_id, the file with its proof, and the `mount` of the login; for Kubernetes also which \
+             accounts, namespaces and audience the role is bound to"
+        }
+        VaultProblem::TokenRefused => {
+            "it may be mistyped, over or revoked, or of another `vault.namespace`: put a new one there"
+        }
+        VaultProblem::PathDenied { .. } => {
+            "give the token's policy `read` on exactly this path; check `vault.namespace` and `vault.kv_version`, too"
+        }
+        VaultProblem::NoSecret { .. } => {
+            "check `vault.mount`, `vault.path`, `vault.kv_version` and `vault.namespace`, and whether it was deleted"
+        }
+        VaultProblem::Property { .. } => {
+            "put it there: `username` and `password`, and `registry` if you like"
+        }
+        VaultProblem::OtherRegistry { .. } => "check `vault.path`, or what is in the secret",
     }
 }

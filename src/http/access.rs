@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -24,8 +24,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{Stamp, stamp};
 use crate::oci::{Algorithm, Digest};
+use crate::watch::{Stamp, stamp};
 
 /// Password checks at once; more wait.
 const CHECKS_MAX: usize = 2;
@@ -39,7 +39,7 @@ const LOGIN_BYTES_MAX: usize = 4096;
 /// The guard of the data plane.
 pub(crate) struct Access {
     allow: Vec<IpNet>,
-    logins: Option<Logins>,
+    logins: Option<Arc<Logins>>,
 }
 
 struct Logins {
@@ -70,10 +70,19 @@ pub(crate) enum Verdict {
 }
 
 impl Access {
-    /// A guard for `allow` and the users of `htpasswd`.
-    pub(crate) fn load(allow: &[IpNet], htpasswd: Option<&Path>) -> anyhow::Result<Self> {
-        let logins = htpasswd.map(Logins::load).transpose()?;
-        Ok(Self { allow: allow.to_vec(), logins })
+    /// A guard for `allow` and the users of `htpasswd`. If the guard `before` this one has the same file, it looks
+    /// after that already.
+    pub(crate) fn load(
+        allow: &[IpNet],
+        htpasswd: Option<&Path>,
+        before: Option<&Self>,
+    ) -> anyhow::Result<Self> {
+        let known = before.and_then(|before| before.logins.as_ref());
+        let logins = htpasswd.map(|path| match known.filter(|known| known.path == path) {
+            Some(known) => Ok(Arc::clone(known)),
+            None => Logins::load(path).map(Arc::new),
+        });
+        Ok(Self { allow: allow.to_vec(), logins: logins.transpose()? })
     }
 
     /// Judges a request of `client`.
@@ -126,7 +135,7 @@ impl Logins {
     }
 
     fn reload_if_changed(&self) {
-        if stamp(&self.path) == lock(&self.file).stamp {
+        if stamp(&self.path).ok() == lock(&self.file).stamp {
             return;
         }
         match Users::load(&self.path) {
@@ -139,7 +148,7 @@ impl Logins {
                     error = format!("{error:#}"),
                     "htpasswd has changed and cannot be read; the users before stay"
                 );
-                lock(&self.file).stamp = stamp(&self.path);
+                lock(&self.file).stamp = stamp(&self.path).ok();
             }
         }
     }
@@ -147,7 +156,7 @@ impl Logins {
 
 impl Users {
     fn load(path: &Path) -> anyhow::Result<Self> {
-        let stamp = stamp(path);
+        let stamp = stamp(path).ok();
         let text = std::fs::read_to_string(path).with_context(|| format!("htpasswd {}", path.display()))?;
         let mut hashes = HashMap::new();
         for (number, line) in text.lines().enumerate() {
@@ -217,7 +226,7 @@ mod tests {
     async fn networks_and_logins_are_checked() {
         let hash = bcrypt::hash("secret", 4).unwrap();
         let file = htpasswd(&format!("# users\nanna:{hash}\n"));
-        let access = Access::load(&["10.0.0.0/8".parse().unwrap()], Some(file.path())).unwrap();
+        let access = Access::load(&["10.0.0.0/8".parse().unwrap()], Some(file.path()), None).unwrap();
         let check = async |client: &str, headers: HeaderMap, expected: Verdict| {
             assert_eq!(
                 access.judge(client.parse().unwrap(), &headers).await,
@@ -237,7 +246,7 @@ mod tests {
     #[test]
     fn only_bcrypt_is_taken() {
         let file = htpasswd("anna:$apr1$abc$def\n");
-        let error = Access::load(&[], Some(file.path())).err().map(|error| error.to_string()).unwrap();
+        let error = Access::load(&[], Some(file.path()), None).err().map(|error| error.to_string()).unwrap();
         assert!(error.contains("line 1") && error.contains("bcrypt"), "{error}");
     }
 }

@@ -10,12 +10,14 @@
 //! | `GET /api/v1/pins` | all of these |
 //! | `POST /api/v1/unpin` | takes a pin back, `{"ref": …}`; whether there was one |
 //! | `POST /api/v1/refresh` | asks upstream now what a tag means, `{"ref": …}`, or with `"all_tags": true` all of that repository that are known, some at a time, behind `"after"`; `{"tags": [Refreshed…], "more": …}` |
+//! | `POST /api/v1/reload` | reads the configuration file again, as SIGHUP does; a `Reloaded`, or 422 and why it was refused, 409 without a file |
 //! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three to a network that must not administer berth. The
 //! others, which speak JSON and answer failures with `{"error": "…"}`, are in `admin/api.rs`.
 
 mod api;
+mod reload;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -27,11 +29,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Deserialize;
 
 use super::body::Body;
+use super::registry::Data;
 use super::response::content;
-use crate::cache::Cache;
 use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};
 use crate::upstream::State;
+
+pub use reload::{NotReloaded, Order, Orders, Reloaded, orders};
 
 use api::Api;
 
@@ -55,19 +59,20 @@ impl Default for Config {
 pub struct Admin {
     metrics: Arc<Metrics>,
     store: Store,
-    cache: Cache,
+    data: Arc<Data>,
     api: Api,
     draining: AtomicBool,
 }
 
 impl Admin {
-    /// Tells of `metrics`, of how full `store` is and of the upstreams of `cache`, and does to them what it is told.
-    pub fn new(metrics: Arc<Metrics>, store: Store, cache: Cache) -> Self {
+    /// Tells of `metrics`, of how full `store` is and of the upstreams behind `data`, and does to them what it is told.
+    /// Reloads are ordered by `orders`.
+    pub fn new(metrics: Arc<Metrics>, store: Store, data: Arc<Data>, orders: Orders) -> Self {
         Self {
             metrics,
-            api: Api::new(store.clone(), cache.clone()),
+            api: Api::new(store.clone(), Arc::clone(&data), orders),
             store,
-            cache,
+            data,
             draining: AtomicBool::new(false),
         }
     }
@@ -110,7 +115,8 @@ impl Admin {
             Health::Healthy => "ready\n".to_owned(),
             Health::Degraded { reason, .. } => format!("degraded: {reason}\n"),
         };
-        let offline = self.cache.upstreams().filter(|upstream| upstream.state() == State::Offline);
+        let cache = self.data.cache();
+        let offline = cache.upstreams().filter(|upstream| upstream.state() == State::Offline);
         let mut offline: Vec<_> = offline.map(|upstream| upstream.registry().as_str()).collect();
         offline.sort_unstable();
         if !offline.is_empty() {
@@ -128,13 +134,15 @@ impl Admin {
         self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
         self.metrics.index_ratio.set(self.store.index_ratio());
-        for upstream in self.cache.upstreams() {
+        let cache = self.data.cache();
+        for upstream in cache.upstreams() {
             let state = upstream.state();
             let of = |gauge: &metrics::ByRegistry, is_so| gauge.set(upstream.registry().as_str(), is_so);
             of(&self.metrics.upstream_up, state == State::Up);
             of(&self.metrics.upstream_offline, state == State::Offline);
             of(&self.metrics.login_refused, upstream.is_login_refused());
         }
+        self.metrics.tell_only_of(|registry| cache.upstreams().any(|it| it.registry().as_str() == registry));
     }
 }
 

@@ -42,7 +42,7 @@ const STEP_BYTES_MIN: u64 = 16 * 1024;
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
 /// What one client may take. What is not set is not limited.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Connections at once. Whoever opens more is answered on them, but not served.
@@ -69,15 +69,20 @@ struct Client {
 
 impl Limits {
     /// By `config`; none if it sets no limit.
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Self> {
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         let Config { connections, requests_per_second, bytes_per_second } = config;
         let is_set = connections.is_some() || requests_per_second.is_some() || bytes_per_second.is_some();
         let clients = Mutex::new(LruCache::new(CLIENTS_MAX));
-        is_set.then(|| Self { config: config.clone(), clients, metrics })
+        is_set.then(|| Arc::new(Self { config: config.clone(), clients, metrics }))
+    }
+
+    /// Whether these are the limits of `config`.
+    pub(super) fn are_of(&self, config: &Config) -> bool {
+        self.config == *config
     }
 
     /// A connection of `client` begins.
-    pub(super) fn greet(&self, client: IpAddr) -> Arc<Guest> {
+    fn greet(self: &Arc<Self>, client: IpAddr) -> Arc<Guest> {
         let Config { connections, requests_per_second, bytes_per_second } = self.config;
         // A panic elsewhere leaves the list whole.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +101,7 @@ impl Limits {
             client.connections.fetch_sub(1, Ordering::Relaxed);
         }
         let step_bytes = bytes_per_second.map_or(STEP_BYTES_MAX, |BytesPerSecond(bytes)| step(bytes));
-        Arc::new(Guest { client, is_seated, step_bytes, metrics: Arc::clone(&self.metrics) })
+        Arc::new(Guest { limits: Arc::clone(self), client, is_seated, step_bytes })
     }
 }
 
@@ -105,20 +110,45 @@ fn step(per_second: NonZeroU64) -> u64 {
     (per_second.get() / STEPS_PER_SECOND).clamp(STEP_BYTES_MIN, STEP_BYTES_MAX)
 }
 
+/// One connection, and what its client may take by the limits that there are.
+pub(super) struct Visit {
+    client: IpAddr,
+    guest: Mutex<Option<Arc<Guest>>>,
+}
+
+impl Visit {
+    /// A connection of `client` begins.
+    pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
+        let guest = limits.map(|limits| limits.greet(client));
+        Self { client, guest: Mutex::new(guest) }
+    }
+
+    /// Who it is by these limits: others may have come with a new configuration.
+    pub(super) fn guest(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<Guest>> {
+        let limits = limits?;
+        // It is replaced whole. One connection has one request at a time, so that nobody waits here.
+        let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = guest.as_ref().filter(|guest| Arc::ptr_eq(&guest.limits, limits));
+        let current = known.map_or_else(|| limits.greet(self.client), Arc::clone);
+        *guest = Some(Arc::clone(&current));
+        Some(current)
+    }
+}
+
 /// The client of one connection.
 pub(super) struct Guest {
+    limits: Arc<Limits>,
     client: Arc<Client>,
     /// Whether it is one of the connections that the client may have.
     is_seated: bool,
     step_bytes: u64,
-    metrics: Arc<Metrics>,
 }
 
 impl Guest {
     /// What a request that is too much is answered with.
     pub(super) fn refuse(&self) -> Option<Response<Body>> {
         if !self.is_seated {
-            self.metrics.client_limited(ClientLimit::Connections);
+            self.limits.metrics.client_limited(ClientLimit::Connections);
             let mut response =
                 later(CONNECTION_RETRY, "this address has too many connections to this mirror");
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -126,7 +156,7 @@ impl Guest {
         }
         let now = Instant::now();
         let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
-        self.metrics.client_limited(ClientLimit::Requests);
+        self.limits.metrics.client_limited(ClientLimit::Requests);
         Some(later(wait, "this address sends this mirror too many requests"))
     }
 
@@ -175,7 +205,7 @@ impl Brake {
             let now = Instant::now();
             let turn = pace.owe(bytes.len() as u64, now);
             if turn > now {
-                self.guest.metrics.client_limited(ClientLimit::Bytes);
+                self.guest.limits.metrics.client_limited(ClientLimit::Bytes);
                 self.wait = Some(Box::pin(sleep_until(turn)));
             }
         }
@@ -187,7 +217,7 @@ impl Brake {
 mod tests {
     use super::*;
 
-    fn limits(text: &str) -> Option<Limits> {
+    fn limits(text: &str) -> Option<Arc<Limits>> {
         Limits::new(&toml::from_str(text).unwrap(), Arc::default())
     }
 
@@ -207,6 +237,20 @@ mod tests {
         assert!(greet("10.0.0.1").is_seated);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!is_refused(&second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_from_before_keeps_to_the_limits_of_now() {
+        let [old, new] = ["connections = 1", "requests_per_second = 1"].map(|text| limits(text).unwrap());
+        let client = "10.0.0.1".parse().unwrap();
+        let visits = [None, Some(&old), Some(&old)].map(|limits| Visit::begin(client, limits));
+        let refused = |limits: &Arc<Limits>| {
+            visits.each_ref().map(|visit| visit.guest(Some(limits)).unwrap().refuse().is_some())
+        };
+        assert_eq!(refused(&old), [true, false, true], "in the order in which they were greeted");
+        assert_eq!(refused(&new), [false, true, true], "one request for all of them");
+        assert_eq!(refused(&old), [false, true, true], "they left their seats");
+        assert!(visits.iter().all(|visit| visit.guest(None).is_none()));
     }
 
     #[test]

@@ -3,11 +3,15 @@
 //! Every answer has its length, HEAD answers as GET does, and nothing is ever content-coded. Within
 //! [`BUDGET`] of a request's head there is a head of an answer, or a clean error: container runtimes give up
 //! after thirty seconds without one.
+//!
+//! A request is answered by one configuration from its head to its end: that which is in force when it comes. Other
+//! requests do not wait for a new one to be put in its place.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
@@ -22,7 +26,7 @@ use super::asked::{Asked, discard};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
 use super::journal::Account;
-use super::limits::{Guest, Limits};
+use super::limits::{Guest, Limits, Visit};
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
@@ -43,18 +47,55 @@ const PAGE_DEFAULT: usize = 1000;
 const PAGE_MAX: usize = 1000;
 
 /// The data plane.
-pub struct Data {
+pub struct Data(ArcSwap<Serving>);
+
+impl Data {
+    /// Serves this.
+    pub fn new(serving: Serving) -> Self {
+        Self(ArcSwap::from_pointee(serving))
+    }
+
+    /// Serves this from the next request on.
+    pub fn replace(&self, serving: Serving) {
+        self.0.store(Arc::new(serving));
+    }
+
+    /// What it serves now.
+    pub fn serving(&self) -> Arc<Serving> {
+        self.0.load_full()
+    }
+
+    /// Where its content comes from.
+    pub fn cache(&self) -> Cache {
+        self.0.load().cache.clone()
+    }
+
+    /// A connection of `client` begins.
+    pub(super) fn greet(&self, client: IpAddr) -> Visit {
+        Visit::begin(client, self.0.load().limits.as_ref())
+    }
+
+    /// What it serves now, for one request: without a count of who has it, which would be one memory cell for all cores
+    /// to write to.
+    pub(super) fn now(&self) -> Guard<Arc<Serving>> {
+        self.0.load()
+    }
+}
+
+/// What the data plane serves, and to whom: one configuration, and the content behind it.
+pub struct Serving {
     cache: Cache,
     registries: Registries,
     access: Access,
-    limits: Option<Limits>,
+    limits: Option<Arc<Limits>>,
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
 }
 
-impl Data {
-    /// Answers for `cache` by the rules of `config`.
+impl Serving {
+    /// Serves `cache` by `config`. What is the same as `before` is taken over with what it knows: who has logged in, and
+    /// what each client has taken.
     ///
     /// # Errors
     /// When `htpasswd` cannot be read.
@@ -63,26 +104,33 @@ impl Data {
         registries: Registries,
         metrics: Arc<Metrics>,
         config: &Config,
+        before: Option<&Self>,
     ) -> anyhow::Result<Self> {
-        let access = Access::load(&config.allow, config.htpasswd.as_deref())?;
+        let access =
+            Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
         let Config { access_log, list_private, .. } = *config;
-        let limits = Limits::new(&config.limits, Arc::clone(&metrics));
+        let known = before.and_then(|before| before.limits.as_ref());
+        let limits = match known.filter(|known| known.are_of(&config.limits)) {
+            Some(known) => Some(Arc::clone(known)),
+            None => Limits::new(&config.limits, Arc::clone(&metrics)),
+        };
         Ok(Self { cache, registries, access, limits, metrics, access_log, list_private })
     }
 
-    /// A connection of `client` begins; none if nothing limits what it may take.
-    pub(super) fn greet(&self, client: IpAddr) -> Option<Arc<Guest>> {
-        self.limits.as_ref().map(|limits| limits.greet(client))
+    /// Where its content comes from.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// Answers a request of `peer`; its connection may send files by itself.
     pub(super) async fn answer(
         &self,
         peer: SocketAddr,
-        guest: Option<Arc<Guest>>,
+        visit: &Visit,
         request: Request<Incoming>,
         outlet: Option<Outlet>,
     ) -> Response<Body> {
+        let guest = visit.guest(self.limits.as_ref());
         let (head, body) = request.into_parts();
         // A client that waits for leave to send its body gets its answer without having sent it.
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);

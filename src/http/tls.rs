@@ -4,8 +4,7 @@
 //! and the pair in use stays.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
@@ -14,16 +13,14 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use super::{Stamp, stamp};
-
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+use crate::watch::Watch;
 
 /// `[http.tls]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// PEM file of the certificate, followed by its chain.
@@ -35,12 +32,8 @@ pub struct Config {
 }
 
 impl Config {
-    fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.cert, &self.key].into_iter().chain(&self.client_ca)
-    }
-
-    fn stamps(&self) -> Vec<Option<Stamp>> {
-        self.files().map(|path| stamp(path)).collect()
+    fn files(&self) -> Vec<PathBuf> {
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
     }
 
     fn load(&self) -> anyhow::Result<ServerConfig> {
@@ -75,10 +68,21 @@ impl Config {
 
 /// The certificate in use.
 #[derive(Clone)]
-pub struct Tls {
-    config: Arc<Config>,
-    current: Arc<RwLock<Arc<ServerConfig>>>,
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    current: RwLock<Current>,
+    /// Told when other files are in use.
+    replaced: Notify,
 }
+
+struct Current {
+    config: Config,
+    server: Arc<ServerConfig>,
+}
+
+/// Other files, read and found to be good.
+pub struct Next(Current);
 
 impl Tls {
     /// Reads the files.
@@ -86,29 +90,44 @@ impl Tls {
     /// # Errors
     /// Names the file and what was expected in it.
     pub fn load(config: Config) -> anyhow::Result<Self> {
-        let current = Arc::new(RwLock::new(Arc::new(config.load()?)));
-        Ok(Self { config: Arc::new(config), current })
+        let Next(current) = Next::load(config)?;
+        Ok(Self(Arc::new(Inner { current: RwLock::new(current), replaced: Notify::new() })))
+    }
+
+    /// Uses other files from the next handshake on.
+    pub fn replace(&self, Next(next): Next) {
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = next;
+        self.0.replaced.notify_one();
     }
 
     /// Accepts with the certificate as it is now.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+        TlsAcceptor::from(Arc::clone(&self.read().server))
     }
 
     /// Reads the files again whenever they change, until the process ends.
     pub async fn run(self) {
-        let mut seen = self.config.stamps();
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let stamps = self.config.stamps();
-            if stamps == seen {
-                continue;
+            let config = self.read().config.clone();
+            tokio::select! {
+                () = self.follow(config) => {}
+                () = self.0.replaced.notified() => {}
             }
-            seen = stamps;
-            match self.config.load() {
-                Ok(config) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-                    info!(certificate = %self.config.cert.display(), "the TLS certificate has changed and is in use");
+        }
+    }
+
+    async fn follow(&self, config: Config) {
+        let mut watch = Watch::new(config.files());
+        loop {
+            watch.changed().await;
+            match config.load() {
+                Ok(server) => {
+                    let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+                    // Else other files are in use by now.
+                    if current.config == config {
+                        current.server = Arc::new(server);
+                        info!(certificate = %config.cert.display(), "the TLS certificate has changed and is in use");
+                    }
                 }
                 Err(error) => {
                     warn!(
@@ -118,5 +137,20 @@ impl Tls {
                 }
             }
         }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Current> {
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Next {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Names the file and what was expected in it.
+    pub fn load(config: Config) -> anyhow::Result<Self> {
+        let server = Arc::new(config.load()?);
+        Ok(Self(Current { config, server }))
     }
 }

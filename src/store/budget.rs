@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -140,7 +140,7 @@ pub(super) struct Missing {
 
 /// The limits of a store, and how near it is to them.
 pub(super) struct Budget {
-    pub(super) limits: Limits,
+    limits: RwLock<Arc<Limits>>,
     pub(super) metrics: Arc<Metrics>,
     /// Digests whose partial file somebody has.
     pub(super) filling: Arc<Mutex<HashSet<Digest>>>,
@@ -164,7 +164,7 @@ impl Budget {
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>, filling: Arc<Mutex<HashSet<Digest>>>) -> Self {
         let memories = NonZeroUsize::new(TOO_LARGE_MAX).expect("not zero");
         Self {
-            limits,
+            limits: RwLock::new(Arc::new(limits)),
             metrics,
             filling,
             partials: Mutex::default(),
@@ -175,6 +175,19 @@ impl Budget {
             exhausted: Mutex::default(),
             wake: Notify::new(),
         }
+    }
+
+    /// What may be kept, as it is now.
+    pub(super) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on other limits count. What was found out by the old ones is forgotten.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+        hold(&self.too_large).clear();
+        *hold(&self.exhausted) = None;
+        self.wake.notify_one();
     }
 
     /// Counts the partial files that an earlier process has left.
@@ -208,15 +221,16 @@ impl Budget {
 
     /// The most that may be used.
     pub(super) fn max_bytes(&self, root: &Path) -> u64 {
-        self.limits.max_bytes.of(file_system(root).total)
+        self.limits().max_bytes.of(file_system(root).total)
     }
 
     /// What must go before eviction behind can rest; `None` if there is room enough.
     pub(super) fn behind(&self, root: &Path, blob_bytes: &dyn Fn() -> u64) -> Option<Missing> {
         let (space, used) = (file_system(root), self.used_bytes(blob_bytes));
-        let max = self.limits.max_bytes.of(space.total);
+        let limits = self.limits();
+        let max = limits.max_bytes.of(space.total);
         let over = if used > max - max / MARK { used - (max - max / MARK * 2) } else { 0 };
-        let floor = self.limits.min_free.of(space.total);
+        let floor = limits.min_free.of(space.total);
         let under = if space.free < floor { floor + floor / MARK - space.free } else { 0 };
         if under > 0 {
             self.metrics.floor_hits.inc();
@@ -234,9 +248,9 @@ impl Budget {
         digest: &Digest,
         total: u64,
     ) -> Result<(), Missing> {
-        let space = file_system(root);
-        let max = self.limits.max_bytes.of(space.total);
-        let floor = self.limits.min_free.of(space.total);
+        let (space, limits) = (file_system(root), self.limits());
+        let max = limits.max_bytes.of(space.total);
+        let floor = limits.min_free.of(space.total);
         // Two fills must not both take the last room.
         let mut partials = hold(&self.partials);
         let more = total.saturating_sub(partials.get(digest).copied().unwrap_or(0));

@@ -1,7 +1,7 @@
 //! Pins: images of which nothing that is here is evicted, all of them or chosen platforms.
 //!
 //! `<data_dir>/pins.json` is the truth about those that were made by command, and may be edited while berth is
-//! stopped. Those of the configuration are kept in memory only. A pin of a tag follows the tag; while what the tag
+//! stopped. Those of the configuration are kept in memory only, with the limits of the budget. A pin of a tag follows the tag; while what the tag
 //! means now is not here whole, the image that it meant before stays as well. A pin brings nothing here: it counts
 //! from when its image is pulled.
 //!
@@ -19,7 +19,7 @@ use super::adopt::{CLOSURE_MAX, DEPTH_MAX};
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::record::{decode, encode};
-use super::{Error, Store, hold};
+use super::{Error, Limits, Store, hold};
 use crate::oci::manifest::{Descriptor, Kind, is_manifest_type};
 use crate::oci::{Digest, Image, Manifest, Platform, Reference};
 
@@ -112,6 +112,11 @@ impl Pins {
         self.changes.load(Ordering::Acquire)
     }
 
+    /// Those of the configuration have changed: what is planned by the old ones must not be carried out.
+    fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Changes them, durably. `change` says whether it did.
     fn change(&self, disk: &Disk, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
         let failed = |source| Error::io("read", &self.path, source);
@@ -126,7 +131,7 @@ impl Pins {
         }
         disk.replace(&self.path, &encode(&new), Look::PLAIN)?;
         *all = Some(new);
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.note_change();
         Ok(true)
     }
 }
@@ -146,6 +151,14 @@ impl Store {
     /// [`Error::Full`] or [`Error::Io`].
     pub async fn unpin(&self, image: Image) -> Result<bool, Error> {
         self.ask(move |ledger| ledger.unpin(&image)).await
+    }
+
+    /// From now on other limits count, and the configuration has other pins. Returns at once; what is too much goes
+    /// behind.
+    pub fn set_limits(&self, limits: Limits) {
+        let ledger = &self.0.ledger;
+        ledger.budget.set_limits(limits);
+        ledger.pins.note_change();
     }
 
     /// Every pin, those of the configuration first, and what it keeps.
@@ -177,7 +190,8 @@ impl Ledger {
     /// Every pin, and what it keeps.
     pub(super) fn all_pinned(&self) -> Vec<Pinned> {
         let made = hold(&self.pins.all).clone().unwrap_or_default();
-        let configured = self.budget.limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
+        let limits = self.budget.limits();
+        let configured = limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
         configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
     }
 
@@ -186,7 +200,8 @@ impl Ledger {
         let made = hold(&self.pins.all).clone()?;
         let mut keep = Keep::default();
         let mut whole = HashSet::new();
-        for pin in made.iter().chain(&self.budget.limits.pins) {
+        let limits = self.budget.limits();
+        for pin in made.iter().chain(&limits.pins) {
             for (root, closure) in self.roots(pin) {
                 if pin.platforms.is_empty() || closure.manifests == 0 {
                     whole.insert(root);

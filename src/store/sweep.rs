@@ -217,7 +217,7 @@ impl Sweeper<'_> {
         let pins = ledger.pins.changes();
         let keep = ledger.keep()?;
         self.note_parts()?;
-        let (now, lease) = (unix_seconds(), ledger.budget.limits.lease.as_secs());
+        let (now, lease) = (unix_seconds(), ledger.budget.limits().lease.as_secs());
         let mut stock = Stock::default();
         let (mut names, mut is_leased) = (Vec::new(), Vec::new());
         let are_all = ledger.index.each_blob(&mut |name, known| {
@@ -341,7 +341,7 @@ impl Sweeper<'_> {
     /// Whether it is a manifest that was served a moment ago. A layer that was is none of anybody's business: who
     /// reads it has it open.
     fn is_leased(&self, digest: &Digest) -> bool {
-        let lease = self.ledger.budget.limits.lease.as_secs();
+        let lease = self.ledger.budget.limits().lease.as_secs();
         let is_recent = |last_use: u64| last_use + lease > unix_seconds();
         self.ledger.index.has_parts(digest)
             && self.ledger.index.known(digest).is_some_and(|known| is_recent(known.last_use))

@@ -4,6 +4,7 @@
 //! distribution, so that dashboards made for it work; what is berth's own is under `berth_`. Labels are
 //! bounded by the configuration: a registry at most, never a repository, a tag or a client.
 
+mod configuration;
 mod requests;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+pub use configuration::{Configuration, Reload};
 pub use requests::{Handler, InFlight, Verb};
 
 use requests::Requests;
@@ -128,6 +130,8 @@ pub struct Metrics {
     pub scrubbed: IntCounter,
     /// How far the index is with the files, from 0 to 1.
     pub index_ratio: Gauge,
+    /// What became of the configuration file.
+    pub configuration: Configuration,
 }
 
 /// What distribution tells of a pull-through cache.
@@ -222,6 +226,12 @@ impl Upstreams {
 struct Families<'a>(&'a Registry);
 
 impl Families<'_> {
+    /// Says which version this is.
+    fn version(&self) {
+        let info = self.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    }
+
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.register(IntCounterVec::new(Opts::new(name, help), labels))
     }
@@ -271,8 +281,7 @@ impl Metrics {
         }
         let clients_limited =
             new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
-        let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        new.version();
         Self {
             requests: Requests::new(&new),
             proxy: Proxy::new(&new),
@@ -329,7 +338,23 @@ impl Metrics {
                 "berth_index_rebuild_ratio",
                 "How far reading the files into the index is; 1 when there is nothing to read",
             )),
+            configuration: Configuration::new(&new),
             registry,
+        }
+    }
+
+    /// Of what is so just now, forgets it for registries that are not configured any more. Counters stay: what was
+    /// counted has happened.
+    pub fn tell_only_of(&self, is_configured: impl Fn(&str) -> bool) {
+        let states = [&self.upstream_up, &self.upstream_offline, &self.login_refused].map(|state| &state.0);
+        for gauge in states.into_iter().chain([&self.upstreams.quota, &self.upstreams.quota_remaining]) {
+            for sample in gauge.collect().iter().flat_map(|family| family.get_metric()) {
+                let registry = sample.get_label().first().map_or("", |label| label.value());
+                if !is_configured(registry) {
+                    // Another look may have done it meanwhile.
+                    let _ = gauge.remove_label_values(&[registry]);
+                }
+            }
         }
     }
 

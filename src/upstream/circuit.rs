@@ -1,4 +1,5 @@
-//! Whether an endpoint is worth asking: closed while it answers, open after it failed several times in a row.
+//! Whether an endpoint is worth asking: closed while it answers, open after it failed several times in a row, or was
+//! found to be of no use by a look at it, which whoever doubts it can have.
 //!
 //! Clients never ask an endpoint whose circuit is open; a probe in the background does, ever more rarely, and any
 //! answer closes it again. The next probe does not wait for the last: one that hangs must not hide a recovery. Each
@@ -18,10 +19,16 @@ const PROBE_MAX: Duration = Duration::from_secs(5);
 /// The part of a wait that is up to chance.
 const JITTER: f64 = 0.25;
 
+/// Looks at an endpoint that goes on being doubted are no burden to it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// The circuit of one endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
     state: State,
+    /// When it is to be looked at, because somebody doubts it; while it is closed.
+    look: Option<Instant>,
+    looked: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -46,35 +53,51 @@ impl Circuit {
 
     /// Notes an answer; true if this closed the circuit.
     pub(super) fn succeed(&mut self) -> bool {
-        let opened = self.is_open();
+        let was_open = self.is_open();
         self.state = State::default();
-        opened
+        was_open
+    }
+
+    /// Notes that it may be of no use, though it may not seem to fail; true if it is now to be looked at.
+    pub(super) fn doubt(&mut self, now: Instant) -> bool {
+        let is_news = !self.is_open() && self.look.is_none();
+        if is_news {
+            self.look = Some(self.looked.map_or(now, |looked| now.max(looked + LOOK_EVERY)));
+        }
+        is_news
+    }
+
+    /// Notes that a look has found it of no use; true if this opened the circuit.
+    pub(super) fn condemn(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
+        let was_closed = !self.is_open();
+        if was_closed {
+            self.state = State::Open { probe: now + early(PROBE_FIRST, random), wait: PROBE_FIRST };
+        }
+        was_closed
     }
 
     /// Notes that a client's request failed; true if this opened the circuit.
     pub(super) fn fail(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
         match &mut self.state {
             State::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
-            State::Closed { .. } => {
-                self.state = State::Open { probe: now + early(PROBE_FIRST, random), wait: PROBE_FIRST };
-                return true;
-            }
+            State::Closed { .. } => return self.condemn(now, random),
             // A request from before; the probe decides.
             State::Open { .. } => {}
         }
         false
     }
 
-    /// When to probe; `None` while the circuit is closed.
+    /// When to probe, or to look; `None` while the circuit is closed and nobody doubts it.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         match self.state {
-            State::Closed { .. } => None,
+            State::Closed { .. } => self.look,
             State::Open { probe, .. } => Some(probe),
         }
     }
 
     /// Notes that a probe begins: if it fails, there will be another.
     pub(super) fn probe_begins(&mut self, now: Instant, random: &mut fastrand::Rng) {
+        (self.look, self.looked) = (None, Some(now));
         if let State::Open { probe, wait } = &mut self.state {
             *wait = (*wait * 2).min(PROBE_MAX);
             *probe = now + early(*wait, random);
@@ -103,6 +126,21 @@ mod tests {
         assert!(!fail(&mut circuit), "opens only once");
         assert!(circuit.succeed() && !circuit.is_open());
         assert_eq!(circuit.probe_at(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_doubted_is_looked_at_and_not_all_the_time() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut circuit = Circuit::default();
+        let now = Instant::now();
+        assert!(circuit.doubt(now) && !circuit.doubt(now));
+        assert_eq!(circuit.probe_at(), Some(now));
+        circuit.probe_begins(now, &mut random);
+        assert_eq!(circuit.probe_at(), None);
+        assert!(circuit.doubt(now));
+        assert_eq!(circuit.probe_at(), Some(now + LOOK_EVERY));
+        assert!(circuit.condemn(now, &mut random) && circuit.is_open());
+        assert!(!circuit.condemn(now, &mut random) && !circuit.doubt(now));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fs;
+use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -112,10 +113,21 @@ impl Client {
         self.offline
     }
 
-    /// Sends one request and waits for the head of its answer. Every request to an upstream and to what it names
-    /// goes out here, so this is where one that is offline is left alone.
+    /// Sends one request and waits for the head of its answer.
     pub(super) async fn send(
         &self,
+        way: Way,
+        request: Request<Full<Bytes>>,
+        within: Duration,
+    ) -> Result<Response<Incoming>, Error> {
+        self.send_unless(pending(), way, request, within).await
+    }
+
+    /// The same, but does not go on waiting when it is `hopeless`. Every request to an upstream and to what it names
+    /// goes out here, so this is where one that is offline is left alone.
+    pub(super) async fn send_unless(
+        &self,
+        hopeless: impl Future<Output = ()>,
         way: Way,
         request: Request<Full<Bytes>>,
         within: Duration,
@@ -123,9 +135,9 @@ impl Client {
         if self.offline {
             return Err(Error::Offline);
         }
-        let answer = match timeout(within, self.dispatch(way, request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::Timeout),
+        let answer = tokio::select! {
+            answer = timeout(within, self.dispatch(way, request)) => answer.unwrap_or(Err(Error::Timeout)),
+            () = hopeless => Err(Error::Timeout),
         };
         self.tell(Event::Ended(outcome(&answer)));
         answer

@@ -2,7 +2,7 @@
 //!
 //! An [`Issuer`] knows how to come from what the platform provides to something that the registry takes as a
 //! login. It keeps nothing: `issued` does, and decides when to ask. Files and what a metadata server says are
-//! read anew each time, because they rotate.
+//! read anew each time, because they rotate. (Vault is another issuer, with a module of its own.)
 //!
 //! Issuers dial the clouds' public API hosts, metadata servers on their link-local addresses, and what the
 //! configuration or the platform's own environment variables name instead, without the guard that judges where an
@@ -11,8 +11,11 @@
 mod aws;
 mod azure;
 mod ecr;
+mod federation;
 mod google;
+mod profile;
 mod sigv4;
+mod sts;
 
 use std::fs::File;
 use std::io::Read as _;
@@ -39,11 +42,14 @@ pub(super) use self::google::Google;
 use super::client::{self, Client, Way};
 use super::error::Error;
 use super::exchange::AGENT;
+use super::kept::{self, Lease};
 use super::login::Login;
 use super::secret::Secret;
+use super::token::FRESH;
+use super::vault::{Vault, VaultProblem};
 
 /// An ECR token has some two kilobytes, a JWT with many claims some ten.
-const REPLY_BYTES_MAX: usize = 64 * 1024;
+pub(super) const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// Key files, token files and profiles have a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Longest error code of a cloud that is repeated.
@@ -61,6 +67,8 @@ pub(super) enum Issuer {
     Google(Google),
     /// Microsoft, for a registry of Azure.
     Azure(Azure),
+    /// Vault, which has it in store.
+    Vault(Vault),
 }
 
 /// A login, and for how long it is good.
@@ -74,16 +82,29 @@ impl Issuer {
     ///
     /// # Errors
     /// [`NoLogin`] says who refused or failed.
-    pub(super) async fn issue(&self, client: &Client) -> Result<Grant, NoLogin> {
-        match self {
+    pub(super) async fn issue(&self, client: &Client) -> kept::Answer<Login> {
+        let grant = match self {
             Self::Ecr(ecr) => ecr.issue(client).await,
             Self::Google(google) => google.issue(client).await,
             Self::Azure(azure) => azure.issue(client).await,
+            Self::Vault(vault) => return vault.look_up().await,
+        };
+        grant.map(|grant| Lease::new(grant.login, grant.lifetime))
+    }
+
+    /// How old a login is at least for its refusal to mean that another can be had.
+    pub(super) fn fresh(&self) -> Duration {
+        match self {
+            // Every answer is a new login: if the last is refused, so will the next be.
+            Self::Ecr(_) | Self::Google(_) | Self::Azure(_) => FRESH,
+            // It may have been replaced a moment ago.
+            Self::Vault(_) => Duration::ZERO,
         }
     }
 }
 
-/// Why a cloud or a credential helper issued no login. Nothing of what was sent or answered is repeated but an error's code.
+/// Why a cloud, a credential helper or Vault gave no login. Nothing of what was sent or answered is repeated but an error's
+/// code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoLogin {
     /// A file that the platform should have put there is not, or is something else.
@@ -128,10 +149,13 @@ pub enum NoLogin {
         /// How it failed.
         what: &'static str,
     },
+    /// Vault was asked and does not give it.
+    #[error(transparent)]
+    Vault(#[from] VaultProblem),
 }
 
 /// A request to a service of a cloud.
-fn request(method: Method, url: &Url) -> request::Builder {
+pub(super) fn request(method: Method, url: &Url) -> request::Builder {
     Request::builder()
         .method(method)
         .uri(url.as_str())
@@ -170,7 +194,7 @@ async fn ask(
     Ok(body)
 }
 
-fn cause(error: &Error) -> Arc<str> {
+pub(super) fn cause(error: &Error) -> Arc<str> {
     match error {
         Error::Timeout => "not in time".into(),
         Error::Unreachable { reason } => reason.clone(),
@@ -207,7 +231,7 @@ fn field(reply: &Value, name: &str, service: &'static str, what: &'static str) -
 }
 
 /// The content of a file that rotates, without white space around it.
-async fn read_file(path: &Path, expected: &'static str) -> Result<Secret, NoLogin> {
+pub(super) async fn read_file(path: &Path, expected: &'static str) -> Result<Secret, NoLogin> {
     let wrong = || NoLogin::File { path: path.to_owned(), expected };
     let owned = path.to_owned();
     let read = move || {

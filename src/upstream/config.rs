@@ -18,6 +18,7 @@ use super::identity::ClientCertificate;
 use super::limit::LimitsConfig;
 use super::parents::ParentsConfig;
 use super::rename::Rewrite;
+use super::vault::VaultConfig;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
 
@@ -116,10 +117,23 @@ impl Config {
         }
     }
 
+    /// Whether an upstream built from `other` would be the same. By what names it is meant here, and what of it may be
+    /// pulled, does not matter for that.
+    pub fn is_same_upstream(&self, other: &Self) -> bool {
+        let (aliases, hosts) = (other.aliases.clone(), other.hosts.clone());
+        let repositories = other.repositories.clone();
+        Self { aliases, hosts, repositories, ..self.clone() } == *other
+    }
+
     /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
         let by_parents = self.parents.as_ref().is_some_and(ParentsConfig::has_identity);
         self.credentials.is_some() || self.is_always_known() || by_parents
+    }
+
+    /// The files of certificate authorities that are read when it is built, those of its parents among them.
+    pub fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
+        self.ca.iter().chain(self.parents.iter().flat_map(|parents| &parents.ca))
     }
 
     /// Whether a login is configured, for it or for its parents.
@@ -400,12 +414,14 @@ pub enum CredentialsConfig {
     Google(GoogleConfig),
     /// What Azure issues for its registries.
     Azure(AzureConfig),
+    /// What Vault or OpenBao has in store.
+    Vault(VaultConfig),
 }
 
 #[derive(Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a table with file, with username and password_file or password_env, or with a cloud"
+    expecting = "a table with file, with username and password_file or password_env, with a cloud, or with vault"
 )]
 struct CredentialsTable {
     file: Option<PathBuf>,
@@ -416,10 +432,11 @@ struct CredentialsTable {
     ecr_public: Option<EcrConfig>,
     google: Option<GoogleConfig>,
     azure: Option<AzureConfig>,
+    vault: Option<VaultConfig>,
 }
 
 const ONE_OF: &str = "credentials are one of: file; username and password_file; username and password_env; ecr; \
-     ecr_public; google; azure";
+     ecr_public; google; azure; vault";
 
 impl TryFrom<CredentialsTable> for CredentialsConfig {
     type Error = &'static str;
@@ -430,6 +447,7 @@ impl TryFrom<CredentialsTable> for CredentialsConfig {
             table.ecr_public.map(Self::EcrPublic),
             table.google.map(Self::Google),
             table.azure.map(Self::Azure),
+            table.vault.map(Self::Vault),
         ];
         let mut clouds = clouds.into_iter().flatten();
         let file = match (table.file, table.username, table.password_file, table.password_env) {

@@ -1,10 +1,11 @@
 //! Who berth is to one registry, by where that comes from.
 //!
-//! What stands in a file is re-read when it changes (`watched`); what a cloud issues is renewed before it ends
-//! (`issued`). Either way the old login stays in force while there is no new one.
+//! What stands in a file is re-read when it changes (`watched`); what a cloud issues is renewed before it ends, and what
+//! is in Vault is looked up again (`issued`). Either way the old login stays in force while there is no new one.
 
 use std::sync::Arc;
 
+use super::Observer;
 use super::client::Client;
 use super::cloud::{self, Issuer};
 use super::config::{Config, CredentialsConfig};
@@ -12,6 +13,7 @@ use super::error::{BuildError, Error};
 use super::issued::Issued;
 use super::login::Login;
 use super::secret::Secret;
+use super::vault::Vault;
 use super::watched::Watched;
 use crate::oci::RepoName;
 
@@ -23,7 +25,7 @@ pub(super) enum Credential {
     Fixed(Login),
     /// From a file, or from a credential helper that it names.
     Watched(Watched),
-    /// From a service of the cloud that the registry belongs to: one login, for some hours.
+    /// From a service of the cloud that the registry belongs to, for some hours, or from Vault: one login.
     Issued(Issued),
 }
 
@@ -32,11 +34,15 @@ impl Credential {
     ///
     /// # Errors
     /// [`BuildError`] when there should be a login and there cannot be one.
-    pub(super) fn load(config: &Config) -> Result<Self, BuildError> {
-        Self::load_with(config, &environment)
+    pub(super) fn load(config: &Config, observer: &Observer) -> Result<Self, BuildError> {
+        Self::load_with(config, observer, &environment)
     }
 
-    fn load_with(config: &Config, env: cloud::Environment<'_>) -> Result<Self, BuildError> {
+    fn load_with(
+        config: &Config,
+        observer: &Observer,
+        env: cloud::Environment<'_>,
+    ) -> Result<Self, BuildError> {
         let registry = &config.registry;
         let Some(credentials) = &config.credentials else { return Ok(Self::Anonymous) };
         let issuer = match credentials {
@@ -60,6 +66,7 @@ impl Credential {
                 };
                 Issuer::Azure(cloud::Azure::new(azure, endpoint, env)?)
             }
+            CredentialsConfig::Vault(vault) => Issuer::Vault(Vault::new(vault, config, observer, env)?),
         };
         Ok(Self::Issued(Issued::new(issuer, registry.clone())))
     }
@@ -93,7 +100,7 @@ impl Credential {
         }
     }
 
-    /// Whether one applies to a repository, which no cloud needs to be asked for.
+    /// Whether one applies to a repository, which nobody needs to be asked for.
     pub(super) async fn applies_to(&self, name: &RepoName) -> bool {
         match self {
             Self::Anonymous => false,
@@ -135,7 +142,8 @@ mod tests {
         let endpoint = Endpoint::parse("https://h").unwrap();
         let config = Config { credentials, ..Config::new(Registry::parse("h").unwrap(), vec![endpoint]) };
         let set = |name: &str| (name == "PASSWORD").then(|| "hunter2".to_owned());
-        Credential::load_with(&config, &set)
+        let observer: Observer = Arc::new(|_, _| {});
+        Credential::load_with(&config, &observer, &set)
     }
 
     #[tokio::test]

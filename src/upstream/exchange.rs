@@ -4,12 +4,15 @@
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
 //! with a login.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, USER_AGENT};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
 use super::auth::{self, Authorization, Refused};
@@ -75,23 +78,31 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// Whether anything is at `url` that answers.
+    pub(super) fn look(url: &Url) -> Result<Request<Full<Bytes>>, Error> {
+        body(request(Method::GET, url))
+    }
+
     fn request(&self, url: &Url) -> Result<Request<Full<Bytes>>, Error> {
-        let mut request = Request::builder()
-            .method(self.method.clone())
-            .uri(url.as_str())
-            .header(USER_AGENT, AGENT)
-            // A coded body would have another digest.
-            .header(ACCEPT_ENCODING, "identity");
+        let mut request = request(self.method.clone(), url);
         if let Some(accept) = self.accept {
             request = request.header(ACCEPT, accept);
         }
         if let Some(range) = &self.range {
             request = request.header(RANGE, range);
         }
-        request
-            .body(Full::default())
-            .map_err(|_| Error::Malformed("a redirect to a URL that cannot be asked"))
+        body(request)
     }
+}
+
+fn request(method: Method, url: &Url) -> request::Builder {
+    let request = Request::builder().method(method).uri(url.as_str());
+    // A coded body would have another digest.
+    request.header(USER_AGENT, AGENT).header(ACCEPT_ENCODING, "identity")
+}
+
+fn body(request: request::Builder) -> Result<Request<Full<Bytes>>, Error> {
+    request.body(Full::default()).map_err(|_| Error::Malformed("a redirect to a URL that cannot be asked"))
 }
 
 /// A 200 or 206.
@@ -254,12 +265,16 @@ impl Upstream {
                     ask.trail.stamp(request.headers_mut(), within);
                 }
             }
-            let sent = self.client.send(way, request, within).await;
+            let sent = match hop {
+                0 => self.client.send_unless(self.silence(server), way, request, within).await,
+                _ => self.client.send(way, request, within).await,
+            };
             let is_berth = !elsewhere && self.meets_berth(server, &sent);
             if is_berth {
+                server.waited(sent_at.elapsed());
                 server.succeeded();
             } else if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
-                self.note(server, &sent);
+                self.note(server, &sent, sent_at.elapsed());
             }
             let response = sent?;
             if !elsewhere && !is_berth {
@@ -287,13 +302,38 @@ impl Upstream {
         url
     }
 
-    /// Notes whether an endpoint answered. A 500 may be about one image; gateway errors are about the server.
-    fn note(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) {
-        let is_failure = match sent {
-            Ok(response) => matches!(response.status().as_u16(), 502..=504),
-            Err(error) => matches!(error, Error::Timeout | Error::Unreachable { .. }),
+    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all.
+    async fn silence(&self, server: &Server) {
+        let mut condemned = pin!(server.condemned());
+        condemned.as_mut().enable();
+        if let Some(patience) = server.patience() {
+            tokio::select! {
+                () = condemned.as_mut() => return,
+                () = sleep(patience) => self.doubt(server),
+            }
+        }
+        condemned.await;
+    }
+
+    /// Has an endpoint looked at that may be of no use at all.
+    pub(super) fn doubt(&self, server: &Server) {
+        if server.doubt() {
+            self.opened.notify_one();
+        }
+    }
+
+    /// Notes whether an endpoint answered, and after what time. A 500 may be about one image; gateway errors are about
+    /// the server.
+    fn note(&self, server: &Server, sent: &Result<Response<Incoming>, Error>, wait: Duration) {
+        let is_answer = match sent {
+            Ok(response) if matches!(response.status().as_u16(), 502..=504) => false,
+            // Says nothing about the server; `doubt` finds out.
+            Ok(response) if response.status().is_server_error() || is_portal(response) => return,
+            Err(Error::Timeout | Error::Unreachable { .. }) => false,
+            Ok(_) | Err(_) => true,
         };
-        if !is_failure {
+        if is_answer {
+            server.waited(wait);
             server.succeeded();
         } else if server.failed() {
             self.opened.notify_one();
@@ -322,6 +362,11 @@ pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>
         }
         status => Err(Error::Unavailable { status }),
     }
+}
+
+/// Whether something in between answers with a page whatever is asked for. Registries have pages for refusals only.
+pub(super) fn is_portal(response: &Response<Incoming>) -> bool {
+    response.status().is_success() && is_page(response.headers())
 }
 
 /// Whether an answer is made for people.

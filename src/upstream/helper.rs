@@ -1,35 +1,28 @@
 //! Logins that a program keeps or makes: Docker's credential helpers, `docker-credential-NAME`.
 //!
 //! The program is found in `PATH` and run as `docker-credential-NAME get`, without a shell, in berth's own environment.
-//! It reads the registry's name and writes a login in JSON. One run at a time, and what it says is kept for some
-//! minutes, or until the registry refuses it. A login stays in use while the program gives no answer.
+//! It reads the registry's name and writes a login in JSON. What it says is kept for some minutes, or until the registry
+//! refuses it (`kept`).
 
 use std::fmt;
-use std::io;
-use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
-use tokio::time::{Instant, timeout};
 
 use super::cloud::NoLogin;
+use super::error::Error;
+use super::kept::{Answer, Kept, Lease};
 use super::login::Login;
+use super::program::{self, Ran};
 use super::secret::Secret;
 use super::token::FRESH;
 use crate::oci::Registry;
 
 /// Longest name; real ones have some ten characters.
 const NAME_BYTES_MAX: usize = 64;
-/// As much as a token of a cloud can be long, several times over.
-const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
-/// Programs ask a cloud at most; this leaves time for the request that the login is for.
-const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// How long an answer is good. The shortest tokens of clouds live for an hour.
 const KEPT: Duration = Duration::from_secs(300);
-/// How long a program that failed is left alone.
-const RETRY: Duration = Duration::from_secs(5);
 /// What Docker calls its Hub when it talks to helpers.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// How every helper says that it has no login.
@@ -39,16 +32,15 @@ const TOKEN_USER: &str = "<token>";
 
 /// The helper of one registry.
 pub(super) struct Helper {
-    program: String,
-    server: String,
-    state: tokio::sync::Mutex<State>,
+    program: Arc<Program>,
+    /// What it said: a login, or that it has none.
+    kept: Kept<Option<Login>>,
 }
 
-struct State {
-    answer: Result<Option<Login>, NoLogin>,
-    asked: Option<Instant>,
-    /// When it is to be asked again.
-    due: Option<Instant>,
+/// A program, and what it is asked.
+struct Program {
+    name: String,
+    server: String,
 }
 
 #[derive(Deserialize)]
@@ -66,62 +58,34 @@ impl Helper {
             return None;
         }
         let server = if registry.as_str() == Registry::DOCKER_HUB { DOCKER_HUB } else { registry.as_str() };
-        Some(Self::new(format!("docker-credential-{name}"), server.to_owned()))
+        Some(Self::new(format!("docker-credential-{name}"), server.to_owned(), registry.clone()))
     }
 
-    fn new(program: String, server: String) -> Self {
-        let state = State { answer: Ok(None), asked: None, due: None };
-        Self { program, server, state: tokio::sync::Mutex::new(state) }
+    fn new(name: String, server: String, registry: Registry) -> Self {
+        Self { program: Arc::new(Program { name, server }), kept: Kept::new(registry, FRESH) }
     }
 
     /// The login, if the helper has one.
     ///
     /// # Errors
-    /// [`NoLogin::Helper`] when it never gave one and fails.
-    pub(super) async fn get(&self) -> Result<Option<Login>, NoLogin> {
-        let mut state = self.state.lock().await;
-        if state.due.is_some_and(|due| Instant::now() < due) {
-            return state.answer.clone();
-        }
-        let answer = self.ask().await;
-        let now = Instant::now();
-        state.due = Some(now + if answer.is_ok() { KEPT } else { RETRY });
-        match (&answer, &state.answer) {
-            (Err(error), Ok(Some(_))) => {
-                tracing::warn!(registry = self.server, %error, "a credential helper fails; its last login stays");
-            }
-            _ => {
-                state.asked = Some(now);
-                state.answer = answer;
-            }
-        }
-        state.answer.clone()
+    /// [`NoLogin::Helper`] when it never answered and fails.
+    pub(super) async fn get(&self) -> Result<Option<Login>, Error> {
+        let program = Arc::clone(&self.program);
+        let ask = |_| async move { Ok(Lease::new(program.ask().await?, KEPT)) as Answer<_> };
+        self.kept.get(ask).await
     }
 
     /// Notes that the registry refused `login`. True if there may be another.
-    pub(super) async fn refused(&self, login: &Login) -> bool {
-        let mut state = self.state.lock().await;
-        let is_current = matches!(&state.answer, Ok(Some(current)) if current == login);
-        let is_fresh = state.asked.is_some_and(|asked| asked.elapsed() < FRESH);
-        if is_current && !is_fresh {
-            state.due = None;
-        }
-        !(is_current && is_fresh)
+    pub(super) fn refused(&self, login: &Login) -> bool {
+        self.kept.refused(&Some(login.clone()))
     }
+}
 
+impl Program {
     async fn ask(&self) -> Result<Option<Login>, NoLogin> {
-        let failed = |what| NoLogin::Helper { program: self.program.as_str().into(), what };
-        let (is_success, output) = match timeout(ANSWER_MAX, self.run()).await {
-            Ok(Ok(ran)) => ran,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(failed("is not in PATH"));
-            }
-            Ok(Err(_)) => return Err(failed("cannot be run")),
-            Err(_) => return Err(failed("gave no answer in time")),
-        };
-        if output.len() as u64 > OUTPUT_BYTES_MAX {
-            return Err(failed("wrote too much"));
-        }
+        let failed = |what| NoLogin::Helper { program: self.name.as_str().into(), what };
+        let ran = program::run(&self.name, &["get"], &self.server).await;
+        let Ran { is_success, output } = ran.map_err(failed)?;
         // What else it says may repeat a secret.
         if !is_success {
             let has_none = String::from_utf8_lossy(&output).contains(NOT_FOUND);
@@ -139,27 +103,11 @@ impl Helper {
             Login::Basic { username, password: secret }
         }))
     }
-
-    /// Whether it succeeded, and what it wrote.
-    async fn run(&self) -> io::Result<(bool, Vec<u8>)> {
-        let mut command = Command::new(&self.program);
-        command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.kill_on_drop(true).spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            // One that has only one login may not read for which it is asked.
-            let _ = input.write_all(self.server.as_bytes()).await;
-        }
-        let mut output = Vec::new();
-        if let Some(out) = child.stdout.take() {
-            out.take(OUTPUT_BYTES_MAX + 1).read_to_end(&mut output).await?;
-        }
-        Ok((child.wait().await?.success(), output))
-    }
 }
 
 impl fmt::Debug for Helper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.program)
+        f.write_str(&self.program.name)
     }
 }
 
@@ -184,7 +132,8 @@ mod tests {
         let copied = std::process::Command::new("cp").arg(folder.join("script")).arg(&program).status();
         assert!(copied.unwrap().success());
         fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
-        Helper::new(program.to_str().unwrap().to_owned(), "r.example".to_owned())
+        let registry = Registry::parse("r.example").unwrap();
+        Helper::new(program.to_str().unwrap().to_owned(), "r.example".to_owned(), registry)
     }
 
     fn write(path: &Path, text: &str) {
@@ -215,18 +164,18 @@ mod tests {
         assert_eq!(text, "get r.example\n");
 
         answers(r#"echo '{"Username": "u", "Secret": "two"}'"#);
-        assert!(!helper.refused(&login("one")).await, "it was got a moment ago");
+        assert!(!helper.refused(&login("one")), "it was got a moment ago");
         assert_eq!(helper.get().await, Ok(Some(login("one"))));
         later(FRESH).await;
-        assert!(helper.refused(&login("one")).await);
+        assert!(helper.refused(&login("one")));
         assert_eq!((helper.get().await, asked()), (Ok(Some(login("two"))), 2));
-        assert!(helper.refused(&login("one")).await, "another has come meanwhile");
+        assert!(helper.refused(&login("one")), "another has come meanwhile");
 
         answers("echo oops; exit 1");
         later(KEPT).await;
         assert_eq!((helper.get().await, asked()), (Ok(Some(login("two"))), 3));
         answers(r#"echo '{"Username": "<token>", "Secret": "three"}'"#);
-        later(RETRY).await;
+        later(Duration::from_secs(10)).await;
         let token = Login::IdentityToken(Secret::new("three".to_owned()));
         assert_eq!(helper.get().await, Ok(Some(token)));
     }

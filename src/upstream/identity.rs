@@ -7,7 +7,6 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
@@ -18,10 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
 use super::error::BuildError;
-use super::watched::{Stamp, stamp};
-
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+use crate::watch::Watch;
 
 /// `client_certificate`: what berth shows to the endpoints of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -52,14 +48,9 @@ impl Identity {
     /// Reads the files again whenever they change, for ever. A pair that does not fit stays unused: a renewal often
     /// replaces one after the other.
     pub(super) async fn watch(&self) {
-        let mut seen = self.stamps();
+        let mut watch = Watch::new(vec![self.files.cert.clone(), self.files.key.clone()]);
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let stamps = self.stamps();
-            if stamps == seen {
-                continue;
-            }
-            seen = stamps;
+            watch.changed().await;
             let certificate = self.files.cert.display();
             match read(&self.files) {
                 Ok(current) => {
@@ -71,10 +62,6 @@ impl Identity {
                 }
             }
         }
-    }
-
-    fn stamps(&self) -> [Option<Stamp>; 2] {
-        [&self.files.cert, &self.files.key].map(|path| stamp(path).ok())
     }
 }
 

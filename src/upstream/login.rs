@@ -156,6 +156,11 @@ fn helper_name(file: &mut Map<String, Value>, registry: &Registry) -> Option<Str
     (!name.is_empty()).then(|| name.to_owned())
 }
 
+/// Whether `key` means all of `registry`, rather than another or a part of it.
+pub(super) fn is_key_of(key: &str, registry: &Registry) -> bool {
+    match_host(key, registry).is_some_and(|(path, _)| path.is_empty())
+}
+
 /// The path of `key` if its host is `registry`, and whether the host is a pattern.
 fn match_host(key: &str, registry: &Registry) -> Option<(String, bool)> {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);

@@ -148,6 +148,10 @@ impl<'a> Rounds<'a> {
             self.left.retain(|stop| !stop.is_parent());
             self.again.retain(|stop| !stop.is_parent());
         }
+        // It may be about one image, or a portal or a broken server that will say so of every image.
+        if peer.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
+            stop.upstream().doubt(stop.server());
+        }
         match error.next() {
             Next::Again if peer.is_none() => self.again.push_back(stop),
             // A berth has tried again itself.

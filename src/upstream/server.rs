@@ -3,6 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::auth::Scheme;
@@ -11,16 +13,26 @@ use super::config::Endpoint;
 use super::login::Identity;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
+use super::waits::Waits;
 use crate::oci::RepoName;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
 /// request in an hour is a burden to nobody.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
+/// Most answers are here long before. One that is not may be about one image: Docker Hub's slowest take four seconds.
+const SILENCE_MIN: Duration = Duration::from_millis(1500);
+/// A registry says at once that it is there.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+/// A line on which everything takes long, such as a satellite's, is not taken for silent.
+const USUAL_TIMES: u32 = 3;
+
 /// What an endpoint is probed for.
 pub(super) enum Probe {
-    /// Whether it answers.
+    /// Whether it answers again.
     Up,
+    /// Whether it still answers, which somebody doubts.
+    Look,
     /// Whether it takes this login, which is for this repository among others.
     Login(Identity, RepoName),
 }
@@ -30,6 +42,9 @@ pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    waits: Mutex<Waits>,
+    /// Tells those who wait for it that a look has found it of no use.
+    condemned: Notify,
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
     quota: Mutex<Quota>,
@@ -42,7 +57,8 @@ impl Server {
     pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve) -> Self {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
-        Self { index, endpoint, circuit, rests_until, quota, refusals, scheme }
+        let (waits, condemned) = (Mutex::default(), Notify::new());
+        Self { index, endpoint, circuit, waits, condemned, rests_until, quota, refusals, scheme }
     }
 
     /// Its place in the configuration.
@@ -76,6 +92,39 @@ impl Server {
         opened
     }
 
+    /// Notes how long it took until the head of an answer was here.
+    pub(super) fn waited(&self, wait: Duration) {
+        lock(&self.waits).note(wait);
+    }
+
+    /// For how long a request waits before the endpoint is doubted; `None` if nobody can tell what is usual there.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        lock(&self.waits).usual().map(|usual| (usual * USUAL_TIMES).max(SILENCE_MIN))
+    }
+
+    /// Within what it answers a look if it is of any use; `None` as for [`Server::patience`].
+    pub(super) fn look_within(&self) -> Option<Duration> {
+        lock(&self.waits).usual().map(|usual| (usual * USUAL_TIMES).max(LOOK_MIN))
+    }
+
+    /// Notes that somebody doubts it; true if it is to be looked at now.
+    pub(super) fn doubt(&self) -> bool {
+        lock(&self.circuit).doubt(Instant::now())
+    }
+
+    /// Waits until a look has found it of no use.
+    pub(super) fn condemned(&self) -> Notified<'_> {
+        self.condemned.notified()
+    }
+
+    /// Notes that a look has found it of no use.
+    pub(super) fn condemn(&self) {
+        if lock(&self.circuit).condemn(Instant::now(), &mut fastrand::Rng::new()) {
+            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
+        }
+        self.condemned.notify_waiters();
+    }
+
     /// Whether it refuses this login, as far as clients are concerned.
     pub(super) fn refuses(&self, login: &Identity) -> bool {
         lock(&self.refusals).is_refused(login)
@@ -107,7 +156,9 @@ impl Server {
 
     /// What to probe next, and when; `None` while all is well.
     pub(super) fn probe_at(&self) -> Option<(Instant, Probe)> {
-        let up = lock(&self.circuit).probe_at().map(|at| (at, Probe::Up));
+        let circuit = lock(&self.circuit);
+        let up = circuit.probe_at().map(|at| (at, if circuit.is_open() { Probe::Up } else { Probe::Look }));
+        drop(circuit);
         let login = lock(&self.refusals).probe_at().map(|(at, login, name)| (at, Probe::Login(login, name)));
         up.into_iter().chain(login).min_by_key(|(at, _)| *at)
     }
@@ -116,7 +167,7 @@ impl Server {
     pub(super) fn probe_begins(&self, probe: &Probe) {
         let (now, random) = (Instant::now(), &mut fastrand::Rng::new());
         match probe {
-            Probe::Up => lock(&self.circuit).probe_begins(now, random),
+            Probe::Up | Probe::Look => lock(&self.circuit).probe_begins(now, random),
             Probe::Login(login, _) => lock(&self.refusals).probe_begins(login, now, random),
         }
     }

@@ -8,6 +8,7 @@ mod listing;
 mod login;
 mod manifest;
 mod redirect;
+mod vault;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! Logins in a file, re-read when it changes.
 //!
 //! Secrets of Kubernetes and of password tools are replaced under a running daemon. The file's identity and time are
-//! looked at every two seconds at most, off the runtime. A file that has become unreadable leaves the last good
-//! logins in force and says so once, because half of a rewrite must not become an outage.
+//! looked at every two seconds at most, off the runtime, and at once when the registry refuses what was in it. A file that
+//! has become unreadable leaves the last good logins in force and says so once, because half of a rewrite must not become
+//! an outage.
 
 use std::fs;
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::error::{BuildError, Error};
 use super::login::{Login, Logins};
 use super::secret::Secret;
 use crate::oci::{Registry, RepoName};
+use crate::watch::{Stamp, stamp};
 
 /// How long a change of the file may go unseen.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(super) struct Watched {
     source: Arc<Source>,
     state: Mutex<State>,
+    /// Held while the file is looked at, so that what it said before never comes after what it says now.
+    looking: tokio::sync::Mutex<()>,
 }
 
 /// A file, and how it becomes logins.
@@ -43,19 +46,6 @@ struct State {
     checked: Instant,
 }
 
-/// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
-/// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
-pub(super) type Stamp = (u64, i64, i64);
-
-/// What a file looks like now.
-///
-/// # Errors
-/// When it cannot be looked at.
-pub(super) fn stamp(path: &Path) -> io::Result<Stamp> {
-    let metadata = fs::metadata(path)?;
-    Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
 impl Watched {
     /// Loads the logins for `registry` from a file: the password of `username`, or else a `config.json`.
     ///
@@ -70,7 +60,7 @@ impl Watched {
         let stamp = stamp(path).ok();
         let logins = Arc::new(source.read()?);
         let state = Mutex::new(State { logins, stamp, checked: Instant::now() });
-        Ok(Self { source, state })
+        Ok(Self { source, state, looking: tokio::sync::Mutex::default() })
     }
 
     /// The login for a repository, if one applies.
@@ -81,7 +71,7 @@ impl Watched {
         let logins = self.logins().await;
         match (logins.find(name), logins.helper()) {
             (Some(login), _) => Ok(Some(login.clone())),
-            (None, Some(helper)) => Ok(helper.get().await?),
+            (None, Some(helper)) => helper.get().await,
             (None, None) => Ok(None),
         }
     }
@@ -92,27 +82,32 @@ impl Watched {
         logins.helper().is_some() || logins.find(name).is_some()
     }
 
-    /// Notes that the registry refused `login`. True if a helper may have another.
+    /// Notes that the registry refused `login`. True if the file has another by now, or a helper may have one.
     pub(super) async fn refused(&self, login: &Login) -> bool {
+        self.look().await;
         let logins = self.logins().await;
-        match logins.helper() {
-            Some(helper) => helper.refused(login).await,
-            None => false,
-        }
+        let is_in_file = logins.all().any(|(_, current)| current == login);
+        !is_in_file && logins.helper().is_none_or(|helper| helper.refused(login))
     }
 
     /// What the file says, looked at if it is time to.
     async fn logins(&self) -> Arc<Logins> {
-        if let Some(known) = self.due() {
-            let source = self.source.clone();
-            let found = tokio::task::spawn_blocking(move || source.read_if_changed(known)).await;
-            if let Ok(Some((stamp, logins))) = found {
-                let mut state = self.lock();
-                state.stamp = Some(stamp);
-                state.logins = logins.map_or_else(|| state.logins.clone(), Arc::new);
-            }
+        if self.is_due() {
+            self.look().await;
         }
         self.lock().logins.clone()
+    }
+
+    /// Reads the file if it has changed.
+    async fn look(&self) {
+        let _looking = self.looking.lock().await;
+        let (source, known) = (Arc::clone(&self.source), self.lock().stamp);
+        let found = tokio::task::spawn_blocking(move || source.read_if_changed(known)).await;
+        if let Ok(Some((stamp, logins))) = found {
+            let mut state = self.lock();
+            state.stamp = Some(stamp);
+            state.logins = logins.map_or_else(|| state.logins.clone(), Arc::new);
+        }
     }
 
     /// Every login, with the path that it is for, and that of a helper.
@@ -130,15 +125,15 @@ impl Watched {
         Ok(all)
     }
 
-    /// The stamp to compare with, if it is time to look; the others go on with what there is meanwhile.
-    fn due(&self) -> Option<Option<Stamp>> {
+    /// Whether it is time to look; the others go on with what there is meanwhile.
+    fn is_due(&self) -> bool {
         let mut state = self.lock();
         let now = Instant::now();
-        if now.duration_since(state.checked) < CHECK_INTERVAL {
-            return None;
+        let is_due = now.duration_since(state.checked) >= CHECK_INTERVAL;
+        if is_due {
+            state.checked = now;
         }
-        state.checked = now;
-        Some(state.stamp)
+        is_due
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

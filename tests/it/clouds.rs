@@ -72,8 +72,6 @@ fn authorization_data(asked: &Asked) -> String {
 
 /// Works out the signature of a request for a token anew, and compares all that was sent.
 fn check_signature(asked: &Asked, keys: &Keys, region: &str, service: &str) {
-    let date = asked.header("x-amz-date").unwrap();
-    let day = &date[..8];
     let names = match keys.token {
         Some(_) => "content-type;host;x-amz-date;x-amz-security-token;x-amz-target",
         None => "content-type;host;x-amz-date;x-amz-target",
@@ -83,12 +81,20 @@ fn check_signature(asked: &Asked, keys: &Keys, region: &str, service: &str) {
         (asked.body.as_str(), asked.header("content-type")),
         ("{}", Some("application/x-amz-json-1.1"))
     );
-    let mut canonical = "POST\n/\n\n".to_owned();
+    check_signed(asked, keys, names, region, service);
+}
+
+/// The same for any POST, of whose headers these are signed.
+fn check_signed(asked: &Asked, keys: &Keys, names: &str, region: &str, service: &str) {
+    let date = asked.header("x-amz-date").unwrap();
+    let day = &date[..8];
+    let hash = |text: &str| hex(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref());
+    let mut canonical = format!("POST\n{}\n\n", asked.path);
     for name in names.split(';') {
         canonical += &format!("{name}:{}\n", asked.header(name).unwrap());
     }
-    canonical += &format!("\n{names}\n{}", hex(ring::digest::digest(&ring::digest::SHA256, b"{}").as_ref()));
-    let hashed = hex(ring::digest::digest(&ring::digest::SHA256, canonical.as_bytes()).as_ref());
+    canonical += &format!("\n{names}\n{}", hash(&asked.body));
+    let hashed = hash(&canonical);
     let scope = format!("{day}/{region}/{service}/aws4_request");
     let hmac = |key: &[u8], text: &str| {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key);
@@ -197,6 +203,56 @@ async fn amazon_is_asked_as_whoever_the_platform_says() {
 }
 
 #[tokio::test]
+async fn a_profile_may_name_a_role_or_a_program() {
+    let cloud = Cloud::start(amazon).await;
+    let sts = format!("{}/sts", cloud.url());
+    let lines = |asked: &[Asked]| asked.iter().map(Asked::line).collect::<Vec<_>>();
+    let role = "role_arn = arn:aws:iam::210987654321:role/images";
+    let form =
+        "Action=AssumeRole&Version=2011-06-15&RoleArn=arn%3Aaws%3Aiam%3A%3A210987654321%3Arole%2Fimages";
+    let signed = "content-type;host;x-amz-date";
+    let (id, secret) = (LASTING.id, LASTING.secret);
+    let robot = format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+
+    let config = file_of(&format!(
+        "[profile images]\n{role}\nsource_profile = robot\nexternal_id = of-images\n[profile robot]\n{robot}"
+    ));
+    let keys = format!("profile = \"images\", profile_file = {config:?}");
+    let asked = pull_from_ecr(&keys, &[("AWS_ENDPOINT_URL_STS", &sts)], &cloud).await;
+    assert_eq!(lines(&asked), ["POST /sts", "POST /"]);
+    assert_eq!(asked[0].body, format!("{form}&RoleSessionName=berth&ExternalId=of-images"));
+    check_signed(&asked[0], &LASTING, signed, REGION, "sts");
+    check_signature(&asked[1], &SESSION, REGION, "ecr");
+
+    // What is in the two usual files counts as one.
+    let home = tempfile::tempdir().unwrap();
+    let aws = home.path().join(".aws");
+    std::fs::create_dir(&aws).unwrap();
+    let config = format!("[profile images]\n{role}\nrole_session_name = site\nsource_profile = default\n");
+    std::fs::copy(file_of(&config), aws.join("config")).unwrap();
+    std::fs::copy(file_of(&format!("[default]\n{robot}")), aws.join("credentials")).unwrap();
+    let env =
+        [("HOME", home.path().to_str().unwrap()), ("AWS_PROFILE", "images"), ("AWS_ENDPOINT_URL_STS", &sts)];
+    let asked = pull_from_ecr("", &env, &cloud).await;
+    assert_eq!(asked[0].body, format!("{form}&RoleSessionName=site"));
+    check_signed(&asked[0], &LASTING, signed, REGION, "sts");
+
+    let config = file_of(&format!("[images]\n{role}\ncredential_source = Ec2InstanceMetadata\n"));
+    let keys = format!("profile = \"images\", profile_file = {config:?}");
+    let env = [("AWS_ENDPOINT_URL_STS", &*sts), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &cloud.url())];
+    let asked = pull_from_ecr(&keys, &env, &cloud).await;
+    assert_eq!(lines(&asked)[3..], ["POST /sts", "POST /"]);
+    check_signed(&asked[3], &SESSION, &format!("{signed};x-amz-security-token"), REGION, "sts");
+
+    let printed = file_of(&json!({"Version": 1, "AccessKeyId": id, "SecretAccessKey": secret}).to_string());
+    let config = file_of(&format!("[tool]\ncredential_process = /bin/cat {printed:?}\n"));
+    let keys = format!("profile = \"tool\", profile_file = {config:?}");
+    let asked = pull_from_ecr(&keys, &[], &cloud).await;
+    assert_eq!(lines(&asked), ["POST /"]);
+    check_signature(&asked[0], &LASTING, REGION, "ecr");
+}
+
+#[tokio::test]
 async fn ecr_public_is_another_service_whose_token_server_takes_the_login() {
     let cloud = Cloud::start(amazon).await;
     let (upstream, image) = private(Auth::Bearer, "AWS", PASSWORD).await;
@@ -301,6 +357,88 @@ async fn googles_metadata_server_is_asked_where_there_is_no_key() {
     assert_eq!(lines, ["GET /computeMetadata/v1/instance/service-accounts/default/token"]);
 }
 
+/// What Google's token service must be asked for the token of a cluster.
+fn check_federation(asked: &Asked) {
+    assert_eq!(asked.line(), "POST /v1/token");
+    let expected = [
+        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+        ("audience", AUDIENCE),
+        ("scope", "https://www.googleapis.com/auth/cloud-platform"),
+        ("requested_token_type", "urn:ietf:params:oauth:token-type:access_token"),
+        ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ("subject_token", "of.the.cluster"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(asked.field(name).as_deref(), Some(value));
+    }
+    assert_eq!(asked.header("authorization"), None);
+}
+
+const AUDIENCE: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
+
+/// A cluster outside Google, whose tokens Google trusts.
+#[tokio::test]
+async fn google_takes_the_token_of_another_identity_provider() {
+    const ACCOUNT: &str =
+        "/v1/projects/-/serviceAccounts/berth@p.iam.gserviceaccount.com:generateAccessToken";
+    let cloud = Cloud::start(|asked| match asked.line().as_str() {
+        "POST /v1/token" => said(200, &json!({"access_token": "federated", "expires_in": 3599})),
+        _ if asked.path == ACCOUNT && asked.header("authorization") == Some("Bearer federated") => {
+            said(200, &json!({"accessToken": GOOGLE_TOKEN, "expireTime": "2040-01-01T00:00:00Z"}))
+        }
+        _ => said(403, ""),
+    })
+    .await;
+    let url = cloud.url();
+    let file = |token: &std::path::Path, changes: &Value| {
+        let mut file = json!({
+            "type": "external_account",
+            "audience": AUDIENCE,
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": "https://sts.googleapis.com/v1/token",
+            "credential_source": {"file": token},
+        });
+        file.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        file_of(&file.to_string())
+    };
+    let pull = async |file: &std::path::Path, password: &str| {
+        let (upstream, image) = private(Auth::Bearer, "oauth2accesstoken", password).await;
+        let before = cloud.asked().len();
+        let keys = format!(
+            "credentials.google = {{ key_file = {file:?}, token_endpoint = \"{url}/v1/token\", impersonation_endpoint = {url:?} }}"
+        );
+        let setup = Berth::with("europe-docker.pkg.dev", &upstream).keys(&keys).arg("--log-level=trace");
+        let mut berth = setup.start().await;
+        berth.pull(REPO, "1", &image).await;
+        berth.stop().await;
+        assert!(
+            ["federated", GOOGLE_TOKEN, "of.the.cluster"].iter().all(|secret| !berth.logs_contain(secret))
+        );
+        cloud.asked().split_off(before)
+    };
+    let token = file_of("of.the.cluster\n");
+    let asked = pull(&file(&token, &json!({})), "federated").await;
+    assert_eq!(asked.len(), 1);
+    check_federation(&asked[0]);
+
+    let token = file_of(r#"{"id_token": "of.the.cluster"}"#);
+    let format = json!({"type": "json", "subject_token_field_name": "id_token"});
+    let changes = json!({
+        "service_account_impersonation_url": format!("https://iamcredentials.googleapis.com{ACCOUNT}"),
+        "service_account_impersonation": {"token_lifetime_seconds": 2800},
+        "credential_source": {"file": &*token, "format": format},
+    });
+    let asked = pull(&file(&token, &changes), GOOGLE_TOKEN).await;
+    assert_eq!(asked.len(), 2);
+    check_federation(&asked[0]);
+    assert_eq!(asked[1].header("content-type"), Some("application/json"));
+    let body: Value = serde_json::from_str(&asked[1].body).unwrap();
+    assert_eq!(
+        body,
+        json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"], "lifetime": "2800s"})
+    );
+}
+
 #[tokio::test]
 async fn googles_key_is_also_a_password() {
     let (key, _) = google_key().await;
@@ -326,7 +464,8 @@ fn azure(image: &Image) -> impl Fn(&Asked) -> Response<String> + use<> {
     move |asked| {
         let with = |name: &str, value: &str| asked.field(name).as_deref() == Some(value);
         match asked.path.split('?').next().unwrap() {
-            "/tenant/oauth2/v2.0/token" | "/metadata/identity/oauth2/token" => {
+            "/msi/token" if asked.header("x-identity-header") != Some("header-is-secret") => said(401, ""),
+            "/tenant/oauth2/v2.0/token" | "/metadata/identity/oauth2/token" | "/msi/token" => {
                 said(200, &json!({"access_token": "of-entra", "expires_in": "3599", "token_type": "Bearer"}))
             }
             "/oauth2/exchange" if with("access_token", "of-entra") => {
@@ -361,13 +500,16 @@ async fn pull_from_acr(keys: &str, env: &[(&str, &str)]) -> (Vec<Asked>, String)
     let setup =
         Setup::new("x.azurecr.io").endpoint_url(&cloud.url()).keys(&format!("credentials.azure = {keys}"));
     let setup = setup.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", &cloud.url()).arg("--log-level=trace");
-    let mut berth = env.iter().fold(setup, |setup, (name, value)| setup.env(name, value)).start().await;
+    let setup = env
+        .iter()
+        .fold(setup, |setup, (name, value)| setup.env(name, &value.replace("AUTHORITY", &cloud.url())));
+    let mut berth = setup.start().await;
     let manifest = berth.get(&format!("/v2/{REPO}/manifests/1")).await;
     assert_eq!(manifest.expect(200), &image.manifest);
     berth.stop().await;
     let mut asked = cloud.asked();
     asked.retain(|asked| !asked.path.starts_with("/v2/"));
-    for secret in ["secret-of-principal", "federated.token", "of-entra", &jwt("")[..20]] {
+    for secret in ["secret-of-principal", "federated.token", "header-is-secret", "of-entra", &jwt("")[..20]] {
         assert!(!berth.logs_contain(secret), "{secret}");
     }
     (asked, cloud.address().to_string())
@@ -417,6 +559,12 @@ async fn azures_registries_exchange_a_token_of_the_identity_that_is_there() {
     let query = "api-version=2018-02-01&resource=https%3A%2F%2Fcontainerregistry.azure.net&client_id=one";
     assert_eq!(asked[0].line(), format!("GET /metadata/identity/oauth2/token?{query}"));
     assert_eq!(asked[0].header("metadata"), Some("true"));
+    check_exchange(&asked, None, &service);
+
+    let app = [("IDENTITY_ENDPOINT", "AUTHORITY/msi/token"), ("IDENTITY_HEADER", "header-is-secret")];
+    let (asked, service) = pull_from_acr("{ client_id = \"one\" }", &app).await;
+    assert_eq!(asked[0].line(), format!("GET /msi/token?{}", query.replace("2018-02-01", "2019-08-01")));
+    assert_eq!(asked[0].header("metadata"), None);
     check_exchange(&asked, None, &service);
 }
 

@@ -96,16 +96,6 @@ async fn connections_at_rest_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn sighup_changes_nothing_and_says_so() {
-    let upstream = Upstream::start().await;
-    let mut berth = Berth::with("docker.io", &upstream).start().await;
-    berth.signal(Signal::HUP);
-    berth.until_logged("SIGHUP").await;
-    berth.get("/v2/").await.expect(200);
-    berth.stop().await;
-}
-
-#[tokio::test]
 async fn sighup_does_not_cut_a_drain_short() {
     let (_upstream, mut berth, blob, open, gate) = body_under_way(|setup| setup).await;
     berth.signal(Signal::TERM);

@@ -263,7 +263,7 @@ async fn manifest(berth: &Berth, reference: &str) -> Reply {
 async fn a_pull_limit_is_spent_on_what_is_not_here() {
     const MANIFESTS: u64 = 100;
     const CLIENTS: usize = 8;
-    const PULLS: usize = 4000;
+    const PULLS: usize = 10_000;
     let upstream = Upstream::start().await;
     let image = |seed| Image::of(seed, &[]);
     // 80 tags over 200 manifests: those of the first 40 tags, 120, are here before there is a limit.

@@ -3,11 +3,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
+use serde_json::json;
 use tokio::process::Command;
 
 use crate::support::process::{run, tool};
 use crate::support::{
-    Auth, BERTH, Berth, Cloud, Fault, Image, Said, Upstream, basic, docker_config, file_of, said,
+    Auth, BERTH, Berth, Cloud, Fault, Image, Said, Upstream, Vault, basic, docker_config, file_of, said,
     within_deadline,
 };
 
@@ -145,6 +146,66 @@ async fn a_cloud_that_issues_no_login_is_named() {
         said.text
     );
     assert_eq!((cloud.asked().len(), upstream.connections()), (1, 0));
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_in_vault_is_named() {
+    let upstream = private(Auth::Basic).await;
+    let vault = Vault::start().await;
+    let token = file_of("hvs.good");
+    let check = async |keys: &str, code: i32, expected: &str| {
+        let keys = format!(
+            "credentials.vault = {{ address = {:?}, path = \"robot\", {} }}",
+            vault.url(),
+            keys.replace("TOKEN", &format!("token_file = {token:?}"))
+        );
+        let said = login_check(&section("r.example", upstream.url(), &keys), &[]).await;
+        assert_eq!(said.code, Some(code), "{}", said.text);
+        assert!(said.text.contains(expected) && !said.text.contains("hvs."), "{}", said.text);
+    };
+    let failed = "r.example: failed at the issuer of logins: no login is issued for upstream: ";
+    let in_vault = |what: &str| format!("{failed}{what}");
+
+    check("TOKEN", 1, &in_vault("Vault refuses the configured token; it may be mistyped")).await;
+    vault.token("hvs.good", "secret/data/other");
+    let denied =
+        "Vault denies access to secret/data/robot; give the token's policy `read` on exactly this path";
+    check("TOKEN", 1, &in_vault(denied)).await;
+    vault.token("hvs.good", "");
+    check("TOKEN", 1, &in_vault("Vault has no secret at secret/data/robot; check `vault.mount`")).await;
+    check("mount = \"kv\", kv_version = 1, TOKEN", 1, &in_vault("Vault has no secret at kv/robot; ")).await;
+    vault.put_data("robot", &json!({ "username": "robot", "pass": PASSWORD }));
+    let property = "the secret at secret/data/robot has no text as its property `password`; put it there";
+    check("TOKEN", 1, &in_vault(property)).await;
+    vault.put_data("robot", &json!({ "username": "robot", "password": PASSWORD, "registry": "s.example" }));
+    check("TOKEN", 1, "is for another registry, or a part of it, as its property `registry` says; check")
+        .await;
+
+    vault.put("robot", "robot", WRONG);
+    check("TOKEN", 1, "failed at the registry: upstream refuses the configured credential; check user name")
+        .await;
+    vault.put("robot", "robot", PASSWORD);
+    check("TOKEN", 0, &format!("r.example at {}: works\n", upstream.url())).await;
+
+    let login = format!("kubernetes = {{ role = \"other\", token_file = {token:?} }}");
+    let refused = "Vault refuses the login at auth/kubernetes/login (status 400); check the role";
+    check(&login, 1, &in_vault(refused)).await;
+    let login = "kubernetes = { role = \"berth\", token_file = \"/nowhere/token\" }";
+    check(login, 1, &in_vault("/nowhere/token is not a token of a Kubernetes account; ")).await;
+    vault.seal(true);
+    check("TOKEN", 1, &in_vault("Vault is sealed or not ready (status 503); unseal it")).await;
+    vault.seal(false);
+    let nowhere = section(
+        "r.example",
+        upstream.url(),
+        &format!(
+            "credentials.vault = {{ address = \"http://127.0.0.1:1\", path = \"robot\", token_file = {token:?} }}"
+        ),
+    );
+    let said = login_check(&nowhere, &[]).await;
+    let unanswered = in_vault("Vault gave no answer: Connection refused");
+    assert!(said.code == Some(1) && said.text.contains(&unanswered), "{}", said.text);
+    assert!(said.text.contains("; check `vault.address`, the network"), "{}", said.text);
 }
 
 #[tokio::test]

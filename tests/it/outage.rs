@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Auth, Berth, Fault, Image, Setup, Upstream, eventually, file_of, together};
+use crate::support::{Auth, Berth, Fault, Gate, Image, Setup, Upstream, eventually, file_of, together};
 
 const REPO: &str = "library/app";
 const CLIENTS: usize = 32;
@@ -114,8 +114,8 @@ impl Scene {
     }
 }
 
-/// An endpoint that does not answer.
-async fn assert_survives_silence(what: &str, fault: Fault) {
+/// An endpoint that is of no use for anything.
+async fn assert_survives(what: &str, fault: Fault) {
     let scene = Scene::of(Upstream::start().await).await;
     scene.upstream.on("*", "").fault(fault);
     scene.assert_serves_a_crowd(what).await;
@@ -124,46 +124,107 @@ async fn assert_survives_silence(what: &str, fault: Fault) {
     scene.assert_recovers(what).await;
 }
 
-/// An endpoint that answers, and is of no use: it goes on being asked, a little.
-async fn assert_survives_nonsense(what: &str, fault: Fault) {
-    let scene = Scene::of(Upstream::start().await).await;
-    scene.upstream.on("*", "").fault(fault);
-    scene.upstream.forget();
-    scene.assert_serves_a_crowd(what).await;
-    assert!(scene.upstream.requests().len() <= CLIENTS, "one check a tag");
-    scene.assert_refuses_the_unknown(what).await;
-    scene.upstream.behave();
-    scene.assert_recovers(what).await;
-}
-
 #[tokio::test]
 async fn an_upstream_that_accepts_and_never_answers() {
-    assert_survives_silence("silent", Fault::StallHead).await;
+    assert_survives("silent", Fault::StallHead).await;
 }
 
 #[tokio::test]
 async fn an_upstream_that_hangs_up() {
-    assert_survives_silence("hung up", Fault::Hangup).await;
+    assert_survives("hung up", Fault::Hangup).await;
 }
 
 #[tokio::test]
 async fn an_upstream_whose_heads_drip() {
-    assert_survives_silence("dripping", Fault::DripHead(5)).await;
+    assert_survives("dripping", Fault::DripHead(5)).await;
 }
 
 #[tokio::test]
 async fn an_upstream_behind_a_broken_gateway() {
-    assert_survives_silence("bad gateway", Fault::Status(502)).await;
+    assert_survives("bad gateway", Fault::Status(502)).await;
 }
 
 #[tokio::test]
 async fn an_upstream_that_fails_at_everything() {
-    assert_survives_nonsense("500", Fault::Status(500)).await;
+    assert_survives("500", Fault::Status(500)).await;
 }
 
 #[tokio::test]
 async fn a_captive_portal() {
-    assert_survives_nonsense("portal", Fault::Html).await;
+    assert_survives("portal", Fault::Html).await;
+}
+
+#[tokio::test]
+async fn a_captive_portal_elsewhere() {
+    let portal = Upstream::start().await;
+    portal.on("*", "").fault(Fault::Html);
+    assert_survives("redirected", Fault::RedirectTo(format!("{}/login", portal.url()))).await;
+}
+
+/// It goes on being asked, a little.
+#[tokio::test]
+async fn an_upstream_that_fails_at_images_only() {
+    let scene = Scene::of(Upstream::start().await).await;
+    scene.upstream.on("*", "/v2/library/").fault(Fault::Status(500));
+    scene.upstream.forget();
+    scene.assert_serves_a_crowd("500 for images").await;
+    let is_look = |target: &str| target == "/v2/";
+    let requests = scene.upstream.requests();
+    assert!(
+        requests.iter().filter(|request| !is_look(&request.target)).count() <= CLIENTS,
+        "one check a tag"
+    );
+    scene.assert_refuses_the_unknown("500 for images").await;
+    eventually("it is looked at", async || {
+        scene.upstream.requests().iter().any(|request| is_look(&request.target) && request.status() == 200)
+    })
+    .await;
+    assert_eq!(scene.berth.metric("berth_upstream_up{registry=\"docker.io\"").await, 1.0);
+    scene.upstream.behave();
+    scene.assert_recovers("500 for images").await;
+}
+
+/// A berth that knows how long its upstream usually takes, and would wait long for an answer.
+async fn patient() -> (Upstream, Berth, Image) {
+    let upstream = Upstream::start().await;
+    let image = Image::of(1, &[3000]);
+    upstream.image(REPO, "1", &image);
+    let berth = Berth::with("docker.io", &upstream).keys("timeouts = { header_seconds = 15 }").start().await;
+    berth.pull(REPO, "1", &image).await;
+    (upstream, berth, image)
+}
+
+#[tokio::test]
+async fn silence_is_told_from_a_slow_answer_long_before_that_would_be_late() {
+    let (upstream, berth, _) = patient().await;
+    upstream.on("*", "").fault(Fault::StallHead);
+    let begun = Instant::now();
+    for reply in
+        together(CLIENTS, |at| berth.get(&format!("/v2/{REPO}/manifests/unknown-{at}")).into_future()).await
+    {
+        assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")));
+    }
+    // Three seconds are promised; the machine may be slow.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(berth.metric("berth_upstream_up{registry=\"docker.io\"").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_slow_answer_of_an_upstream_that_is_there_is_waited_for() {
+    let (upstream, berth, image) = patient().await;
+    let gate = Gate::new();
+    upstream.image(REPO, "slow", &Image::of(2, &[3000]));
+    upstream.on("*", "/manifests/").fault(Fault::Hold(gate.clone()));
+    upstream.forget();
+    let (reply, ()) = tokio::join!(berth.get(&format!("/v2/{REPO}/manifests/slow")), async {
+        eventually("it is looked at", async || {
+            upstream.requests().iter().any(|request| request.target == "/v2/")
+        })
+        .await;
+        gate.open();
+    });
+    assert_ne!(reply.expect(200), &image.manifest);
+    assert_eq!(berth.metric("berth_upstream_up{registry=\"docker.io\"").await, 1.0);
 }
 
 #[tokio::test]

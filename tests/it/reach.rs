@@ -61,9 +61,10 @@ async fn the_environment_names_the_proxy_and_its_login() {
     berth.stop().await;
     assert!(!berth.logs_contain(SECRET));
 
-    let berth = with_proxy(by_name(&upstream), "").start().await;
+    let mut berth = with_proxy(by_name(&upstream), "").start().await;
     let reply = berth.get(&format!("/v2/{REPO}/manifests/1")).await;
     assert_eq!(reply.status, 503, "the proxy wants a login");
+    berth.stop().await;
 
     // This machine, and what is said not to want a proxy, are asked directly.
     let before = proxy.seen().len();

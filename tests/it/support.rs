@@ -18,6 +18,7 @@ mod egress;
 mod image;
 mod relay;
 mod upstream;
+mod vault;
 
 pub(crate) mod clients;
 pub(crate) mod crash;
@@ -47,6 +48,7 @@ pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
 pub(crate) use relay::Relay;
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
+pub(crate) use vault::{JWT, ROLE_ID, SECRET_ID, Vault};
 
 /// How long a condition may take. Far more than it should, for machines that do much else meanwhile.
 const DEADLINE: Duration = Duration::from_secs(30);

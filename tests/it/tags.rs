@@ -209,7 +209,7 @@ async fn the_last_complete_image_is_served_until_the_new_one_is_complete() {
     let new = Image::index(&[&Image::of(2, &[3000, 4000]), &Image::of(3, &[3000])]);
     upstream.image(REPO, "1", &new);
     assert_confirmed(&berth.get(TAG).await, &new);
-    upstream.on("*", "").fault(Fault::Status(500));
+    upstream.on("*", REPO).fault(Fault::Status(500));
     let reply = berth.get(TAG).await;
     assert_eq!(reply.expect(200), &old.manifest);
     reply.expect_stale();
@@ -245,7 +245,7 @@ async fn a_fresh_tag_whose_new_image_cannot_be_completed_falls_back_too() {
 
     let calm = berth("1h").await;
     assert_confirmed(&calm.get(TAG).await, &new);
-    upstream.on("*", "").fault(Fault::Status(500));
+    upstream.on("*", REPO).fault(Fault::Status(500));
     assert_eq!(calm.get(&new.layer().path(REPO)).await.status, 503);
     let reply = calm.get(TAG).await;
     assert_eq!(reply.expect(200), &old.manifest);
@@ -294,7 +294,7 @@ async fn a_check_behind_delays_nobody() {
 async fn a_limit_on_staleness_refuses_rather_than_serve() {
     let (upstream, berth, image) = pulled("check_after = \"0s\"\nserve_stale = \"0s\"").await;
     assert_confirmed(&berth.get(TAG).await, &image);
-    upstream.on("*", "").fault(Fault::Status(500));
+    upstream.on("*", REPO).fault(Fault::Status(500));
     eventually("it is too old", async || berth.get(TAG).await.status == 503).await;
     assert_eq!(berth.get(TAG).await.error_code(), "UNAVAILABLE");
     berth.pull(REPO, &image.digest().to_string(), &image).await;

@@ -10,7 +10,7 @@ const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
 const LAYERS: [&[&str]; 7] = [
-    &["oci", "telemetry", "pace"],
+    &["oci", "telemetry", "pace", "watch"],
     &["store", "upstream"],
     &["cache"],
     &["http"],
@@ -23,7 +23,14 @@ const LAYERS: [&[&str]; 7] = [
 const HOMES: [(&str, &[&str]); 5] = [
     ("sled", &["src/store/index.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
-    ("prometheus", &["src/telemetry/metrics.rs", "src/telemetry/metrics/requests.rs"]),
+    (
+        "prometheus",
+        &[
+            "src/telemetry/metrics.rs",
+            "src/telemetry/metrics/configuration.rs",
+            "src/telemetry/metrics/requests.rs",
+        ],
+    ),
     ("toml", &["src/config.rs", "src/cache/freshness.rs"]),
     ("sd_notify", &["src/app.rs"]),
 ];

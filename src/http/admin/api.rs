@@ -7,6 +7,7 @@
 //! choose that content type for another site without asking first (and nobody here answers such a question),
 //! and what a browser sends for a page carries an `Origin`: neither is let in.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +19,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::body::Body;
+use super::super::registry::Data;
 use super::super::response::content;
-use crate::cache::{self, Cache, Refreshed};
+use super::reload::{NotReloaded, Orders};
+use crate::cache::{self, Refreshed};
 use crate::oci::{Image, Reference, Tag};
 use crate::store::{self, Pin, Store};
 
@@ -34,7 +37,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Carries out commands.
 pub(super) struct Api {
     store: Store,
-    cache: Cache,
+    data: Arc<Data>,
+    orders: Orders,
 }
 
 /// Why a command was not carried out.
@@ -49,6 +53,11 @@ struct Refusal {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Verify {}
+
+/// `POST /api/v1/reload` needs to be told nothing.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reload {}
 
 /// `POST /api/v1/unpin` needs to be told which.
 #[derive(Deserialize)]
@@ -80,8 +89,8 @@ struct RefreshedTags {
 }
 
 impl Api {
-    pub(super) fn new(store: Store, cache: Cache) -> Self {
-        Self { store, cache }
+    pub(super) fn new(store: Store, data: Arc<Data>, orders: Orders) -> Self {
+        Self { store, data, orders }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -119,8 +128,15 @@ impl Api {
                 Method::POST => Ok(json(StatusCode::OK, &self.refresh(command(request).await?).await?)),
                 _ => Err(Refusal::method("POST")),
             },
+            "/api/v1/reload" => match method {
+                Method::POST => {
+                    let Reload {} = command(request).await?;
+                    Ok(json(StatusCode::OK, &self.orders.reload().await?))
+                }
+                _ => Err(Refusal::method("POST")),
+            },
             _ => {
-                let expected = "expected /api/v1/verify, /api/v1/pins, /api/v1/unpin or /api/v1/refresh";
+                let expected = "expected /api/v1/verify, pins, unpin, refresh or reload";
                 Err(Refusal::new(StatusCode::NOT_FOUND, expected))
             }
         }
@@ -132,12 +148,12 @@ impl Api {
             let after = after.map(|after| Tag::parse(&after)).transpose();
             let after =
                 after.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("after: {error}")))?;
-            let (tags, more) = self.cache.refresh_known(&repo, after.as_ref()).await?;
+            let (tags, more) = self.data.cache().refresh_known(&repo, after.as_ref()).await?;
             return Ok(RefreshedTags { tags, more });
         }
         match reference {
             Reference::Tag(tag) => {
-                Ok(RefreshedTags { tags: vec![self.cache.refresh(&repo, &tag).await?], more: false })
+                Ok(RefreshedTags { tags: vec![self.data.cache().refresh(&repo, &tag).await?], more: false })
             }
             Reference::Digest(_) => Err(Refusal::new(
                 StatusCode::BAD_REQUEST,
@@ -150,6 +166,17 @@ impl Api {
 impl From<store::Error> for Refusal {
     fn from(error: store::Error) -> Self {
         Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
+    }
+}
+
+impl From<NotReloaded> for Refusal {
+    fn from(error: NotReloaded) -> Self {
+        let status = match &error {
+            NotReloaded::NoFile => StatusCode::CONFLICT,
+            NotReloaded::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            NotReloaded::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -11,15 +11,17 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Method};
 use http_body_util::Full;
 use serde_json::Value;
-use url::{Host, Url, form_urlencoded};
+use url::{Host, Url};
 
-use super::{Environment, NoLogin, ask, element, field, post_form, read_file, request};
+use super::ecr::Region;
+use super::profile::{self, Profile, SESSION_NAME};
+use super::sts::{Sts, WebIdentity};
+use super::{Environment, NoLogin, ask, field, read_file, request};
 use crate::upstream::client::Client;
 use crate::upstream::config::Endpoint;
 use crate::upstream::error::BuildError;
 use crate::upstream::secret::Secret;
 
-const STS: &str = "AWS STS";
 const CONTAINER: &str = "the AWS container credentials endpoint";
 const INSTANCE: &str = "the EC2 metadata service";
 
@@ -33,11 +35,9 @@ const INSTANCE_SESSION_SECONDS: &str = "60";
 /// As IAM names roles.
 const ROLE_NAME_CHARACTERS_MAX: usize = 64;
 const DEFAULT_PROFILE: &str = "default";
-/// How sessions of berth are named in CloudTrail.
-const SESSION_NAME: &str = "berth";
 
 /// What requests are signed with.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Keys {
     pub(super) id: String,
     pub(super) secret: Secret,
@@ -45,18 +45,33 @@ pub(super) struct Keys {
     pub(super) token: Option<Secret>,
 }
 
+impl Keys {
+    /// Those in the environment.
+    fn of(env: Environment<'_>) -> Option<Self> {
+        let (id, secret) = (env("AWS_ACCESS_KEY_ID")?, Secret::new(env("AWS_SECRET_ACCESS_KEY")?));
+        Some(Self { id, secret, token: env("AWS_SESSION_TOKEN").map(Secret::new) })
+    }
+}
+
 /// Where keys come from.
 pub(super) enum Source {
     /// The environment.
     Fixed(Keys),
-    /// A section of a file of keys.
-    Profile { file: PathBuf, name: String },
-    /// A role that a signed token of the cluster is exchanged for (IRSA).
-    WebIdentity { sts: Url, role: String, token_file: PathBuf, session: String },
+    /// Files of AWS's tools.
+    Profile(Box<Profile>),
+    /// A token of the cluster.
+    WebIdentity(Sts, WebIdentity),
+    /// What the platform has.
+    Platform(Platform),
+}
+
+/// What the environment and the machine have, in the order in which it is looked for.
+pub(super) struct Platform {
+    keys: Option<Keys>,
     /// An agent beside the container (ECS, EKS Pod Identity).
-    Container { url: Url, token: ContainerToken },
-    /// The role of the EC2 instance.
-    Instance { service: Url },
+    container: Option<(Url, ContainerToken)>,
+    /// The metadata service of the EC2 instance, for its role.
+    instance: Url,
 }
 
 /// What an agent is shown.
@@ -70,53 +85,49 @@ pub(super) enum ContainerToken {
 }
 
 impl Source {
-    /// The first that is there. `sts` is the host of the region's token service.
+    /// The first that is there. `sts` is the host of the token service of `region`.
     ///
     /// # Errors
     /// [`BuildError`] when what was chosen cannot be used.
     pub(super) fn choose(
         profile: Option<&str>,
         profile_file: Option<&Path>,
-        sts: &str,
+        region: Region,
         env: Environment<'_>,
     ) -> Result<Self, BuildError> {
+        let host = format!("sts.{region}.{}", region.domain());
+        let sts = url(&env("AWS_ENDPOINT_URL_STS").unwrap_or_else(|| format!("https://{host}")))?;
+        let sts = Sts { url: sts, region };
         let is_profile_configured = profile.is_some() || profile_file.is_some();
-        if !is_profile_configured
-            && let (Some(id), Some(secret)) = (env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY"))
-        {
-            let token = env("AWS_SESSION_TOKEN").map(Secret::new);
-            return Ok(Self::Fixed(Keys { id, secret: Secret::new(secret), token }));
+        if !is_profile_configured && let Some(keys) = Keys::of(env) {
+            return Ok(Self::Fixed(keys));
         }
         if !is_profile_configured
             && let (Some(role), Some(token_file)) = (env("AWS_ROLE_ARN"), env("AWS_WEB_IDENTITY_TOKEN_FILE"))
         {
-            let sts = url(&env("AWS_ENDPOINT_URL_STS").unwrap_or_else(|| format!("https://{sts}")))?;
             let session = env("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| SESSION_NAME.to_owned());
-            return Ok(Self::WebIdentity { sts, role, token_file: token_file.into(), session });
+            return Ok(Self::WebIdentity(sts, WebIdentity { role, token_file: token_file.into(), session }));
         }
+        let platform = Platform::of(env)?;
         let (given_file, given_profile) = (env("AWS_SHARED_CREDENTIALS_FILE"), env("AWS_PROFILE"));
         let is_given = given_file.is_some() || given_profile.is_some();
-        let of_home = env("HOME").map(|home| Path::new(&home).join(".aws/credentials"));
-        if is_profile_configured || is_given || of_home.as_deref().is_some_and(has_default_profile) {
-            let file = profile_file.map(Path::to_owned).or_else(|| given_file.map(PathBuf::from)).or(of_home);
-            let file = file.ok_or(BuildError::Credentials(
-                "a profile is named, and neither profile_file nor AWS_SHARED_CREDENTIALS_FILE nor HOME says where",
-            ))?;
+        let of_home = |name: &str| env("HOME").map(|home| Path::new(&home).join(".aws").join(name));
+        let credentials = || given_file.map(PathBuf::from).or_else(|| of_home("credentials"));
+        let config = || env("AWS_CONFIG_FILE").map(PathBuf::from).or_else(|| of_home("config"));
+        let files: Vec<_> = match profile_file {
+            Some(file) => vec![file.to_owned()],
+            None => credentials().into_iter().chain(config()).collect(),
+        };
+        if is_profile_configured || is_given || profile::is_usable(&files, DEFAULT_PROFILE) {
+            if files.is_empty() {
+                return Err(BuildError::Credentials(
+                    "a profile is named, and neither profile_file nor AWS_SHARED_CREDENTIALS_FILE nor HOME says where",
+                ));
+            }
             let name = profile.map(str::to_owned).or(given_profile).unwrap_or_else(|| DEFAULT_PROFILE.into());
-            return Ok(Self::Profile { file, name });
+            return Ok(Self::Profile(Box::new(Profile { files, name, sts, platform })));
         }
-        let full = env("AWS_CONTAINER_CREDENTIALS_FULL_URI");
-        let relative = env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
-        if let Some(text) = relative.map(|path| format!("{CONTAINER_HOST}{path}")).or(full) {
-            let token = match env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
-                Some(file) => ContainerToken::File(file.into()),
-                None => env("AWS_CONTAINER_AUTHORIZATION_TOKEN")
-                    .map_or(ContainerToken::None, |token| ContainerToken::Fixed(Secret::new(token))),
-            };
-            return Ok(Self::Container { url: agent_url(&text)?, token });
-        }
-        let service = env("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| INSTANCE_HOST.into());
-        Ok(Self::Instance { service: url(&service)? })
+        Ok(Self::Platform(platform))
     }
 
     /// Keys that are good now.
@@ -126,18 +137,43 @@ impl Source {
     pub(super) async fn keys(&self, client: &Client) -> Result<Keys, NoLogin> {
         match self {
             Self::Fixed(keys) => Ok(keys.clone()),
-            Self::Profile { file, name } => {
-                let expected = "a file of AWS keys with this profile";
-                let text = read_file(file, expected).await?;
-                parse_profile(text.expose(), name)
-                    .ok_or_else(|| NoLogin::File { path: file.clone(), expected })
+            Self::Profile(profile) => profile.keys(client).await,
+            Self::WebIdentity(sts, identity) => sts.assume_with_token(client, identity).await,
+            Self::Platform(Platform { container: Some((url, token)), .. }) => {
+                container(client, url, token).await
             }
-            Self::WebIdentity { sts, role, token_file, session } => {
-                let token = read_file(token_file, "a web identity token").await?;
-                assume_role(client, sts, role, session, &token).await
+            Self::Platform(Platform { instance: service, .. }) => instance(client, service).await,
+        }
+    }
+}
+
+impl Platform {
+    fn of(env: Environment<'_>) -> Result<Self, BuildError> {
+        let full = env("AWS_CONTAINER_CREDENTIALS_FULL_URI");
+        let relative = env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
+        let container = relative.map(|path| format!("{CONTAINER_HOST}{path}")).or(full);
+        let container = container.map(|text| {
+            let token = match env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
+                Some(file) => ContainerToken::File(file.into()),
+                None => env("AWS_CONTAINER_AUTHORIZATION_TOKEN")
+                    .map_or(ContainerToken::None, |token| ContainerToken::Fixed(Secret::new(token))),
+            };
+            Ok((agent_url(&text)?, token))
+        });
+        let service = env("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| INSTANCE_HOST.into());
+        Ok(Self { keys: Keys::of(env), container: container.transpose()?, instance: url(&service)? })
+    }
+
+    /// Those that a profile's `credential_source` names; `None` if they are not there.
+    pub(super) async fn keys(&self, client: &Client, source: &str) -> Option<Result<Keys, NoLogin>> {
+        match source {
+            "Environment" => self.keys.clone().map(Ok),
+            "EcsContainer" => {
+                let (url, token) = self.container.as_ref()?;
+                Some(container(client, url, token).await)
             }
-            Self::Container { url, token } => container(client, url, token).await,
-            Self::Instance { service } => instance(client, service).await,
+            "Ec2InstanceMetadata" => Some(instance(client, &self.instance).await),
+            _ => None,
         }
     }
 }
@@ -170,63 +206,6 @@ fn agent_url(text: &str) -> Result<Url, BuildError> {
 
 fn is_agent(ip: IpAddr) -> bool {
     CONTAINER_AGENTS.iter().any(|agent| agent.parse() == Ok(ip))
-}
-
-/// Whether a file that nobody has named is meant: where keys are, as AWS's tools leave them for a person.
-fn has_default_profile(file: &Path) -> bool {
-    std::fs::read_to_string(file).is_ok_and(|text| parse_profile(&text, DEFAULT_PROFILE).is_some())
-}
-
-/// The keys of a section `[name]`.
-fn parse_profile(text: &str, name: &str) -> Option<Keys> {
-    let mut within = false;
-    let (mut id, mut secret, mut token) = (None, None, None);
-    for line in text.lines().map(str::trim) {
-        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            within = section.trim() == name;
-        } else if within
-            && let Some((key, value)) = line.split_once('=')
-            && !value.trim().is_empty()
-        {
-            let value = value.trim().to_owned();
-            match key.trim() {
-                "aws_access_key_id" => id = Some(value),
-                "aws_secret_access_key" => secret = Some(Secret::new(value)),
-                "aws_session_token" => token = Some(Secret::new(value)),
-                _ => {}
-            }
-        }
-    }
-    Some(Keys { id: id?, secret: secret?, token })
-}
-
-/// `AssumeRoleWithWebIdentity`, which needs no signature: the token is the proof.
-async fn assume_role(
-    client: &Client,
-    sts: &Url,
-    role: &str,
-    session: &str,
-    token: &Secret,
-) -> Result<Keys, NoLogin> {
-    let form = form_urlencoded::Serializer::new(String::new())
-        .append_pair("Action", "AssumeRoleWithWebIdentity")
-        .append_pair("Version", "2011-06-15")
-        .append_pair("RoleArn", role)
-        .append_pair("RoleSessionName", session)
-        .append_pair("WebIdentityToken", token.expose())
-        .finish();
-    let mut request = post_form(sts, form);
-    if let Ok(request) = &mut request {
-        // Its JSON is documented nowhere.
-        request.headers_mut().insert(http::header::ACCEPT, HeaderValue::from_static("text/xml"));
-    }
-    let body = ask(client, STS, request).await?;
-    let what = "no keys";
-    let text = std::str::from_utf8(&body).map_err(|_| NoLogin::Malformed { service: STS, what })?;
-    let one = |name| element(text, name).map(str::to_owned).ok_or(NoLogin::Malformed { service: STS, what });
-    let id = one("AccessKeyId")?;
-    let secret = Secret::new(one("SecretAccessKey")?);
-    Ok(Keys { id, secret, token: Some(Secret::new(one("SessionToken")?)) })
 }
 
 async fn container(client: &Client, url: &Url, token: &ContainerToken) -> Result<Keys, NoLogin> {
@@ -304,14 +283,16 @@ mod tests {
         let env =
             |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         let source =
-            Source::choose(profile, None, "sts.x.amazonaws.com", &env).map_err(|it| it.to_string())?;
+            Source::choose(profile, None, Region::parse("x").unwrap(), &env).map_err(|it| it.to_string())?;
         Ok(match source {
             Source::Fixed(keys) => format!("fixed {} {}", keys.id, keys.token.is_some()),
-            Source::Profile { file, name } => format!("profile {name} {}", file.display()),
-            Source::WebIdentity { sts, role, token_file, session } => {
-                format!("web {sts} {role} {} {session}", token_file.display())
+            Source::Profile(profile) => {
+                format!("profile {} {:?}", profile.name, profile.files)
             }
-            Source::Container { url, token } => {
+            Source::WebIdentity(sts, WebIdentity { role, token_file, session }) => {
+                format!("web {} {role} {} {session}", sts.url, token_file.display())
+            }
+            Source::Platform(Platform { container: Some((url, token)), .. }) => {
                 let token = match token {
                     ContainerToken::None => "-".into(),
                     ContainerToken::Fixed(token) => token.expose().to_owned(),
@@ -319,7 +300,7 @@ mod tests {
                 };
                 format!("container {url} {token}")
             }
-            Source::Instance { service } => format!("instance {service}"),
+            Source::Platform(Platform { instance, .. }) => format!("instance {instance}"),
         })
     }
 
@@ -352,8 +333,13 @@ mod tests {
             ],
             "container http://169.254.170.2/v2/x t",
         );
-        check(&[agent, ("HOME", "/h"), ("AWS_PROFILE", "p")], "profile p /h/.aws/credentials");
-        check(&[("AWS_SHARED_CREDENTIALS_FILE", "/c")], "profile default /c");
+        check(
+            &[agent, ("HOME", "/h"), ("AWS_PROFILE", "p")],
+            "profile p [\"/h/.aws/credentials\", \"/h/.aws/config\"]",
+        );
+        check(&[("AWS_SHARED_CREDENTIALS_FILE", "/c")], "profile default [\"/c\"]");
+        let files = [("AWS_SHARED_CREDENTIALS_FILE", "/c"), ("AWS_CONFIG_FILE", "/f")];
+        check(&files, "profile default [\"/c\", \"/f\"]");
         check(&[web[0], web[1], agent], "web https://sts.x.amazonaws.com/ arn:r /t berth");
         check(&[web[0], agent], "container http://169.254.170.23/v1/credentials -");
         check(&[keys[0], keys[1], web[0], web[1], agent], "fixed AKID false");
@@ -367,10 +353,11 @@ mod tests {
         let home = ("HOME", home.path().to_str().unwrap());
         check(&[home, agent], "container http://169.254.170.23/v1/credentials -");
         write.write_all(b"[default]\naws_access_key_id = A\naws_secret_access_key = s\n").unwrap();
-        check(&[home, agent], &format!("profile default {}", file.display()));
+        let config = file.with_file_name("config");
+        check(&[home, agent], &format!("profile default [{file:?}, {config:?}]"));
 
         let configured = choose(Some("robot"), &[keys[0], keys[1], web[0], web[1], ("HOME", "/h")]);
-        assert_eq!(configured.as_deref(), Ok("profile robot /h/.aws/credentials"));
+        assert_eq!(configured.as_deref(), Ok("profile robot [\"/h/.aws/credentials\", \"/h/.aws/config\"]"));
         assert!(choose(Some("robot"), &[]).unwrap_err().contains("profile_file"));
     }
 
@@ -390,24 +377,6 @@ mod tests {
         check("http://10.0.0.1/x", false);
         check("ftp://127.0.0.1/x", false);
         check("x", false);
-    }
-
-    #[test]
-    fn a_profile_is_a_section() {
-        let text = "# keys\n[default]\naws_access_key_id=A\naws_secret_access_key = a=b\n\n[ robot ]\n\
-                    aws_access_key_id = R\r\naws_secret_access_key = r\naws_session_token = t\nregion = x\n[half]\n\
-                    aws_access_key_id = H\naws_secret_access_key =\n";
-        let check = |name: &str, expected: Option<(&str, &str, Option<&str>)>| {
-            let keys = parse_profile(text, name);
-            let found = keys
-                .as_ref()
-                .map(|keys| (&*keys.id, keys.secret.expose(), keys.token.as_ref().map(Secret::expose)));
-            assert_eq!(found, expected, "{name}");
-        };
-        check("default", Some(("A", "a=b", None)));
-        check("robot", Some(("R", "r", Some("t"))));
-        check("half", None);
-        check("other", None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use http::Method;
+use http::{HeaderValue, Method};
 use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,6 +20,7 @@ use crate::upstream::{jwt, token};
 
 const ENTRA: &str = "Microsoft Entra ID";
 const METADATA: &str = "the Azure metadata service";
+const APP: &str = "the identity endpoint of Azure App Service";
 const EXCHANGE: &str = "the registry's /oauth2/exchange";
 const METADATA_HOST: &str = "http://169.254.169.254";
 /// Whom the token of Entra ID is for; one for all of Azure's clouds.
@@ -59,6 +60,8 @@ enum Identity {
     Workload { url: Url, client_id: String, token_file: PathBuf },
     /// Whoever the machine is.
     Managed { url: Url },
+    /// Whoever the app is, by App Service's own endpoint, which also Functions and Container Apps have.
+    App { url: Url, header: Secret },
 }
 
 enum PrincipalSecret {
@@ -98,7 +101,13 @@ impl Azure {
                 let (url, client_id) = application()?;
                 Identity::Workload { url, client_id, token_file }
             }
-            (None, None) => Identity::Managed { url: metadata_url(client_id.as_deref(), env)? },
+            (None, None) => match (env("IDENTITY_ENDPOINT"), env("IDENTITY_HEADER")) {
+                (Some(endpoint), Some(header)) => {
+                    let url = app_url(&endpoint, client_id.as_deref())?;
+                    Identity::App { url, header: Secret::new(header) }
+                }
+                _ => Identity::Managed { url: metadata_url(client_id.as_deref(), env)? },
+            },
         };
         let mut exchange = registry.clone();
         exchange.set_path("/oauth2/exchange");
@@ -146,6 +155,13 @@ impl Identity {
             Self::Managed { url } => {
                 let request = request(Method::GET, url).header("metadata", "true");
                 (METADATA, request.body(Full::default()))
+            }
+            Self::App { url, header } => {
+                let header = HeaderValue::from_str(header.expose());
+                let what = "an IDENTITY_HEADER that fits into no header";
+                let mut header = header.map_err(|_| NoLogin::Malformed { service: APP, what })?;
+                header.set_sensitive(true);
+                (APP, request(Method::GET, url).header("x-identity-header", header).body(Full::default()))
             }
         };
         let body = ask(client, service, request).await?;
@@ -195,11 +211,22 @@ fn metadata_url(client_id: Option<&str>, env: Environment<'_>) -> Result<Url, Bu
     let wrong = BuildError::Credentials("azure: AZURE_POD_IDENTITY_AUTHORITY_HOST is no URL");
     let mut url = Endpoint::parse(&host).map_err(|_| wrong)?.as_url().clone();
     url.set_path("/metadata/identity/oauth2/token");
-    url.query_pairs_mut().append_pair("api-version", "2018-02-01").append_pair("resource", AUDIENCE);
+    Ok(with_query(url, "2018-02-01", client_id))
+}
+
+/// Where the app's identity is. The endpoint is on the machine, and speaks plain text.
+fn app_url(endpoint: &str, client_id: Option<&str>) -> Result<Url, BuildError> {
+    let wrong = BuildError::Credentials("azure: IDENTITY_ENDPOINT is no URL");
+    let url = Endpoint::parse(endpoint).map_err(|_| wrong)?.as_url().clone();
+    Ok(with_query(url, "2019-08-01", client_id))
+}
+
+fn with_query(mut url: Url, version: &str, client_id: Option<&str>) -> Url {
+    url.query_pairs_mut().append_pair("api-version", version).append_pair("resource", AUDIENCE);
     if let Some(client_id) = client_id {
         url.query_pairs_mut().append_pair("client_id", client_id);
     }
-    Ok(url)
+    url
 }
 
 #[cfg(test)]
@@ -221,6 +248,7 @@ mod tests {
             Identity::Principal { url, .. } => ("principal", url.to_string()),
             Identity::Workload { url, .. } => ("workload", url.to_string()),
             Identity::Managed { url } => ("managed", url.to_string()),
+            Identity::App { url, .. } => ("app", url.to_string()),
         })
     }
 
@@ -236,6 +264,12 @@ mod tests {
         check(&usual, registry, &[], "managed", managed);
         let one = AzureConfig { client_id: Some("id".into()), ..usual.clone() };
         check(&one, registry, &[], "managed", &format!("{managed}&client_id=id"));
+
+        let app = [("IDENTITY_ENDPOINT", "http://localhost:42356/msi/token"), ("IDENTITY_HEADER", "h")];
+        let at_app =
+            managed.replace("169.254.169.254/metadata/identity/oauth2/token", "localhost:42356/msi/token");
+        check(&usual, registry, &app, "app", &at_app.replace("2018-02-01", "2019-08-01"));
+        check(&usual, registry, &app[..1], "managed", managed);
 
         let (tenant, client) = (("AZURE_TENANT_ID", "t"), ("AZURE_CLIENT_ID", "c"));
         let federated = [tenant, client, ("AZURE_FEDERATED_TOKEN_FILE", "/f")];

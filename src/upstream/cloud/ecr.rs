@@ -40,9 +40,10 @@ const REGION_CHARACTERS_MAX: usize = 32;
 pub struct EcrConfig {
     /// Where the registry is; without it, what its name says, or `AWS_REGION`. ECR Public has none.
     pub region: Option<Region>,
-    /// A section of a file of keys.
+    /// A section of a file of AWS's tools: keys, a role with the profile that may assume it, or a program.
     pub profile: Option<String>,
-    /// That file; without it `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`.
+    /// That file; without it `AWS_SHARED_CREDENTIALS_FILE` or `~/.aws/credentials`, and `AWS_CONFIG_FILE` or
+    /// `~/.aws/config`.
     pub profile_file: Option<PathBuf>,
     /// Another host of the API than the region's usual one, such as that of a VPC.
     pub endpoint: Option<Endpoint>,
@@ -60,8 +61,13 @@ impl Region {
         (fits && text.chars().all(is_plain)).then(|| Self(text.to_owned()))
     }
 
+    /// Its name.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The domain of a region's API hosts where the registry's name does not say it.
-    fn domain(&self) -> &'static str {
+    pub(super) fn domain(&self) -> &'static str {
         if self.0.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" }
     }
 }
@@ -153,8 +159,7 @@ impl Ecr {
         };
         // A cluster may reach the token service of its own region only.
         let near = region_of(env).unwrap_or_else(|| region.clone());
-        let sts = format!("sts.{near}.{}", near.domain());
-        let source = Source::choose(config.profile.as_deref(), config.profile_file.as_deref(), &sts, env)?;
+        let source = Source::choose(config.profile.as_deref(), config.profile_file.as_deref(), near, env)?;
         Ok(Self { kind, region, url, source })
     }
 

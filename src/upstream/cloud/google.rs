@@ -1,8 +1,8 @@
 //! Google's Artifact Registry and gcr.io: an access token, which their token server takes as the password of
 //! `oauth2accesstoken`.
 //!
-//! It is had for the key of a service account, by a JWT that the key has signed, or from the metadata server, for the
-//! account of the instance or (on GKE) of the pod.
+//! It is had for the key of a service account, by a JWT that the key has signed; for a token of another identity provider
+//! that Google trusts (`federation`); or from the metadata server, for the account of the instance or (on GKE) of the pod.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::{Url, form_urlencoded};
 
+use super::federation::{self, Federation};
 use super::{Environment, Grant, NoLogin, ask, post_form, read_file, request};
 use crate::upstream::client::Client;
 use crate::upstream::config::Endpoint;
@@ -31,26 +32,29 @@ const METADATA_PATH: &str = "computeMetadata/v1/instance/service-accounts/defaul
 const USERNAME: &str = "oauth2accesstoken";
 const TOKEN_URL: &str = "https://oauth2.googleapis.com/token";
 /// What Artifact Registry demands; what the account may do is decided by its roles.
-const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// As long as Google lets an assertion live.
 const ASSERTION_SECONDS: u64 = 3600;
-const KEY_FILE: &str = "the key of a Google service account";
+const KEY_FILE: &str =
+    "the key of a Google service account, or a configuration of workload identity federation";
 
 /// `credentials = { google = { … } }`: the login of a service account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GoogleConfig {
-    /// The account's key, as Google's console writes it; without it `GOOGLE_APPLICATION_CREDENTIALS`, and without that
-    /// the account of the instance or pod.
+    /// The account's key, as Google's console writes it, or a configuration of workload identity federation, as `gcloud`
+    /// does; without it `GOOGLE_APPLICATION_CREDENTIALS`, and without that the account of the instance or pod.
     pub key_file: Option<PathBuf>,
-    /// Another URL of the token service than the one in the key, such as that of a private network.
+    /// Another URL of the token service than the one in that file, such as that of a private network.
     pub token_endpoint: Option<Endpoint>,
+    /// Another host than the one in that file, of the service that lets one account act as another.
+    pub impersonation_endpoint: Option<Endpoint>,
 }
 
 /// Issues logins for Google's registries.
 pub(in crate::upstream) enum Google {
-    /// To the owner of a key.
-    Key { file: PathBuf, token_endpoint: Option<Url> },
+    /// To the owner of a key, or of a token that Google trusts.
+    File { file: PathBuf, token_endpoint: Option<Url>, impersonation_endpoint: Option<Url> },
     /// To the instance or pod.
     Metadata { url: Url },
 }
@@ -65,10 +69,13 @@ impl Google {
         if let Some(file) = config.key_file.clone().or_else(in_env) {
             let text = std::fs::read_to_string(&file)
                 .map_err(|source| BuildError::Read { path: file.clone(), source })?;
-            Key::parse(&text)
-                .ok_or_else(|| BuildError::Content { path: file.clone(), expected: KEY_FILE })?;
-            let token_endpoint = config.token_endpoint.as_ref().map(|endpoint| endpoint.as_url().clone());
-            return Ok(Self::Key { file, token_endpoint });
+            if Key::parse(&text).is_none() && Federation::parse(&text).is_none() {
+                return Err(BuildError::Content { path: file, expected: KEY_FILE });
+            }
+            let url = |endpoint: &Option<Endpoint>| Some(endpoint.as_ref()?.as_url().clone());
+            let (token_endpoint, impersonation_endpoint) =
+                (url(&config.token_endpoint), url(&config.impersonation_endpoint));
+            return Ok(Self::File { file, token_endpoint, impersonation_endpoint });
         }
         let host = env("GCE_METADATA_HOST").unwrap_or_else(|| METADATA_HOST.to_owned());
         let url = Url::parse(&format!("http://{host}/{METADATA_PATH}"));
@@ -78,9 +85,18 @@ impl Google {
     /// Asks for a new login.
     pub(super) async fn issue(&self, client: &Client) -> Result<Grant, NoLogin> {
         let (service, body) = match self {
-            Self::Key { file, token_endpoint } => {
+            Self::File { file, token_endpoint, impersonation_endpoint } => {
                 let wrong = || NoLogin::File { path: file.clone(), expected: KEY_FILE };
-                let key = Key::parse(read_file(file, KEY_FILE).await?.expose()).ok_or_else(wrong)?;
+                let text = read_file(file, KEY_FILE).await?;
+                if let Some(federation) = Federation::parse(text.expose()) {
+                    let endpoints = federation::Endpoints {
+                        token: token_endpoint.as_ref(),
+                        impersonation: impersonation_endpoint.as_ref(),
+                    };
+                    let (text, lifetime) = federation.token(client, &endpoints).await?;
+                    return Ok(grant(text, lifetime));
+                }
+                let key = Key::parse(text.expose()).ok_or_else(wrong)?;
                 let assertion = key.assertion(SystemTime::now()).ok_or_else(wrong)?;
                 let form = form_urlencoded::Serializer::new(String::new())
                     .append_pair("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer")
@@ -97,9 +113,13 @@ impl Google {
         let (text, lifetime) =
             token::parse(&body).ok_or(NoLogin::Malformed { service, what: "no access token" })?;
         let lifetime = lifetime.ok_or(NoLogin::Malformed { service, what: "a token without its end" })?;
-        let login = Login::Basic { username: USERNAME.to_owned(), password: Secret::new(text) };
-        Ok(Grant { login, lifetime })
+        Ok(grant(text, lifetime))
     }
+}
+
+/// What the registry takes for an access token.
+fn grant(token: String, lifetime: Duration) -> Grant {
+    Grant { login: Login::Basic { username: USERNAME.to_owned(), password: Secret::new(token) }, lifetime }
 }
 
 /// What is in the file of a key.
@@ -139,7 +159,7 @@ impl Key {
 }
 
 /// A file that somebody else wrote must not make berth show an assertion elsewhere.
-fn is_of_google(url: &Url) -> bool {
+pub(super) fn is_of_google(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     url.scheme() == "https" && (host == "googleapis.com" || host.ends_with(".googleapis.com"))
 }
@@ -165,7 +185,7 @@ mod tests {
     fn the_metadata_server_is_asked_when_there_is_no_key() {
         let url = |env: Environment<'_>| match Google::new(&GoogleConfig::default(), env) {
             Ok(Google::Metadata { url }) => Ok(url.to_string()),
-            Ok(Google::Key { file, .. }) => Ok(file.display().to_string()),
+            Ok(Google::File { file, .. }) => Ok(file.display().to_string()),
             Err(error) => Err(error.to_string()),
         };
         let usual = "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/token";

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 pub(crate) use process::{BERTH, Exit};
 pub(crate) use setup::Setup;
 
-use super::client::{self, Ask};
-use super::{Image, Upstream, eventually};
+use super::client::{self, Ask, Reply};
+use super::{Image, Upstream, eventually, process as files};
 use process::Process;
 
 /// A running daemon, or one that was stopped and can run again.
@@ -120,6 +120,32 @@ impl Berth {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Its configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.data_dir.with_extension("toml")
+    }
+
+    /// Puts this into its configuration file, as editors do: by a new file in the place of the old.
+    pub(crate) fn configure(&self, setup: &Setup) {
+        let next = self.data_dir.with_extension("next");
+        files::write(&next, setup.toml(&self.data_dir));
+        std::fs::rename(next, self.config()).unwrap();
+    }
+
+    /// Has it read its configuration file again, now.
+    pub(crate) async fn reload(&self) -> Reply {
+        let url = format!("http://{}/api/v1/reload", self.listener("admin"));
+        client::ask("POST", url).header("content-type", "application/json").body("{}").await
+    }
+
+    /// Gives it this configuration, which it must find to be good. Returns the keys that have changed.
+    pub(crate) async fn reconfigure(&self, setup: &Setup) -> Vec<String> {
+        self.configure(setup);
+        let reply = self.reload().await;
+        reply.expect(200);
+        serde_json::from_value(reply.json()["changed"].clone()).unwrap()
     }
 
     /// What it has logged since it was last started, one JSON object a line.

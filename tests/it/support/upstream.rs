@@ -198,6 +198,13 @@ impl Upstream {
         self
     }
 
+    /// Lets this user read, and in the same moment no other any more.
+    pub(crate) fn only_user(&self, name: &str, password: &str, prefix: &str) {
+        let mut door = self.door();
+        door.users.clear();
+        door.user(name, password, prefix);
+    }
+
     /// Forgets users and anonymous readers: every password is wrong from now on.
     pub(crate) fn forget_users(&self) {
         let mut door = self.door();

@@ -1,0 +1,203 @@
+//! The upstreams in use, and the work of each behind its requests.
+//!
+//! One whose section has not changed stays what it is, with its tokens, connections, circuits and quotas. One that is
+//! replaced or taken away is used to the end by whoever has it, such as a transfer under way, and looked after so long.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::info;
+
+use crate::oci::Registry;
+use crate::telemetry::Metrics;
+use crate::upstream::{self, Event, Upstream};
+use crate::watch::{Stamp, stamp};
+
+/// Between two looks whether somebody still uses an upstream that was replaced.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// An upstream, and what it was built from.
+#[derive(Clone)]
+pub(super) struct Member {
+    config: upstream::Config,
+    /// Of its certificate authorities, which it reads once.
+    stamps: Vec<Option<Stamp>>,
+    pub(super) upstream: Arc<Upstream>,
+}
+
+impl Member {
+    /// One for each section: a member of `before` where nothing has changed, else one that is built.
+    ///
+    /// # Errors
+    /// Names the registry and what was expected.
+    pub(super) fn build_all(
+        configs: &[upstream::Config],
+        before: &[Self],
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Vec<Self>> {
+        let build = |config: &upstream::Config| {
+            let stamps: Vec<_> = config.authorities().map(|path| stamp(path).ok()).collect();
+            match before.iter().find(|before| before.is_of(config, &stamps)) {
+                Some(member) => Ok(Self { config: config.clone(), ..member.clone() }),
+                None => Self::build(config, stamps, metrics),
+            }
+        };
+        configs.iter().map(build).collect()
+    }
+
+    fn build(
+        config: &upstream::Config,
+        stamps: Vec<Option<Stamp>>,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let metrics = Arc::clone(metrics);
+        let observer = move |registry: &Registry, event: Event| observe(&metrics, registry, event);
+        let upstream = Upstream::build(config, Arc::new(observer))
+            .with_context(|| format!("upstream {}", config.registry))?;
+        Ok(Self { config: config.clone(), stamps, upstream })
+    }
+
+    fn is_of(&self, config: &upstream::Config, stamps: &[Option<Stamp>]) -> bool {
+        self.config.is_same_upstream(config) && self.stamps == *stamps
+    }
+
+    /// Whether this is the same upstream, not merely one of the same registry.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.upstream, &other.upstream)
+    }
+
+    /// Whether its section says the same.
+    pub(super) fn is_configured_as(&self, other: &Self) -> bool {
+        self.config == other.config
+    }
+
+    /// Files that it names and does not watch itself.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.config.authorities()
+    }
+}
+
+/// Every upstream in use, with its work.
+pub(super) struct Fleet {
+    members: Vec<(Member, oneshot::Sender<()>)>,
+    work: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Begins the work of all of them.
+    pub(super) fn launch(members: Vec<Member>) -> Self {
+        let mut fleet = Self { members: Vec::new(), work: JoinSet::new() };
+        fleet.replace(members);
+        fleet
+    }
+
+    pub(super) fn members(&self) -> Vec<Member> {
+        self.members.iter().map(|(member, _)| member.clone()).collect()
+    }
+
+    /// These are in use from now on; the work of those that are not among them ends when nobody has them any more.
+    pub(super) fn replace(&mut self, members: Vec<Member>) {
+        let mut before = std::mem::take(&mut self.members);
+        for member in members {
+            let known = before.iter().position(|(known, _)| known.is(&member));
+            let in_use = match known {
+                Some(at) => before.swap_remove(at).1,
+                None => {
+                    let (in_use, retired) = oneshot::channel();
+                    self.work.spawn(run(Arc::clone(&member.upstream), retired));
+                    in_use
+                }
+            };
+            self.members.push((member, in_use));
+        }
+    }
+
+    /// Waits until the work of one dies, which is a fault.
+    pub(super) async fn death(&mut self) -> anyhow::Error {
+        loop {
+            match self.work.join_next().await {
+                Some(Err(error)) => return anyhow!(error).context("background work has died"),
+                // One that nobody uses any more.
+                Some(Ok(())) => {}
+                None => pending().await,
+            }
+        }
+    }
+}
+
+/// The work of one upstream, until it is out of use.
+async fn run(upstream: Arc<Upstream>, retired: oneshot::Receiver<()>) {
+    let users = Arc::downgrade(&upstream);
+    tokio::select! {
+        () = upstream.run(pending()) => {}
+        () = out_of_use(&users, retired) => {}
+    }
+}
+
+async fn out_of_use(users: &Weak<Upstream>, retired: oneshot::Receiver<()>) {
+    // Nothing is ever sent: the sender goes with the place in the fleet.
+    let _ = retired.await;
+    // The work itself has it, too.
+    while users.strong_count() > 1 {
+        sleep(LOOK_EVERY).await;
+    }
+    if let Some(upstream) = users.upgrade() {
+        info!(registry = %upstream.registry(), "an upstream that was replaced or taken away is let go: nothing uses it any more");
+    }
+}
+
+/// Counts what happens on the way to an upstream.
+fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
+    let registry = registry.as_str();
+    match event {
+        Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
+        Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),
+        Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
+        Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
+        Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(config: &upstream::Config, before: &[Member]) -> Member {
+        let built = Member::build_all(std::slice::from_ref(config), before, &Arc::default());
+        built.unwrap().pop().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_stays_while_it_is_configured_or_used() {
+        let endpoint = "http://127.0.0.1:1".parse().unwrap();
+        let mut config = upstream::Config::new(Registry::parse("a.example").unwrap(), vec![endpoint]);
+        let mut fleet = Fleet::launch(vec![build(&config, &[])]);
+        let first = Arc::downgrade(&fleet.members[0].0.upstream);
+        let is_there = async || {
+            // Long enough for whoever looks to have looked.
+            sleep(LOOK_EVERY * 3).await;
+            first.strong_count() > 0
+        };
+        config.aliases = vec!["a".to_owned()];
+        let member = build(&config, &fleet.members());
+        assert!(member.is(&fleet.members[0].0), "by another name it is the same");
+        fleet.replace(vec![member]);
+        assert!(is_there().await);
+
+        let user = first.upgrade();
+        config.realm_hosts = vec![upstream::HostName::parse("b.example").unwrap()];
+        let member = build(&config, &fleet.members());
+        assert!(!member.is(&fleet.members[0].0));
+        fleet.replace(vec![member]);
+        assert!(is_there().await, "somebody has it");
+        drop(user);
+        assert!(!is_there().await);
+        assert_eq!(fleet.members().len(), 1);
+    }
+}

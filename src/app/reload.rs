@@ -1,0 +1,227 @@
+//! A configuration that changes while berth runs.
+//!
+//! It is read again on SIGHUP, on an order of the admin plane, and when its file changes. What was read is validated
+//! whole and everything that it needs is built before anything changes. Then it is put in the place of the old one: for
+//! requests by a single swap, so that each is answered by one of the two. If anything is wrong with it, or differs that
+//! only a restart can change, the old one stays in force, all of it.
+//!
+//! Requests and transfers under way go on with what they began with. Files that a section names are read when that is
+//! new or has changed; else each is looked after where it is used. They may come later than the configuration that names
+//! them, so one that is refused is tried again, without a word as long as the reason stays the same.
+
+use std::future::pending;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::fleet::{Fleet, Member};
+use super::status;
+use crate::config::{Changes, Config};
+use crate::http::admin::{NotReloaded, Order, Reloaded};
+use crate::http::{Data, Serving, Tls, tls};
+use crate::store::{Rate, Store, unix_seconds};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Reload;
+use crate::watch::Watch;
+
+/// How often a configuration that was refused is tried again.
+const TRY_EVERY: Duration = Duration::from_secs(5);
+/// Why it is read then.
+const TRIED_AGAIN: &str = "it was refused, and what it names may be there by now";
+
+/// Where a configuration comes from.
+pub struct Source {
+    path: PathBuf,
+    load: Arc<dyn Fn() -> anyhow::Result<Config> + Send + Sync>,
+    watch: Watch,
+}
+
+impl Source {
+    /// The file at `path`, which `load` reads and puts flags and environment over. What happens to it from now on is
+    /// noticed, so this comes before it is read for the first time.
+    pub fn new(path: PathBuf, load: impl Fn() -> anyhow::Result<Config> + Send + Sync + 'static) -> Self {
+        let watch = Watch::new(vec![path.clone()]);
+        Self { path, load: Arc::new(load), watch }
+    }
+}
+
+/// The parts that a configuration is put into.
+pub(super) struct Running {
+    pub(super) config: Config,
+    pub(super) source: Option<Source>,
+    pub(super) fleet: Fleet,
+    pub(super) data: Arc<Data>,
+    pub(super) store: Store,
+    pub(super) tls: Option<Tls>,
+    pub(super) scrub: watch::Sender<Rate>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Why the last one that was read is not in force.
+    pub(super) refusal: Option<String>,
+}
+
+/// A configuration with all that it needs, ready to be put in place.
+struct Next {
+    config: Config,
+    /// What is different, by its keys.
+    changed: Vec<String>,
+    members: Vec<Member>,
+    serving: Serving,
+    /// Other files than before.
+    tls: Option<tls::Next>,
+}
+
+/// The one in force, as far as the next must know it.
+struct Before {
+    config: Config,
+    members: Vec<Member>,
+    serving: Arc<Serving>,
+    metrics: Arc<Metrics>,
+}
+
+impl Running {
+    /// Reloads whenever it is told to. Returns when background work has died, which is a fault. May be dropped at any
+    /// time: nothing is changed by halves.
+    pub(super) async fn run(
+        &mut self,
+        hang_up: &mut Signal,
+        ordered: &mut mpsc::Receiver<Order>,
+    ) -> anyhow::Error {
+        self.follow();
+        loop {
+            let (cause, order) = tokio::select! {
+                died = self.fleet.death() => return died,
+                () = file_changed(self.source.as_mut()) => ("its file has changed", None),
+                Some(()) = hang_up.recv() => ("SIGHUP", None),
+                Some(order) = ordered.recv() => ("the admin plane was told to", Some(order)),
+                () = sleep(TRY_EVERY), if self.refusal.is_some() => (TRIED_AGAIN, None),
+            };
+            let reloaded = self.reload(cause).await;
+            if let Some(order) = order {
+                // Whoever gave it may have gone away.
+                let _ = order.send(reloaded);
+            }
+        }
+    }
+
+    async fn reload(&mut self, cause: &str) -> Result<Reloaded, NotReloaded> {
+        let Some(source) = &mut self.source else {
+            warn!(cause, "nothing is reloaded: {}", NotReloaded::NoFile);
+            return Err(NotReloaded::NoFile);
+        };
+        source.watch.look();
+        let (load, file) = (Arc::clone(&source.load), source.path.display().to_string());
+        let before = Before {
+            config: self.config.clone(),
+            members: self.fleet.members(),
+            serving: self.data.serving(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        // It reads files, some of which may be on the network.
+        let next = spawn_blocking(move || {
+            let config = load()?;
+            Next::build(config, &before).with_context(|| format!("configuration {file}"))
+        });
+        let next = next.await.unwrap_or_else(|fault| Err(fault.into()));
+        let refused_before = self.refusal.take();
+        match next {
+            Ok(next) if next.changed.is_empty() => {
+                self.metrics.configuration.reloaded(Reload::Unchanged, unix_seconds());
+                info!(cause, "the configuration was read again: it is the one in force");
+                status("the configuration is the one in its file");
+                Ok(Reloaded { changed: Vec::new() })
+            }
+            Ok(next) => {
+                let changed = self.apply(next);
+                self.metrics.configuration.reloaded(Reload::Applied, unix_seconds());
+                info!(cause, changed = changed.join(", "), "the configuration was reloaded");
+                status("the configuration was reloaded");
+                Ok(Reloaded { changed })
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                self.refusal = Some(error.clone());
+                if cause == TRIED_AGAIN && self.refusal == refused_before {
+                    return Err(NotReloaded::Refused(error));
+                }
+                self.metrics.configuration.reloaded(Reload::Refused, unix_seconds());
+                error!(cause, error, "the configuration is refused, and the one before stays in force");
+                status(&format!("the configuration was refused: {error}"));
+                Err(NotReloaded::Refused(error))
+            }
+        }
+    }
+
+    /// Puts a configuration in place. Returns what is different.
+    fn apply(&mut self, next: Next) -> Vec<String> {
+        let Next { config, changed, members, serving, tls } = next;
+        let before = self.fleet.members();
+        self.data.replace(serving);
+        let cache = self.data.cache();
+        for member in before.iter().chain(&members).filter(|member| !is_kept(member, &before, &members)) {
+            cache.forget(member.upstream.registry());
+        }
+        self.fleet.replace(members);
+        if (&config.cache, &config.pins) != (&self.config.cache, &self.config.pins) {
+            self.store.set_limits(config.cache.limits(config.pins.clone()));
+        }
+        let rate = config.cache.scrub;
+        self.scrub.send_if_modified(|current| std::mem::replace(current, rate) != rate);
+        if let (Some(current), Some(next)) = (&self.tls, tls) {
+            current.replace(next);
+        }
+        self.config = config;
+        self.follow();
+        changed
+    }
+
+    /// Watches the files of the configuration that nobody else does.
+    fn follow(&mut self) {
+        let members = self.fleet.members();
+        if let Some(source) = &mut self.source {
+            let files = members.iter().flat_map(Member::files).cloned();
+            source.watch.follow(std::iter::once(source.path.clone()).chain(files).collect());
+        }
+    }
+}
+
+impl Next {
+    /// Builds what `config` needs, or fails and has changed nothing.
+    fn build(config: Config, before: &Before) -> anyhow::Result<Self> {
+        let Changes { in_place: mut changed, by_restart } = before.config.changes(&config);
+        ensure!(by_restart.is_empty(), "{}", by_restart.join("; "));
+        let registries = config.registries()?;
+        let members = Member::build_all(&config.upstreams, &before.members, &before.metrics)?;
+        // The section is the same, and what it names is not.
+        let rebuilt = members.iter().filter(|member| {
+            before.members.iter().any(|old| old.is_configured_as(member) && !old.is(member))
+        });
+        changed.extend(rebuilt.map(|member| format!("upstream {}: ca", member.upstream.registry())));
+        let tls = (config.http.tls != before.config.http.tls)
+            .then(|| config.http.tls.clone().map(tls::Next::load))
+            .flatten()
+            .transpose()?;
+        let upstreams = members.iter().map(|member| Arc::clone(&member.upstream)).collect();
+        let cache = before.serving.cache().with(upstreams, config.rules(), &config.cache);
+        let metrics = Arc::clone(&before.metrics);
+        let serving = Serving::new(cache, registries, metrics, &config.http, Some(&before.serving))?;
+        Ok(Self { config, changed, members, serving, tls })
+    }
+}
+
+fn is_kept(member: &Member, before: &[Member], now: &[Member]) -> bool {
+    [before, now].iter().all(|all| all.iter().any(|other| other.is(member)))
+}
+
+async fn file_changed(source: Option<&mut Source>) {
+    match source {
+        Some(source) => source.watch.changed().await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,174 @@
+//! Files that are replaced or rewritten under a running daemon, and when to read them again.
+//!
+//! Secrets and configurations of Kubernetes are replaced by a symlink that is swapped, those of others by a rename or in
+//! place, and sometimes one file after the other. So what a path leads to is looked at by its [`Stamp`], every second and
+//! off the runtime, and counts as changed once it has come to rest: half of a rewrite should not be read at all. Whoever
+//! reads it all the same sees a further change after that.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a change must stay as it is: a tool that writes in place, or several files, is through by then.
+const REST: Duration = Duration::from_millis(400);
+/// Files that never come to rest are taken as they are after so long.
+const RESTLESS_MAX: Duration = Duration::from_secs(5);
+
+/// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
+/// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
+pub type Stamp = (u64, i64, i64);
+
+/// What a file looks like now; of a symlink, what it leads to.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn stamp(path: &Path) -> io::Result<Stamp> {
+    let metadata = fs::metadata(path)?;
+    Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Some files, and what they looked like when they were last read.
+pub struct Watch {
+    paths: Vec<PathBuf>,
+    seen: Vec<Option<Stamp>>,
+}
+
+impl Watch {
+    /// Watches `paths`, as they are now: to be called before they are read.
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        let seen = stamps(&paths);
+        Self { paths, seen }
+    }
+
+    /// Watches these instead. What was seen of those that are among them stays; the others are taken as they are now.
+    pub fn follow(&mut self, paths: Vec<PathBuf>) {
+        let mut seen = stamps(&paths);
+        for (path, stamp) in paths.iter().zip(&mut seen) {
+            if let Some(at) = self.paths.iter().position(|known| known == path) {
+                *stamp = self.seen[at];
+            }
+        }
+        *self = Self { paths, seen };
+    }
+
+    /// Takes them as they are now, as [`Watch::new`] does: they are about to be read.
+    pub fn look(&mut self) {
+        self.seen = stamps(&self.paths);
+    }
+
+    /// Waits until they have changed since they were last looked at and have come to rest; then they are to be read
+    /// again. A file that cannot be looked at is a change, too. May be dropped, and called again, at any time.
+    pub async fn changed(&mut self) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            let mut now = self.stamps().await;
+            if now == self.seen {
+                continue;
+            }
+            let since = Instant::now();
+            while since.elapsed() < RESTLESS_MAX {
+                sleep(REST).await;
+                let before = std::mem::replace(&mut now, self.stamps().await);
+                if now == before {
+                    break;
+                }
+            }
+            // It may be as it was, by now.
+            if now != self.seen {
+                self.seen = now;
+                return;
+            }
+        }
+    }
+
+    async fn stamps(&self) -> Vec<Option<Stamp>> {
+        let paths = self.paths.clone();
+        spawn_blocking(move || stamps(&paths)).await.unwrap_or_else(|_| self.seen.clone())
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| stamp(path).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::symlink;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn write(path: &Path, text: &str) {
+        fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Whether a change is seen, in time that is told rather than passes.
+    async fn is_seen(watch: &mut Watch) -> bool {
+        timeout(Duration::from_secs(60), watch.changed()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_seen_once_however_it_was_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let swap = |to: &str| {
+            symlink(to, at("..next")).unwrap();
+            fs::rename(at("..next"), at("..data")).unwrap();
+        };
+        for version in ["1", "2"] {
+            fs::create_dir(at(version)).unwrap();
+            write(&at(version).join("file"), "same");
+        }
+        swap("1");
+        symlink("..data/file", at("mounted")).unwrap();
+        write(&at("plain"), "one");
+        let mut watch = Watch::new(vec![at("plain"), at("mounted")]);
+        assert!(!is_seen(&mut watch).await);
+        swap("2");
+        assert!(is_seen(&mut watch).await, "a symlink is swapped");
+        assert!(!is_seen(&mut watch).await);
+        write(&at("plain"), "two");
+        assert!(is_seen(&mut watch).await, "written in place");
+        write(&at("next"), "two");
+        fs::rename(at("next"), at("plain")).unwrap();
+        assert!(is_seen(&mut watch).await, "replaced");
+        fs::remove_file(at("plain")).unwrap();
+        assert!(is_seen(&mut watch).await, "gone");
+        assert!(!is_seen(&mut watch).await);
+        write(&at("plain"), "three");
+        watch.look();
+        assert!(!is_seen(&mut watch).await, "read meanwhile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_being_written_is_left_alone_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write(&path, "0");
+        let mut watch = Watch::new(vec![path.clone()]);
+        let began = Instant::now();
+        let writes = async {
+            loop {
+                // Another file each time, as the clock of the file system may stand still here.
+                let next = folder.path().join("next");
+                write(&next, "1");
+                fs::rename(&next, &path).unwrap();
+                sleep(REST / 2).await;
+            }
+        };
+        tokio::select! {
+            () = writes => unreachable!("it never ends"),
+            () = watch.changed() => {}
+        }
+        assert!(began.elapsed() >= RESTLESS_MAX, "{:?}", began.elapsed());
+    }
+}
