@@ -28,6 +28,7 @@ mod reader;
 mod refresh;
 mod schedule;
 mod tags;
+mod taken;
 mod writer;
 
 use std::collections::HashMap;
@@ -36,7 +37,6 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -46,7 +46,7 @@ use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::store::{Store, unix_seconds as now};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{self, State, Upstream};
+use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
@@ -104,11 +104,12 @@ struct Shared {
     flights: Arc<Flights>,
     /// Room for [`COMPLETIONS_MAX`].
     completions: Arc<Semaphore>,
-    manifests: Once<(Repo, Digest), Result<Manifest, Error>>,
-    checks: Once<(Repo, Tag), Result<tags::Known, Error>>,
-    proofs: Once<(Repo, Digest), Result<(), Error>>,
-    sizes: Once<(Repo, Digest), Result<u64, Error>>,
-    referrers: Once<(Repo, Digest), Result<Bytes, Error>>,
+    // What is shared is shared by requests of one level only: see `Trail`.
+    manifests: Once<(Repo, Digest, usize), Result<Manifest, Error>>,
+    checks: Once<(Repo, Tag, usize), Result<tags::Known, Error>>,
+    proofs: Once<(Repo, Digest, usize), Result<(), Error>>,
+    sizes: Once<(Repo, Digest, usize), Result<u64, Error>>,
+    referrers: Once<(Repo, Digest, usize), Result<ReferrerList, Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
@@ -196,17 +197,23 @@ impl Cache {
     }
 
     /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read.
+    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read. `trail`: where
+    /// the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
-    pub async fn blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
-        let blob = match self.find_blob(repo, digest, asked).await {
+    pub async fn blob(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        asked: Option<Range>,
+        trail: &Trail,
+    ) -> Result<Blob, Error> {
+        let blob = match self.find_blob(repo, digest, asked, trail).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
             Err(Error::Store(cause)) => {
                 warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
-                let whole = self.detour(repo, digest)?.whole().await;
-                whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), error))
+                self.pass_through(repo, digest, trail).await
             }
             other => other,
         };
@@ -219,14 +226,26 @@ impl Cache {
         }
     }
 
-    async fn find_blob(&self, repo: &Repo, digest: &Digest, asked: Option<Range>) -> Result<Blob, Error> {
+    /// A blob that is not kept.
+    async fn pass_through(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<Blob, Error> {
+        let whole = self.detour(repo, digest, trail)?.whole().await;
+        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), error))
+    }
+
+    async fn find_blob(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        asked: Option<Range>,
+        trail: &Trail,
+    ) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
         for _ in 0..LOOKS_MAX {
             let (granted, stored) = self.0.store.find(repo, digest).await?;
             match stored {
                 Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
                 Some(_) => {
-                    self.prove(repo, digest).await?;
+                    self.prove(repo, digest, trail).await?;
                     continue;
                 }
                 None if !granted => self.not_absent(repo, &blob_path(digest))?,
@@ -239,14 +258,17 @@ impl Cache {
                 return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
-            let (mut reader, source) = match self.0.flights.enter(*digest, repo, public, granted, asked) {
+            let trail = &upstream.settle(trail, digest);
+            let entry = self.0.flights.enter(*digest, repo, public, granted, asked, trail);
+            let (mut reader, source) = match entry {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
                     tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
                     (reader, Source::Miss)
                 }
+                Entry::Apart => return self.pass_through(repo, digest, trail).await,
                 Entry::Foreign => {
-                    self.prove(repo, digest).await?;
+                    self.prove(repo, digest, trail).await?;
                     continue;
                 }
             };
@@ -256,7 +278,7 @@ impl Cache {
                         Source::Join => reader.source(closed_span(asked, file.size)),
                         other => other,
                     };
-                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest)?));
+                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, trail)?));
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
                 Ok(None) | Err(Error::GivenUp) => {}
@@ -281,14 +303,19 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error`], as for [`Cache::blob`].
-    pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
-        match self.find_size(repo, digest).await {
+    pub async fn blob_size(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        trail: &Trail,
+    ) -> Result<(u64, Source), Error> {
+        match self.find_size(repo, digest, trail).await {
             Ok(found) => Ok(found),
             Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
         }
     }
 
-    async fn find_size(&self, repo: &Repo, digest: &Digest) -> Result<(u64, Source), Error> {
+    async fn find_size(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<(u64, Source), Error> {
         let upstream = self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             return Ok((stored.size, Source::Hit));
@@ -302,9 +329,11 @@ impl Cache {
         if let Some(total) = self.0.flights.total(digest, repo, granted) {
             return Ok((total, Source::Join));
         }
+        let trail = upstream.settle(trail, digest);
+        let key = (repo.clone(), *digest, trail.level());
         let (upstream, name, asked) = (Arc::clone(upstream), repo.name.clone(), *digest);
-        let work = || async move { Ok(upstream.head_blob(&name, &asked).await?) };
-        let (size, joined) = self.0.sizes.run((repo.clone(), *digest), work).await;
+        let work = || async move { Ok(upstream.head_blob(&trail, &name, &asked).await?) };
+        let (size, joined) = self.0.sizes.run(key, work).await;
         let source = if joined { Source::Join } else { Source::Miss };
         match size.unwrap_or(Err(Error::GivenUp)) {
             Ok(size) => Ok((size, source)),
@@ -335,13 +364,15 @@ impl Cache {
     }
 
     /// Asks the repository's own upstream whether it has this content; if so, it is granted for good.
-    async fn prove(&self, repo: &Repo, digest: &Digest) -> Result<(), Error> {
+    async fn prove(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<(), Error> {
         self.not_absent(repo, &blob_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let (store, key) = (self.0.store.clone(), (repo.clone(), *digest));
+        let trail = upstream.settle(trail, digest);
+        let key = (repo.clone(), *digest, trail.level());
+        let (store, repository, digest) = (self.0.store.clone(), repo.clone(), *digest);
         let work = || async move {
-            let (repo, digest) = key;
-            let size = upstream.head_blob(&repo.name, &digest).await?;
+            let repo = repository;
+            let size = upstream.head_blob(&trail, &repo.name, &digest).await?;
             // Some servers say yes to everything.
             if store.blob(&digest).await?.is_some_and(|stored| stored.size != size) {
                 return Err(Error::Mismatch);
@@ -351,14 +382,16 @@ impl Cache {
             store.grant(&repo, &digest, false).await?;
             Ok(())
         };
-        let (proof, _) = self.0.proofs.run((repo.clone(), *digest), work).await;
-        proof.unwrap_or(Err(Error::GivenUp)).map_err(|error| self.remember(repo, &blob_path(digest), error))
+        let (proof, _) = self.0.proofs.run(key, work).await;
+        proof.unwrap_or(Err(Error::GivenUp)).map_err(|error| self.remember(repo, &blob_path(&digest), error))
     }
 
     /// How a blob comes to a client without the disk.
-    fn detour(&self, repo: &Repo, digest: &Digest) -> Result<Detour, Error> {
+    fn detour(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<Detour, Error> {
+        let upstream = Arc::clone(self.upstream(repo)?);
         Ok(Detour {
-            upstream: Arc::clone(self.upstream(repo)?),
+            trail: upstream.settle(trail, digest),
+            upstream,
             name: repo.name.clone(),
             digest: *digest,
             metrics: Arc::clone(&self.0.metrics),

@@ -144,7 +144,7 @@ impl Settings {
         }
         config.set_upstreams(&self.upstream)?;
         config.add_public_registries();
-        config.settle_offline();
+        config.settle();
         self.in_file(config.check())?;
         Ok(config)
     }
@@ -201,7 +201,7 @@ fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
     let load = || {
         let mut config = file.map(Config::load).transpose()?.unwrap_or_default();
         config.add_public_registries();
-        config.settle_offline();
+        config.settle();
         login_check::choose(config.upstreams, named)
     };
     match load() {

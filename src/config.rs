@@ -61,6 +61,8 @@ pub struct Config {
     /// The registries; one that is listed replaces the built-in one of its name.
     #[serde(rename = "upstream")]
     pub upstreams: Vec<upstream::Config>,
+    /// Berths that are asked before the registries.
+    pub parents: Option<upstream::ParentsConfig>,
     /// How fresh tags must be; the first match decides.
     pub tags: Vec<Rule>,
     /// Images that stay.
@@ -80,6 +82,7 @@ impl Default for Config {
             admin: admin::Config::default(),
             cache: cache::Config::default(),
             upstreams: Vec::new(),
+            parents: None,
             tags: Vec::new(),
             pins: Vec::new(),
         }
@@ -175,10 +178,11 @@ impl Config {
             .context("[[upstream]] and default_upstream")
     }
 
-    /// Applies `offline` to every upstream that there is by now.
-    pub fn settle_offline(&mut self) {
+    /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now.
+    pub fn settle(&mut self) {
         for upstream in &mut self.upstreams {
             upstream.offline |= self.offline;
+            upstream.parents = self.parents.clone().filter(|_| upstream.has_parents && !upstream.mirror);
         }
     }
 
@@ -205,6 +209,8 @@ impl Config {
                 upstream.registry
             );
         }
+        let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
+        ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
         let private = self.upstreams.iter().find(|upstream| upstream.has_identity());
         if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
             bail!(
@@ -230,10 +236,16 @@ impl fmt::Display for Config {
         }
         let default = self.default_upstream.0.as_ref();
         write!(f, "default_upstream {}", default.map_or("none", |registry| registry.as_str()))?;
+        for endpoint in self.parents.iter().flat_map(|parents| &parents.endpoints) {
+            write!(f, "\nparent {endpoint}")?;
+        }
         for upstream in &self.upstreams {
             write!(f, "\nupstream {}", upstream.registry)?;
             for endpoint in &upstream.endpoints {
                 write!(f, " {endpoint}")?;
+            }
+            if upstream.mirror {
+                write!(f, " mirror")?;
             }
             if upstream.offline {
                 write!(f, " offline")?;
@@ -296,6 +308,7 @@ mod tests {
     fn read(text: &str) -> anyhow::Result<Config> {
         let mut config = Config::parse(text)?;
         config.add_public_registries();
+        config.settle();
         config.registries()?;
         config.check()?;
         Ok(config)
@@ -334,6 +347,33 @@ mod tests {
             count += 1;
         }
         assert!(count > 0);
+    }
+
+    #[test]
+    fn the_examples_of_tiers_are_right() {
+        let node = read(include_str!("../config/node.toml")).unwrap();
+        assert!(node.upstreams.iter().all(|upstream| upstream.parents.is_some()));
+        let site = read(include_str!("../config/site.toml")).unwrap();
+        assert!(site.upstreams.iter().all(|upstream| upstream.parents.is_none()));
+    }
+
+    #[test]
+    fn parents_are_for_all_but_those_that_do_without() {
+        let with = |text: &str| {
+            let text = format!("{text}\n[parents]\nendpoints = [\"http://site.example\"]\n{}", "only = true");
+            read(&text).unwrap()
+        };
+        let own = "[[upstream]]\nregistry = \"h.example\"\nendpoints = [\"https://h.example\"]\n";
+        for (keys, has_parents) in [("", true), ("parents = false", false), ("mirror = true", false)] {
+            let config = with(&format!("{own}{keys}"));
+            assert_eq!(config.upstreams[0].parents.is_some(), has_parents, "{keys}");
+            assert!(config.upstreams[1..].iter().all(|upstream| upstream.parents.is_some()));
+        }
+        let error = read("[parents]\nendpoints = []").unwrap_err();
+        assert!(error.to_string().contains("parents: endpoints"), "{error}");
+        let open = "[http]\nlisten = [\"0.0.0.0:1\"]\n[parents]\nendpoints = [\"http://site.example\"]\n";
+        let with_login = format!("{open}credentials = {{ username = \"u\", password_file = \"/p\" }}");
+        assert!(read(open).is_ok() && read(&with_login).is_err());
     }
 
     #[test]

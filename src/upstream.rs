@@ -15,6 +15,8 @@
 //!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
 //!   at all (`client`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
+//! - Parents are asked before the registry, each for its part; no request comes back to where it has been, and none waits
+//!   for itself (`parents`, `trail`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
@@ -40,6 +42,7 @@ mod limit;
 mod listing;
 mod login;
 mod manifest;
+mod parents;
 mod program;
 mod proxy;
 mod quota;
@@ -53,6 +56,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod trail;
 mod trial;
 mod vault;
 mod waits;
@@ -78,10 +82,12 @@ pub use self::error::{BuildError, Error, Refusal};
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
-pub use self::listing::TagPage;
-pub use self::manifest::{Fetched, Resolved};
+pub use self::listing::{ReferrerList, TagPage};
+pub use self::manifest::{Fetched, Resolved, Standing};
+pub use self::parents::ParentsConfig;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
+pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
@@ -93,8 +99,9 @@ use self::credential::Credential;
 use self::exchange::Ask;
 use self::identity::Identity;
 use self::limit::Limits;
+use self::parents::{Parents, Peer};
 use self::server::{Probe, Server};
-use crate::oci::{Registry, RepoName};
+use crate::oci::{Digest, Registry, RepoName, Tag};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -107,6 +114,8 @@ pub type Observer = Arc<dyn Fn(&Registry, Event) + Send + Sync>;
 pub enum Event {
     /// An HTTP request was sent, to an upstream, one of its token servers or a redirect target, and ended so.
     Ended(Outcome),
+    /// The same, sent to a parent.
+    EndedAtParent(Outcome),
     /// A request had to wait for its turn.
     Waited(Limit),
     /// A request was not sent.
@@ -166,9 +175,19 @@ pub enum State {
     Offline,
 }
 
+/// What an [`Upstream`] is asked as.
+enum Role {
+    /// The registry, by way of its parents if it has any.
+    Registry(Option<Box<Parents>>),
+    /// One of the parents.
+    Parent(Peer),
+}
+
 /// One registry that can be asked.
 pub struct Upstream {
     registry: Registry,
+    role: Role,
+    /// The endpoints of the registry itself; none if only parents are asked.
     servers: Vec<Server>,
     credential: Credential,
     /// Every request says who berth is, with a certificate or with headers of the configuration.
@@ -191,11 +210,27 @@ impl Upstream {
     /// # Errors
     /// [`BuildError`] when the configuration names something that cannot be used.
     pub fn build(config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
+        let role = Role::Registry(Parents::build(config, &observer)?.map(Box::new));
+        if config.mirror {
+            // It is asked by way of its endpoints, and these have all that is needed.
+            let (credentials, client_certificate, headers) = (None, None, Headers::default());
+            let config = Config { credentials, client_certificate, headers, ..config.clone() };
+            return Self::build_as(role, &config, observer);
+        }
+        Self::build_as(role, config, observer)
+    }
+
+    fn build_as(role: Role, config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
         let registry = config.registry.clone();
         if config.endpoints.is_empty() {
             return Err(BuildError::NoEndpoints { registry });
         }
-        let servers = config.endpoints.iter().cloned().enumerate();
+        let first = match &role {
+            Role::Registry(_) => 0,
+            Role::Parent(peer) => peer.index(),
+        };
+        let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
+        let servers = (first..).zip(endpoints.iter().cloned());
         let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
         Ok(Arc::new(Self {
             servers: servers
@@ -212,6 +247,7 @@ impl Upstream {
             limits: Limits::new(&config.limits),
             auth: Auth::new(config),
             opened: Notify::new(),
+            role,
             registry,
         }))
     }
@@ -223,8 +259,52 @@ impl Upstream {
 
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
-        let Ok(name) = rename::at_upstream(&self.rewrites, name) else { return false };
-        !self.is_always_known && !self.credential.applies_to(&name).await
+        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
+        if self.is_always_known || self.credential.applies_to(&there).await {
+            return false;
+        }
+        // Through which login a parent has its content is known from its answers only.
+        self.parents().is_none_or(|parents| parents.is_public(name))
+    }
+
+    /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
+    pub fn has_parents(&self) -> bool {
+        self.parents().is_some()
+    }
+
+    fn parents(&self) -> Option<&Parents> {
+        match &self.role {
+            Role::Registry(parents) => parents.as_deref(),
+            Role::Parent(_) => None,
+        }
+    }
+
+    /// What is known of the berth that it is, if it is a parent.
+    fn peer(&self) -> Option<&Peer> {
+        match &self.role {
+            Role::Registry(_) => None,
+            Role::Parent(peer) => Some(peer),
+        }
+    }
+
+    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
+    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
+        self.settle_by(trail, &digest.to_string())
+    }
+
+    /// The same for a tag.
+    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
+        self.settle_by(trail, &self.key_of_tag(name, tag))
+    }
+
+    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
+        let is_passed_on = self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
+        if is_passed_on { trail.clone() } else { trail.local() }
+    }
+
+    /// By what a tag has its home at a parent.
+    fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
+        format!("{}/{name}:{tag}", self.registry)
     }
 
     /// Connections over which one large blob may be fetched at once.
@@ -236,11 +316,17 @@ impl Upstream {
     pub fn state(&self) -> State {
         if self.client.is_offline() {
             State::Offline
-        } else if self.servers.iter().all(Server::is_down) {
+        } else if self.servers.iter().all(Server::is_down) && self.are_parents_down() {
             State::Down
         } else {
             State::Up
         }
+    }
+
+    fn are_parents_down(&self) -> bool {
+        let are_down =
+            |parents: &Parents| parents.upstreams().iter().all(|parent| parent.state() == State::Down);
+        self.parents().is_none_or(are_down)
     }
 
     /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
@@ -250,7 +336,9 @@ impl Upstream {
 
     /// Whether an endpoint refuses a configured login, so that what needs it is not asked for.
     pub fn is_login_refused(&self) -> bool {
-        self.servers.iter().any(Server::refuses_any)
+        let by_parent =
+            |parents: &Parents| parents.upstreams().iter().any(|parent| parent.is_login_refused());
+        self.servers.iter().any(Server::refuses_any) || self.parents().is_some_and(by_parent)
     }
 
     /// Probes endpoints that are down, and logins that are refused, and renews the login if it is one that ends, until
@@ -258,9 +346,32 @@ impl Upstream {
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
+            () = self.tend() => {}
+            () = self.keep_parents() => {}
+        }
+    }
+
+    /// As a parent: asks who it is, and looks after its endpoint.
+    async fn greet_and_tend(self: Arc<Self>) {
+        if let Some(server) = self.servers.first() {
+            // Whether it answers does not matter yet.
+            let _ = self.answers(server, self.client.timeouts.header).await;
+        }
+        self.tend().await;
+    }
+
+    async fn tend(self: &Arc<Self>) {
+        tokio::select! {
             () = self.probe() => {}
             () = self.watch_identity() => {}
             () = self.keep_login() => {}
+        }
+    }
+
+    async fn keep_parents(&self) {
+        match self.parents() {
+            Some(parents) => parents.run().await,
+            None => pending().await,
         }
     }
 
@@ -282,7 +393,8 @@ impl Upstream {
     async fn probe(self: &Arc<Self>) {
         let mut probes = JoinSet::new();
         loop {
-            let due = self.servers.iter().filter_map(|server| Some((server.probe_at()?, server.index())));
+            let due = self.servers.iter().enumerate();
+            let due = due.filter_map(|(index, server)| Some((server.probe_at()?, index)));
             let due = due.min_by_key(|((at, _), _)| *at);
             let Some(((at, probe), index)) = due else {
                 self.opened.notified().await;
@@ -337,7 +449,8 @@ impl Upstream {
     }
 
     /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
-    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too.
+    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
+    /// it is a parent.
     async fn answers(&self, server: &Server, within: Duration) -> bool {
         let endpoint = server.endpoint().as_url();
         let (mut url, mut way) = (server.endpoint().at("", None), Way::Direct);
@@ -345,8 +458,13 @@ impl Upstream {
             let Ok(mut request) = Ask::look(&url) else { return false };
             if redirect::is_same_origin(&url, endpoint) {
                 self.headers.add_to(request.headers_mut());
+                if self.peer().is_some() {
+                    Trail::default().stamp(request.headers_mut(), within);
+                }
             }
-            let Ok(response) = self.client.send(way, request, within).await else { return false };
+            let sent = self.client.send(way, request, within).await;
+            self.meets_berth(server, &sent);
+            let Ok(response) = sent else { return false };
             let (status, headers) = (response.status(), response.headers());
             if !redirect::is_redirect(status) {
                 let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;

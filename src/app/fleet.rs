@@ -42,7 +42,7 @@ impl Member {
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Vec<Self>> {
         let build = |config: &upstream::Config| {
-            let stamps: Vec<_> = config.ca.iter().map(|path| stamp(path).ok()).collect();
+            let stamps: Vec<_> = config.authorities().map(|path| stamp(path).ok()).collect();
             match before.iter().find(|before| before.is_of(config, &stamps)) {
                 Some(member) => Ok(Self { config: config.clone(), ..member.clone() }),
                 None => Self::build(config, stamps, metrics),
@@ -79,7 +79,7 @@ impl Member {
 
     /// Files that it names and does not watch itself.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.config.ca.iter()
+        self.config.authorities()
     }
 }
 
@@ -157,6 +157,7 @@ fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
     let registry = registry.as_str();
     match event {
         Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
+        Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),
         Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
         Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
         Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),

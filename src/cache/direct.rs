@@ -1,4 +1,5 @@
-//! A blob that passes through unstored, because the disk cannot take it.
+//! A blob that passes through unstored, because the disk cannot take it, or because the transfer that is under way may
+//! be waiting for the one who asks.
 //!
 //! The one exception to "upstream is asked once": each client has a transfer of its own. The promises to the
 //! client hold all the same: the content is hashed from its first byte, and its last [`HOLD_BACK`] bytes are
@@ -23,7 +24,7 @@ use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::store::BlobFile;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
-use crate::upstream::{BlobStream, Upstream};
+use crate::upstream::{BlobStream, Trail, Upstream};
 
 /// Transfers of this kind at once.
 pub(super) const DIRECT_MAX: usize = 64;
@@ -37,6 +38,7 @@ const HASH_CHUNK_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Detour {
     pub(super) upstream: Arc<Upstream>,
+    pub(super) trail: Trail,
     pub(super) name: RepoName,
     pub(super) digest: Digest,
     pub(super) metrics: Arc<Metrics>,
@@ -48,7 +50,7 @@ impl Detour {
     /// All of the content.
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let permit = self.permit()?;
-        let stream = self.upstream.blob(&self.name, &self.digest, None, None, &[]).await?;
+        let stream = self.upstream.blob(&self.trail, &self.name, &self.digest, None, None, &[]).await?;
         let verifier = Verifier::new(self.digest.algorithm());
         Ok(Direct::new(self, stream, Some(verifier), 0, permit))
     }
@@ -73,7 +75,7 @@ impl Detour {
 
     async fn from(&self, position: u64, total: u64) -> Result<BlobStream, Error> {
         let range = (position > 0).then_some(Range::From(position));
-        Ok(self.upstream.blob(&self.name, &self.digest, range, Some(total), &[]).await?)
+        Ok(self.upstream.blob(&self.trail, &self.name, &self.digest, range, Some(total), &[]).await?)
     }
 
     fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {

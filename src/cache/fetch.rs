@@ -2,6 +2,7 @@
 //!
 //! Which bytes are its own is for the [`Schedule`] to say, chunk by chunk, because others may take from its end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ pub(super) struct Line {
     pub(super) upstream: Arc<Upstream>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) total: u64,
-    /// Whether upstream is asked without a credential. All of a content comes in the same way.
-    pub(super) public: bool,
+    /// Whether all of the content has come without a credential so far.
+    public: AtomicBool,
     schedule: Mutex<Schedule>,
     /// The endpoints that bytes came from.
     endpoints: Mutex<Vec<usize>>,
@@ -53,7 +54,7 @@ impl Line {
             upstream: Arc::clone(upstream),
             metrics: Arc::clone(metrics),
             total: stream.total,
-            public: stream.public,
+            public: AtomicBool::new(stream.public),
             schedule: Mutex::new(schedule),
             endpoints: Mutex::default(),
         })
@@ -61,6 +62,11 @@ impl Line {
 
     pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         lock(&self.schedule)
+    }
+
+    /// Whether all that has come did so without a credential.
+    pub(super) fn is_public(&self) -> bool {
+        self.public.load(Ordering::Relaxed)
     }
 
     /// The endpoints that bytes came from.
@@ -182,10 +188,12 @@ impl Fetch {
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
             let range = by_range.then(|| range_of(span, line.total));
             let name = &line.flight.origin.name;
-            match line.upstream.blob(name, &line.flight.digest, range, Some(line.total), avoid).await {
-                // A credential has come or gone: who may read along has changed with it.
-                Ok(stream) if stream.public != line.public => return Err(Error::GivenUp),
+            let Flight { trail, digest, .. } = &*line.flight;
+            match line.upstream.blob(trail, name, digest, range, Some(line.total), avoid).await {
+                // A credential has come, and others may be reading along because there was none.
+                Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
                 Ok(stream) => {
+                    line.public.fetch_and(stream.public, Ordering::Relaxed);
                     if by_range && (stream.start < span.start || stream.end > span.end) {
                         line.schedule().ignores_ranges();
                         if line.schedule().wanted(self.id).is_none() {

@@ -152,7 +152,7 @@ impl Filler {
         let Written { partial, digest: actual } = writing.await.map_err(|_| Error::GivenUp)??;
         match (flown, actual) {
             (Ok(Outcome::Whole), Some(actual)) if actual == flight.digest => {
-                self.land(flight, partial, line.public).await;
+                self.land(flight, partial, line.is_public()).await;
                 Ok(Outcome::Whole)
             }
             (Ok(Outcome::Whole), Some(_)) | (Err(Error::Mismatch), _) => {
@@ -239,7 +239,10 @@ impl Filler {
             // All that is asked may be there: upstream is still to say that it may be had.
             let job = schedule.next(&flight.needs(total));
             let wanted = job.map_or(Span { start: total - 1, end: total }, |job| job.span);
-            match upstream.blob(name, digest, Some(range_of(wanted, total)), Some(total), avoid).await {
+            match upstream
+                .blob(&flight.trail, name, digest, Some(range_of(wanted, total)), Some(total), avoid)
+                .await
+            {
                 // Of another size now, or a range that makes no sense: perhaps all of it does.
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -251,7 +254,7 @@ impl Filler {
         let beginning = Range::Closed { first: 0, last: BLOCK - 1 };
         let second = first.is_some_and(|first| first != beginning).then_some(beginning);
         for range in first.into_iter().chain(second) {
-            match upstream.blob(name, digest, Some(range), None, avoid).await {
+            match upstream.blob(&flight.trail, name, digest, Some(range), None, avoid).await {
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
                 Err(upstream::Error::Unavailable { status: 400 | 501 }) => {}
                 Err(error) => return Err(error.into()),
@@ -261,7 +264,7 @@ impl Filler {
                 }
             }
         }
-        let stream = upstream.blob(name, digest, None, None, avoid).await?;
+        let stream = upstream.blob(&flight.trail, name, digest, None, None, avoid).await?;
         Ok(Answer { stream, ignores_ranges: first.is_some() })
     }
 
@@ -421,7 +424,7 @@ mod tests {
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);
-        let enter = || filler.flights.enter(digest, &repo, true, true, None);
+        let enter = || filler.flights.enter(digest, &repo, true, true, None, &upstream::Trail::default());
         let Entry::Lead(flight, mut reader) = enter() else { panic!("nobody else asked for it") };
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _current = UnderWay::new(&filler, flight);

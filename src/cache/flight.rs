@@ -29,10 +29,12 @@ use tokio::time::{Instant, timeout_at};
 use super::error::Error;
 use super::lock;
 use super::schedule::Need;
+use super::taken::Taken;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
 use crate::store::{BlobFile, Pieces};
 use crate::telemetry::metrics::Source;
+use crate::upstream::Trail;
 
 /// Bytes at the end of a body that wait for the proof of the whole.
 pub(super) const HOLD_BACK: u64 = 64 * 1024;
@@ -44,25 +46,6 @@ const FLIGHTS_MAX: usize = 256;
 const UNATTENDED_MAX: usize = 32;
 /// Contents of which it is remembered what readers took.
 const TAKEN_MAX: usize = 1024;
-/// Separate parts of one content that are remembered as taken; further ones count for nothing.
-const TAKEN_SPANS_MAX: usize = 4096;
-
-/// What readers have taken of one content, over all its flights.
-#[derive(Clone, Default)]
-pub(super) struct Taken(Arc<Mutex<Pieces>>);
-
-impl Taken {
-    pub(super) fn add(&self, span: Span) {
-        let mut pieces = lock(&self.0);
-        if pieces.spans().len() < TAKEN_SPANS_MAX {
-            pieces.insert(span);
-        }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        lock(&self.0).bytes()
-    }
-}
 
 /// How far a flight is.
 #[derive(Clone, Default)]
@@ -97,6 +80,8 @@ pub(super) struct Flight {
     pub(super) origin: Repo,
     /// Whether it is asked without a credential: then anybody may read along.
     pub(super) public: bool,
+    /// Where the request that began it has come from.
+    pub(super) trail: Trail,
     progress: watch::Sender<Progress>,
     readers: AtomicUsize,
     places: Mutex<Places>,
@@ -136,11 +121,12 @@ impl Place {
 }
 
 impl Flight {
-    fn new(digest: Digest, origin: Repo, public: bool, taken: Taken) -> Arc<Self> {
+    fn new(digest: Digest, origin: Repo, public: bool, trail: Trail, taken: Taken) -> Arc<Self> {
         Arc::new(Self {
             digest,
             origin,
             public,
+            trail,
             progress: watch::Sender::new(Progress::default()),
             readers: AtomicUsize::new(0),
             places: Mutex::default(),
@@ -260,6 +246,8 @@ pub(super) enum Entry {
     Join(Reader),
     /// One is under way with a credential that says nothing about the caller's repository.
     Foreign,
+    /// One is under way that may itself be waiting for whoever has passed this request on (see [`Trail`]).
+    Apart,
 }
 
 impl Flights {
@@ -273,7 +261,7 @@ impl Flights {
     }
 
     /// Joins the flight of `digest`, or makes one, for a reader that asks for this range of it. `granted`: the
-    /// repository may have this content whoever brings it.
+    /// repository may have this content whoever brings it. `trail`: where the request goes on to, which has come this way.
     pub(super) fn enter(
         self: &Arc<Self>,
         digest: Digest,
@@ -281,16 +269,19 @@ impl Flights {
         public: bool,
         granted: bool,
         asked: Option<Range>,
+        trail: &Trail,
     ) -> Entry {
         let mut table = self.lock();
         if let Some(flight) = table.get(&digest) {
-            return if flight.may_be_read_by(repo, granted) {
+            return if flight.trail.level() < trail.hops() {
+                Entry::Apart
+            } else if flight.may_be_read_by(repo, granted) {
                 Entry::Join(self.reader(flight, asked))
             } else {
                 Entry::Foreign
             };
         }
-        let flight = Flight::new(digest, repo.clone(), public, self.taken(&digest));
+        let flight = Flight::new(digest, repo.clone(), public, trail.clone(), self.taken(&digest));
         table.insert(digest, Arc::clone(&flight));
         let reader = self.reader(&flight, asked);
         Entry::Lead(flight, reader)
@@ -311,7 +302,8 @@ impl Flights {
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
-        let next = Flight::new(flight.digest, flight.origin.clone(), flight.public, flight.taken.clone());
+        let (origin, trail) = (flight.origin.clone(), flight.trail.clone());
+        let next = Flight::new(flight.digest, origin, flight.public, trail, flight.taken.clone());
         self.lock().insert(flight.digest, Arc::clone(&next));
         next
     }
@@ -514,6 +506,10 @@ mod tests {
         Digest::of(Algorithm::Sha256, text.as_bytes())
     }
 
+    fn enter(flights: &Arc<Flights>, content: &str, name: &str, public: bool, granted: bool) -> Entry {
+        flights.enter(digest(content), &repo(name), public, granted, None, &Trail::default())
+    }
+
     #[test]
     fn the_end_is_held_back_until_it_is_proven() {
         let check = |have: u64, end: Option<End>, held: bool, expected: u64| {
@@ -547,10 +543,9 @@ mod tests {
     fn only_who_is_granted_the_digest_may_join() {
         let check = |public: bool, origin: &str, asks: &str, granted: bool, joins: bool| {
             let flights = Flights::new();
-            let lead = flights.enter(digest("x"), &repo(origin), public, false, None);
+            let lead = enter(&flights, "x", origin, public, false);
             assert!(matches!(lead, Entry::Lead(..)));
-            let joined =
-                matches!(flights.enter(digest("x"), &repo(asks), false, granted, None), Entry::Join(_));
+            let joined = matches!(enter(&flights, "x", asks, false, granted), Entry::Join(_));
             assert_eq!(joined, joins, "{public} {origin} {asks} {granted}");
         };
         check(false, "a/private", "a/private", false, true);
@@ -564,9 +559,7 @@ mod tests {
         let flights = Flights::new();
         let mut under_way = Vec::new();
         for number in 0..=UNATTENDED_MAX {
-            let Entry::Lead(flight, reader) =
-                flights.enter(digest(&number.to_string()), &repo("a/b"), true, true, None)
-            else {
+            let Entry::Lead(flight, reader) = enter(&flights, &number.to_string(), "a/b", true, true) else {
                 panic!("nobody else asked for it")
             };
             drop(reader);
@@ -582,7 +575,7 @@ mod tests {
     #[tokio::test]
     async fn who_joins_a_flight_that_is_stopping_waits_for_its_end() {
         let flights = Flights::new();
-        let enter = || flights.enter(digest("x"), &repo("a/b"), true, true, None);
+        let enter = || enter(&flights, "x", "a/b", true, true);
         let Entry::Lead(flight, mut first) = enter() else { panic!("nobody else asked for it") };
         flight.announce(file(1 << 20), Pieces::prefix(10));
         assert!(first.file().await.unwrap().is_some());
@@ -596,8 +589,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_without_progress_is_cut() {
         let flights = Flights::new();
-        let Entry::Lead(flight, mut reader) = flights.enter(digest("x"), &repo("a/b"), true, true, None)
-        else {
+        let Entry::Lead(flight, mut reader) = enter(&flights, "x", "a/b", true, true) else {
             panic!("nobody else asked for it")
         };
         flight.announce(file(1 << 20), Pieces::prefix(10));

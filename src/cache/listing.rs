@@ -21,7 +21,7 @@ use super::{Cache, now};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, State, Upstream};
+use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
 
 /// Upstream's "nothing refers to this".
 const EMPTY_INDEX: Bytes = Bytes::from_static(
@@ -63,18 +63,32 @@ impl Cache {
         Ok(self.upstream(repo)?.is_public(&repo.name).await)
     }
 
-    /// At most `n` tags of `repo` behind `last`.
+    /// Whether that is known from the answers of parents only.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`].
+    pub fn has_parents(&self, repo: &Repo) -> Result<bool, Error> {
+        Ok(self.upstream(repo)?.has_parents())
+    }
+
+    /// At most `n` tags of `repo` behind `last`. `trail`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored.
-    pub async fn tags(&self, repo: &Repo, n: usize, last: Option<&str>) -> Result<Page<Tag>, Error> {
+    pub async fn tags(
+        &self,
+        repo: &Repo,
+        n: usize,
+        last: Option<&str>,
+        trail: &Trail,
+    ) -> Result<Page<Tag>, Error> {
         let upstream = self.upstream(repo)?;
         let is_known = self.0.store.knows(repo).await?;
         let state = upstream.state();
         let error = if state == State::Up {
-            let asked = upstream.tags(&repo.name, n, last);
+            let asked = upstream.tags(trail, &repo.name, n, last);
             let listed = if is_known {
-                timeout(CHECK_DEADLINE, asked).await.unwrap_or(Err(upstream::Error::Timeout))
+                timeout(trail.patience(CHECK_DEADLINE), asked).await.unwrap_or(Err(upstream::Error::Timeout))
             } else {
                 asked.await
             };
@@ -102,8 +116,14 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error`], when the registry is not configured or the disk fails.
-    pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<Referrers>, Error> {
+    pub async fn referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        trail: &Trail,
+    ) -> Result<Option<Referrers>, Error> {
         let upstream = self.upstream(repo)?;
+        let trail = &upstream.settle(trail, digest);
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
         let known = self.0.store.referrers(repo, digest).await?;
         let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
@@ -122,16 +142,19 @@ impl Cache {
                 Verdict::ServeStale | Verdict::ServeRemoved => return Ok(kept(Source::Stale)),
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
-                    let (repo, digest) = (repo.clone(), *digest);
-                    tokio::spawn(async move { cache.ask_for_referrers(upstream, &repo, &digest).await });
+                    let (repo, digest, trail) = (repo.clone(), *digest, trail.clone());
+                    tokio::spawn(
+                        async move { cache.ask_for_referrers(upstream, &repo, &digest, &trail).await },
+                    );
                     return Ok(kept(Source::Hit));
                 }
                 Verdict::Refuse => return Ok(None),
                 Verdict::CheckFirst => CHECK_DEADLINE,
                 Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
             };
-            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest);
-            match timeout(limit, asked).await.unwrap_or(Err(upstream::Error::Timeout.into())) {
+            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, trail);
+            match timeout(trail.patience(limit), asked).await.unwrap_or(Err(upstream::Error::Timeout.into()))
+            {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
                     debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");
@@ -147,19 +170,31 @@ impl Cache {
         upstream: Arc<Upstream>,
         repo: &Repo,
         digest: &Digest,
+        trail: &Trail,
     ) -> Result<Referrers, Error> {
-        let (cache, key) = (self.clone(), (repo.clone(), *digest));
+        let key = (repo.clone(), *digest, trail.level());
+        let (cache, repo, digest, trail) = (self.clone(), repo.clone(), *digest, trail.clone());
         let work = || async move {
-            let (repo, digest) = key;
-            let body = upstream.referrers(&repo.name, &digest).await?.unwrap_or(EMPTY_INDEX);
-            if let Err(error) = cache.keep_referrers(&repo, &digest, &body).await {
+            let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
+            let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
+            if listed.is_stale {
+                // It is of unknown age: what is kept counts as fresh for a while.
+                return Ok(listed);
+            }
+            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
-            Ok(body)
+            Ok(listed)
         };
-        let (body, joined) = self.0.referrers.run((repo.clone(), *digest), work).await;
-        let source = if joined { Source::Join } else { Source::Miss };
-        body.unwrap_or(Err(Error::GivenUp)).map(|body| Referrers { body, source })
+        let (listed, joined) = self.0.referrers.run(key, work).await;
+        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale }| {
+            let source = match (is_stale, joined) {
+                (true, _) => Source::Stale,
+                (false, true) => Source::Join,
+                (false, false) => Source::Miss,
+            };
+            Referrers { body, source }
+        })
     }
 
     /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask

@@ -16,7 +16,7 @@ use super::{Cache, manifest_path, now};
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
 use crate::store::{ManifestRecord, Store};
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{Fetched, Upstream};
+use crate::upstream::{Fetched, Standing, Trail, Upstream};
 
 /// A manifest as it is served.
 #[derive(Clone, Debug)]
@@ -46,14 +46,19 @@ impl Cache {
         Some(Manifest { document, source, warning, age })
     }
 
-    /// The manifest that `reference` names in `repo`.
+    /// The manifest that `reference` names in `repo`. `trail`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
-    pub async fn manifest(&self, repo: &Repo, reference: &Reference) -> Result<Manifest, Error> {
+    pub async fn manifest(
+        &self,
+        repo: &Repo,
+        reference: &Reference,
+        trail: &Trail,
+    ) -> Result<Manifest, Error> {
         let manifest = match reference {
-            Reference::Tag(tag) => self.tagged(repo, tag).await,
-            Reference::Digest(digest) => self.manifest_by_digest(repo, digest).await,
+            Reference::Tag(tag) => self.tagged(repo, tag, trail).await,
+            Reference::Digest(digest) => self.manifest_by_digest(repo, digest, trail).await,
         };
         match manifest {
             Ok(manifest) => {
@@ -65,25 +70,33 @@ impl Cache {
     }
 
     /// A manifest by digest, whatever upstream's state if it is stored.
-    pub(super) async fn manifest_by_digest(&self, repo: &Repo, digest: &Digest) -> Result<Manifest, Error> {
+    pub(super) async fn manifest_by_digest(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        trail: &Trail,
+    ) -> Result<Manifest, Error> {
         if let Some(manifest) = self.stored_manifest(repo, digest).await? {
             return Ok(manifest);
         }
         self.not_absent(repo, &manifest_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let (cache, key) = (self.clone(), (repo.clone(), *digest));
+        let trail = upstream.settle(trail, digest);
+        let key = (repo.clone(), *digest, trail.level());
+        let (cache, repository, digest) = (self.clone(), repo.clone(), *digest);
         let work = || async move {
-            let (repo, digest) = key;
+            let repo = repository;
             // It may have been stored while this request was on its way here.
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);
             }
-            cache.fetch_manifest(&upstream, &repo, &Reference::Digest(digest)).await
+            let fetched = cache.fetch_manifest(&upstream, &trail, &repo, &Reference::Digest(digest)).await;
+            fetched.map(|(manifest, _)| manifest)
         };
-        let (manifest, joined) = self.0.manifests.run((repo.clone(), *digest), work).await;
+        let (manifest, joined) = self.0.manifests.run(key, work).await;
         let mut manifest = manifest
             .unwrap_or(Err(Error::GivenUp))
-            .map_err(|error| self.remember(repo, &manifest_path(digest), error))?;
+            .map_err(|error| self.remember(repo, &manifest_path(&digest), error))?;
         if joined {
             manifest.source = Source::Join;
         }
@@ -103,14 +116,16 @@ impl Cache {
         Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None, age: None }))
     }
 
-    /// Asks upstream for a manifest, checks that it is one, and stores it.
+    /// Asks upstream for a manifest, checks that it is one, and stores it; also how fresh that is.
     pub(super) async fn fetch_manifest(
         &self,
         upstream: &Upstream,
+        trail: &Trail,
         repo: &Repo,
         reference: &Reference,
-    ) -> Result<Manifest, Error> {
-        let Fetched { body, manifest, public, .. } = upstream.manifest(&repo.name, reference).await?;
+    ) -> Result<(Manifest, Standing), Error> {
+        let fetched = upstream.manifest(trail, &repo.name, reference).await?;
+        let Fetched { body, manifest, public, standing, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
@@ -130,7 +145,7 @@ impl Cache {
         }
         self.prove_behind(repo, &manifest);
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
-        Ok(Manifest { document, source: Source::Miss, warning: None, age: None })
+        Ok((Manifest { document, source: Source::Miss, warning: None, age: None }, standing))
     }
 
     /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
@@ -156,11 +171,11 @@ impl Cache {
         }
         match kind {
             Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
-            Kind::Blob => self.prove(repo, digest).await,
+            Kind::Blob => self.prove(repo, digest, &Trail::default()).await,
             // It costs, and can be proven when it is asked for.
             Kind::Manifest if self.upstream(repo)?.is_short() => Ok(()),
             // Registries do not show manifests as blobs. It is small, and brings its media type along.
-            Kind::Manifest => self.manifest_by_digest(repo, digest).await.map(drop),
+            Kind::Manifest => self.manifest_by_digest(repo, digest, &Trail::default()).await.map(drop),
         }
     }
 

@@ -17,7 +17,8 @@ use tracing::warn;
 
 use super::direct::{Detour, Direct};
 use super::error::Error;
-use super::flight::{Reader, Taken};
+use super::flight::Reader;
+use super::taken::Taken;
 use crate::oci::Digest;
 use crate::oci::range::Span;
 use crate::store::{BlobFile, Left, Mapped, Store};

@@ -1,21 +1,21 @@
 //! A check that somebody has asked for by name: now, whatever a rule or a remembered answer says.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::error::Error;
-use super::tags::Known;
+use super::tags::{Known, check_key};
 use super::{Cache, lock};
 use crate::oci::{Digest, Image, Reference, Repo, Tag};
-use crate::upstream;
+use crate::upstream::{self, Trail};
 
 /// Tags of one repository that are checked at once, for one command.
 const TAGS_AT_ONCE: usize = 8;
 /// How long somebody waits for a check; it goes on after that.
 const DEADLINE: Duration = Duration::from_secs(20);
+const STALE: &str = "the parent that was asked could not ask the registry";
 
 /// What came of the check of a tag.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,8 +78,9 @@ impl Cache {
         self.forget_absences(|of| of == repo);
         self.0.doubts.forget(repo, tag);
         let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);
-        let work = || self.clone().look_and_note(Arc::clone(upstream), repo.clone(), tag.clone());
-        let check = async || self.0.checks.run((repo.clone(), tag.clone()), work).await;
+        let trail = Trail::default();
+        let work = || self.checking(upstream, repo, tag, &trail);
+        let check = async || self.0.checks.run(check_key(upstream, repo, tag, &trail), work).await;
         let checks = async {
             match check().await {
                 // It had begun before, and may have been answered before whatever this is about has happened.
@@ -89,6 +90,7 @@ impl Cache {
         };
         let checked = timeout(DEADLINE, checks).await.unwrap_or(Some(Err(upstream::Error::Timeout.into())));
         let outcome = match (before, checked.unwrap_or(Err(Error::GivenUp))) {
+            (_, Ok(Known { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
             (None, Ok(Known { record, .. })) => Outcome::New { digest: record.digest },
             (Some(before), Ok(Known { record, .. })) if before == record.digest => {
                 Outcome::Unchanged { digest: before }

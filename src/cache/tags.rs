@@ -24,7 +24,7 @@ use super::{Cache, now};
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, Standing, Trail, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
 pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
@@ -41,6 +41,8 @@ pub(super) struct Known {
     pub(super) record: TagRecord,
     /// The manifest, if it had to be fetched.
     fetched: Option<Manifest>,
+    /// Whether a parent has answered that the registry did not confirm it.
+    pub(super) is_stale: bool,
 }
 
 /// A tag that can be served without a wait.
@@ -74,7 +76,7 @@ impl Cache {
     }
 
     /// The manifest that a tag means, as fresh as its rule demands.
-    pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
+    pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
         let record = self.0.store.tag(repo, tag).await?;
         // After that wait: a check may have ended meanwhile, and its word counts.
@@ -82,7 +84,7 @@ impl Cache {
         let Some(record) = record else {
             return match refusal {
                 Some(refusal) => Err(refusal),
-                None => self.first_time(repo, tag).await,
+                None => self.first_time(repo, tag, trail).await,
             };
         };
         let confirmed = Confirmed { at: record.checked_at, revoked };
@@ -93,21 +95,25 @@ impl Cache {
                     if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
                         return Ok(manifest);
                     }
-                    return self.serve(repo, &record, None).await;
+                    return self.serve(repo, &record, None, trail).await;
                 }
-                Verdict::ServeStale => return self.serve_stale(repo, tag, &record, WARNING_STALE).await,
-                Verdict::ServeRemoved => return self.serve_stale(repo, tag, &record, WARNING_REMOVED).await,
+                Verdict::ServeStale => {
+                    return self.serve_stale(repo, tag, &record, WARNING_STALE, trail).await;
+                }
+                Verdict::ServeRemoved => {
+                    return self.serve_stale(repo, tag, &record, WARNING_REMOVED, trail).await;
+                }
                 Verdict::ServeAndCheck => {
-                    let work = || self.clone().look_and_note(Arc::clone(upstream), repo.clone(), tag.clone());
-                    self.0.checks.begin((repo.clone(), tag.clone()), work);
-                    return self.serve(repo, &record, None).await;
+                    let key = check_key(upstream, repo, tag, trail);
+                    self.0.checks.begin(key, || self.checking(upstream, repo, tag, trail));
+                    return self.serve(repo, &record, None, trail).await;
                 }
                 Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
-                Verdict::CheckFirst => Some(CHECK_DEADLINE),
+                Verdict::CheckFirst => Some(trail.patience(CHECK_DEADLINE)),
                 Verdict::CheckOrRefuse => None,
             };
-            match self.check(repo, tag, deadline).await {
-                Ok(known) => return self.answer(repo, known).await,
+            match self.check(repo, tag, deadline, trail).await {
+                Ok(known) => return self.answer(repo, known, trail).await,
                 Err(error) if error.is_outage() => word = Word::Silent,
                 Err(error) if error.is_absence() => {
                     word = Word::Removed;
@@ -131,10 +137,11 @@ impl Cache {
     ///
     /// A list of referrers is the exception: dockerd asks for it last, and an error instead of "there is none"
     /// would end its pull.
-    async fn first_time(&self, repo: &Repo, tag: &Tag) -> Result<Manifest, Error> {
+    async fn first_time(&self, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Manifest, Error> {
         let may_be_absent = tag.is_of_referrers();
-        match self.check(repo, tag, may_be_absent.then_some(REFERRERS_DEADLINE)).await {
-            Ok(known) => self.answer(repo, known).await,
+        let deadline = may_be_absent.then(|| trail.patience(REFERRERS_DEADLINE));
+        match self.check(repo, tag, deadline, trail).await {
+            Ok(known) => self.answer(repo, known, trail).await,
             Err(error) if may_be_absent && error.is_outage() => {
                 debug!(repository = %repo, %tag, %error, "upstream cannot be asked for referrers; there are none for now");
                 Err(upstream::Error::NotFound.into())
@@ -143,10 +150,15 @@ impl Cache {
         }
     }
 
-    async fn answer(&self, repo: &Repo, known: Known) -> Result<Manifest, Error> {
-        match known.fetched {
-            Some(manifest) => Ok(Manifest { age: age(&known.record), ..manifest }),
-            None => self.serve(repo, &known.record, None).await,
+    async fn answer(&self, repo: &Repo, known: Known, trail: &Trail) -> Result<Manifest, Error> {
+        let Known { record, fetched, is_stale } = known;
+        let warning = is_stale.then_some(WARNING_STALE);
+        match fetched {
+            Some(manifest) => {
+                let source = if is_stale { Source::Stale } else { manifest.source };
+                Ok(Manifest { source, warning, age: age(&record), ..manifest })
+            }
+            None => self.serve(repo, &record, warning, trail).await,
         }
     }
 
@@ -156,8 +168,9 @@ impl Cache {
         repo: &Repo,
         record: &TagRecord,
         warning: Option<&'static str>,
+        trail: &Trail,
     ) -> Result<Manifest, Error> {
-        let manifest = self.manifest_by_digest(repo, &record.digest).await?;
+        let manifest = self.manifest_by_digest(repo, &record.digest, trail).await?;
         let source = if warning.is_some() { Source::Stale } else { manifest.source };
         Ok(Manifest { source, warning, age: age(record), ..manifest })
     }
@@ -169,10 +182,11 @@ impl Cache {
         tag: &Tag,
         record: &TagRecord,
         warning: &'static str,
+        trail: &Trail,
     ) -> Result<Manifest, Error> {
         match self.last_complete(repo, tag, record).await? {
             Some(manifest) => Ok(manifest),
-            None => self.serve(repo, record, Some(warning)).await,
+            None => self.serve(repo, record, Some(warning), trail).await,
         }
     }
 
@@ -198,10 +212,16 @@ impl Cache {
     }
 
     /// Asks upstream what a tag means now, together with whoever else is asking; waits at most `deadline`.
-    async fn check(&self, repo: &Repo, tag: &Tag, deadline: Option<Duration>) -> Result<Known, Error> {
-        let upstream = Arc::clone(self.upstream(repo)?);
-        let work = || self.clone().look_and_note(upstream, repo.clone(), tag.clone());
-        let running = self.0.checks.run((repo.clone(), tag.clone()), work);
+    async fn check(
+        &self,
+        repo: &Repo,
+        tag: &Tag,
+        deadline: Option<Duration>,
+        trail: &Trail,
+    ) -> Result<Known, Error> {
+        let upstream = self.upstream(repo)?;
+        let work = || self.checking(upstream, repo, tag, trail);
+        let running = self.0.checks.run(check_key(upstream, repo, tag, trail), work);
         let (result, joined) = match deadline {
             None => running.await,
             Some(limit) => match timeout(limit, running).await {
@@ -219,24 +239,39 @@ impl Cache {
         Ok(known)
     }
 
-    /// One look at upstream, and what it says about the next.
-    pub(super) async fn look_and_note(
-        self,
-        upstream: Arc<Upstream>,
-        repo: Repo,
-        tag: Tag,
+    /// One look at upstream, and what it says about the next, as work for [`check_key`].
+    pub(super) fn checking(
+        &self,
+        upstream: &Arc<Upstream>,
+        repo: &Repo,
+        tag: &Tag,
+        trail: &Trail,
+    ) -> impl Future<Output = Result<Known, Error>> + Send + use<> {
+        let (cache, upstream, trail) = (self.clone(), Arc::clone(upstream), trail.clone());
+        let (repo, tag) = (repo.clone(), tag.clone());
+        async move { cache.look_and_note(&upstream, &repo, &tag, &trail).await }
+    }
+
+    async fn look_and_note(
+        &self,
+        upstream: &Upstream,
+        repo: &Repo,
+        tag: &Tag,
+        trail: &Trail,
     ) -> Result<Known, Error> {
-        let result = self.look(&upstream, &repo, &tag).await;
+        let result = self.look(upstream, repo, tag, trail).await;
         match &result {
+            // A parent has asked in vain: nor is it asked again for a while.
+            Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
-            Ok(_) => self.0.doubts.clear(&repo, &tag),
+            Ok(_) => self.0.doubts.clear(repo, tag),
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
-                    self.0.doubts.failed(&repo, &tag);
-                    self.trouble(&repo);
+                    self.0.doubts.failed(repo, tag);
+                    self.trouble(repo);
                 } else if error.is_absence() {
-                    self.0.doubts.removed(&repo, &tag, error.clone());
+                    self.0.doubts.removed(repo, tag, error.clone());
                 }
             }
         }
@@ -244,35 +279,57 @@ impl Cache {
     }
 
     /// One look at upstream: HEAD, and the manifest if it is not here.
-    async fn look(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Result<Known, Error> {
+    async fn look(&self, upstream: &Upstream, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Known, Error> {
         let before = self.0.store.tag(repo, tag).await?;
-        let resolved = upstream.resolve(&repo.name, tag).await?;
+        // Who has something to fall back on waits less, and a parent must know.
+        let asking = if before.is_some() { trail.within(CHECK_DEADLINE) } else { trail.clone() };
+        let resolved = upstream.resolve(&asking, &repo.name, tag).await?;
         let is_spared = upstream.is_short() && before.as_ref().is_some_and(|it| self.will_do(repo, tag, it));
-        let manifest = match resolved.digest {
+        let (manifest, standing) = match resolved.digest {
             Some(digest) => {
+                let standing = resolved.standing;
                 if let Some(record) = &before
-                    && record.digest == digest
-                    && self.0.store.blob(&digest).await?.is_some()
+                    && self.0.store.blob(&record.digest).await?.is_some()
                 {
-                    self.0.store.checked(repo, tag, now()).await;
-                    let record = TagRecord { checked_at: now(), ..record.clone() };
-                    return Ok(Known { record, fetched: None });
+                    if record.digest == digest {
+                        return Ok(self.confirmed(repo, tag, record, standing).await);
+                    }
+                    // A parent that knows less than is known here does not move a tag back.
+                    if standing.confirmed_at(now()) < record.checked_at.min(now()) {
+                        let (record, is_stale) = (record.clone(), standing.is_stale);
+                        return Ok(Known { record, fetched: None, is_stale });
+                    }
                 }
                 if is_spared && self.stored_manifest(repo, &digest).await?.is_none() {
                     return Err(upstream::Error::Limited { retry_after: None }.into());
                 }
-                self.manifest_by_digest(repo, &digest).await.map_err(|error| match error {
-                    // It has just said that this is what the tag means.
-                    Error::Upstream(error) if *error == upstream::Error::NotFound => {
-                        upstream::Error::Malformed("a tag whose manifest is not there").into()
-                    }
-                    error => error,
-                })?
+                let manifest =
+                    self.manifest_by_digest(repo, &digest, trail).await.map_err(|error| match error {
+                        // It has just said that this is what the tag means.
+                        Error::Upstream(error) if *error == upstream::Error::NotFound => {
+                            upstream::Error::Malformed("a tag whose manifest is not there").into()
+                        }
+                        error => error,
+                    })?;
+                (manifest, standing)
             }
             None if is_spared => return Err(upstream::Error::Limited { retry_after: None }.into()),
-            None => self.fetch_manifest(upstream, repo, &Reference::Tag(tag.clone())).await?,
+            None => self.fetch_manifest(upstream, trail, repo, &Reference::Tag(tag.clone())).await?,
         };
-        self.moved(upstream, repo, tag, before, manifest).await
+        self.moved(upstream, repo, tag, before, (manifest, standing)).await
+    }
+
+    /// The tag means what it meant. A parent says how long ago the registry said so; that is no news if it was said
+    /// here later.
+    async fn confirmed(&self, repo: &Repo, tag: &Tag, record: &TagRecord, standing: Standing) -> Known {
+        let at = standing.confirmed_at(now());
+        // What was noted by a clock that has since jumped back is not from later.
+        let at = if record.checked_at > now() { at } else { at.max(record.checked_at) };
+        if at != record.checked_at {
+            self.0.store.checked(repo, tag, at).await;
+        }
+        let record = TagRecord { checked_at: at, ..record.clone() };
+        Known { record, fetched: None, is_stale: standing.is_stale }
     }
 
     /// Whether what is known of a tag may be served if upstream's last few manifests are kept for other images.
@@ -290,15 +347,14 @@ impl Cache {
         repo: &Repo,
         tag: &Tag,
         before: Option<TagRecord>,
-        manifest: Manifest,
+        (manifest, standing): (Manifest, Standing),
     ) -> Result<Known, Error> {
         let public = upstream.is_public(&repo.name).await;
         if let Some(before) = &before
             && (before.digest, before.public) == (manifest.document.digest, public)
         {
-            self.0.store.checked(repo, tag, now()).await;
-            let record = TagRecord { checked_at: now(), ..before.clone() };
-            return Ok(Known { record, fetched: Some(manifest) });
+            let known = self.confirmed(repo, tag, before, standing).await;
+            return Ok(Known { fetched: Some(manifest), ..known });
         }
         let previous = match before {
             Some(before) if before.digest != manifest.document.digest => self.previous(repo, before).await?,
@@ -310,7 +366,7 @@ impl Cache {
             media_type: manifest.document.media_type.clone(),
             size: manifest.document.body.len() as u64,
             fetched_at: now(),
-            checked_at: now(),
+            checked_at: standing.confirmed_at(now()),
             public,
             previous,
         };
@@ -318,7 +374,7 @@ impl Cache {
         if let Err(error) = self.0.store.set_tag(repo, tag, &record).await {
             warn!(repository = %repo, %tag, %error, "a tag is served but could not be stored");
         }
-        Ok(Known { record, fetched: Some(manifest) })
+        Ok(Known { record, fetched: Some(manifest), is_stale: standing.is_stale })
     }
 
     /// What to fall back on while the new image of a tag is incomplete: the image it had, if that is whole.
@@ -329,6 +385,12 @@ impl Cache {
         }
         Ok(before.previous)
     }
+}
+
+/// Checks are shared by requests of one level. The manifest that one may wait for has its own home, and its own level:
+/// no work on a manifest waits for a check.
+pub(super) fn check_key(upstream: &Upstream, repo: &Repo, tag: &Tag, trail: &Trail) -> (Repo, Tag, usize) {
+    (repo.clone(), tag.clone(), upstream.settle_tag(trail, &repo.name, tag).level())
 }
 
 /// For how many seconds a tag has gone unconfirmed; none if it never was confirmed.

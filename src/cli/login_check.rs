@@ -7,7 +7,7 @@ use anyhow::bail;
 use crate::oci::Registry;
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
 
-/// Those that are named; without names, those that have credentials.
+/// Those that are named; without names, those that have credentials, and one for the parents if these have any.
 ///
 /// # Errors
 /// When one that is named is not configured.
@@ -16,8 +16,11 @@ pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Resu
     if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
         bail!("no [[upstream]] is configured for {unknown}");
     }
+    // All have the same parents.
+    let by_parents = upstreams.iter().find(|upstream| upstream.has_login());
+    let by_parents = by_parents.map(|upstream| upstream.registry.clone());
     let is_chosen = |upstream: &Config| match named {
-        [] => upstream.credentials.is_some(),
+        [] => upstream.credentials.is_some() || by_parents.as_ref() == Some(&upstream.registry),
         named => named.contains(&upstream.registry),
     };
     Ok(upstreams.into_iter().filter(is_chosen).collect())
@@ -50,7 +53,7 @@ async fn try_one(config: &Config) -> bool {
     }
     let trials = upstream.try_logins().await;
     for trial in &trials {
-        say(&line(registry, trial, config.credentials.is_some()));
+        say(&line(registry, trial, config.has_login()));
     }
     trials.iter().all(|trial| trial.found.is_fine())
 }

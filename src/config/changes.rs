@@ -31,6 +31,7 @@ impl Config {
             admin,
             cache,
             upstreams,
+            parents,
             tags,
             pins,
         } = self;
@@ -44,6 +45,7 @@ impl Config {
         changes.restart("admin.metrics_listen", metrics_listen, &new.admin.metrics_listen);
         changes.cache(cache, &new.cache);
         changes.upstreams(upstreams, &new.upstreams);
+        changes.place("parents", parents, &new.parents);
         changes.place("tags", tags, &new.tags);
         changes.place("pin", pins, &new.pins);
         changes

@@ -16,6 +16,7 @@ use super::response::value;
 use crate::cache::{Blob, Way};
 use crate::oci::Digest;
 use crate::oci::range::Range;
+use crate::upstream::Trail;
 
 /// Bytes of a request's body that are read and thrown away.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
@@ -27,6 +28,8 @@ pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+    /// Where it has come from.
+    pub(super) trail: Trail,
     /// Where its connection sends files by itself; none if it looks at what it sends, as TLS does.
     pub(super) outlet: Option<Outlet>,
 }

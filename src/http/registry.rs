@@ -29,14 +29,15 @@ use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Outlet;
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
-    log_in, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
+    content, failure, log_in, outage, unavailable, unrouted, value, wrong_address,
 };
 use crate::cache::{self, Cache};
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
+use crate::upstream::{Trail, declare_public, introduce};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -140,6 +141,8 @@ impl Serving {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
+        let trail = Trail::read(&head.headers);
+        let is_of_client = trail.is_of_client();
         let mut user = None;
         let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {
             refuse(&mut account, &head.uri, refusal)
@@ -151,7 +154,7 @@ impl Serving {
                         Some(refusal) => refuse(&mut account, &head.uri, refusal),
                         None => {
                             let Parts { method, uri, headers, .. } = head;
-                            let asked = Asked { method, uri, headers, outlet };
+                            let asked = Asked { method, uri, headers, trail, outlet };
                             self.respond(&asked, &mut account).await
                         }
                     }
@@ -165,6 +168,9 @@ impl Serving {
             discard(body).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if !is_of_client {
+            introduce(response.headers_mut());
+        }
         account.answered(response.status().as_u16(), response.body().len());
         let brake = Brake::of(guest.into_iter().chain(user));
         response.map(|body| body.watched(account).braked(brake))
@@ -182,13 +188,30 @@ impl Serving {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
-        if let Some(response) = self.at_hand(asked, &route, account) {
-            return response;
+        let mut response = if asked.trail.is_echo() {
+            asked_by_itself()
+        } else {
+            match self.at_hand(asked, &route, account) {
+                Some(response) => response,
+                None => self.find(asked, &route, account).await,
+            }
+        };
+        if !asked.trail.is_of_client()
+            && let Some(repo) = repository(&route)
+            && self.cache.is_public(repo).await.is_ok_and(|is_public| is_public)
+        {
+            declare_public(response.headers_mut());
         }
+        response
+    }
+
+    /// The answer, or why there is none, in time.
+    async fn find(&self, asked: &Asked, route: &Arc<Route>, account: &mut Account) -> Response<Body> {
         let request = account.request;
-        let subject = subject(&route);
+        let subject = subject(route);
         // On the heap, so that what most requests do is small: futures are moved before they run.
-        match timeout(BUDGET, Box::pin(self.serve(asked, &route, account))).await {
+        let budget = asked.trail.patience(BUDGET);
+        match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 account.cause = error.to_string();
@@ -218,7 +241,7 @@ impl Serving {
             Route::Blob { repo, digest } => self.blob(asked, repo, digest, account).await,
             Route::Tags { repo, n, last } => self.tags(asked, repo, *n, last.as_deref(), account).await,
             Route::Referrers { repo, digest, artifact_type } => {
-                self.referrers(repo, digest, artifact_type.as_deref(), account).await
+                self.referrers(asked, (repo, digest), artifact_type.as_deref(), account).await
             }
         }
     }
@@ -246,7 +269,7 @@ impl Serving {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let manifest = self.cache.manifest(repo, reference).await?;
+        let manifest = self.cache.manifest(repo, reference, &asked.trail).await?;
         Ok(of_manifest(asked, repo, manifest, account))
     }
 
@@ -257,7 +280,7 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (size, source) = self.cache.blob_size(repo, digest).await?;
+        let (size, source) = self.cache.blob_size(repo, digest, &asked.trail).await?;
         let status = cache_status(source, false, false);
         account.cache = status;
         let mut response =
@@ -275,7 +298,7 @@ impl Serving {
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         let range = asked.range(digest);
-        let blob = self.cache.blob(repo, digest, range).await?;
+        let blob = self.cache.blob(repo, digest, range, &asked.trail).await?;
         Ok(of_blob(asked, (repo, digest), blob, range, account))
     }
 
@@ -287,18 +310,21 @@ impl Serving {
         last: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        if !self.list_private && !self.cache.is_public(repo).await? {
-            return Ok(failure(
-                StatusCode::NOT_FOUND,
-                ErrorCode::NameUnknown,
-                "lists show only what needs no credential upstream, unless [http] list_private is set",
-            ));
+        let is_hidden = async || -> Result<bool, cache::Error> {
+            Ok(!self.list_private && !self.cache.is_public(repo).await?)
+        };
+        // Where there are parents, their answer says whether it is.
+        if is_hidden().await? && !self.cache.has_parents(repo)? {
+            return Ok(hidden());
         }
         let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
         if size == 0 {
             return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
         }
-        let page = self.cache.tags(repo, size, last).await?;
+        let page = self.cache.tags(repo, size, last, &asked.trail).await?;
+        if is_hidden().await? {
+            return Ok(hidden());
+        }
         let body =
             list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
         let mut response = json(body);
@@ -334,12 +360,12 @@ impl Serving {
 
     async fn referrers(
         &self,
-        repo: &Repo,
-        digest: &Digest,
+        asked: &Asked,
+        (repo, digest): (&Repo, &Digest),
         artifact_type: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest).await? else {
+        let Some(referrers) = self.cache.referrers(repo, digest, &asked.trail).await? else {
             return Ok(failure(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,
@@ -367,6 +393,26 @@ impl Serving {
 fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
     account.astray(uri.path());
     response
+}
+
+/// A list that is not shown.
+fn hidden() -> Response<Body> {
+    failure(
+        StatusCode::NOT_FOUND,
+        ErrorCode::NameUnknown,
+        "lists show only what needs no credential upstream, unless [http] list_private is set",
+    )
+}
+
+/// What a request is about.
+fn repository(route: &Route) -> Option<&Repo> {
+    match route {
+        Route::Manifest { repo, .. }
+        | Route::Blob { repo, .. }
+        | Route::Referrers { repo, .. }
+        | Route::Tags { repo, .. } => Some(repo),
+        Route::Base | Route::Extensions | Route::Catalog { .. } => None,
+    }
 }
 
 fn subject(route: &Route) -> Subject {

@@ -167,6 +167,11 @@ pub(super) fn wrong_address() -> Response<Body> {
     response
 }
 
+/// A request that this process has sent to itself, taking itself for a parent.
+pub(super) fn asked_by_itself() -> Response<Body> {
+    failure(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, "this mirror is its own parent")
+}
+
 /// What cannot be had now, and may be had soon.
 pub(super) fn outage(message: &str) -> Response<Body> {
     let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);

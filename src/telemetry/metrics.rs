@@ -178,6 +178,7 @@ impl Proxy {
 /// What is asked of upstreams, and what is not.
 struct Upstreams {
     requests: IntCounterVec,
+    parent_requests: IntCounterVec,
     waits: IntCounterVec,
     refused: IntCounterVec,
     quota: IntGaugeVec,
@@ -189,7 +190,12 @@ impl Upstreams {
         Self {
             requests: new.counters(
                 "berth_upstream_requests_total",
-                "HTTP requests sent to upstreams, token servers included",
+                "HTTP requests sent to registries, token servers included",
+                &["registry", "outcome"],
+            ),
+            parent_requests: new.counters(
+                "berth_parent_requests_total",
+                "HTTP requests sent to parents",
                 &["registry", "outcome"],
             ),
             waits: new.counters(
@@ -397,6 +403,11 @@ impl Metrics {
     /// An HTTP request to an upstream of `registry` ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstreams.requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// An HTTP request to a parent, about content of `registry`, ended in `outcome`.
+    pub fn parent_request(&self, registry: &str, outcome: &str) {
+        self.upstreams.parent_requests.with_label_values(&[registry, outcome]).inc();
     }
 
     /// A request to an upstream of `registry` had to wait, because of `limit`.

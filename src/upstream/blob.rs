@@ -17,6 +17,7 @@ use super::exchange::{Answer, Ask, is_page};
 use super::limit::Transfer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
+use super::trail::Trail;
 use super::{Error, Upstream};
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName};
@@ -75,13 +76,13 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none knew.
-    pub async fn head_blob(&self, name: &RepoName, digest: &Digest) -> Result<u64, Error> {
+    pub async fn head_blob(&self, trail: &Trail, name: &RepoName, digest: &Digest) -> Result<u64, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.size_from(server, name, digest, deadline).await {
+        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().size_from(stop.server(), trail, name, digest, deadline).await {
                 Ok(total) => return Ok(total),
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -94,6 +95,7 @@ impl Upstream {
     /// [`Error::Changed`] if the size is another one; else [`Error`], the last endpoint's if none had it.
     pub async fn blob(
         &self,
+        trail: &Trail,
         name: &RepoName,
         digest: &Digest,
         range: Option<Range>,
@@ -101,11 +103,12 @@ impl Upstream {
         avoid: &[usize],
     ) -> Result<BlobStream, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, avoid, ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.blob_from(server, name, digest, (range, total), deadline).await {
+        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), avoid, ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            let from = (stop.server(), trail);
+            match stop.upstream().blob_from(from, name, digest, (range, total), deadline).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -113,7 +116,7 @@ impl Upstream {
 
     async fn blob_from(
         &self,
-        server: &Server,
+        (server, trail): (&Server, &Trail),
         name: &RepoName,
         digest: &Digest,
         (range, known): (Option<Range>, Option<u64>),
@@ -126,8 +129,8 @@ impl Upstream {
             }
             (range, _) => range,
         };
-        let ask =
-            Ask { range: range.map(|range| range.to_string()), ..Ask::get(name, format!("blobs/{digest}")) };
+        let ask = Ask::get(name, format!("blobs/{digest}")).along(trail);
+        let ask = Ask { range: range.map(|range| range.to_string()), ..ask };
         let transfer = self.transfer(deadline).await?;
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
@@ -144,7 +147,7 @@ impl Upstream {
         } else {
             let total = match content_length(headers).or(known) {
                 Some(total) => total,
-                None => self.size_from(server, name, digest, deadline).await?,
+                None => self.size_from(server, trail, name, digest, deadline).await?,
             };
             (Span::whole(total), total)
         };
@@ -161,12 +164,13 @@ impl Upstream {
     async fn size_from(
         &self,
         server: &Server,
+        trail: &Trail,
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<u64, Error> {
         let path = format!("blobs/{digest}");
-        match self.exchange(server, &Ask::head(name, path.clone()), deadline).await {
+        match self.exchange(server, &Ask::head(name, path.clone()).along(trail), deadline).await {
             Ok(answer) => {
                 let headers = answer.response.headers();
                 check_content(headers)?;
@@ -179,7 +183,8 @@ impl Upstream {
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
-        let answer = self.exchange(server, &Ask { range, ..Ask::get(name, path) }, deadline).await?;
+        let ask = Ask { range, ..Ask::get(name, path).along(trail) };
+        let answer = self.exchange(server, &ask, deadline).await?;
         let headers = answer.response.headers();
         check_content(headers)?;
         let total = match answer.response.status() {

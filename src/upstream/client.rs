@@ -222,14 +222,13 @@ fn pool(dialer: Dialer, tls: rustls::ClientConfig) -> Http {
 
 /// Trust in the system's authorities and those of `files`.
 fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(system_roots().iter().cloned());
+    let mut roots = Arc::clone(system_roots());
     for path in files {
         let content = fs::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
         let wrong = || BuildError::Content { path: path.clone(), expected: "a PEM file of certificates" };
         let mut count = 0;
         for certificate in CertificateDer::pem_slice_iter(&content) {
-            roots.add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
+            Arc::make_mut(&mut roots).add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
             count += 1;
         }
         if count == 0 {
@@ -243,9 +242,9 @@ fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The system's authorities, read once: there are many upstreams and the files are large.
-fn system_roots() -> &'static [CertificateDer<'static>] {
-    static ROOTS: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+/// The system's authorities, read and kept once: there are many upstreams and the files are large.
+fn system_roots() -> &'static Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     ROOTS.get_or_init(|| {
         let loaded = rustls_native_certs::load_native_certs();
         for error in &loaded.errors {
@@ -254,7 +253,9 @@ fn system_roots() -> &'static [CertificateDer<'static>] {
         if loaded.certs.is_empty() {
             tracing::warn!("the system has no certificate authorities: only those of `ca` are trusted");
         }
-        loaded.certs
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(loaded.certs);
+        roots.into()
     })
 }
 

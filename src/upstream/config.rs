@@ -16,6 +16,7 @@ use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::headers::Headers;
 use super::identity::ClientCertificate;
 use super::limit::LimitsConfig;
+use super::parents::ParentsConfig;
 use super::rename::Rewrite;
 use super::vault::VaultConfig;
 use crate::oci::Registry;
@@ -35,6 +36,15 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Where the registry is asked, in this order, until one has what is asked for.
     pub endpoints: Vec<Endpoint>,
+    /// The endpoints are mirrors of many registries, such as other berths: they are sent `ns=`, and asked as parents are.
+    #[serde(default)]
+    pub mirror: bool,
+    /// Whether `[parents]` are asked before it.
+    #[serde(default = "yes", rename = "parents")]
+    pub has_parents: bool,
+    /// Those, once the whole configuration is there.
+    #[serde(skip)]
+    pub parents: Option<ParentsConfig>,
     /// It is never asked, whatever for: what is here is all there is.
     #[serde(default)]
     pub offline: bool,
@@ -87,6 +97,9 @@ impl Config {
             aliases: Vec::new(),
             hosts: Vec::new(),
             endpoints,
+            mirror: false,
+            has_parents: true,
+            parents: None,
             offline: false,
             credentials: None,
             ca: Vec::new(),
@@ -114,13 +127,34 @@ impl Config {
 
     /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
-        self.credentials.is_some() || self.is_always_known()
+        let by_parents = self.parents.as_ref().is_some_and(ParentsConfig::has_identity);
+        self.credentials.is_some() || self.is_always_known() || by_parents
+    }
+
+    /// The files of certificate authorities that are read when it is built, those of its parents among them.
+    pub fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
+        self.ca.iter().chain(self.parents.iter().flat_map(|parents| &parents.ca))
+    }
+
+    /// Whether a login is configured, for it or for its parents.
+    pub fn has_login(&self) -> bool {
+        self.credentials.is_some()
+            || self.parents.as_ref().is_some_and(|parents| parents.credentials.is_some())
+    }
+
+    /// Whether there are no endpoints but those of its parents.
+    pub(super) fn asks_only_parents(&self) -> bool {
+        self.mirror || self.parents.as_ref().is_some_and(|parents| parents.only)
     }
 
     /// Whether they know with every request.
     pub(super) fn is_always_known(&self) -> bool {
         self.client_certificate.is_some() || !self.headers.is_empty()
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Through which egress proxy an upstream is reached.

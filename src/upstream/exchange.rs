@@ -20,6 +20,7 @@ use super::client::Way;
 use super::error::{Error, Refusal};
 use super::login::Login;
 use super::server::Server;
+use super::trail::Trail;
 use super::{Upstream, redirect, rename, retry};
 use crate::oci::RepoName;
 
@@ -39,17 +40,25 @@ pub(super) struct Ask<'a> {
     pub(super) range: Option<String>,
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
+    /// Where the request has come from; parents are told.
+    pub(super) trail: Trail,
 }
 
 impl<'a> Ask<'a> {
     /// A plain GET of `path`.
     pub(super) fn get(name: &'a RepoName, path: String) -> Self {
-        Self { name, method: Method::GET, path, query: None, accept: None, range: None, is_login: false }
+        let (method, trail) = (Method::GET, Trail::default());
+        Self { name, method, path, query: None, accept: None, range: None, is_login: false, trail }
     }
 
     /// A HEAD of `path`.
     pub(super) fn head(name: &'a RepoName, path: String) -> Self {
         Self { method: Method::HEAD, ..Self::get(name, path) }
+    }
+
+    /// The same on behalf of somebody who may have been passed on.
+    pub(super) fn along(self, trail: &Trail) -> Self {
+        Self { trail: trail.clone(), ..self }
     }
 
     /// Whether the login for `name` is taken, whatever it may be used for.
@@ -218,7 +227,17 @@ impl Upstream {
             }
         }
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
-        judge(reply, login.is_some()).map(|response| Answer { response, public })
+        let judged = judge(reply, login.is_some());
+        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public }) };
+        match judged {
+            Ok(response) => {
+                let public = peer.hear(ask.name, response.headers(), public);
+                Ok(Answer { response, public })
+            }
+            // What a berth cannot get now says nothing about how often it may be asked.
+            Err(Error::Limited { .. }) if peer.is_berth() => Err(Error::Unavailable { status: 503 }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends the request, and again wherever it is redirected to.
@@ -232,7 +251,7 @@ impl Upstream {
     ) -> Result<Reply, Error> {
         self.admit(server, deadline).await?;
         let endpoint = server.endpoint().as_url();
-        let mut url = ask.url(server, name);
+        let mut url = self.with_namespace(ask.url(server, name));
         let mut elsewhere = false;
         let mut way = Way::Direct;
         for hop in 0..=redirect::HOPS_MAX {
@@ -242,16 +261,23 @@ impl Upstream {
             if !elsewhere {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
+                if self.peer().is_some() {
+                    ask.trail.stamp(request.headers_mut(), within);
+                }
             }
             let sent = match hop {
                 0 => self.client.send_unless(self.silence(server), way, request, within).await,
                 _ => self.client.send(way, request, within).await,
             };
-            if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
+            let is_berth = !elsewhere && self.meets_berth(server, &sent);
+            if is_berth {
+                server.waited(sent_at.elapsed());
+                server.succeeded();
+            } else if hop == 0 && within >= self.client.timeouts.header / BLAME_PART {
                 self.note(server, &sent, sent_at.elapsed());
             }
             let response = sent?;
-            if !elsewhere {
+            if !elsewhere && !is_berth {
                 self.heed(server, &response, sent_at);
             }
             if !redirect::is_redirect(response.status()) {
@@ -266,6 +292,14 @@ impl Upstream {
             way = redirect::way(&url, endpoint, &self.redirect_hosts);
         }
         Err(Refusal::TooManyRedirects.into())
+    }
+
+    /// A mirror of many registries is told which one is meant.
+    fn with_namespace(&self, mut url: Url) -> Url {
+        if self.peer().is_some() {
+            url.query_pairs_mut().append_pair("ns", self.registry.as_str());
+        }
+        url
     }
 
     /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all.

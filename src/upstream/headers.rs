@@ -2,25 +2,29 @@
 
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, RANGE, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de};
 use std::collections::BTreeMap;
 
+use super::trail::DEADLINE;
+
 /// What berth says itself, or the connection needs.
-const RESERVED: [HeaderName; 11] = [
+const RESERVED: [HeaderName; 13] = [
     ACCEPT,
     ACCEPT_ENCODING,
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
+    DEADLINE,
     HOST,
     PROXY_AUTHORIZATION,
     RANGE,
     TE,
     TRANSFER_ENCODING,
     UPGRADE,
+    VIA,
 ];
 
 /// `headers`: sent to the endpoints themselves with every request, and nowhere else. They may say who berth is, so

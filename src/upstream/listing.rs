@@ -14,7 +14,8 @@ use url::form_urlencoded;
 use super::exchange::{Ask, media_type};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
-use super::{Error, Upstream, client};
+use super::trail::Trail;
+use super::{Error, Fetched, Upstream, client};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -38,6 +39,15 @@ pub struct TagPage {
     pub more: bool,
 }
 
+/// What refers to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReferrerList {
+    /// An OCI index.
+    pub body: Bytes,
+    /// Whether a parent has kept it from before and could not ask the registry.
+    pub is_stale: bool,
+}
+
 #[derive(Deserialize)]
 struct TagList {
     /// Null for a repository without tags, as Go writes it.
@@ -49,13 +59,20 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn tags(&self, name: &RepoName, n: usize, last: Option<&str>) -> Result<TagPage, Error> {
+    pub async fn tags(
+        &self,
+        trail: &Trail,
+        name: &RepoName,
+        n: usize,
+        last: Option<&str>,
+    ) -> Result<TagPage, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.tags_from(server, name, n, last, deadline).await {
+        let key = format!("{}/{name}", self.registry);
+        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().tags_from((stop.server(), trail), name, n, last, deadline).await {
                 Ok(page) => return Ok(page),
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -63,7 +80,7 @@ impl Upstream {
 
     async fn tags_from(
         &self,
-        server: &Server,
+        (server, trail): (&Server, &Trail),
         name: &RepoName,
         n: usize,
         last: Option<&str>,
@@ -72,8 +89,8 @@ impl Upstream {
         let mut query = Some(first_page(n, last));
         let mut tags = Vec::new();
         for _ in 0..PAGES_MAX {
-            let ask =
-                Ask { query, accept: Some("application/json"), ..Ask::get(name, "tags/list".to_owned()) };
+            let ask = Ask::get(name, "tags/list".to_owned()).along(trail);
+            let ask = Ask { query, accept: Some("application/json"), ..ask };
             let (_, body, next) = self.page(server, &ask, deadline).await?;
             let list: TagList = serde_json::from_slice(&body)
                 .map_err(|_| Error::Malformed("something else than a list of tags"))?;
@@ -87,19 +104,24 @@ impl Upstream {
         Ok(cut(tags, n, last, query.is_some()))
     }
 
-    /// What refers to `digest`, as an OCI index; `None` if upstream says that nothing does. Registries without
+    /// What refers to `digest`; `None` if upstream says that nothing does. Registries without
     /// the referrers API keep such an index under a tag.
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn referrers(&self, name: &RepoName, digest: &Digest) -> Result<Option<Bytes>, Error> {
+    pub async fn referrers(
+        &self,
+        trail: &Trail,
+        name: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<ReferrerList>, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.referrers_from(server, name, digest, deadline).await {
-                Ok(Some(body)) => return Ok(Some(body)),
-                Ok(None) => return self.referrers_by_tag(name, digest, deadline).await,
-                Err(error) => rounds.failed(server, error),
+        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await {
+                Ok(Some(listed)) => return Ok(Some(listed)),
+                Ok(None) => return self.referrers_by_tag(trail, name, digest, deadline).await,
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -108,16 +130,18 @@ impl Upstream {
     /// By the API; `None` if there is no such API.
     async fn referrers_from(
         &self,
-        server: &Server,
+        (server, trail): (&Server, &Trail),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<ReferrerList>, Error> {
         let mut merged: Option<Value> = None;
         let mut query = None;
         let mut bytes = 0;
+        let mut is_stale = false;
         for page in 0..PAGES_MAX {
-            let ask = Ask { query, accept: Some(OCI_INDEX), ..Ask::get(name, format!("referrers/{digest}")) };
+            let ask = Ask::get(name, format!("referrers/{digest}")).along(trail);
+            let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
             let (headers, body, next) = match self.page(server, &ask, deadline).await {
                 Ok(page) => page,
                 Err(Error::NotFound | Error::Unavailable { status: 405 | 501 }) if page == 0 => {
@@ -130,12 +154,13 @@ impl Upstream {
                 return Ok(None);
             }
             bytes += body.len();
+            is_stale |= self.standing(&headers).is_stale;
             let index = parse_index(&body).filter(|_| bytes <= REFERRERS_BYTES_MAX);
             let index = index
                 .ok_or(Error::Malformed("something else than a list of referrers, or too long a one"))?;
             query = next;
             match (merged.as_mut(), query.is_none()) {
-                (None, true) => return Ok(Some(body)),
+                (None, true) => return Ok(Some(ReferrerList { body, is_stale })),
                 (None, false) => merged = Some(index),
                 (Some(merged), _) => append(merged, index),
             }
@@ -144,7 +169,7 @@ impl Upstream {
             }
         }
         match (merged, query) {
-            (Some(merged), None) => Ok(Some(merged.to_string().into())),
+            (Some(merged), None) => Ok(Some(ReferrerList { body: merged.to_string().into(), is_stale })),
             // A list that is cut could hide a signature.
             _ => Err(Error::Malformed("a list of referrers with too many pages")),
         }
@@ -152,17 +177,21 @@ impl Upstream {
 
     async fn referrers_by_tag(
         &self,
+        trail: &Trail,
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<ReferrerList>, Error> {
         if self.is_short() {
             // What refers to an image can be done without; an image cannot.
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
-        match self.manifest_until(name, &tag, deadline).await {
-            Ok(fetched) => Ok(parse_index(&fetched.body).map(|_| fetched.body)),
+        match self.manifest_until(trail, name, &tag, deadline).await {
+            Ok(Fetched { body, standing, .. }) => {
+                let is_stale = standing.is_stale;
+                Ok(parse_index(&body).map(|_| ReferrerList { body, is_stale }))
+            }
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -6,16 +6,20 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, HeaderName};
+use http::header::{AGE, CONTENT_LENGTH, HeaderName, WARNING};
 use tokio::time::Instant;
 
 use super::exchange::{Ask, is_page, media_type};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
+use super::trail::Trail;
 use super::{Error, Upstream, client};
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// Warnings that an answer is stale: RFC 7234, and berth's own.
+const STALE: [&str; 3] = ["110 ", "111 ", "299 - \"stale:"];
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// What a tag means now, as far as upstream said.
@@ -27,6 +31,35 @@ pub struct Resolved {
     pub media_type: Option<String>,
     /// Its size.
     pub size: Option<u64>,
+    /// How fresh that is.
+    pub standing: Standing,
+}
+
+/// How fresh an answer about a tag is by the word of the parent that gave it. A registry's own is as fresh as can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// For how many seconds the registry has not confirmed it; none if it never has.
+    age: Option<u64>,
+    /// Whether the registry should have and could not.
+    pub is_stale: bool,
+}
+
+impl Standing {
+    pub(super) const FRESH: Self = Self { age: Some(0), is_stale: false };
+
+    /// When the registry confirmed it, in seconds since 1970, at the time `now`.
+    pub fn confirmed_at(self, now: u64) -> u64 {
+        self.age.map_or(0, |age| now.saturating_sub(age))
+    }
+
+    fn read(headers: &HeaderMap) -> Self {
+        let texts = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let is_stale = texts(CACHE_STATUS).any(|text| text.contains("detail=stale"))
+            || texts(WARNING).any(|text| STALE.iter().any(|begin| text.starts_with(begin)));
+        let age = texts(AGE).next().and_then(|age| age.trim().parse().ok());
+        // A mirror that says nothing of the kind is believed.
+        Self { age: age.or_else(|| (!is_stale).then_some(0)), is_stale }
+    }
 }
 
 /// A manifest as it came. By digest its bytes are proven, by tag they are not; it is a manifest in either case.
@@ -40,6 +73,8 @@ pub struct Fetched {
     pub endpoint: usize,
     /// Whether it came without any credential.
     pub public: bool,
+    /// If it was asked for by tag: how fresh that is.
+    pub standing: Standing,
 }
 
 impl Upstream {
@@ -47,21 +82,26 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn resolve(&self, name: &RepoName, tag: &Tag) -> Result<Resolved, Error> {
+    pub async fn resolve(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Result<Resolved, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, &[], 1, deadline);
-        let ask = Ask { accept: Some(manifest::ACCEPT), ..Ask::head(name, format!("manifests/{tag}")) };
-        while let Some(server) = rounds.next().await {
-            match self.exchange(server, &ask, deadline).await {
+        let mut rounds = Rounds::new(self, (&self.key_of_tag(name, tag), trail), &[], 1, deadline);
+        let ask = Ask::head(name, format!("manifests/{tag}")).along(trail);
+        let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().exchange(stop.server(), &ask, deadline).await {
                 Ok(answer) if is_page(answer.response.headers()) => {
-                    rounds.failed(server, Error::Malformed("a page instead of a manifest"));
+                    rounds.failed(stop, Error::Malformed("a page instead of a manifest"));
                 }
-                Ok(answer) => return Ok(resolved(answer.response.headers())),
+                Ok(answer) => {
+                    let headers = answer.response.headers();
+                    return Ok(resolved(headers, stop.upstream().standing(headers)));
+                }
                 // Some registries and proxies know no HEAD.
                 Err(Error::Unavailable { status: 405 | 501 }) => {
-                    return Ok(Resolved { digest: None, media_type: None, size: None });
+                    let standing = Standing::FRESH;
+                    return Ok(Resolved { digest: None, media_type: None, size: None, standing });
                 }
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -71,22 +111,32 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none had it.
-    pub async fn manifest(&self, name: &RepoName, reference: &Reference) -> Result<Fetched, Error> {
-        self.manifest_until(name, reference, self.deadline()).await
+    pub async fn manifest(
+        &self,
+        trail: &Trail,
+        name: &RepoName,
+        reference: &Reference,
+    ) -> Result<Fetched, Error> {
+        self.manifest_until(trail, name, reference, self.deadline()).await
     }
 
     /// As [`Upstream::manifest`], as a part of a longer request.
     pub(super) async fn manifest_until(
         &self,
+        trail: &Trail,
         name: &RepoName,
         reference: &Reference,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        let mut rounds = Rounds::new(self, &[], ROUNDS_MAX, deadline);
-        while let Some(server) = rounds.next().await {
-            match self.manifest_from(server, name, reference, deadline).await {
+        let key = match reference {
+            Reference::Digest(digest) => digest.to_string(),
+            Reference::Tag(tag) => self.key_of_tag(name, tag),
+        };
+        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
+        while let Some(stop) = rounds.next().await {
+            match stop.upstream().manifest_from(stop.server(), trail, name, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => rounds.failed(server, error),
+                Err(error) => rounds.failed(stop, error),
             }
         }
         Err(rounds.give_up())
@@ -95,26 +145,33 @@ impl Upstream {
     async fn manifest_from(
         &self,
         server: &Server,
+        trail: &Trail,
         name: &RepoName,
         reference: &Reference,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
-        let ask = Ask { accept: Some(manifest::ACCEPT), ..Ask::get(name, format!("manifests/{reference}")) };
+        let ask = Ask::get(name, format!("manifests/{reference}")).along(trail);
+        let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
         let spent = self.spend(server)?;
         let answer = self.exchange(server, &ask, deadline).await?;
         drop(spent);
         let (head, body) = answer.response.into_parts();
         let content_type = media_type(&head.headers).map(str::to_owned);
-        let (endpoint, public) = (server.index(), answer.public);
+        let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
         let body = client::read(body, MANIFEST_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
         let reference = reference.clone();
         // Four megabytes take a few milliseconds to hash and parse: too long for the runtime.
         let verified = tokio::task::spawn_blocking(move || {
             let manifest = verify(content_type.as_deref(), &body, &reference)?;
-            Ok(Fetched { body, manifest, endpoint, public })
+            Ok(Fetched { body, manifest, endpoint, public, standing })
         })
         .await;
         verified.unwrap_or(Err(Error::Malformed("a manifest that cannot be read")))
+    }
+
+    /// How fresh an answer about a tag is.
+    pub(super) fn standing(&self, headers: &HeaderMap) -> Standing {
+        if self.peer().is_some() { Standing::read(headers) } else { Standing::FRESH }
     }
 }
 
@@ -132,11 +189,44 @@ fn verify(content_type: Option<&str>, body: &[u8], reference: &Reference) -> Res
     }
 }
 
-fn resolved(headers: &HeaderMap) -> Resolved {
+fn resolved(headers: &HeaderMap, standing: Standing) -> Resolved {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     Resolved {
         digest: text(&DOCKER_CONTENT_DIGEST).and_then(|digest| Digest::parse(digest).ok()),
         media_type: media_type(headers).map(str::to_owned),
         size: text(&CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+        standing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parents_answer_is_as_old_as_it_says_and_stale_if_it_says_so() {
+        let check = |lines: &[(&'static str, &'static str)], confirmed_at: u64, is_stale: bool| {
+            let lines = lines
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)));
+            let standing = Standing::read(&HeaderMap::from_iter(lines));
+            assert_eq!(
+                (standing.confirmed_at(1000), standing.is_stale),
+                (confirmed_at, is_stale),
+                "{standing:?}"
+            );
+        };
+        check(&[], 1000, false);
+        check(&[("age", "30"), ("cache-status", "berth; hit")], 970, false);
+        check(&[("age", "300"), ("cache-status", "berth; hit; detail=stale")], 700, true);
+        check(
+            &[("age", "300"), ("warning", "299 - \"stale: upstream could not confirm this tag\"")],
+            700,
+            true,
+        );
+        check(&[("warning", "110 - \"Response is stale\"")], 0, true);
+        check(&[("warning", "299 - \"this image is deprecated\"")], 1000, false);
+        check(&[("age", "soon")], 1000, false);
+        check(&[("age", "5000")], 0, false);
     }
 }

@@ -4,6 +4,7 @@
 //! and never equally long for two requests. Everything ends at the request's deadline.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::Upstream;
 use super::error::{Error, Next, RETRY_AFTER_MAX};
 use super::server::Server;
+use super::trail::Trail;
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
@@ -43,11 +45,40 @@ fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     Some(wait.min(RETRY_AFTER_REPORTED_MAX))
 }
 
-/// The endpoints to ask for one request, one after the other.
+/// An endpoint, and what it is asked through.
+#[derive(Clone)]
+pub(super) enum Stop<'a> {
+    /// Of the registry itself.
+    Own(&'a Upstream, &'a Server),
+    /// Of a parent.
+    Parent(Arc<Upstream>),
+}
+
+impl Stop<'_> {
+    pub(super) fn upstream(&self) -> &Upstream {
+        match self {
+            Self::Own(upstream, _) => upstream,
+            Self::Parent(parent) => parent,
+        }
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        match self {
+            Self::Own(_, server) => server,
+            Self::Parent(parent) => &parent.servers[0],
+        }
+    }
+
+    fn is_parent(&self) -> bool {
+        matches!(self, Self::Parent(_))
+    }
+}
+
+/// The endpoints to ask for one request, one after the other: the parents that `key` has, and the registry's own.
 pub(super) struct Rounds<'a> {
     upstream: &'a Upstream,
-    left: VecDeque<usize>,
-    again: VecDeque<usize>,
+    left: VecDeque<Stop<'a>>,
+    again: VecDeque<Stop<'a>>,
     round: u32,
     rounds_max: u32,
     deadline: Instant,
@@ -57,25 +88,32 @@ pub(super) struct Rounds<'a> {
 
 impl<'a> Rounds<'a> {
     /// Rounds over all endpoints of `upstream`; those in `avoid` are asked last, since there may be no other.
-    pub(super) fn new(upstream: &'a Upstream, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
-        let (last, first): (Vec<_>, Vec<_>) =
-            (0..upstream.servers.len()).partition(|index| avoid.contains(index));
+    pub(super) fn new(
+        upstream: &'a Upstream,
+        (key, trail): (&str, &Trail),
+        avoid: &[usize],
+        rounds_max: u32,
+        deadline: Instant,
+    ) -> Self {
+        let parents = upstream.parents().map(|parents| parents.order(key, trail)).unwrap_or_default();
+        let own = upstream.servers.iter().map(|server| Stop::Own(upstream, server));
+        let all = parents.into_iter().map(Stop::Parent).chain(own);
+        let (last, first): (Vec<_>, Vec<_>) = all.partition(|stop| avoid.contains(&stop.server().index()));
         let left = first.into_iter().chain(last).collect();
         let (again, hint) = (VecDeque::new(), Duration::ZERO);
         Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last: None }
     }
 
     /// The endpoint to ask now; waits if it is time to. `None` when there is none or no time.
-    pub(super) async fn next(&mut self) -> Option<&'a Server> {
+    pub(super) async fn next(&mut self) -> Option<Stop<'a>> {
         loop {
             if Instant::now() >= self.deadline {
                 self.last.get_or_insert(Error::Timeout);
                 return None;
             }
-            if let Some(index) = self.left.pop_front() {
-                let server = &self.upstream.servers[index];
-                if !server.is_down() {
-                    return Some(server);
+            if let Some(stop) = self.left.pop_front() {
+                if !stop.server().is_down() {
+                    return Some(stop);
                 }
                 if !self.is_outage() {
                     self.last = Some(Error::Unreachable { reason: "an endpoint is known to be down".into() });
@@ -97,20 +135,27 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Notes that `server` failed.
+    /// Notes that a stop failed.
     ///
     /// A mirror in front of its registry says "not found" of what it does not have, so another endpoint is
     /// asked; and as long as one of them could not answer, nobody has said that there is no such thing.
-    pub(super) fn failed(&mut self, server: &Server, error: Error) {
+    pub(super) fn failed(&mut self, stop: Stop<'a>, error: Error) {
         let registry = self.upstream.registry();
-        tracing::debug!(%registry, endpoint = %server.endpoint(), %error, "an upstream endpoint gave no usable answer");
+        tracing::debug!(%registry, endpoint = %stop.server().endpoint(), %error, "an upstream endpoint gave no usable answer");
+        let peer = stop.upstream().peer().filter(|peer| peer.is_berth());
+        if peer.is_some_and(|peer| peer.is_self() || !error.is_outage()) {
+            // What it has not, the others would ask the same registry for. Where it is this process, that is next.
+            self.left.retain(|stop| !stop.is_parent());
+            self.again.retain(|stop| !stop.is_parent());
+        }
         // It may be about one image, or a portal or a broken server that will say so of every image.
-        if matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
-            self.upstream.doubt(server);
+        if peer.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
+            stop.upstream().doubt(stop.server());
         }
         match error.next() {
-            Next::Elsewhere => {}
-            Next::Again => self.again.push_back(server.index()),
+            Next::Again if peer.is_none() => self.again.push_back(stop),
+            // A berth has tried again itself.
+            Next::Elsewhere | Next::Again => {}
         }
         if let Error::Limited { retry_after: Some(wait) } = error {
             self.hint = self.hint.max(wait.min(RETRY_AFTER_MAX));
@@ -127,7 +172,12 @@ impl<'a> Rounds<'a> {
 
     /// What to say when there is nobody left to ask.
     pub(super) fn give_up(self) -> Error {
-        self.last.unwrap_or(Error::Timeout)
+        self.last.unwrap_or_else(|| match self.upstream.servers.is_empty() {
+            true => {
+                Error::Unreachable { reason: "there is no other endpoint than those of the parents".into() }
+            }
+            false => Error::Timeout,
+        })
     }
 }
 

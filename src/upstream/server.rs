@@ -246,7 +246,7 @@ impl Drop for Spent<'_> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // These values are replaced whole, never half.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::fake::Fake;
-use super::{Config, Endpoint, Error, Upstream};
+use super::{Config, Endpoint, Error, Trail, Upstream};
 use crate::oci::{Algorithm, Digest, Registry, RepoName};
 
 /// An upstream with these endpoints, in order, changed by `adjust`.
@@ -29,6 +29,11 @@ fn upstream_with(endpoints: &[&str], adjust: impl FnOnce(&mut Config)) -> Arc<Up
 /// An upstream with one endpoint.
 fn upstream_of(fake: &Fake) -> Arc<Upstream> {
     upstream_with(&[&fake.url()], |_| {})
+}
+
+/// Where the requests of clients have come from.
+fn client() -> Trail {
+    Trail::default()
 }
 
 fn name(text: &str) -> RepoName {

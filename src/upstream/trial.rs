@@ -16,6 +16,7 @@ use super::config::Endpoint;
 use super::error::Error;
 use super::exchange::{self, AGENT, Reply};
 use super::login::Login;
+use super::parents::Parents;
 use super::server::Server;
 use crate::oci::RepoName;
 
@@ -77,9 +78,20 @@ pub enum Party {
 }
 
 impl Upstream {
-    /// Tries every login that there is for this registry, one after the other, at every endpoint; if it is to be asked
-    /// without any, that. Each has the time of one request.
+    /// Tries every login that there is for this registry, one after the other, at every endpoint, those of its
+    /// parents first; if it is to be asked without any, that. Each has the time of one request.
     pub async fn try_logins(&self) -> Vec<Trial> {
+        let mut trials = Vec::new();
+        for parent in self.parents().map(Parents::upstreams).unwrap_or_default() {
+            trials.extend(parent.try_own_logins().await);
+        }
+        if !self.servers.is_empty() {
+            trials.extend(self.try_own_logins().await);
+        }
+        trials
+    }
+
+    async fn try_own_logins(&self) -> Vec<Trial> {
         let untried = |found| vec![Trial { path: String::new(), endpoint: None, found }];
         let all = timeout_at(self.deadline(), self.credential.all(&self.client)).await;
         let logins = match all.unwrap_or(Err(Error::Timeout)) {

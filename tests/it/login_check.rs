@@ -280,3 +280,21 @@ async fn a_credential_helper_is_run_where_the_file_has_no_login() {
         setup.start().await.pull("any/app", "1", &image).await;
     }
 }
+
+#[tokio::test]
+async fn a_login_for_parents_is_tried_there() {
+    let (parent, registry) = (private(Auth::Basic).await, Upstream::start().await);
+    for (password, code, verdict) in [(PASSWORD, 0, "works"), (WRONG, 1, "failed at the registry")] {
+        let file = file_of(password);
+        let toml = section("docker.io", registry.url(), "")
+            + &format!(
+                "[parents]\nendpoints = [{:?}]\ncredentials = {{ username = \"all\", password_file = {file:?} }}\n",
+                parent.url()
+            );
+        let said = login_check(&toml, &[]).await;
+        assert_eq!(said.code, Some(code), "{}", said.text);
+        let lines: Vec<_> = said.text.lines().collect();
+        assert!(lines[0].starts_with(&format!("docker.io at {}: {verdict}", parent.url())), "{}", said.text);
+        assert_eq!(lines[1], format!("docker.io at {}: works, without a login", registry.url()));
+    }
+}

@@ -47,6 +47,7 @@ mod serve;
 mod support_itself;
 mod tags;
 mod tidy;
+mod tiers;
 mod tls;
 mod vault;
 mod verify;

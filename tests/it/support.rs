@@ -16,6 +16,7 @@ mod cloud;
 mod command;
 mod egress;
 mod image;
+mod relay;
 mod upstream;
 mod vault;
 
@@ -45,6 +46,7 @@ pub(crate) use cloud::{Asked, Cloud, said};
 pub(crate) use command::{Said, command};
 pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
+pub(crate) use relay::Relay;
 pub(crate) use upstream::{Auth, Fault, Upstream, basic};
 pub(crate) use vault::{JWT, ROLE_ID, SECRET_ID, Vault};
 

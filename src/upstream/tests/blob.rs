@@ -2,7 +2,7 @@
 
 use super::super::{BlobStream, Error};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_of};
+use super::{client, digest_of, error_of, name, upstream_of};
 use crate::oci::Range;
 
 const CONTENT: &str = "0123456789";
@@ -31,7 +31,9 @@ async fn open_part(
     reply: impl Fn() -> Reply + Send + Sync + 'static,
 ) -> (Result<BlobStream, Error>, Fake) {
     let fake = Fake::start(move |_| reply()).await;
-    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), range, total, &[]).await;
+    let stream = upstream_of(&fake)
+        .blob(&client(), &name("a"), &digest_of(CONTENT.as_bytes()), range, total, &[])
+        .await;
     (stream, fake)
 }
 
@@ -128,11 +130,15 @@ async fn pages_and_coded_bodies_are_not_blobs() {
         let upstream = upstream_of(&fake);
         let digest = digest_of(CONTENT.as_bytes());
         assert_eq!(
-            upstream.blob(&name("a"), &digest, None, None, &[]).await.is_ok(),
+            upstream.blob(&client(), &name("a"), &digest, None, None, &[]).await.is_ok(),
             accepted,
             "{header}: {value}"
         );
-        assert_eq!(upstream.head_blob(&name("a"), &digest).await.is_ok(), accepted, "{header}: {value}");
+        assert_eq!(
+            upstream.head_blob(&client(), &name("a"), &digest).await.is_ok(),
+            accepted,
+            "{header}: {value}"
+        );
     };
     check("content-type", "text/html; charset=utf-8", false).await;
     check("content-type", "TEXT/HTML", false).await;
@@ -151,8 +157,9 @@ async fn a_length_is_asked_for_where_none_is_given() {
             _ => Reply::ok(CONTENT).without_length(),
         })
         .await;
-        let stream =
-            upstream_of(&fake).blob(&name("a"), &digest_of(CONTENT.as_bytes()), None, None, &[]).await;
+        let stream = upstream_of(&fake)
+            .blob(&client(), &name("a"), &digest_of(CONTENT.as_bytes()), None, None, &[])
+            .await;
         match (stream, expected) {
             (Ok(stream), Some(total)) => {
                 assert_eq!(stream.total, total);
@@ -188,15 +195,16 @@ async fn a_signed_url_that_knows_no_head_still_tells_the_size() {
     .await;
     let target = cdn.url();
     let fake = Fake::start(move |_| Reply::redirect(&target)).await;
-    let size = upstream_of(&fake).head_blob(&name("a"), &digest_of(CONTENT.as_bytes())).await;
+    let size = upstream_of(&fake).head_blob(&client(), &name("a"), &digest_of(CONTENT.as_bytes())).await;
     assert_eq!(size, Ok(10));
 }
 
 #[tokio::test]
 async fn the_empty_blob_has_no_bytes() {
     let fake = Fake::start(|_| Reply::ok("")).await;
-    assert_eq!(upstream_of(&fake).head_blob(&name("a"), &digest_of(b"")).await, Ok(0));
-    let stream = upstream_of(&fake).blob(&name("a"), &digest_of(b""), None, None, &[]).await.unwrap();
+    assert_eq!(upstream_of(&fake).head_blob(&client(), &name("a"), &digest_of(b"")).await, Ok(0));
+    let stream =
+        upstream_of(&fake).blob(&client(), &name("a"), &digest_of(b""), None, None, &[]).await.unwrap();
     assert_eq!((stream.total, read(stream).await.as_deref()), (0, Ok("")));
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{advance, pause, resume, timeout};
 
 use super::super::{CredentialsConfig, EcrConfig, Endpoint, Error, NoLogin, Region, Timeouts, Upstream};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_with};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECRET: &str = "hunter2+secret";
@@ -93,7 +93,7 @@ impl Amazon {
     }
 
     async fn head(&self, repository: &str) -> Result<u64, Error> {
-        self.upstream.head_blob(&name(repository), &digest_of(b"content")).await
+        self.upstream.head_blob(&client(), &name(repository), &digest_of(b"content")).await
     }
 
     /// How often it was asked for a login.
@@ -125,7 +125,8 @@ async fn twenty_requests_share_one_login_and_nobody_is_asked_before() {
     let mut requests = JoinSet::new();
     for _ in 0..20 {
         let upstream = Arc::clone(&amazon.upstream);
-        requests.spawn(async move { upstream.head_blob(&name("a"), &digest_of(b"content")).await });
+        requests
+            .spawn(async move { upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await });
     }
     while let Some(result) = requests.join_next().await {
         assert_eq!(result.unwrap(), Ok(7));
@@ -240,7 +241,7 @@ async fn a_hostile_answer_is_an_error_and_is_not_followed_elsewhere() {
         let (keys, ecr) = (profile(), Fake::start(|_| Reply::ok("content")).await);
         let upstream =
             upstream_with(&[&ecr.url()], |config| config.credentials = Some(ecr_login(&keys, &api)));
-        let error = error_of(upstream.head_blob(&name("a"), &digest_of(b"content")).await);
+        let error = error_of(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await);
         assert_eq!(error, Error::NoLogin(expected));
         assert_eq!(ecr.seen().len(), 0);
     };

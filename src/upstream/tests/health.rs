@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::{Config, Endpoint, Error, Event, Outcome, State, Upstream};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_of, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::Registry;
 
 /// Answers with these statuses, one after the other, and then well.
@@ -25,7 +25,7 @@ async fn answering(statuses: &'static [u16]) -> Fake {
 }
 
 async fn size(upstream: &Upstream) -> Result<u64, Error> {
-    upstream.head_blob(&name("a"), &digest_of(b"content")).await
+    upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await
 }
 
 /// A port where nobody listens.
@@ -48,7 +48,11 @@ async fn an_endpoint_to_avoid_is_asked_last() {
     let (first, second) = (answering(&[]).await, answering(&[]).await);
     let upstream = upstream_with(&[&first.url(), &second.url()], |_| {});
     let endpoint = async |avoid: &[usize]| {
-        upstream.blob(&name("a"), &digest_of(b"content"), None, None, avoid).await.unwrap().endpoint
+        upstream
+            .blob(&client(), &name("a"), &digest_of(b"content"), None, None, avoid)
+            .await
+            .unwrap()
+            .endpoint
     };
     assert_eq!((endpoint(&[]).await, endpoint(&[0]).await, endpoint(&[0, 1]).await), (0, 1, 0));
 }
@@ -117,7 +121,7 @@ async fn silence_ends_in_time_and_the_next_endpoint_is_asked() {
     let started = Instant::now();
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     assert!(started.elapsed() < Duration::from_secs(5));
-    let resolved = upstream.resolve(&name("a"), &crate::oci::Tag::parse("t").unwrap()).await;
+    let resolved = upstream.resolve(&client(), &name("a"), &crate::oci::Tag::parse("t").unwrap()).await;
     assert_eq!(resolved, Err(Error::Timeout));
 }
 
@@ -136,7 +140,7 @@ async fn a_silent_token_server_and_a_silent_body_end_in_time() {
     });
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     let reference = crate::oci::Reference::parse("t").unwrap();
-    assert_eq!(error_of(upstream.manifest(&name("a"), &reference).await), Error::Timeout);
+    assert_eq!(error_of(upstream.manifest(&client(), &name("a"), &reference).await), Error::Timeout);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Lists: pages of tags, referrers, and what old registries do instead.
 
-use super::super::Error;
+use super::super::{Error, ReferrerList};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_of};
+use super::{client, digest_of, error_of, name, upstream_of};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -20,7 +20,7 @@ async fn pages_of_tags_are_put_together() {
     })
     .await;
     let upstream = upstream_of(&fake);
-    let page = upstream.tags(&name("a"), 3, None).await.unwrap();
+    let page = upstream.tags(&client(), &name("a"), 3, None).await.unwrap();
     assert_eq!(page.tags.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(), ["1", "2", "3"]);
     assert!(page.more);
     assert!(fake.seen().iter().all(|seen| seen.path.starts_with("/v2/a/tags/list?")));
@@ -34,19 +34,22 @@ async fn a_list_without_tags_is_empty_and_nonsense_is_an_outage() {
     })
     .await;
     let upstream = upstream_of(&fake);
-    let page = upstream.tags(&name("a"), 5000, Some("x y")).await.unwrap();
+    let page = upstream.tags(&client(), &name("a"), 5000, Some("x y")).await.unwrap();
     assert!(page.tags.is_empty() && !page.more);
     assert_eq!(fake.seen()[0].path, "/v2/a/tags/list?n=1000&last=x+y");
-    assert!(matches!(error_of(upstream.tags(&name("html/a"), 5, None).await), Error::Malformed(_)));
+    assert!(matches!(
+        error_of(upstream.tags(&client(), &name("html/a"), 5, None).await),
+        Error::Malformed(_)
+    ));
 }
 
 #[tokio::test]
 async fn a_list_that_never_ends_is_cut() {
     let fake = Fake::start(|_| Reply::ok(r#"{"tags":[]}"#).with("link", r#"</?n=1>; rel="next""#)).await;
-    assert!(upstream_of(&fake).tags(&name("a"), 5, None).await.unwrap().more);
+    assert!(upstream_of(&fake).tags(&client(), &name("a"), 5, None).await.unwrap().more);
     assert_eq!(fake.seen().len(), 20);
     let fake = Fake::start(|_| index(r#"{"manifests":[]}"#).with("link", r#"</?n=1>; rel="next""#)).await;
-    let error = error_of(upstream_of(&fake).referrers(&name("a"), &digest_of(b"")).await);
+    let error = error_of(upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b"")).await);
     assert!(matches!(error, Error::Malformed(_)));
 }
 
@@ -59,8 +62,8 @@ async fn pages_of_referrers_are_merged() {
         Some(_) => index(r#"{"schemaVersion":2,"manifests":[{"size":2}]}"#),
     })
     .await;
-    let merged = upstream_of(&fake).referrers(&name("a"), &digest_of(b"")).await.unwrap().unwrap();
-    let merged: serde_json::Value = serde_json::from_slice(&merged).unwrap();
+    let merged = upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b"")).await.unwrap().unwrap();
+    let merged: serde_json::Value = serde_json::from_slice(&merged.body).unwrap();
     assert_eq!(merged["manifests"], serde_json::json!([{"size": 1}, {"size": 2}]));
 }
 
@@ -71,8 +74,12 @@ async fn old_registries_keep_referrers_under_a_tag() {
     let check = async |api: fn() -> Reply, tag: fn() -> Reply, expected: Result<Option<&str>, Error>| {
         let fake =
             Fake::start(move |seen| if seen.path.contains("/referrers/") { api() } else { tag() }).await;
-        let referrers = upstream_of(&fake).referrers(&name("a"), &digest).await;
-        assert_eq!(referrers, expected.map(|body| body.map(|body| body.to_owned().into())));
+        let referrers = upstream_of(&fake).referrers(&client(), &name("a"), &digest).await;
+        assert_eq!(
+            referrers,
+            expected
+                .map(|body| body.map(|body| ReferrerList { body: body.to_owned().into(), is_stale: false }))
+        );
         fake
     };
     let none = || Reply::new(404, "");

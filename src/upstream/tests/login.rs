@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::super::{CredentialsConfig, Error, HostName, Refusal, Upstream};
 use super::fake::{Fake, Reply, Seen};
-use super::{digest_of, error_of, name, upstream_of, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 
 /// `u:hunter2`
 const BASIC: &str = "Basic dTpodW50ZXIy";
@@ -54,7 +54,7 @@ async fn twenty_heads(upstream: &Arc<Upstream>, repository: &str) {
     let mut requests = JoinSet::new();
     for _ in 0..20 {
         let (upstream, name) = (Arc::clone(upstream), name(repository));
-        requests.spawn(async move { upstream.head_blob(&name, &digest_of(b"content")).await });
+        requests.spawn(async move { upstream.head_blob(&client(), &name, &digest_of(b"content")).await });
     }
     while let Some(result) = requests.join_next().await {
         assert_eq!(result.unwrap(), Ok(7));
@@ -99,7 +99,8 @@ async fn the_password_goes_to_the_token_server_and_the_token_to_the_registry() {
     .await;
     let secret = file("hunter2\n");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    let stream = upstream.blob(&name("a/b"), &digest_of(b"content"), None, None, &[]).await.unwrap();
+    let stream =
+        upstream.blob(&client(), &name("a/b"), &digest_of(b"content"), None, None, &[]).await.unwrap();
     assert!(!stream.public && !upstream.is_public(&name("a/b")).await);
     for seen in fake.seen() {
         let is_token_request = seen.path.starts_with("/token");
@@ -117,13 +118,13 @@ async fn basic_is_sent_only_after_it_was_asked_for() {
     .await;
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
     let sent: Vec<_> = fake.seen().iter().map(|seen| seen.authorization().is_some()).collect();
     assert_eq!(sent, [false, true, true]);
 
     let anonymous = upstream_of(&fake);
-    assert_eq!(anonymous.head_blob(&name("a"), &digest_of(b"content")).await, Err(Error::Denied));
+    assert_eq!(anonymous.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Err(Error::Denied));
 }
 
 #[tokio::test]
@@ -131,7 +132,7 @@ async fn a_refused_credential_is_an_outage_and_is_not_tried_over_and_over() {
     let fake = Fake::start(|_| Reply::challenge("Basic")).await;
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    let error = error_of(upstream.head_blob(&name("a"), &digest_of(b"")).await);
+    let error = error_of(upstream.head_blob(&client(), &name("a"), &digest_of(b"")).await);
     assert_eq!(error, Error::LoginRefused);
     assert!(error.is_outage() && !format!("{error} {error:?}").contains("hunter2"));
     assert_eq!(fake.seen().len(), 2);
@@ -142,8 +143,11 @@ async fn a_refused_credential_is_an_outage_and_is_not_tried_over_and_over() {
     })
     .await;
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"")).await, Err(Error::LoginRefused));
-    assert_eq!(upstream_of(&fake).head_blob(&name("a/b"), &digest_of(b"")).await, Err(Error::Denied));
+    assert_eq!(upstream.head_blob(&client(), &name("a/b"), &digest_of(b"")).await, Err(Error::LoginRefused));
+    assert_eq!(
+        upstream_of(&fake).head_blob(&client(), &name("a/b"), &digest_of(b"")).await,
+        Err(Error::Denied)
+    );
 }
 
 #[tokio::test]
@@ -158,7 +162,7 @@ async fn a_scope_that_is_not_granted_is_upstreams_word() {
     .await;
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"")).await, Err(Error::Denied));
+    assert_eq!(upstream.head_blob(&client(), &name("a/b"), &digest_of(b"")).await, Err(Error::Denied));
 }
 
 #[tokio::test]
@@ -172,7 +176,10 @@ async fn harbors_basic_challenge_to_a_token_does_not_get_the_password() {
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
     for _ in 0..2 {
-        assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"")).await, Err(Error::LoginRefused));
+        assert_eq!(
+            upstream.head_blob(&client(), &name("a/b"), &digest_of(b"")).await,
+            Err(Error::LoginRefused)
+        );
     }
     assert!(
         fake.seen().iter().all(|seen| seen.path.starts_with("/token") || seen.authorization() != Some(BASIC))
@@ -191,7 +198,7 @@ async fn an_identity_token_is_exchanged_by_a_form() {
     let upstream = upstream_with(&[&fake.url()], |it| {
         it.credentials = Some(CredentialsConfig::File(config.path().into()));
     });
-    assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a/b"), &digest_of(b"content")).await, Ok(7));
     let asked = fake.seen().into_iter().find(|seen| seen.path.starts_with("/token")).unwrap();
     assert_eq!((asked.method.as_str(), asked.path.as_str()), ("POST", "/token?k=v"));
     let form = "grant_type=refresh_token&client_id=berth&service=s&scope=repository%3Aa%2Fb%3Apull&refresh_token=id%26tok";
@@ -216,13 +223,16 @@ async fn two_robots_of_one_host_are_told_apart() {
     });
     for repository in ["team-one/a", "team-two/a", "public/a"] {
         assert_eq!(
-            upstream.head_blob(&name(repository), &digest_of(b"content")).await,
+            upstream.head_blob(&client(), &name(repository), &digest_of(b"content")).await,
             Ok(7),
             "{repository}"
         );
     }
     assert!(upstream.is_public(&name("public/a")).await && !upstream.is_public(&name("team-two/a")).await);
-    assert_eq!(upstream.head_blob(&name("team-three/a"), &digest_of(b"content")).await, Err(Error::Denied));
+    assert_eq!(
+        upstream.head_blob(&client(), &name("team-three/a"), &digest_of(b"content")).await,
+        Err(Error::Denied)
+    );
 }
 
 #[tokio::test]
@@ -236,16 +246,16 @@ async fn a_token_server_elsewhere_is_asked_only_if_the_configuration_names_it() 
     .await;
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    let error = error_of(upstream.head_blob(&name("a"), &digest_of(b"content")).await);
+    let error = error_of(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await);
     assert_eq!(error, Error::Refused(Refusal::RealmHost { host: "localhost".into() }));
-    assert_eq!(upstream_of(&fake).head_blob(&name("a"), &digest_of(b"content")).await, Err(error));
+    assert_eq!(upstream_of(&fake).head_blob(&client(), &name("a"), &digest_of(b"content")).await, Err(error));
     assert_eq!(tokens.seen().len(), 0);
 
     let upstream = upstream_with(&[&fake.url()], |config| {
         config.credentials = password(&secret);
         config.realm_hosts = vec![HostName::parse("localhost").unwrap()];
     });
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
     assert_eq!(tokens.seen()[0].authorization(), Some(BASIC));
 }
 
@@ -260,7 +270,7 @@ async fn a_token_server_cannot_send_the_password_on() {
     .await;
     let secret = file("hunter2");
     let upstream = upstream_with(&[&fake.url()], |config| config.credentials = password(&secret));
-    let error = error_of(upstream.head_blob(&name("a/b"), &digest_of(b"")).await);
+    let error = error_of(upstream.head_blob(&client(), &name("a/b"), &digest_of(b"")).await);
     assert_eq!(error, Error::Refused(Refusal::RealmRedirects { host: "127.0.0.1".into() }));
     assert_eq!(elsewhere.seen().len(), 0);
 }
@@ -273,7 +283,7 @@ async fn a_token_server_that_talks_nonsense_is_an_outage() {
             false => bearer(seen),
         })
         .await;
-        let error = error_of(upstream_of(&fake).head_blob(&name("a/b"), &digest_of(b"")).await);
+        let error = error_of(upstream_of(&fake).head_blob(&client(), &name("a/b"), &digest_of(b"")).await);
         assert!(matches!(error, Error::Malformed(_)), "{error:?}");
     };
     check("<html>".into()).await;
@@ -293,7 +303,7 @@ async fn a_token_whose_reply_does_not_say_its_end_may_say_it_itself() {
         .await;
         let upstream = upstream_of(&fake);
         for _ in 0..2 {
-            assert_eq!(upstream.head_blob(&name("a/b"), &digest_of(b"content")).await, Ok(7));
+            assert_eq!(upstream.head_blob(&client(), &name("a/b"), &digest_of(b"content")).await, Ok(7));
             tokio::time::pause();
             tokio::time::advance(Duration::from_secs(3600)).await;
             tokio::time::resume();
@@ -322,8 +332,8 @@ async fn a_token_server_that_moved_is_found_again() {
     })
     .await;
     let upstream = upstream_of(&fake);
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
     moved.store(1, Ordering::SeqCst);
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
-    assert!(upstream.head_blob(&name("b"), &digest_of(b"content")).await.is_ok());
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
+    assert!(upstream.head_blob(&client(), &name("b"), &digest_of(b"content")).await.is_ok());
 }

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use super::super::{Error, Resolved};
+use super::super::{Error, Resolved, Standing};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_of, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Reference, Tag};
 
@@ -25,9 +25,10 @@ async fn a_tag_is_looked_up_by_head() {
     let digest = digest_of(BODY.as_bytes());
     let text = digest.to_string();
     let fake = Fake::start(move |_| manifest().with("docker-content-digest", &text)).await;
-    let resolved = upstream_of(&fake).resolve(&name("a/b"), &tag()).await;
+    let resolved = upstream_of(&fake).resolve(&client(), &name("a/b"), &tag()).await;
     let size = Some(BODY.len() as u64);
-    assert_eq!(resolved, Ok(Resolved { digest: Some(digest), media_type: Some(INDEX.into()), size }));
+    let (media_type, standing) = (Some(INDEX.into()), Standing::FRESH);
+    assert_eq!(resolved, Ok(Resolved { digest: Some(digest), media_type, size, standing }));
     let [seen] = fake.seen().try_into().unwrap();
     assert_eq!((seen.method.as_str(), seen.path.as_str()), ("HEAD", "/v2/a/b/manifests/3.20"));
     let accept = seen.header("accept").unwrap();
@@ -39,7 +40,7 @@ async fn a_tag_is_looked_up_by_head() {
 async fn a_head_that_says_nothing_leaves_it_to_the_get() {
     let check = async |reply: fn() -> Reply, expected: Result<Option<&str>, Error>| {
         let fake = Fake::start(move |_| reply()).await;
-        let resolved = upstream_of(&fake).resolve(&name("a"), &tag()).await;
+        let resolved = upstream_of(&fake).resolve(&client(), &name("a"), &tag()).await;
         let digest = resolved.map(|resolved| resolved.digest.map(|digest| digest.to_string()));
         assert_eq!(digest, expected.map(|digest| digest.map(str::to_owned)));
         assert_eq!(fake.seen().len(), 1, "a check is not repeated");
@@ -64,7 +65,7 @@ async fn a_head_that_says_nothing_leaves_it_to_the_get() {
 #[tokio::test]
 async fn a_manifest_is_kept_byte_for_byte() {
     let fake = Fake::start(|_| manifest()).await;
-    let fetched = upstream_of(&fake).manifest(&name("a"), &Reference::Tag(tag())).await.unwrap();
+    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &Reference::Tag(tag())).await.unwrap();
     assert_eq!((fetched.body.as_ref(), fetched.endpoint, fetched.public), (BODY.as_bytes(), 0, true));
     assert_eq!(fetched.manifest.media_type, INDEX);
 }
@@ -76,7 +77,7 @@ async fn the_next_honest_endpoint_is_used() {
     let check = async |reply: fn() -> Reply| {
         let lying = Fake::start(move |_| reply()).await;
         let upstream = upstream_with(&[&lying.url(), &honest.url()], |_| {});
-        let fetched = upstream.manifest(&name("a"), &reference).await.unwrap();
+        let fetched = upstream.manifest(&client(), &name("a"), &reference).await.unwrap();
         assert_eq!((fetched.body.as_ref(), fetched.endpoint), (BODY.as_bytes(), 1));
         assert_eq!(lying.seen().len(), 1);
     };
@@ -92,7 +93,7 @@ async fn the_next_honest_endpoint_is_used() {
 async fn a_lie_is_not_asked_for_twice() {
     let fake = Fake::start(|_| manifest()).await;
     let reference = Reference::Digest(digest_of(b"something else"));
-    let error = error_of(upstream_of(&fake).manifest(&name("a"), &reference).await);
+    let error = error_of(upstream_of(&fake).manifest(&client(), &name("a"), &reference).await);
     assert_eq!(error, Error::DigestMismatch);
     assert_eq!(fake.seen().len(), 1);
 }
@@ -105,6 +106,6 @@ async fn the_largest_manifest_passes() {
     let reference = Reference::Digest(digest_of(&body));
     let fake =
         Fake::start(move |_| Reply::ok(body.clone()).with("content-type", INDEX).without_length()).await;
-    let fetched = upstream_of(&fake).manifest(&name("a"), &reference).await.unwrap();
+    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &reference).await.unwrap();
     assert_eq!(fetched.body.len(), MANIFEST_BYTES_MAX);
 }

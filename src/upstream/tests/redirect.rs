@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use super::super::client::{Client, Way};
 use super::super::{Class, Config, CredentialsConfig, Endpoint, Error, Refusal, Upstream};
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_of, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::{Reference, Registry};
 
 fn file(content: &str) -> NamedTempFile {
@@ -41,7 +41,7 @@ async fn credentials_stay_with_the_endpoint() {
     .await;
     let secret = file("hunter2");
     let upstream = with_password(&fake, &secret);
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
     let sent: Vec<_> = fake.seen().iter().map(|seen| seen.authorization().is_some()).collect();
     assert_eq!(sent, [false, true, true]);
     let [seen] = cdn.seen().try_into().unwrap();
@@ -61,7 +61,7 @@ async fn credentials_are_not_picked_up_again_on_the_way_back() {
     .await;
     let secret = file("hunter2");
     let upstream = with_password(&fake, &secret);
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
     let sent: Vec<_> = fake.seen().iter().map(|seen| seen.authorization().is_some()).collect();
     assert_eq!((sent.as_slice(), cdn.seen()[0].authorization()), ([false, true, false].as_slice(), None));
 }
@@ -75,7 +75,7 @@ async fn a_challenge_from_elsewhere_gets_nothing_and_is_no_denial() {
     let fake = Fake::start(move |_| Reply::redirect(&target)).await;
     let secret = file("hunter2");
     let upstream = with_password(&fake, &secret);
-    let error = error_of(upstream.blob(&name("a"), &digest_of(b""), None, None, &[]).await);
+    let error = error_of(upstream.blob(&client(), &name("a"), &digest_of(b""), None, None, &[]).await);
     assert_eq!(error, Error::Unavailable { status: 401 });
     assert!(cdn.seen().iter().all(|seen| seen.authorization().is_none()));
     assert_eq!(cdn.count("/token"), 0);
@@ -90,7 +90,7 @@ async fn manifests_are_redirected_too() {
     let target = other.url();
     let fake = Fake::start(move |seen| Reply::redirect(&format!("{target}{}", seen.path))).await;
     let reference = Reference::Digest(digest_of(body.as_bytes()));
-    let fetched = upstream_of(&fake).manifest(&name("a"), &reference).await.unwrap();
+    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &reference).await.unwrap();
     assert_eq!(fetched.body, body);
     assert!(other.seen()[0].header("accept").unwrap().contains("manifest.list.v2"));
 }
@@ -106,20 +106,20 @@ async fn tls_is_never_left() {
     .await;
     let ca = file(&certificate);
     let upstream = upstream_with(&[&secure.url()], |config| config.ca = vec![ca.path().into()]);
-    assert_eq!(upstream.head_blob(&name("a"), &digest_of(b"content")).await, Ok(7));
-    let error = error_of(upstream.head_blob(&name("plain/a"), &digest_of(b"content")).await);
+    assert_eq!(upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await, Ok(7));
+    let error = error_of(upstream.head_blob(&client(), &name("plain/a"), &digest_of(b"content")).await);
     assert_eq!(error, Error::Refused(Refusal::RedirectToPlainText { host: "127.0.0.1".into() }));
     assert_eq!(plain.seen().len(), 0);
 
     let distrustful = upstream_of(&secure);
-    let error = error_of(distrustful.head_blob(&name("a"), &digest_of(b"content")).await);
+    let error = error_of(distrustful.head_blob(&client(), &name("a"), &digest_of(b"content")).await);
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_redirect_goes_round_only_so_often() {
     let fake = Fake::start(|seen| Reply::redirect(&format!("{}x", seen.path))).await;
-    let error = error_of(upstream_of(&fake).head_blob(&name("a"), &digest_of(b"")).await);
+    let error = error_of(upstream_of(&fake).head_blob(&client(), &name("a"), &digest_of(b"")).await);
     assert_eq!(error, Error::Refused(Refusal::TooManyRedirects));
     assert_eq!(fake.seen().len(), 6);
 }
@@ -128,7 +128,8 @@ async fn a_redirect_goes_round_only_so_often() {
 async fn inner_addresses_are_not_dialled() {
     let check = async |target: &'static str, class: Class| {
         let fake = Fake::start(move |_| Reply::redirect(target)).await;
-        let error = error_of(upstream_of(&fake).blob(&name("a"), &digest_of(b""), None, None, &[]).await);
+        let error =
+            error_of(upstream_of(&fake).blob(&client(), &name("a"), &digest_of(b""), None, None, &[]).await);
         assert!(
             matches!(&error, Error::Refused(Refusal::Address { class: found, .. }) if *found == class),
             "{error:?}"

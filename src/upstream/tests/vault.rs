@@ -16,7 +16,7 @@ use super::super::{
     VaultLogin, VaultPath, VaultProblem,
 };
 use super::fake::{Fake, Reply};
-use super::{digest_of, error_of, name, upstream_with};
+use super::{client, digest_of, error_of, name, upstream_with};
 
 fn file(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -125,7 +125,7 @@ impl Site {
     }
 
     async fn head(&self) -> Result<u64, Error> {
-        self.upstream.head_blob(&name("a"), &digest_of(b"content")).await
+        self.upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -258,7 +258,7 @@ async fn a_token_in_a_file_is_read_again() {
         let login = VaultLogin::TokenFile(token.path().into());
         config.credentials = Some(CredentialsConfig::Vault(in_vault(&vault, login)));
     });
-    let head = async || upstream.head_blob(&name("a"), &digest_of(b"content")).await;
+    let head = async || upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await;
     assert_eq!(head().await, Ok(7));
     *valid.lock().unwrap() = "hvs.two";
     File::create(token.path()).unwrap().write_all(b"hvs.two").unwrap();
@@ -283,7 +283,7 @@ async fn head_with_token(vault: &Fake, registry: &Fake, token: &NamedTempFile) -
         let login = VaultLogin::TokenFile(token.path().into());
         config.credentials = Some(CredentialsConfig::Vault(in_vault(vault, login)));
     });
-    upstream.head_blob(&name("a"), &digest_of(b"content")).await
+    upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await
 }
 
 #[tokio::test]
@@ -331,7 +331,7 @@ async fn vault_has_authorities_of_its_own() {
             if of_vault { &mut vault.ca } else { &mut config.ca }.push(pem.path().into());
             config.credentials = Some(CredentialsConfig::Vault(vault));
         });
-        upstream.head_blob(&name("a"), &digest_of(b"content")).await
+        upstream.head_blob(&client(), &name("a"), &digest_of(b"content")).await
     };
     assert_eq!(head(true).await, Ok(7));
     let refused = error_of(head(false).await);

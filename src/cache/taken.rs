@@ -1,0 +1,27 @@
+//! What clients have read of a content: it decides whether the rest of it is worth fetching.
+
+use std::sync::{Arc, Mutex};
+
+use super::lock;
+use crate::oci::range::Span;
+use crate::store::Pieces;
+
+/// Separate parts of one content that are remembered as taken; further ones count for nothing.
+const SPANS_MAX: usize = 4096;
+
+/// What readers have taken of one content, over all its flights.
+#[derive(Clone, Default)]
+pub(super) struct Taken(Arc<Mutex<Pieces>>);
+
+impl Taken {
+    pub(super) fn add(&self, span: Span) {
+        let mut pieces = lock(&self.0);
+        if pieces.spans().len() < SPANS_MAX {
+            pieces.insert(span);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        lock(&self.0).bytes()
+    }
+}

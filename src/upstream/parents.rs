@@ -1,0 +1,461 @@
+//! The berths, or other mirrors, that are asked before a registry itself.
+//!
+//! Every address of every endpoint is one parent, so that a name which stands for several (a headless service) is
+//! several. Rendezvous hashing of what is asked for over them gives each content one home, the same for every child,
+//! and an order of the others for when that is down. Where this very process comes in that order the registry itself is
+//! asked: site caches may name one another, and themselves.
+//!
+//! A parent is an [`Upstream`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
+//! and what [`super::trail`] says, and never the registry's login.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::pending;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{HeaderMap, Response};
+use hyper::body::Incoming;
+use lru::LruCache;
+use serde::Deserialize;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use url::Host;
+
+use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
+use super::headers::Headers;
+use super::identity::ClientCertificate;
+use super::server::{Server, lock};
+use super::trail::{self, Instance, Trail};
+use super::{BuildError, Error, Event, Observer, Role, Upstream};
+use crate::oci::{Algorithm, Digest, RepoName};
+
+/// Between two look-ups of the parents' names: as long as a site may do without a new one.
+const RESOLVE_EVERY: Duration = Duration::from_secs(15);
+/// How long a look-up may take.
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
+/// Parents of one name; further addresses are left out.
+const ADDRESSES_MAX: usize = 64;
+/// Repositories of which it is remembered what a parent last said of them.
+const TOLD_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// Indexes of parents begin here, behind those of all endpoints of a registry.
+const INDEX_FIRST: usize = 1 << 16;
+
+/// `[parents]`: what is asked before the registries, for all of them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParentsConfig {
+    /// Where they are. Each address of a name is a parent.
+    pub endpoints: Vec<Endpoint>,
+    /// The registries themselves are never asked.
+    #[serde(default)]
+    pub only: bool,
+    /// The login, if the parents want one.
+    #[serde(default)]
+    pub credentials: Option<CredentialsConfig>,
+    /// PEM files of certificate authorities that are trusted besides the system's.
+    #[serde(default)]
+    pub ca: Vec<PathBuf>,
+    /// What they are shown in TLS.
+    #[serde(default)]
+    pub client_certificate: Option<ClientCertificate>,
+    /// What they are sent besides.
+    #[serde(default)]
+    pub headers: Headers,
+    /// Addresses of hosts, in the place of those that DNS has.
+    #[serde(default)]
+    pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
+    /// How long to wait for what.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+impl ParentsConfig {
+    /// Whether they may know who berth is, so that what they answer is not for everybody.
+    pub fn has_identity(&self) -> bool {
+        self.credentials.is_some() || self.client_certificate.is_some() || !self.headers.is_empty()
+    }
+
+    /// What a parent is asked with for the registry of `config`.
+    fn template(&self, config: &Config) -> Config {
+        Config {
+            offline: config.offline,
+            credentials: self.credentials.clone(),
+            ca: self.ca.clone(),
+            client_certificate: self.client_certificate.clone(),
+            headers: self.headers.clone(),
+            addresses: self.addresses.clone(),
+            timeouts: self.timeouts,
+            // They are in the site. An egress proxy is for what is not.
+            proxy: Proxy::None,
+            ..Config::new(config.registry.clone(), self.endpoints.clone())
+        }
+    }
+}
+
+/// What an [`Upstream`] that is a parent knows of the berth that it is.
+pub(super) struct Peer {
+    index: usize,
+    instance: Mutex<Option<Instance>>,
+    told: Mutex<LruCache<RepoName, bool>>,
+}
+
+impl Peer {
+    pub(super) fn new(index: usize) -> Self {
+        Self { index, instance: Mutex::default(), told: Mutex::new(LruCache::new(TOLD_MAX)) }
+    }
+
+    /// What stands for its endpoint.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Whether it has said that it is a berth.
+    pub(super) fn is_berth(&self) -> bool {
+        lock(&self.instance).is_some()
+    }
+
+    /// Whether it is this very process.
+    pub(super) fn is_self(&self) -> bool {
+        *lock(&self.instance) == Some(Instance::own())
+    }
+
+    fn is_on(&self, trail: &Trail) -> bool {
+        lock(&self.instance).is_some_and(|instance| trail.has(instance))
+    }
+
+    /// Hears who answers; true if it is news that this is this very process.
+    fn meet(&self, answering: Instance) -> bool {
+        let before = lock(&self.instance).replace(answering);
+        before != Some(answering) && answering == Instance::own()
+    }
+
+    /// Hears whether content of `name` is for everybody: only if it says so, and would say it to anybody.
+    pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap, is_anonymous: bool) -> bool {
+        let is_public = is_anonymous && trail::is_public(headers);
+        lock(&self.told).put(name.clone(), is_public);
+        is_public
+    }
+
+    fn told(&self, name: &RepoName) -> Option<bool> {
+        lock(&self.told).peek(name).copied()
+    }
+}
+
+impl Upstream {
+    /// Whether this comes from a parent that is a berth: then an error is about what was asked for rather than about the
+    /// parent.
+    pub(super) fn meets_berth(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) -> bool {
+        let (Some(peer), Ok(response)) = (self.peer(), sent) else { return false };
+        let Some(answering) = Instance::answering(response.headers()) else { return false };
+        if peer.meet(answering) {
+            let (registry, endpoint) = (self.registry(), server.endpoint());
+            tracing::info!(%registry, %endpoint, "a parent is this very process: the registry itself is asked in its place");
+        }
+        true
+    }
+}
+
+/// One parent.
+struct Parent {
+    /// The same for every child: the endpoint, and which of its addresses.
+    identity: String,
+    upstream: Arc<Upstream>,
+}
+
+impl Parent {
+    fn peer(&self) -> Option<&Peer> {
+        self.upstream.peer()
+    }
+}
+
+/// The parents of one registry.
+pub(super) struct Parents {
+    template: Config,
+    observer: Observer,
+    state: Mutex<Members>,
+}
+
+struct Members {
+    all: Vec<Arc<Parent>>,
+    index_next: usize,
+}
+
+/// An endpoint, and which of its addresses is meant; none: whichever the system finds.
+type Place = (Endpoint, Option<IpAddr>);
+
+impl Parents {
+    /// The parents that `config` names. Names are looked up later.
+    ///
+    /// # Errors
+    /// [`BuildError`] when the configuration names something that cannot be used.
+    pub(super) fn build(config: &Config, observer: &Observer) -> Result<Option<Self>, BuildError> {
+        let template = match &config.parents {
+            _ if config.mirror => Config { mirror: false, parents: None, ..config.clone() },
+            Some(parents) => parents.template(config),
+            None => return Ok(None),
+        };
+        if template.endpoints.is_empty() {
+            return Err(BuildError::NoEndpoints { registry: config.registry.clone() });
+        }
+        let inner = Arc::clone(observer);
+        let observer: Observer = Arc::new(move |registry, event| match event {
+            Event::Ended(outcome) => inner(registry, Event::EndedAtParent(outcome)),
+            other => inner(registry, other),
+        });
+        let state = Mutex::new(Members { all: Vec::new(), index_next: INDEX_FIRST });
+        let parents = Self { template, observer, state };
+        let places: Vec<_> =
+            parents.template.endpoints.iter().flat_map(|endpoint| parents.configured(endpoint)).collect();
+        parents.settle(&places)?;
+        Ok(Some(parents))
+    }
+
+    /// Where an endpoint is as far as the configuration says.
+    fn configured(&self, endpoint: &Endpoint) -> Vec<Place> {
+        let host = endpoint.as_url().host_str().unwrap_or_default();
+        let pinned = self.template.addresses.iter().find(|(name, _)| name.is(host));
+        match pinned {
+            Some((_, addresses)) => places(endpoint, addresses),
+            None => vec![(endpoint.clone(), None)],
+        }
+    }
+
+    /// Where an endpoint is now; none if that cannot be found out.
+    async fn located(&self, endpoint: &Endpoint) -> Option<Vec<Place>> {
+        let configured = self.configured(endpoint);
+        let Some(Host::Domain(name)) = endpoint.as_url().host() else { return Some(configured) };
+        if configured.iter().any(|(_, address)| address.is_some()) {
+            return Some(configured);
+        }
+        let looked_up = timeout(RESOLVE_MAX, tokio::net::lookup_host((name, 0))).await.ok()?.ok()?;
+        let addresses: Vec<_> = looked_up.map(|address| address.ip()).collect();
+        (!addresses.is_empty()).then(|| places(endpoint, &addresses))
+    }
+
+    /// These are the parents from now on; those that stay keep what is known of them.
+    fn settle(&self, places: &[Place]) -> Result<(), BuildError> {
+        let mut members = lock(&self.state);
+        let mut all: Vec<Arc<Parent>> = Vec::with_capacity(places.len());
+        for (endpoint, address) in places {
+            let identity = match address {
+                Some(address) => format!("{endpoint} {address}"),
+                None => endpoint.to_string(),
+            };
+            if all.iter().any(|parent| parent.identity == identity) {
+                continue;
+            }
+            let known = members.all.iter().find(|parent| parent.identity == identity);
+            let parent = match known {
+                Some(parent) => Arc::clone(parent),
+                None => {
+                    let index = members.index_next;
+                    members.index_next += 1;
+                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity })
+                }
+            };
+            all.push(parent);
+        }
+        members.all = all;
+        Ok(())
+    }
+
+    fn member(
+        &self,
+        endpoint: &Endpoint,
+        address: Option<IpAddr>,
+        index: usize,
+    ) -> Result<Arc<Upstream>, BuildError> {
+        let mut config = Config { endpoints: vec![endpoint.clone()], ..self.template.clone() };
+        let host = endpoint.as_url().host_str().and_then(HostName::parse);
+        if let (Some(host), Some(address)) = (host, address) {
+            config.addresses.retain(|name, _| *name != host);
+            config.addresses.insert(host, vec![address]);
+        }
+        Upstream::build_as(Role::Parent(Peer::new(index)), &config, Arc::clone(&self.observer))
+    }
+
+    fn all(&self) -> Vec<Arc<Parent>> {
+        lock(&self.state).all.clone()
+    }
+
+    /// Every parent.
+    pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.all().iter().map(|parent| Arc::clone(&parent.upstream)).collect()
+    }
+
+    /// Whom to ask for what `key` names, in order; nobody if the registry itself is to be asked.
+    pub(super) fn order(&self, key: &str, trail: &Trail) -> Vec<Arc<Upstream>> {
+        if trail.is_local() {
+            return Vec::new();
+        }
+        let mut all = self.all();
+        all.sort_by_cached_key(|parent| std::cmp::Reverse(weight(&parent.identity, key)));
+        let until_self = all.into_iter().take_while(|parent| !parent.peer().is_some_and(Peer::is_self));
+        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.is_on(trail)));
+        rest.map(|parent| Arc::clone(&parent.upstream)).collect()
+    }
+
+    /// Whether a parent has said that `name` is for everybody, and none has denied it.
+    pub(super) fn is_public(&self, name: &RepoName) -> bool {
+        let all = self.all();
+        let mut told = all.iter().filter_map(|parent| parent.peer()?.told(name)).peekable();
+        told.peek().is_some() && told.all(|is_public| is_public)
+    }
+
+    /// Keeps the list of parents, and what is known of each, up to date.
+    pub(super) async fn run(&self) {
+        if self.template.offline {
+            // Nor is DNS asked.
+            return pending().await;
+        }
+        let mut running = JoinSet::new();
+        let mut handles: HashMap<usize, AbortHandle> = HashMap::new();
+        loop {
+            self.look_up().await;
+            let all = self.all();
+            let indexes: Vec<_> = all.iter().filter_map(|parent| parent.peer().map(Peer::index)).collect();
+            handles.retain(|index, handle| {
+                let stays = indexes.contains(index);
+                if !stays {
+                    handle.abort();
+                }
+                stays
+            });
+            for (index, parent) in indexes.iter().zip(&all) {
+                let upstream = Arc::clone(&parent.upstream);
+                handles.entry(*index).or_insert_with(|| running.spawn(upstream.greet_and_tend()));
+            }
+            while running.try_join_next().is_some() {}
+            sleep(RESOLVE_EVERY).await;
+        }
+    }
+
+    /// Looks every name up. One that cannot be found out stays what it was.
+    async fn look_up(&self) {
+        let mut all = Vec::new();
+        for endpoint in &self.template.endpoints {
+            match self.located(endpoint).await {
+                Some(places) => all.extend(places),
+                None => return,
+            }
+        }
+        if let Err(error) = self.settle(&all) {
+            tracing::warn!(%error, "a new parent cannot be used");
+        }
+    }
+}
+
+/// Every address of an endpoint. Of a name with both kinds only those of IPv4 count: they are the same machines.
+fn places(endpoint: &Endpoint, addresses: &[IpAddr]) -> Vec<Place> {
+    let is_v4 = addresses.iter().any(IpAddr::is_ipv4);
+    let mut addresses: Vec<_> = addresses.iter().filter(|address| address.is_ipv4() == is_v4).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.into_iter().take(ADDRESSES_MAX).map(|address| (endpoint.clone(), Some(*address))).collect()
+}
+
+/// How near a parent is to what `key` names: the highest weight is its home.
+fn weight(identity: &str, key: &str) -> Digest {
+    Digest::of(Algorithm::Sha256, format!("{identity}\n{key}").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home<'a>(parents: &[&'a str], key: &str) -> &'a str {
+        parents.iter().max_by_key(|parent| weight(parent, key)).unwrap()
+    }
+
+    #[test]
+    fn every_parent_is_home_to_its_part_and_only_that_moves_when_it_goes() {
+        let all = ["http://s:5000 10.0.0.1", "http://s:5000 10.0.0.2", "http://s:5000 10.0.0.3"];
+        let mut homes = HashMap::new();
+        for number in 0..3000 {
+            let key = format!("sha256:{number}");
+            let before = home(&all, &key);
+            *homes.entry(before).or_insert(0) += 1;
+            let after = home(&all[..2], &key);
+            assert!(before == after || before == all[2], "{key} moved from {before} to {after}");
+        }
+        assert!(homes.values().all(|count| (900..1100).contains(count)), "{homes:?}");
+    }
+
+    fn registry() -> Config {
+        let parents = ParentsConfig {
+            endpoints: vec![Endpoint::parse("http://site.example:5000").unwrap()],
+            only: false,
+            credentials: None,
+            ca: Vec::new(),
+            client_certificate: None,
+            headers: Headers::default(),
+            addresses: BTreeMap::new(),
+            timeouts: Timeouts::default(),
+        };
+        let endpoint = Endpoint::parse("https://registry.example").unwrap();
+        let config = Config::new("registry.example".parse().unwrap(), vec![endpoint]);
+        Config { parents: Some(parents), ..config }
+    }
+
+    #[test]
+    fn addresses_come_and_go_and_those_that_stay_keep_what_is_known() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let parents = Parents::build(&registry(), &observer).unwrap().unwrap();
+        let endpoint = &parents.template.endpoints[0];
+        let settle = |addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            parents.settle(&places(endpoint, &addresses)).unwrap();
+            parents.all()
+        };
+        assert_eq!(parents.all()[0].identity, "http://site.example:5000", "until it is looked up");
+        let before = settle(&["10.0.0.1", "10.0.0.2"]);
+        let after = settle(&["10.0.0.3", "10.0.0.2"]);
+        let identities: Vec<_> = after.iter().map(|parent| &*parent.identity).collect();
+        assert_eq!(identities, ["http://site.example:5000 10.0.0.2", "http://site.example:5000 10.0.0.3"]);
+        assert!(Arc::ptr_eq(&before[1], &after[0]));
+        let indexes: Vec<_> = before.iter().chain(&after).filter_map(|parent| parent.peer()).collect();
+        assert_ne!(indexes[0].index(), indexes[3].index(), "a new one has a number of its own");
+    }
+
+    #[test]
+    fn the_order_ends_at_oneself_and_leaves_out_who_has_been_asked() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let parents = Parents::build(&registry(), &observer).unwrap().unwrap();
+        let addresses: Vec<_> = (1..=4).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        parents.settle(&places(&parents.template.endpoints[0], &addresses)).unwrap();
+        let order = |trail: &Trail| -> Vec<_> {
+            parents.order("key", trail).iter().map(|parent| parent.peer().unwrap().index()).collect()
+        };
+        let all = order(&Trail::default());
+        assert_eq!(all.len(), 4);
+        let meet = |index: usize, instance: Instance| {
+            let upstreams = parents.upstreams();
+            let peer = upstreams.iter().filter_map(|parent| parent.peer()).find(|peer| peer.index() == index);
+            lock(&peer.unwrap().instance).replace(instance);
+        };
+        let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
+        let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);
+        meet(all[0], Instance::answering(&headers(via)).unwrap());
+        assert_eq!(order(&Trail::read(&headers(via))), all[1..]);
+        assert_eq!(order(&Trail::read(&headers(other))), all);
+        meet(all[2], Instance::own());
+        assert_eq!(order(&Trail::default()), all[..2]);
+        assert!(order(&Trail::default().local()).is_empty());
+    }
+
+    #[test]
+    fn a_machine_with_addresses_of_both_kinds_is_one_parent() {
+        let endpoint = Endpoint::parse("http://site:5000").unwrap();
+        let check = |addresses: &[&str], expected: &[&str]| {
+            let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            let found: Vec<_> =
+                places(&endpoint, &addresses).into_iter().map(|(_, ip)| ip.unwrap().to_string()).collect();
+            assert_eq!(found, expected);
+        };
+        check(&["fd00::2", "10.0.0.2", "fd00::1", "10.0.0.1", "10.0.0.2"], &["10.0.0.1", "10.0.0.2"]);
+        check(&["fd00::2", "fd00::1"], &["fd00::1", "fd00::2"]);
+    }
+}
