@@ -208,6 +208,11 @@ impl Config {
                 "upstream {}: endpoints: expected at least one URL",
                 upstream.registry
             );
+            ensure!(
+                upstream.fallbacks.iter().all(|fallback| !fallback.endpoints.is_empty()),
+                "upstream {}: fallback: endpoints: expected at least one URL",
+                upstream.registry
+            );
         }
         let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
         ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
@@ -243,6 +248,9 @@ impl fmt::Display for Config {
             write!(f, "\nupstream {}", upstream.registry)?;
             for endpoint in &upstream.endpoints {
                 write!(f, " {endpoint}")?;
+            }
+            for endpoint in upstream.fallbacks.iter().flat_map(|fallback| &fallback.endpoints) {
+                write!(f, " fallback {endpoint}")?;
             }
             if upstream.mirror {
                 write!(f, " mirror")?;
