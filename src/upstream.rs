@@ -58,6 +58,7 @@ mod tests;
 mod token;
 mod trail;
 mod trial;
+mod turns;
 mod vault;
 mod waits;
 mod watched;
@@ -89,6 +90,7 @@ pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
+pub use self::turns::Asker;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };
