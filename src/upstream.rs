@@ -63,6 +63,7 @@ mod tests;
 mod token;
 mod trail;
 mod trial;
+mod turns;
 mod vault;
 mod waits;
 mod watched;
@@ -96,6 +97,7 @@ pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
+pub use self::turns::Asker;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };

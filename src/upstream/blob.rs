@@ -135,7 +135,7 @@ impl Upstream {
         };
         let ask = Ask::get(name, format!("blobs/{digest}")).along(trail).telling(late);
         let ask = Ask { range: range.map(|range| range.to_string()), ..ask };
-        let transfer = self.transfer(deadline).await?;
+        let transfer = self.transfer(trail.asker(), deadline).await?;
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;

@@ -268,7 +268,7 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        self.admit(server, deadline).await?;
+        self.admit(server, ask.trail.asker(), deadline).await?;
         let endpoint = server.endpoint().as_url();
         let mut url = self.with_namespace(ask.url(server, name));
         let mut elsewhere = false;
