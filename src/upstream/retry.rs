@@ -317,6 +317,47 @@ mod tests {
         }
     }
 
+    /// One request to two endpoints, of which these say so after so many seconds, if they are asked: who was asked, who
+    /// answered, and after how long. After two seconds it is late.
+    async fn ask(answers: [(u64, Result<(), Error>); 2]) -> (Vec<usize>, Result<usize, Error>, u64) {
+        let endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().unwrap());
+        let config = super::super::Config::new("r.example".parse().unwrap(), endpoints.into());
+        let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
+        let (late, asked, begun) = (Late::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
+        let deadline = begun + Duration::from_secs(18);
+        let rounds = Rounds::new(&upstream, ("key", &Trail::default()), &[], 1, deadline).hedging(&late);
+        let (late, asked, answers) = (&late, &asked, &answers);
+        let answer = rounds.first(|stop| async move {
+            let index = stop.server().index();
+            asked.lock().unwrap().push(index);
+            let (seconds, answer) = &answers[index];
+            let lateness = async {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                late.tell();
+                pending().await
+            };
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(*seconds)) => answer.clone().map(|()| index),
+                () = lateness => unreachable!("it is pending"),
+            }
+        });
+        let answer = answer.await;
+        let asked = asked.lock().unwrap().clone();
+        (asked, answer, begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_is_asked_beside_one_that_is_late_and_the_first_with_an_answer_counts() {
+        let no = || Err(Error::NotFound);
+        assert_eq!(ask([(1, Ok(())), (0, Ok(()))]).await, (vec![0], Ok(0), 1), "in time");
+        assert_eq!(ask([(9, Ok(())), (1, Ok(()))]).await, (vec![0, 1], Ok(1), 3));
+        assert_eq!(ask([(4, Ok(())), (9, Ok(()))]).await, (vec![0, 1], Ok(0), 4));
+        assert_eq!(ask([(9, Ok(())), (1, no())]).await, (vec![0, 1], Ok(0), 9));
+        assert_eq!(ask([(5, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 6));
+        assert_eq!(ask([(1, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 5), "one after the other");
+        assert_eq!(ask([(9, no()), (1, no())]).await, (vec![0, 1], no().map(|()| 0), 9));
+    }
+
     #[test]
     fn retry_after_has_two_forms() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);

@@ -260,3 +260,18 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // These values are replaced whole, never half.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_late_is_known_from_some_answers_on() {
+        let server = Server::new(0, Endpoint::parse("https://h").unwrap(), Reserve::default());
+        let (unknown, usual) = (server.late_after(), Duration::from_secs(3));
+        (1..LATE_ANSWERS_MIN).for_each(|_| server.waited(usual));
+        assert_eq!(server.late_after(), unknown);
+        server.waited(usual);
+        assert_eq!(server.late_after(), usual);
+    }
+}

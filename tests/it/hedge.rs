@@ -26,7 +26,9 @@ async fn the_second_endpoint_answers_in_the_place_of_a_late_one() {
         }
         let berth = mirror(&first, &second).start().await;
         berth.pull(REPO, "prompt", &prompt).await;
-        assert_eq!(second.requests().len(), 0, "the first was not late");
+        // A machine that stands still for a second may have seen to one.
+        let before = berth.metric(HEDGES).await;
+        assert_eq!(second.requests().len() as f64, before, "without a hedge the second is not asked");
 
         let gate = Gate::new();
         first.on(method, part).first(1).fault(Fault::Hold(gate.clone()));
@@ -36,9 +38,9 @@ async fn the_second_endpoint_answers_in_the_place_of_a_late_one() {
             first.count(method, part),
             if part == "/blobs/" { late.closure()[0].blobs.len() } else { 1 }
         );
-        assert_eq!(second.count("*", ""), 1, "one request is hedged");
-        assert_eq!(second.count(method, part), 1);
-        assert_eq!(berth.metric(HEDGES).await, 1.0);
+        let hedges = berth.metric(HEDGES).await;
+        assert_eq!(second.requests().len() as f64, hedges, "each is one request");
+        assert!(second.count(method, part) > 0 && hedges > before, "{method} {part}");
         let sent = |upstream: &Upstream| -> u64 {
             late.closure()[0].blobs.iter().map(|blob| upstream.bytes_sent(&blob.digest)).sum()
         };
@@ -51,6 +53,24 @@ async fn the_second_endpoint_answers_in_the_place_of_a_late_one() {
         berth.pull(REPO, "late", &late).await;
         assert_eq!(berth.metric("registry_proxy_pulled_bytes_total").await, pulled);
     }
+}
+
+/// Whose requests are all answered elsewhere never fails at one of them.
+#[tokio::test]
+async fn an_endpoint_that_has_become_silent_is_found_out_all_the_same() {
+    let (first, second) = two().await;
+    let (known, new) = (Image::of(1, &[3000]), Image::of(2, &[3000]));
+    for upstream in [&first, &second] {
+        upstream.image(REPO, "known", &known).image(REPO, "new", &new);
+    }
+    let berth = mirror(&first, &second).start().await;
+    berth.pull(REPO, "known", &known).await;
+    first.on("*", "").fault(Fault::StallHead);
+    assert_eq!(berth.get(&new.layer().path(REPO)).await.expect(200), &new.layer().content);
+    berth.until_logged("gives no usable answer to anything").await;
+    first.forget();
+    berth.pull(REPO, "new", &new).await;
+    assert!(first.requests().iter().all(|request| request.target == "/v2/"), "{:?}", first.requests());
 }
 
 #[tokio::test]
