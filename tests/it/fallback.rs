@@ -65,6 +65,29 @@ async fn it_is_left_alone_while_the_registry_answers() {
 }
 
 #[tokio::test]
+async fn it_comes_after_parents_and_not_at_all_where_they_are_all_there_is() {
+    let (parent, fallback) = two().await;
+    let registry = Upstream::start().await;
+    let image = Image::of(1, &[30_000]);
+    fallback.image(REPO, "1", &image);
+    let section = format!("[[upstream.fallback]]\nendpoints = [{:?}]", fallback.url());
+    let parents = format!("[parents]\nendpoints = [{:?}]\n", parent.url());
+    let mirror = Berth::with("docker.io", &parent).keys("mirror = true").keys(&section);
+    let with_parents = with_fallback(&registry, &fallback, "").sections(&parents);
+    for setup in [mirror, with_parents] {
+        parent.forget();
+        let berth = setup.start().await;
+        berth.pull(REPO, "1", &image).await;
+        assert!(asked(&parent) > 0);
+    }
+    assert!(asked(&registry) > 0);
+    fallback.forget();
+    let only = with_fallback(&registry, &fallback, "").sections(&(parents + "only = true"));
+    assert_eq!(status(&only.start().await, &format!("/v2/{REPO}/manifests/1")).await, 404);
+    assert!(fallback.requests().is_empty());
+}
+
+#[tokio::test]
 async fn what_neither_has_is_absent_and_only_if_both_say_so() {
     let (registry, fallback) = two().await;
     let berth = with_fallback(&registry, &fallback, "").start().await;
