@@ -300,6 +300,11 @@ impl Flights {
         Some(file.size)
     }
 
+    /// Whether a flight brings this for one repository alone.
+    pub(super) fn is_private(&self, digest: &Digest) -> bool {
+        self.lock().get(digest).is_some_and(|flight| !flight.public)
+    }
+
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
         let (origin, trail) = (flight.origin.clone(), flight.trail.clone());

@@ -63,6 +63,16 @@ impl Cache {
         Ok(self.upstream(repo)?.is_public(&repo.name).await)
     }
 
+    /// Whether this content of `repo` is for everybody: it comes without a credential, and did so when it came. Another
+    /// configuration may have had one.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`], or [`Error::Store`].
+    pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let is_public = self.is_public(repo).await? && !self.0.flights.is_private(digest);
+        Ok(is_public && !self.0.store.is_private(repo, digest).await?)
+    }
+
     /// Whether that is known from the answers of parents only.
     ///
     /// # Errors

@@ -422,6 +422,29 @@ async fn private_images_stay_private_below_a_parent_and_public_ones_are_shared()
 }
 
 #[tokio::test]
+async fn what_a_parent_once_had_with_a_login_stays_private_when_it_has_none_any_more() {
+    let registry = Upstream::start().await;
+    registry.auth(Auth::Basic).user("u", "hunter2", "team-a/");
+    let secret = Image::of(22, &[5000]);
+    registry.image("team-a/app", "1", &secret);
+    let open = Upstream::start().await;
+    let logins = file_of(&docker_config(&[("harbor.example", "u", "hunter2")]));
+    let setup = Berth::with("harbor.example", &registry);
+    let with_login = setup.clone().keys(&format!("credentials = {{ file = {logins:?} }}"));
+    let site = with_login.start().await;
+    site.pull("team-a/app", "1", &secret).await;
+    site.reconfigure(&setup).await;
+
+    let node = Setup::new("harbor.example").endpoint_url(&url(&site)).keys("mirror = true");
+    let node = node.and("docker.io", &open).start().await;
+    node.pull("team-a/app", "1", &secret).await;
+    eventually("it is stored", async || node.metric("berth_flights").await == 0.0).await;
+    for path in [secret.layer().path("library/one"), secret.path("library/one")] {
+        assert_eq!(node.get(&format!("{path}?ns=docker.io")).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn every_address_of_a_name_is_a_parent_with_its_part() {
     let registry = Upstream::start().await;
     let image = Image::of(19, &(100..140).collect::<Vec<_>>());
