@@ -298,8 +298,15 @@ impl Upstream {
     }
 
     fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
-        let is_passed_on = self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
-        if is_passed_on { trail.clone() } else { trail.local() }
+        let has_parent =
+            |trail: &Trail| self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
+        if has_parent(trail) {
+            trail.clone()
+        } else if !trail.is_of_client() && has_parent(&Trail::default()) {
+            trail.bypass()
+        } else {
+            trail.local()
+        }
     }
 
     /// By what a tag has its home at a parent.

@@ -390,6 +390,11 @@ impl Reader {
         &self.flight.origin
     }
 
+    /// Where the request that began the flight went on to.
+    pub(super) fn trail(&self) -> &Trail {
+        &self.flight.trail
+    }
+
     /// Waits for upstream's answer. None: the content is already stored, look again.
     ///
     /// A flight that was stopped just before this reader came has nothing to say but its end.

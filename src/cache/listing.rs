@@ -187,8 +187,8 @@ impl Cache {
         let work = || async move {
             let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
             let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
-            if listed.is_stale {
-                // It is of unknown age: what is kept counts as fresh for a while.
+            if listed.is_stale || trail.is_bypass() {
+                // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }
             if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {

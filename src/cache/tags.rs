@@ -109,7 +109,7 @@ impl Cache {
                     return self.serve(repo, &record, None, trail).await;
                 }
                 Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
-                Verdict::CheckFirst => Some(trail.patience(CHECK_DEADLINE)),
+                Verdict::CheckFirst => Some(trail.patience_to_check(CHECK_DEADLINE)),
                 Verdict::CheckOrRefuse => None,
             };
             match self.check(repo, tag, deadline, trail).await {
@@ -227,7 +227,10 @@ impl Cache {
             Some(limit) => match timeout(limit, running).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    self.0.doubts.failed(repo, tag);
+                    // Upstream had no chance when who asks is in a hurry.
+                    if limit >= CHECK_DEADLINE / 2 {
+                        self.0.doubts.failed(repo, tag);
+                    }
                     return Err(upstream::Error::Timeout.into());
                 }
             },
@@ -265,6 +268,7 @@ impl Cache {
             Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
             Ok(_) => self.0.doubts.clear(repo, tag),
+            Err(_) if upstream.settle_tag(trail, &repo.name, tag).is_bypass() => {}
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
