@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::doubts::Heard;
 use super::error::Error;
-use super::freshness::{self, Confirmed, StaleLimit, Verdict, Word};
+use super::freshness::{self, Confirmed, Verdict, Word};
 use super::manifests::Manifest;
 use super::{Cache, now};
 use crate::oci::{Digest, Reference, Repo, Tag};
@@ -338,10 +338,7 @@ impl Cache {
 
     /// Whether what is known of a tag may be served if upstream's last few manifests are kept for other images.
     fn will_do(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> bool {
-        match self.0.rules.find(repo, tag).serve_stale {
-            StaleLimit::Forever => true,
-            StaleLimit::For(limit) => freshness::is_within(record.checked_at, limit, now()),
-        }
+        self.0.rules.find(repo, tag).serve_stale.allows(record.checked_at, now())
     }
 
     /// The tag means `manifest` now; it may have meant that before.

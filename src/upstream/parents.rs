@@ -162,6 +162,7 @@ impl Upstream {
 struct Parent {
     /// The same for every child: the endpoint, and which of its addresses.
     identity: String,
+    place: Place,
     upstream: Arc<Upstream>,
 }
 
@@ -235,6 +236,11 @@ impl Parents {
         (!addresses.is_empty()).then(|| places(endpoint, &addresses))
     }
 
+    /// Where an endpoint was when it was last found out.
+    fn known(&self, endpoint: &Endpoint) -> Vec<Place> {
+        self.all().iter().map(|parent| parent.place.clone()).filter(|(of, _)| of == endpoint).collect()
+    }
+
     /// These are the parents from now on; those that stay keep what is known of them.
     fn settle(&self, places: &[Place]) -> Result<(), BuildError> {
         let mut members = lock(&self.state);
@@ -253,7 +259,8 @@ impl Parents {
                 None => {
                     let index = members.index_next;
                     members.index_next += 1;
-                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity })
+                    let place = (endpoint.clone(), *address);
+                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity, place })
                 }
             };
             all.push(parent);
@@ -339,7 +346,7 @@ impl Parents {
         for endpoint in &self.template.endpoints {
             match self.located(endpoint).await {
                 Some(places) => all.extend(places),
-                None => return,
+                None => all.extend(self.known(endpoint)),
             }
         }
         if let Err(error) = self.settle(&all) {
@@ -418,6 +425,25 @@ mod tests {
         assert!(Arc::ptr_eq(&before[1], &after[0]));
         let indexes: Vec<_> = before.iter().chain(&after).filter_map(|parent| parent.peer()).collect();
         assert_ne!(indexes[0].index(), indexes[3].index(), "a new one has a number of its own");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_looked_up_keeps_no_other_from_being() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let mut config = registry();
+        let section = config.parents.as_mut().unwrap();
+        section.endpoints = ["http://gone.invalid:5000", "http://localhost:5000"]
+            .map(|text| Endpoint::parse(text).unwrap())
+            .to_vec();
+        let parents = Parents::build(&config, &observer).unwrap().unwrap();
+        let gone = parents.template.endpoints[0].clone();
+        let before = places(&gone, &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]);
+        parents.settle(&before).unwrap();
+        parents.look_up().await;
+        let all = parents.all();
+        assert_eq!(all.iter().take(2).map(|parent| parent.place.clone()).collect::<Vec<_>>(), before);
+        let found = &all[2].place;
+        assert!(found.0 == parents.template.endpoints[1] && found.1.unwrap().is_loopback(), "{found:?}");
     }
 
     #[test]

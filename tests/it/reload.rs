@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -166,6 +167,9 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
     let on = format!("tls = {{ cert = {:?}, key = {:?} }}", certificate.cert(), certificate.key());
     let login = format!("credentials = {{ username = \"u\", password_file = {password:?} }}");
     let listen = "listen = [\"0.0.0.0:0\"]";
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
     for (next, reasons) in [
         (base().sections("[[tags]\n"), &["line "][..]),
         (base().http("allow = [\"10.0.0.0/99\"]"), &["line ", "allow", "10.0.0.0/99"]),
@@ -178,6 +182,8 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
         (base().admin("metrics_listen = \"127.0.0.1:1\""), &["admin.metrics_listen", "nothing", "restart"]),
         (base().http(&on), &["http.tls", "off", "restart"]),
         (base().file("data_dir = \"/elsewhere\""), &["data_dir", "/elsewhere", "restart"]),
+        (base().keys(&format!("ca = [{pipe:?}]")), &["other.example", "regular file"]),
+        (base().http(&format!("htpasswd = {pipe:?}")), &["htpasswd", "regular file"]),
     ] {
         berth.configure(&next);
         let reply = berth.reload().await;
@@ -192,6 +198,9 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
         assert_eq!(berth.get(OTHER).await.status, 404, "nothing of it is applied: {error}");
         berth.pull(REPO, "1", &image).await;
     }
+    fs::rename(&pipe, berth.config()).unwrap();
+    within_deadline("an answer", berth.reload()).await.expect(422);
+    refused += 1.0;
     assert!(reloads(&berth, "refused").await >= refused);
     let errors = berth.logs().into_iter().filter(|line| line.contains("\"ERROR\"")).collect::<Vec<_>>();
     assert!(
