@@ -415,7 +415,7 @@ impl Cache {
     /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
     /// never be asked again.
     fn remember(&self, repo: &Repo, path: &str, trail: &Trail, error: Error) -> Error {
-        if trail.is_bypass() {
+        if trail.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
             return error;
         }
         if error.is_absence() {

@@ -64,6 +64,7 @@ mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -202,6 +203,7 @@ pub struct Upstream {
     client: Arc<Client>,
     /// Wakes the prober when there is something to probe.
     opened: Notify,
+    is_retired: AtomicBool,
 }
 
 impl Upstream {
@@ -247,6 +249,7 @@ impl Upstream {
             limits: Limits::new(&config.limits),
             auth: Auth::new(config),
             opened: Notify::new(),
+            is_retired: AtomicBool::new(false),
             role,
             registry,
         }))
@@ -255,6 +258,16 @@ impl Upstream {
     /// The name that images carry.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Another takes its place, or none: from now on it is asked for those only who have it already.
+    pub fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+    }
+
+    /// Whether another has taken its place: what it says now says nothing about what that will.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.

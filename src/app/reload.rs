@@ -169,6 +169,10 @@ impl Running {
         let before = self.fleet.members();
         self.data.replace(serving);
         let cache = self.data.cache();
+        // First, so that nothing which one of them still says is remembered after that was forgotten.
+        for member in before.iter().filter(|member| !is_kept(member, &before, &members)) {
+            member.upstream.retire();
+        }
         for member in before.iter().chain(&members).filter(|member| !is_kept(member, &before, &members)) {
             cache.forget(member.upstream.registry());
         }

@@ -228,7 +228,7 @@ impl Cache {
                 Ok(ended) => ended,
                 Err(_) => {
                     // Upstream had no chance when who asks is in a hurry.
-                    if limit >= CHECK_DEADLINE / 2 {
+                    if limit >= CHECK_DEADLINE / 2 && !upstream.is_retired() {
                         self.0.doubts.failed(repo, tag);
                     }
                     return Err(upstream::Error::Timeout.into());
@@ -268,7 +268,7 @@ impl Cache {
             Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
             Ok(_) => self.0.doubts.clear(repo, tag),
-            Err(_) if upstream.settle_tag(trail, &repo.name, tag).is_bypass() => {}
+            Err(_) if upstream.is_retired() || upstream.settle_tag(trail, &repo.name, tag).is_bypass() => {}
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {

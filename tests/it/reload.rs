@@ -1,6 +1,7 @@
 //! A configuration that changes while berth runs: what is applied, what is refused, and what nobody notices.
 
 use std::fs;
+use std::future::IntoFuture as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
@@ -460,6 +461,25 @@ async fn an_outage_that_the_new_configuration_ends_is_over_at_once() {
     assert_eq!(berth.get("/v2/library/app/manifests/10").await.status, 503);
     assert!(berth.admin("/readyz").await.text().contains("offline: docker.io"));
     berth.pull(REPO, "9", &image).await;
+}
+
+#[tokio::test]
+async fn what_an_upstream_says_after_it_was_replaced_counts_for_nobody_else() {
+    let (before, (after, image)) = (Upstream::start().await, registry(1).await);
+    let gate = Gate::new();
+    before.on("*", "/v2/library/").fault(Fault::Hold(gate.clone()));
+    let berth = Berth::with("docker.io", &before).start().await;
+    let (blob, tag) = (image.layer().path(REPO), TAG);
+    let asked = [&*blob, tag].map(|path| tokio::spawn(berth.get(path).into_future()));
+    eventually("both are asked", async || before.count("*", "/v2/library/") >= 2).await;
+    berth.reconfigure(&Berth::with("docker.io", &after)).await;
+    gate.open();
+    for reply in asked {
+        assert_eq!(reply.await.unwrap().status, 404);
+    }
+    for path in [&*blob, tag] {
+        berth.get(path).await.expect(200);
+    }
 }
 
 #[tokio::test]
