@@ -102,7 +102,7 @@ use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
 use self::server::{Probe, Server};
-use crate::oci::{Digest, Registry, RepoName, Tag};
+use crate::oci::{Registry, RepoName};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -298,33 +298,6 @@ impl Upstream {
             Role::Registry(_) => None,
             Role::Parent(peer) => Some(peer),
         }
-    }
-
-    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
-    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
-        self.settle_by(trail, &digest.to_string())
-    }
-
-    /// The same for a tag.
-    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
-        self.settle_by(trail, &self.key_of_tag(name, tag))
-    }
-
-    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
-        let has_parent =
-            |trail: &Trail| self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
-        if has_parent(trail) {
-            trail.clone()
-        } else if !trail.is_of_client() && has_parent(&Trail::default()) {
-            trail.bypass()
-        } else {
-            trail.local()
-        }
-    }
-
-    /// By what a tag has its home at a parent.
-    fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
-        format!("{}/{name}:{tag}", self.registry)
     }
 
     /// Connections over which one large blob may be fetched at once.

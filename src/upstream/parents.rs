@@ -30,7 +30,7 @@ use super::identity::ClientCertificate;
 use super::server::{Server, lock};
 use super::trail::{self, Instance, Trail};
 use super::{BuildError, Error, Event, Observer, Role, Upstream};
-use crate::oci::{Algorithm, Digest, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);
@@ -145,6 +145,33 @@ impl Peer {
 }
 
 impl Upstream {
+    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
+    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
+        self.settle_by(trail, &digest.to_string())
+    }
+
+    /// The same for a tag.
+    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
+        self.settle_by(trail, &self.key_of_tag(name, tag))
+    }
+
+    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
+        let has_parent =
+            |trail: &Trail| self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
+        if has_parent(trail) {
+            trail.clone()
+        } else if !trail.is_of_client() && has_parent(&Trail::default()) {
+            trail.bypass()
+        } else {
+            trail.local()
+        }
+    }
+
+    /// By what a tag has its home at a parent.
+    pub(super) fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
+        format!("{}/{name}:{tag}", self.registry)
+    }
+
     /// Whether this comes from a parent that is a berth: then an error is about what was asked for rather than about the
     /// parent.
     pub(super) fn meets_berth(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) -> bool {

@@ -38,8 +38,9 @@ const YES: HeaderValue = HeaderValue::from_static("?1");
 const MARGIN_PART: u32 = 8;
 /// The part of the time that there is for a question to which there is another answer than its own.
 const CHECK_PART: f64 = 0.75;
-/// A shorter wait is not believed, and not asked for: nothing could be done in it.
-const WAIT_MIN: Duration = Duration::from_millis(200);
+/// A shorter wait is not believed, and not asked for: little could be done in it, and others may join in what was begun
+/// for it. After four tiers a check still has twice as long.
+const WAIT_MIN: Duration = Duration::from_secs(1);
 
 /// One running berth.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -247,7 +248,7 @@ mod tests {
         };
         check(Some("8000"), 7.0);
         check(Some("60000"), 19.0);
-        for nonsense in ["", "-1", "soon", "100", "18446744073709551615"] {
+        for nonsense in ["", "-1", "soon", "100", "999", "18446744073709551615"] {
             check(Some(nonsense), 19.0);
         }
         check(None, 19.0);

@@ -403,7 +403,7 @@ async fn whoever_waits_for_a_moment_only_does_not_make_a_tag_stale_for_others() 
     registry.image(REPO, "1", &new);
     let gate = Gate::new();
     registry.on("HEAD", "/manifests/1").fault(Fault::Hold(gate.clone()));
-    let hasty = berth.get(&tag).header("via", "1.1 berth-0000000000000001").header("berth-deadline", "200");
+    let hasty = berth.get(&tag).header("via", "1.1 berth-0000000000000001").header("berth-deadline", "1000");
     hasty.await.expect_stale();
     let asking = tokio::spawn(berth.get(&tag).into_future());
     eventually("it waits, or has its answer", async || {
