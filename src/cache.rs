@@ -228,8 +228,10 @@ impl Cache {
 
     /// A blob that is not kept.
     async fn pass_through(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<Blob, Error> {
-        let whole = self.detour(repo, digest, trail)?.whole().await;
-        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), error))
+        let detour = self.detour(repo, digest, trail)?;
+        let trail = detour.trail.clone();
+        let whole = detour.whole().await;
+        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), &trail, error))
     }
 
     async fn find_blob(
@@ -285,7 +287,9 @@ impl Cache {
                 // What another repository's upstream says or fails at says nothing about this one's. The disk is
                 // everybody's.
                 Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
-                Err(error) => return Err(self.remember(repo, &blob_path(digest), error)),
+                // Nor what is heard on a way round the parents.
+                Err(_) if reader.trail().is_bypass() && !trail.is_bypass() => {}
+                Err(error) => return Err(self.remember(repo, &blob_path(digest), trail, error)),
             }
         }
         Err(Error::Busy)
@@ -331,13 +335,13 @@ impl Cache {
         }
         let trail = upstream.settle(trail, digest);
         let key = (repo.clone(), *digest, trail.level());
-        let (upstream, name, asked) = (Arc::clone(upstream), repo.name.clone(), *digest);
-        let work = || async move { Ok(upstream.head_blob(&trail, &name, &asked).await?) };
+        let (upstream, name, asked, way) = (Arc::clone(upstream), repo.name.clone(), *digest, trail.clone());
+        let work = || async move { Ok(upstream.head_blob(&way, &name, &asked).await?) };
         let (size, joined) = self.0.sizes.run(key, work).await;
         let source = if joined { Source::Join } else { Source::Miss };
         match size.unwrap_or(Err(Error::GivenUp)) {
             Ok(size) => Ok((size, source)),
-            Err(error) => Err(self.remember(repo, &blob_path(digest), error)),
+            Err(error) => Err(self.remember(repo, &blob_path(digest), &trail, error)),
         }
     }
 
@@ -369,10 +373,10 @@ impl Cache {
         let upstream = Arc::clone(self.upstream(repo)?);
         let trail = upstream.settle(trail, digest);
         let key = (repo.clone(), *digest, trail.level());
-        let (store, repository, digest) = (self.0.store.clone(), repo.clone(), *digest);
+        let (store, repository, digest, way) = (self.0.store.clone(), repo.clone(), *digest, trail.clone());
         let work = || async move {
             let repo = repository;
-            let size = upstream.head_blob(&trail, &repo.name, &digest).await?;
+            let size = upstream.head_blob(&way, &repo.name, &digest).await?;
             // Some servers say yes to everything.
             if store.blob(&digest).await?.is_some_and(|stored| stored.size != size) {
                 return Err(Error::Mismatch);
@@ -383,7 +387,8 @@ impl Cache {
             Ok(())
         };
         let (proof, _) = self.0.proofs.run(key, work).await;
-        proof.unwrap_or(Err(Error::GivenUp)).map_err(|error| self.remember(repo, &blob_path(&digest), error))
+        let proof = proof.unwrap_or(Err(Error::GivenUp));
+        proof.map_err(|error| self.remember(repo, &blob_path(&digest), &trail, error))
     }
 
     /// How a blob comes to a client without the disk.
@@ -407,8 +412,12 @@ impl Cache {
         }
     }
 
-    /// Remembers what upstream just said. Not for what [`Cache::not_absent`] said: it would never be asked again.
-    fn remember(&self, repo: &Repo, path: &str, error: Error) -> Error {
+    /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
+    /// never be asked again.
+    fn remember(&self, repo: &Repo, path: &str, trail: &Trail, error: Error) -> Error {
+        if trail.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
+            return error;
+        }
         if error.is_absence() {
             let key = (repo.clone(), path.to_owned());
             lock(&self.0.absent).put(key, (Instant::now(), error.clone()));

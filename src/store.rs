@@ -278,6 +278,15 @@ impl Store {
         self.ask(move |ledger| ledger.granted(&repo, &digest)).await
     }
 
+    /// Whether a repository was granted a digest for itself alone, and nobody has it publicly.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.is_private(&repo, &digest)).await
+    }
+
     /// Lets a repository be served a digest, and if `public`, every other too. Public once, it stays so.
     /// Durable when this returns; cheap if it was granted already.
     ///

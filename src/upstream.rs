@@ -70,6 +70,7 @@ mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -111,7 +112,7 @@ use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
 use self::server::{Probe, Server};
-use crate::oci::{Digest, Registry, RepoName, Tag};
+use crate::oci::{Registry, RepoName};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -158,6 +159,7 @@ pub struct Upstream {
     client: Arc<Client>,
     /// Wakes the prober when there is something to probe.
     opened: Notify,
+    is_retired: AtomicBool,
 }
 
 impl Upstream {
@@ -206,6 +208,7 @@ impl Upstream {
             hedges: Hedges::new(endpoints.len(), &config.limits),
             auth: Auth::new(config),
             opened: Notify::new(),
+            is_retired: AtomicBool::new(false),
             role,
             registry,
         }))
@@ -214,6 +217,16 @@ impl Upstream {
     /// The name that images carry.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Another takes its place, or none: from now on it is asked for those only who have it already.
+    pub fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+    }
+
+    /// Whether another has taken its place: what it says now says nothing about what that will.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
@@ -247,26 +260,6 @@ impl Upstream {
             Role::Registry(..) | Role::Fallback(_) => None,
             Role::Parent(peer) => Some(peer),
         }
-    }
-
-    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
-    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
-        self.settle_by(trail, &digest.to_string())
-    }
-
-    /// The same for a tag.
-    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
-        self.settle_by(trail, &self.key_of_tag(name, tag))
-    }
-
-    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
-        let is_passed_on = self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
-        if is_passed_on { trail.clone() } else { trail.local() }
-    }
-
-    /// By what a tag has its home at a parent.
-    fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
-        format!("{}/{name}:{tag}", self.registry)
     }
 
     /// Connections over which one large blob may be fetched at once.

@@ -77,9 +77,9 @@ impl Member {
         self.config == other.config
     }
 
-    /// Files that it names and does not watch itself.
-    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.config.authorities()
+    /// Files that it names and does not watch itself, and what they looked like when it was built.
+    pub(super) fn files(&self) -> impl Iterator<Item = (PathBuf, Option<Stamp>)> {
+        self.config.authorities().cloned().zip(self.stamps.iter().copied())
     }
 }
 

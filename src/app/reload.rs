@@ -9,6 +9,7 @@
 //! new or has changed; else each is looked after where it is used. They may come later than the configuration that names
 //! them, so one that is refused is tried again, without a word as long as the reason stays the same.
 
+use std::fs;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -124,7 +125,11 @@ impl Running {
             metrics: Arc::clone(&self.metrics),
         };
         // It reads files, some of which may be on the network.
+        let path = source.path.clone();
         let next = spawn_blocking(move || {
+            // A pipe could be waited for in vain. At the start it may well be one: it can be read once.
+            let is_other = fs::metadata(&path).is_ok_and(|found| !found.is_file());
+            ensure!(!is_other, "configuration {}: expected a regular file", path.display());
             let config = load()?;
             Next::build(config, &before).with_context(|| format!("configuration {file}"))
         });
@@ -164,6 +169,10 @@ impl Running {
         let before = self.fleet.members();
         self.data.replace(serving);
         let cache = self.data.cache();
+        // First, so that nothing which one of them still says is remembered after that was forgotten.
+        for member in before.iter().filter(|member| !is_kept(member, &before, &members)) {
+            member.upstream.retire();
+        }
         for member in before.iter().chain(&members).filter(|member| !is_kept(member, &before, &members)) {
             cache.forget(member.upstream.registry());
         }
@@ -185,8 +194,7 @@ impl Running {
     fn follow(&mut self) {
         let members = self.fleet.members();
         if let Some(source) = &mut self.source {
-            let files = members.iter().flat_map(Member::files).cloned();
-            source.watch.follow(std::iter::once(source.path.clone()).chain(files).collect());
+            source.watch.follow(members.iter().flat_map(Member::files));
         }
     }
 }

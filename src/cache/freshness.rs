@@ -119,6 +119,17 @@ pub enum StaleLimit {
     For(Duration),
 }
 
+impl StaleLimit {
+    /// Whether a tag that was confirmed at `at` may still be served at the time `now`, though upstream does not confirm it:
+    /// also when exactly so old, or when a clock that jumped back makes it seem to be from the future.
+    pub(super) fn allows(self, at: u64, now: u64) -> bool {
+        match self {
+            Self::Forever => true,
+            Self::For(limit) => now.checked_sub(at).is_none_or(|age| Duration::from_secs(age) <= limit),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for StaleLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -186,11 +197,7 @@ pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: Word) -> Verdict
     if rule.immutable || (!revoked && is_within(at, rule.check_after, now)) {
         return Verdict::Serve;
     }
-    let age = now.checked_sub(at).map(Duration::from_secs);
-    let is_too_old = match rule.serve_stale {
-        StaleLimit::Forever => false,
-        StaleLimit::For(limit) => age.is_some_and(|age| age > limit),
-    };
+    let is_too_old = !rule.serve_stale.allows(at, now);
     match (word, rule.on_removed) {
         (Word::Open, _) if is_too_old => Verdict::CheckOrRefuse,
         (Word::Open, _) if rule.check_behind && !revoked => Verdict::ServeAndCheck,
@@ -294,6 +301,21 @@ mod tests {
             assert_eq!(judge(confirmed, &limited, now, Word::Silent), Verdict::ServeStale, "back to {now}");
         }
         assert_eq!(judge(confirmed, &Rule::default(), u64::MAX, Word::Silent), Verdict::ServeStale);
+    }
+
+    #[test]
+    fn what_is_stale_is_allowed_to_its_very_limit_and_from_the_future() {
+        let check = |limit: StaleLimit, at: u64, expected: bool| {
+            assert_eq!(limit.allows(at, NOW), expected, "{limit:?} {at}");
+        };
+        let minute = StaleLimit::For(Duration::from_secs(60));
+        for (at, is_within) in [(NOW + 1, true), (NOW, true), (NOW - 60, true), (NOW - 61, false), (0, false)]
+        {
+            check(minute, at, is_within);
+            check(StaleLimit::Forever, at, true);
+        }
+        check(StaleLimit::For(Duration::ZERO), NOW, true);
+        check(StaleLimit::For(Duration::ZERO), NOW - 1, false);
     }
 
     #[test]

@@ -63,6 +63,16 @@ impl Cache {
         Ok(self.upstream(repo)?.is_public(&repo.name).await)
     }
 
+    /// Whether this content of `repo` is for everybody: it comes without a credential, and did so when it came. Another
+    /// configuration may have had one.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`], or [`Error::Store`].
+    pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let is_public = self.is_public(repo).await? && !self.0.flights.is_private(digest);
+        Ok(is_public && !self.0.store.is_private(repo, digest).await?)
+    }
+
     /// Whether that is known from the answers of parents only.
     ///
     /// # Errors
@@ -177,8 +187,8 @@ impl Cache {
         let work = || async move {
             let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
             let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
-            if listed.is_stale {
-                // It is of unknown age: what is kept counts as fresh for a while.
+            if listed.is_stale || trail.is_bypass() {
+                // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }
             if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {

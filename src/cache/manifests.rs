@@ -83,9 +83,9 @@ impl Cache {
         let upstream = Arc::clone(self.upstream(repo)?);
         let trail = upstream.settle(trail, digest);
         let key = (repo.clone(), *digest, trail.level());
-        let (cache, repository, digest) = (self.clone(), repo.clone(), *digest);
+        let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, trail.clone());
         let work = || async move {
-            let repo = repository;
+            let (repo, trail) = (repository, way);
             // It may have been stored while this request was on its way here.
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);
@@ -96,7 +96,7 @@ impl Cache {
         let (manifest, joined) = self.0.manifests.run(key, work).await;
         let mut manifest = manifest
             .unwrap_or(Err(Error::GivenUp))
-            .map_err(|error| self.remember(repo, &manifest_path(&digest), error))?;
+            .map_err(|error| self.remember(repo, &manifest_path(&digest), &trail, error))?;
         if joined {
             manifest.source = Source::Join;
         }

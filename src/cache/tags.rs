@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::doubts::Heard;
 use super::error::Error;
-use super::freshness::{self, Confirmed, StaleLimit, Verdict, Word};
+use super::freshness::{self, Confirmed, Verdict, Word};
 use super::manifests::Manifest;
 use super::{Cache, now};
 use crate::oci::{Digest, Reference, Repo, Tag};
@@ -109,7 +109,7 @@ impl Cache {
                     return self.serve(repo, &record, None, trail).await;
                 }
                 Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
-                Verdict::CheckFirst => Some(trail.patience(CHECK_DEADLINE)),
+                Verdict::CheckFirst => Some(trail.patience_to_check(CHECK_DEADLINE)),
                 Verdict::CheckOrRefuse => None,
             };
             match self.check(repo, tag, deadline, trail).await {
@@ -227,7 +227,10 @@ impl Cache {
             Some(limit) => match timeout(limit, running).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    self.0.doubts.failed(repo, tag);
+                    // Upstream had no chance when who asks is in a hurry.
+                    if limit >= CHECK_DEADLINE / 2 && !upstream.is_retired() {
+                        self.0.doubts.failed(repo, tag);
+                    }
                     return Err(upstream::Error::Timeout.into());
                 }
             },
@@ -265,6 +268,7 @@ impl Cache {
             Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
             Ok(_) => self.0.doubts.clear(repo, tag),
+            Err(_) if upstream.is_retired() || upstream.settle_tag(trail, &repo.name, tag).is_bypass() => {}
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
@@ -334,10 +338,7 @@ impl Cache {
 
     /// Whether what is known of a tag may be served if upstream's last few manifests are kept for other images.
     fn will_do(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> bool {
-        match self.0.rules.find(repo, tag).serve_stale {
-            StaleLimit::Forever => true,
-            StaleLimit::For(limit) => freshness::is_within(record.checked_at, limit, now()),
-        }
+        self.0.rules.find(repo, tag).serve_stale.allows(record.checked_at, now())
     }
 
     /// The tag means `manifest` now; it may have meant that before.

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::oci::{Algorithm, Digest};
-use crate::watch::{Stamp, stamp};
+use crate::watch::{self, Stamp, stamp};
 
 /// Password checks at once; more wait.
 const CHECKS_MAX: usize = 2;
@@ -157,7 +157,7 @@ impl Logins {
 impl Users {
     fn load(path: &Path) -> anyhow::Result<Self> {
         let stamp = stamp(path).ok();
-        let text = std::fs::read_to_string(path).with_context(|| format!("htpasswd {}", path.display()))?;
+        let text = watch::read_text(path).with_context(|| format!("htpasswd {}", path.display()))?;
         let mut hashes = HashMap::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -34,6 +34,7 @@ use super::response::{
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
+use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
@@ -197,13 +198,20 @@ impl Serving {
                 None => self.find(asked, &route, account).await,
             }
         };
-        if !asked.trail.is_of_client()
-            && let Some(repo) = repository(&route)
-            && self.cache.is_public(repo).await.is_ok_and(|is_public| is_public)
-        {
+        if !asked.trail.is_of_client() && self.is_for_everybody(&route, digest_of(&route, &response)).await {
             declare_public(response.headers_mut());
         }
         response
+    }
+
+    /// Whether a berth may share what it is answered with among its repositories.
+    async fn is_for_everybody(&self, route: &Route, digest: Option<Digest>) -> bool {
+        let Some(repo) = repository(route) else { return false };
+        let is_public = match digest {
+            Some(digest) => self.cache.is_for_everybody(repo, &digest).await,
+            None => self.cache.is_public(repo).await,
+        };
+        is_public.unwrap_or(false)
     }
 
     /// The answer, or why there is none, in time.
@@ -403,6 +411,19 @@ fn hidden() -> Response<Body> {
         ErrorCode::NameUnknown,
         "lists show only what needs no credential upstream, unless [http] list_private is set",
     )
+}
+
+/// Of the content that is answered with, if it is content.
+fn digest_of(route: &Route, response: &Response<Body>) -> Option<Digest> {
+    match route {
+        Route::Blob { digest, .. } | Route::Manifest { reference: Reference::Digest(digest), .. } => {
+            Some(*digest)
+        }
+        Route::Manifest { reference: Reference::Tag(_), .. } => {
+            Digest::parse(response.headers().get(CONTENT_DIGEST)?.to_str().ok()?).ok()
+        }
+        _ => None,
+    }
 }
 
 /// What a request is about.

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// `[http.tls]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -37,11 +37,13 @@ impl Config {
     }
 
     fn load(&self) -> anyhow::Result<ServerConfig> {
-        let certificates = CertificateDer::pem_file_iter(&self.cert)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .with_context(|| format!("http.tls.cert {}: expected PEM certificates", self.cert.display()))?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .with_context(|| format!("http.tls.key {}: expected a PEM private key", self.key.display()))?;
+        let here = || format!("http.tls.cert {}: expected PEM certificates", self.cert.display());
+        let content = watch::read(&self.cert).with_context(here)?;
+        let certificates = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
+        let certificates = certificates.with_context(here)?;
+        let here = || format!("http.tls.key {}: expected a PEM private key", self.key.display());
+        let content = watch::read(&self.key).with_context(here)?;
+        let key = PrivateKeyDer::from_pem_slice(&content).with_context(here)?;
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -51,7 +53,8 @@ impl Config {
             Some(path) => {
                 let here = || format!("http.tls.client_ca {}: expected PEM certificates", path.display());
                 let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_file_iter(path).with_context(here)? {
+                let content = watch::read(path).with_context(here)?;
+                for certificate in CertificateDer::pem_slice_iter(&content) {
                     roots.add(certificate.with_context(here)?).with_context(here)?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);

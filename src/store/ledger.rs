@@ -189,6 +189,18 @@ impl Ledger {
         Ok(true)
     }
 
+    /// Whether `repo` has this from an upstream that knew who asks, and nobody has it publicly.
+    pub(super) fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        if self.index.is_public(digest) {
+            return Ok(false);
+        }
+        let grant = match self.index.grant(repo, digest) {
+            Some(public) => Some(public),
+            None => self.own_grant(repo, digest)?,
+        };
+        Ok(grant == Some(false))
+    }
+
     /// Grants for good. Where the index or, under the lock, a file says so already, that is durable.
     pub(super) fn grant(&self, repo: &Repo, digest: &Digest, public: bool) -> Result<(), Error> {
         let is_enough = |have: Option<bool>| have.is_some_and(|have| have || !public);

@@ -5,7 +5,6 @@
 //! a slow body cannot hold up others, and no registry asks for more.
 
 use std::error::Error as StdError;
-use std::fs;
 use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -33,6 +32,7 @@ use super::identity::Identity;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
+use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -224,7 +224,7 @@ fn pool(dialer: Dialer, tls: rustls::ClientConfig) -> Http {
 fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
     let mut roots = Arc::clone(system_roots());
     for path in files {
-        let content = fs::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        let content = watch::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
         let wrong = || BuildError::Content { path: path.clone(), expected: "a PEM file of certificates" };
         let mut count = 0;
         for certificate in CertificateDer::pem_slice_iter(&content) {

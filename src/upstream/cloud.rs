@@ -17,8 +17,6 @@ mod profile;
 mod sigv4;
 mod sts;
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,11 +45,10 @@ use super::login::Login;
 use super::secret::Secret;
 use super::token::FRESH;
 use super::vault::{Vault, VaultProblem};
+use crate::watch;
 
 /// An ECR token has some two kilobytes, a JWT with many claims some ten.
 pub(super) const REPLY_BYTES_MAX: usize = 64 * 1024;
-/// Key files, token files and profiles have a few kilobytes.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Longest error code of a cloud that is repeated.
 const CODE_CHARACTERS_MAX: usize = 64;
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -234,11 +231,10 @@ fn field(reply: &Value, name: &str, service: &'static str, what: &'static str) -
 pub(super) async fn read_file(path: &Path, expected: &'static str) -> Result<Secret, NoLogin> {
     let wrong = || NoLogin::File { path: path.to_owned(), expected };
     let owned = path.to_owned();
-    let read = move || {
-        let mut text = String::new();
-        File::open(owned)?.take(FILE_BYTES_MAX).read_to_string(&mut text).map(|_| text)
-    };
-    let text = tokio::task::spawn_blocking(read).await.map_err(|_| wrong())?.map_err(|_| wrong())?;
+    let text = tokio::task::spawn_blocking(move || watch::read_text(&owned))
+        .await
+        .map_err(|_| wrong())?
+        .map_err(|_| wrong())?;
     let text = text.trim();
     if text.is_empty() { Err(wrong()) } else { Ok(Secret::new(text.to_owned())) }
 }

@@ -137,11 +137,17 @@ impl Config {
         self.credentials.is_some() || self.is_always_known() || by_parents || by_fallback
     }
 
-    /// The files of certificate authorities that are read when it is built, those of its parents and fallbacks among
-    /// them.
+    /// The files of certificate authorities that are read when it is built: for its endpoints, its parents and fallbacks,
+    /// and a Vault that has the login of any of them.
     pub fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
-        let of_fallbacks = self.fallbacks.iter().flat_map(|fallback| &fallback.ca);
-        self.ca.iter().chain(self.parents.iter().flat_map(|parents| &parents.ca)).chain(of_fallbacks)
+        let (parents, fallbacks) = (self.parents.as_ref(), &self.fallbacks);
+        let of_parents = parents.and_then(|parents| parents.credentials.as_ref());
+        let of_fallbacks = fallbacks.iter().filter_map(|fallback| fallback.credentials.as_ref());
+        let logins = self.credentials.iter().chain(of_parents).chain(of_fallbacks);
+        let of_vaults = logins.filter_map(CredentialsConfig::vault).flat_map(|vault| &vault.ca);
+        let of_others = parents.into_iter().flat_map(|parents| &parents.ca);
+        let of_others = of_others.chain(fallbacks.iter().flat_map(|fallback| &fallback.ca));
+        self.ca.iter().chain(of_others).chain(of_vaults)
     }
 
     /// Whether a login is configured, for its own endpoints or for a fallback.
@@ -435,6 +441,15 @@ pub enum CredentialsConfig {
     Vault(VaultConfig),
 }
 
+impl CredentialsConfig {
+    fn vault(&self) -> Option<&VaultConfig> {
+        match self {
+            Self::Vault(vault) => Some(vault),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(
     deny_unknown_fields,
@@ -509,6 +524,18 @@ mod tests {
         let endpoint = Endpoint::parse("https://h:8443/repository/x").unwrap();
         let url = endpoint.at("a/b/manifests/sha256:00", Some("n=1"));
         assert_eq!(url.as_str(), "https://h:8443/repository/x/v2/a/b/manifests/sha256:00?n=1");
+    }
+
+    #[test]
+    fn every_authority_counts_that_is_read_once() {
+        let vault = "vault = { address = 'https://v', path = 'p', token_env = 'T', ca = ['/vault'] }";
+        let text =
+            format!("registry = 'a.example'\nendpoints = ['https://a']\nca = ['/own']\ncredentials.{vault}");
+        let mut config: Config = toml::from_str(&text).unwrap();
+        let parents = format!("endpoints = ['https://p']\nca = ['/parents']\ncredentials.{vault}");
+        config.parents = Some(toml::from_str(&parents.replace("/vault", "/theirs")).unwrap());
+        let paths: Vec<_> = config.authorities().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/own", "/parents", "/vault", "/theirs"]);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! counts as private, as if it had come with a login.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
 use super::error::BuildError;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 
 /// `client_certificate`: what berth shows to the endpoints of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -68,7 +67,7 @@ impl Identity {
 fn read(files: &ClientCertificate) -> Result<CertifiedKey, BuildError> {
     let wrong = |path: &Path, expected| BuildError::Content { path: path.to_owned(), expected };
     let content =
-        |path: &Path| fs::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source });
+        |path: &Path| watch::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source });
     let chain = CertificateDer::pem_slice_iter(&content(&files.cert)?).collect::<Result<Vec<_>, _>>();
     let chain = chain.ok().filter(|chain| !chain.is_empty());
     let chain = chain.ok_or_else(|| wrong(&files.cert, "a PEM file of certificates"))?;

@@ -30,7 +30,7 @@ use super::identity::ClientCertificate;
 use super::server::{Server, lock};
 use super::trail::{self, Instance, Trail};
 use super::{BuildError, Error, Event, Observer, Role, Upstream};
-use crate::oci::{Algorithm, Digest, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);
@@ -145,6 +145,33 @@ impl Peer {
 }
 
 impl Upstream {
+    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
+    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
+        self.settle_by(trail, &digest.to_string())
+    }
+
+    /// The same for a tag.
+    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
+        self.settle_by(trail, &self.key_of_tag(name, tag))
+    }
+
+    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
+        let has_parent =
+            |trail: &Trail| self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
+        if has_parent(trail) {
+            trail.clone()
+        } else if !trail.is_of_client() && has_parent(&Trail::default()) {
+            trail.bypass()
+        } else {
+            trail.local()
+        }
+    }
+
+    /// By what a tag has its home at a parent.
+    pub(super) fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
+        format!("{}/{name}:{tag}", self.registry)
+    }
+
     /// Whether this comes from a parent that is a berth: then an error is about what was asked for rather than about the
     /// parent.
     pub(super) fn meets_berth(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) -> bool {
@@ -162,6 +189,7 @@ impl Upstream {
 struct Parent {
     /// The same for every child: the endpoint, and which of its addresses.
     identity: String,
+    place: Place,
     upstream: Arc<Upstream>,
 }
 
@@ -235,6 +263,11 @@ impl Parents {
         (!addresses.is_empty()).then(|| places(endpoint, &addresses))
     }
 
+    /// Where an endpoint was when it was last found out.
+    fn known(&self, endpoint: &Endpoint) -> Vec<Place> {
+        self.all().iter().map(|parent| parent.place.clone()).filter(|(of, _)| of == endpoint).collect()
+    }
+
     /// These are the parents from now on; those that stay keep what is known of them.
     fn settle(&self, places: &[Place]) -> Result<(), BuildError> {
         let mut members = lock(&self.state);
@@ -253,7 +286,8 @@ impl Parents {
                 None => {
                     let index = members.index_next;
                     members.index_next += 1;
-                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity })
+                    let place = (endpoint.clone(), *address);
+                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity, place })
                 }
             };
             all.push(parent);
@@ -339,7 +373,7 @@ impl Parents {
         for endpoint in &self.template.endpoints {
             match self.located(endpoint).await {
                 Some(places) => all.extend(places),
-                None => return,
+                None => all.extend(self.known(endpoint)),
             }
         }
         if let Err(error) = self.settle(&all) {
@@ -418,6 +452,25 @@ mod tests {
         assert!(Arc::ptr_eq(&before[1], &after[0]));
         let indexes: Vec<_> = before.iter().chain(&after).filter_map(|parent| parent.peer()).collect();
         assert_ne!(indexes[0].index(), indexes[3].index(), "a new one has a number of its own");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_looked_up_keeps_no_other_from_being() {
+        let observer: Observer = Arc::new(|_, _| {});
+        let mut config = registry();
+        let section = config.parents.as_mut().unwrap();
+        section.endpoints = ["http://gone.invalid:5000", "http://localhost:5000"]
+            .map(|text| Endpoint::parse(text).unwrap())
+            .to_vec();
+        let parents = Parents::build(&config, &observer).unwrap().unwrap();
+        let gone = parents.template.endpoints[0].clone();
+        let before = places(&gone, &["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]);
+        parents.settle(&before).unwrap();
+        parents.look_up().await;
+        let all = parents.all();
+        assert_eq!(all.iter().take(2).map(|parent| parent.place.clone()).collect::<Vec<_>>(), before);
+        let found = &all[2].place;
+        assert!(found.0 == parents.template.endpoints[1] && found.1.unwrap().is_loopback(), "{found:?}");
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! of that level or a higher one. Levels rise along every chain of waits; after [`HOPS_MAX`], or where the request has
 //! been before, the registry itself is asked, which is the highest level.
 //!
-//! Anybody can write such a header. All it gains is a transfer of its own, of which there is a limited number.
+//! Anybody can write such a header. All it gains is a transfer of its own, of which there is a limited number: where it
+//! goes round the parents, what it fails at is not remembered for others.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
@@ -38,8 +39,11 @@ pub(super) const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
 const YES: HeaderValue = HeaderValue::from_static("?1");
 /// The part of its time that the berth that asks needs to receive the answer and to go on.
 const MARGIN_PART: u32 = 8;
-/// A shorter wait is not believed, and not asked for: nothing could be done in it.
-const WAIT_MIN: Duration = Duration::from_millis(200);
+/// The part of the time that there is for a question to which there is another answer than its own.
+const CHECK_PART: f64 = 0.75;
+/// A shorter wait is not believed, and not asked for: little could be done in it, and others may join in what was begun
+/// for it. After four tiers a check still has twice as long.
+const WAIT_MIN: Duration = Duration::from_secs(1);
 
 /// One running berth.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,8 @@ pub struct Trail {
     hops: Vec<Instance>,
     /// Whether the registry itself is to be asked.
     is_local: bool,
+    /// Whether that is for where it has come from: a client's own request would go to a parent.
+    is_bypass: bool,
     /// When the berth that asks will wait no longer, with time left for it to go on.
     until: Option<Instant>,
 }
@@ -105,7 +111,7 @@ impl Trail {
         let told = told.map(Duration::from_millis).filter(|wait| *wait >= WAIT_MIN);
         // A wait of centuries is none.
         let until = told.and_then(|wait| Instant::now().checked_add(wait - wait / MARGIN_PART));
-        Self { asker, is_local: !may_go_on(&hops), hops, until }
+        Self { asker, is_local: !may_go_on(&hops), hops, until, ..Self::default() }
     }
 
     /// Whose turn it is when it is this request's.
@@ -139,6 +145,14 @@ impl Trail {
         left.map_or(wait, |left| wait.min(left))
     }
 
+    /// At most `wait`, and so that who asks has an answer in time even if this is in vain.
+    pub fn patience_to_check(&self, wait: Duration) -> Duration {
+        match self.until {
+            Some(_) => wait.min(self.patience(Duration::MAX).mul_f64(CHECK_PART)),
+            None => wait,
+        }
+    }
+
     /// The same for somebody who waits for `wait` at most.
     pub fn within(&self, wait: Duration) -> Self {
         let until = Instant::now() + self.patience(wait);
@@ -148,6 +162,16 @@ impl Trail {
     /// The same, but the registry itself is to be asked.
     pub(super) fn local(&self) -> Self {
         Self { is_local: true, ..self.clone() }
+    }
+
+    /// The same, but the registry itself is to be asked, although a client's own request would go to a parent.
+    pub(super) fn bypass(&self) -> Self {
+        Self { is_bypass: true, ..self.local() }
+    }
+
+    /// Whether it passes by the parents that others have: what comes of it says nothing about what these will hear.
+    pub fn is_bypass(&self) -> bool {
+        self.is_bypass
     }
 
     pub(super) fn is_local(&self) -> bool {
@@ -235,7 +259,7 @@ mod tests {
         };
         check(Some("8000"), 7.0);
         check(Some("60000"), 19.0);
-        for nonsense in ["", "-1", "soon", "100", "18446744073709551615"] {
+        for nonsense in ["", "-1", "soon", "100", "999", "18446744073709551615"] {
             check(Some(nonsense), 19.0);
         }
         check(None, 19.0);

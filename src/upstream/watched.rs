@@ -5,8 +5,6 @@
 //! has become unreadable leaves the last good logins in force and says so once, because half of a rewrite must not become
 //! an outage.
 
-use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,12 +15,10 @@ use super::error::{BuildError, Error};
 use super::login::{Login, Logins};
 use super::secret::Secret;
 use crate::oci::{Registry, RepoName};
-use crate::watch::{Stamp, stamp};
+use crate::watch::{self, Stamp, stamp};
 
 /// How long a change of the file may go unseen.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// A Docker `config.json` of hundreds of logins is smaller; Kubernetes caps a secret at 1 MiB.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The logins of one registry, from a file.
 pub(super) struct Watched {
@@ -165,12 +161,7 @@ impl Source {
     fn read(&self) -> Result<Logins, BuildError> {
         let wrong = |expected| BuildError::Content { path: self.path.clone(), expected };
         let unreadable = |source| BuildError::Read { path: self.path.clone(), source };
-        let mut content = Vec::new();
-        let file = fs::File::open(&self.path).map_err(unreadable)?;
-        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(unreadable)?;
-        if content.len() as u64 > FILE_BYTES_MAX {
-            return Err(wrong("at most 1 MiB long"));
-        }
+        let content = watch::read(&self.path).map_err(unreadable)?;
         let Some(username) = &self.username else {
             return Logins::parse(&content, &self.registry).map_err(|_| wrong("a Docker config.json"));
         };
@@ -185,6 +176,7 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write as _;
 
     use super::*;

@@ -106,6 +106,28 @@ async fn an_unknown_key_is_an_error_that_names_its_place() {
 }
 
 #[tokio::test]
+async fn what_may_be_a_secret_is_not_shown_however_wrong_it_stands_there() {
+    let upstream = "[[upstream]]\nregistry = \"a.example\"\nendpoints = [\"https://a.example\"]\n";
+    let parents = "[parents]\nendpoints = [\"https://a.example\"]\n";
+    for (section, keys, part) in [
+        (upstream, r#"headers = { Authorization = "Bearer hunter2" }"#, "`Authorization`"),
+        (upstream, r#"headers = { X-Key = "hunter2\u0001" }"#, "`X-Key`"),
+        (upstream, "[upstream.headers]\nHost = \"hunter2\"", "`Host`"),
+        (upstream, r#"headers = "X-Key: a\"hunter2""#, "headers"),
+        (upstream, "headers = { X-Key = 8472002 }", "expected a string"),
+        (parents, r#"headers = ["X-Key: hunter2"]"#, "headers"),
+        (upstream, r#"credentials = { username = "u", password = "hunter2" }"#, "credentials"),
+        (upstream, "[upstream.credentials.vault]\naddress = \"hunter2\"", "address"),
+        (upstream, r#"proxy = "hunter2@proxy.example""#, "proxy"),
+    ] {
+        let said = check(&format!("{section}{keys}")).await;
+        assert_eq!(said.code, Some(2), "{keys}");
+        assert!(said.error.contains("line ") && said.error.contains(part), "{keys}: {}", said.error);
+        assert!(!said.error.contains("hunter2") && !said.error.contains("8472002"), "{}", said.error);
+    }
+}
+
+#[tokio::test]
 async fn a_bad_value_is_an_error_that_says_what_was_expected() {
     expect_refusal(
         "[http]\nlisten = [\"everywhere\"]",

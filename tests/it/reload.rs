@@ -1,11 +1,13 @@
 //! A configuration that changes while berth runs: what is applied, what is refused, and what nobody notices.
 
 use std::fs;
+use std::future::IntoFuture as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -166,6 +168,9 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
     let on = format!("tls = {{ cert = {:?}, key = {:?} }}", certificate.cert(), certificate.key());
     let login = format!("credentials = {{ username = \"u\", password_file = {password:?} }}");
     let listen = "listen = [\"0.0.0.0:0\"]";
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
     for (next, reasons) in [
         (base().sections("[[tags]\n"), &["line "][..]),
         (base().http("allow = [\"10.0.0.0/99\"]"), &["line ", "allow", "10.0.0.0/99"]),
@@ -178,6 +183,8 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
         (base().admin("metrics_listen = \"127.0.0.1:1\""), &["admin.metrics_listen", "nothing", "restart"]),
         (base().http(&on), &["http.tls", "off", "restart"]),
         (base().file("data_dir = \"/elsewhere\""), &["data_dir", "/elsewhere", "restart"]),
+        (base().keys(&format!("ca = [{pipe:?}]")), &["other.example", "regular file"]),
+        (base().http(&format!("htpasswd = {pipe:?}")), &["htpasswd", "regular file"]),
     ] {
         berth.configure(&next);
         let reply = berth.reload().await;
@@ -192,6 +199,9 @@ async fn what_is_wrong_is_refused_whole_with_the_reason() {
         assert_eq!(berth.get(OTHER).await.status, 404, "nothing of it is applied: {error}");
         berth.pull(REPO, "1", &image).await;
     }
+    fs::rename(&pipe, berth.config()).unwrap();
+    within_deadline("an answer", berth.reload()).await.expect(422);
+    refused += 1.0;
     assert!(reloads(&berth, "refused").await >= refused);
     let errors = berth.logs().into_iter().filter(|line| line.contains("\"ERROR\"")).collect::<Vec<_>>();
     assert!(
@@ -451,6 +461,25 @@ async fn an_outage_that_the_new_configuration_ends_is_over_at_once() {
     assert_eq!(berth.get("/v2/library/app/manifests/10").await.status, 503);
     assert!(berth.admin("/readyz").await.text().contains("offline: docker.io"));
     berth.pull(REPO, "9", &image).await;
+}
+
+#[tokio::test]
+async fn what_an_upstream_says_after_it_was_replaced_counts_for_nobody_else() {
+    let (before, (after, image)) = (Upstream::start().await, registry(1).await);
+    let gate = Gate::new();
+    before.on("*", "/v2/library/").fault(Fault::Hold(gate.clone()));
+    let berth = Berth::with("docker.io", &before).start().await;
+    let (blob, tag) = (image.layer().path(REPO), TAG);
+    let asked = [&*blob, tag].map(|path| tokio::spawn(berth.get(path).into_future()));
+    eventually("both are asked", async || before.count("*", "/v2/library/") >= 2).await;
+    berth.reconfigure(&Berth::with("docker.io", &after)).await;
+    gate.open();
+    for reply in asked {
+        assert_eq!(reply.await.unwrap().status, 404);
+    }
+    for path in [&*blob, tag] {
+        berth.get(path).await.expect(200);
+    }
 }
 
 #[tokio::test]

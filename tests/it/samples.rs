@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use crate::support::clients::{Client, Mirror, containerd_pulls_with};
-use crate::support::process::try_run;
+use crate::support::process::{try_run, write};
 use crate::support::real_images::{By, Images};
 use crate::support::registry::{Auth, Registry};
-use crate::support::{Berth, Setup};
+use crate::support::{Berth, Certificate, Setup, docker_config};
 
 const HOSTS: &str = include_str!("../../config/hosts.toml");
+const GOOGLE: &str = r#"{
+    "type": "external_account", "audience": "a", "subject_token_type": "t",
+    "token_url": "https://sts.googleapis.com/v1/token", "credential_source": { "file": "/f" }
+}"#;
 const MINIMAL: &str = include_str!("../../config/minimal.toml");
 
 /// A berth with this configuration file, but in a folder and on ports of the test's own.
@@ -26,13 +30,80 @@ async fn configured_by(file: &str, data_dir: &Path, upstream: &Registry) -> Bert
 
 #[tokio::test]
 async fn every_configuration_file_is_right() {
-    for name in ["berth.toml", "minimal.toml"] {
+    for name in ["berth.toml", "minimal.toml", "node.toml", "site.toml"] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_berth"));
         let said = try_run(command.env_clear().arg("check-config").arg("--config").arg(file)).await;
         let said = said.unwrap_or_else(|complaint| panic!("{name}: {complaint}"));
         assert_eq!(said.lines().next(), Some("the configuration is right"), "{name}");
         assert!(said.lines().any(|line| line == "data_dir /var/lib/berth"), "{name}: {said}");
+    }
+}
+
+/// What a registry's example says, with its files in this folder.
+fn example(name: &str, folder: &Path) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/registries").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.replace("/etc/berth", folder.to_str().unwrap())
+}
+
+#[tokio::test]
+async fn every_example_of_a_registry_is_right_once_its_files_are_there_and_its_login_can_be_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let certificate = Certificate::new();
+    for name in
+        ["docker-hub-token", "github-token", "gitlab-token", "nexus-password", "quay-token", "azure-secret"]
+    {
+        write(&at(name), "hunter2");
+    }
+    write(&at("registry-password"), "hunter2");
+    write(&at("harbor.json"), docker_config(&[("harbor.example.com/team-a", "robot", "hunter2")]));
+    write(&at("google-key.json"), GOOGLE);
+    write(&at("aws-credentials"), "[images]\naws_access_key_id = A\naws_secret_access_key = S\n");
+    for (from, name) in [
+        (certificate.ca(), "site-ca.pem"),
+        (certificate.cert(), "client.crt"),
+        (certificate.key(), "client.key"),
+    ] {
+        std::fs::copy(from, at(name)).unwrap();
+    }
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/registries");
+    for example_of in std::fs::read_dir(examples).unwrap() {
+        let name = example_of.unwrap().file_name().into_string().unwrap();
+        let text = example(&name, folder.path());
+        let file = at("berth.toml");
+        write(&file, &text);
+        let berth = |arguments: &[&str]| {
+            let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_berth"));
+            // Nothing of this leaves the machine.
+            command
+                .env_clear()
+                .env("HTTPS_PROXY", "http://127.0.0.1:1")
+                .args(arguments)
+                .arg("--config")
+                .arg(&file);
+            command
+        };
+        let said = try_run(&mut berth(&["check-config"])).await;
+        let said = said.unwrap_or_else(|complaint| panic!("{name}: {complaint}"));
+        assert_eq!(said.lines().next(), Some("the configuration is right"), "{name}");
+        // The others ask what the machine is.
+        if ["ecr = ", "ecr_public = ", "google = ", "azure", "vault"].iter().any(|cloud| text.contains(cloud))
+        {
+            continue;
+        }
+        let registries = text.lines().filter_map(|line| line.strip_prefix("registry = \""));
+        let registries: Vec<_> = registries.map(|rest| rest.trim_end_matches('"').to_owned()).collect();
+        let names: Vec<_> = registries.iter().map(String::as_str).collect();
+        let said = try_run(&mut berth(&[&["login-check"], &names[..]].concat())).await.unwrap_err();
+        for registry in names {
+            assert!(
+                said.lines().any(|line| line.contains(registry) && line.contains("reached")),
+                "{registry}: {said}"
+            );
+        }
+        assert!(!said.contains("hunter2"), "{said}");
     }
 }
 

@@ -369,6 +369,53 @@ async fn who_is_told_a_deadline_answers_within_it() {
 }
 
 #[tokio::test]
+async fn whoever_claims_to_have_come_far_spoils_nothing_for_others() {
+    let (registry, parent) = (Upstream::start().await, Upstream::start().await);
+    let image = Image::of(23, &[3000, 4000]);
+    parent.image(REPO, "1", &image);
+    let tag = format!("/v2/{REPO}/manifests/1");
+    let always = "[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"0s\"";
+    let far: Vec<_> = (1..=5).map(|hop| format!("1.1 berth-{hop:016x}")).collect();
+    // The registry itself knows of nothing without the parent's login, or does not answer, or must not be asked.
+    for only in ["", "\nonly = true"] {
+        let parents = format!("[parents]\nendpoints = [{:?}]{only}", parent.url());
+        let node = Berth::with("docker.io", &registry).sections(&parents).sections(always).start().await;
+        node.get(&tag).await.expect(200);
+        for path in [&tag, &image.layer().path(REPO)] {
+            let from_far = node.get(path).header("via", &far.join(", ")).await;
+            assert_ne!((from_far.status, from_far.header("warning")), (200, None), "{path}{only}");
+            let reply = node.get(path).await;
+            reply.expect(200);
+            assert_eq!(reply.header("warning"), None, "{path}{only}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_moment_only_does_not_make_a_tag_stale_for_others() {
+    let registry = Upstream::start().await;
+    let (old, new) = (Image::of(24, &[10]), Image::of(25, &[10]));
+    registry.image(REPO, "1", &old);
+    let always = "[[tags]]\nmatch = \"*/*:*\"\ncheck_after = \"0s\"";
+    let berth = Berth::with("docker.io", &registry).sections(always).start().await;
+    let tag = format!("/v2/{REPO}/manifests/1");
+    berth.get(&tag).await.expect(200);
+    registry.image(REPO, "1", &new);
+    let gate = Gate::new();
+    registry.on("HEAD", "/manifests/1").fault(Fault::Hold(gate.clone()));
+    let hasty = berth.get(&tag).header("via", "1.1 berth-0000000000000001").header("berth-deadline", "1000");
+    hasty.await.expect_stale();
+    let asking = tokio::spawn(berth.get(&tag).into_future());
+    eventually("it waits, or has its answer", async || {
+        asking.is_finished() || berth.metric("registry_http_in_flight_requests").await == 1.0
+    })
+    .await;
+    gate.open();
+    let reply = asking.await.unwrap();
+    assert_eq!((reply.expect(200), reply.header("warning")), (&new.manifest, None));
+}
+
+#[tokio::test]
 async fn private_images_stay_private_below_a_parent_and_public_ones_are_shared() {
     let registry = Upstream::start().await;
     registry.auth(Auth::Basic).user("u", "hunter2", "team-a/").user("u2", "hunter3", "team-b/");
@@ -419,6 +466,29 @@ async fn private_images_stay_private_below_a_parent_and_public_ones_are_shared()
     let second = node.get(&format!("{}?ns=docker.io", at("library/two", &layer.digest))).await;
     assert_eq!(second.expect(200), &layer.content);
     assert_eq!(blob_requests(&site).await, asked, "it is for everybody");
+}
+
+#[tokio::test]
+async fn what_a_parent_once_had_with_a_login_stays_private_when_it_has_none_any_more() {
+    let registry = Upstream::start().await;
+    registry.auth(Auth::Basic).user("u", "hunter2", "team-a/");
+    let secret = Image::of(22, &[5000]);
+    registry.image("team-a/app", "1", &secret);
+    let open = Upstream::start().await;
+    let logins = file_of(&docker_config(&[("harbor.example", "u", "hunter2")]));
+    let setup = Berth::with("harbor.example", &registry);
+    let with_login = setup.clone().keys(&format!("credentials = {{ file = {logins:?} }}"));
+    let site = with_login.start().await;
+    site.pull("team-a/app", "1", &secret).await;
+    site.reconfigure(&setup).await;
+
+    let node = Setup::new("harbor.example").endpoint_url(&url(&site)).keys("mirror = true");
+    let node = node.and("docker.io", &open).start().await;
+    node.pull("team-a/app", "1", &secret).await;
+    eventually("it is stored", async || node.metric("berth_flights").await == 0.0).await;
+    for path in [secret.layer().path("library/one"), secret.path("library/one")] {
+        assert_eq!(node.get(&format!("{path}?ns=docker.io")).await.status, 404, "{path}");
+    }
 }
 
 #[tokio::test]

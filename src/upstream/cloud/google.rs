@@ -24,6 +24,7 @@ use crate::upstream::error::BuildError;
 use crate::upstream::login::Login;
 use crate::upstream::secret::Secret;
 use crate::upstream::{jwt, token};
+use crate::watch;
 
 const OAUTH: &str = "Google's token service";
 const METADATA: &str = "the Google metadata server";
@@ -67,8 +68,8 @@ impl Google {
     pub(in crate::upstream) fn new(config: &GoogleConfig, env: Environment<'_>) -> Result<Self, BuildError> {
         let in_env = || env("GOOGLE_APPLICATION_CREDENTIALS").map(PathBuf::from);
         if let Some(file) = config.key_file.clone().or_else(in_env) {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|source| BuildError::Read { path: file.clone(), source })?;
+            let text =
+                watch::read_text(&file).map_err(|source| BuildError::Read { path: file.clone(), source })?;
             if Key::parse(&text).is_none() && Federation::parse(&text).is_none() {
                 return Err(BuildError::Content { path: file, expected: KEY_FILE });
             }

@@ -4,7 +4,7 @@
 //! platform. Both files are read anew each time, because tools rewrite them. Single sign-on is for people, and left out.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -82,7 +82,7 @@ impl Profile {
 
 /// Whether any of these files has a profile that leads to keys.
 pub(super) fn is_usable(files: &[PathBuf], name: &str) -> bool {
-    let read = |path: &PathBuf| std::fs::read_to_string(Path::new(path)).ok();
+    let read = |path: &PathBuf| crate::watch::read_text(path).ok();
     let texts: Vec<_> = files.iter().filter_map(read).collect();
     let texts: Vec<_> = texts.iter().map(String::as_str).collect();
     resolve(&texts, name).is_some()
