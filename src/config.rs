@@ -210,6 +210,11 @@ impl Config {
                 "upstream {}: endpoints: expected at least one URL",
                 upstream.registry
             );
+            ensure!(
+                upstream.fallbacks.iter().all(|fallback| !fallback.endpoints.is_empty()),
+                "upstream {}: fallback: endpoints: expected at least one URL",
+                upstream.registry
+            );
         }
         let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
         ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
@@ -245,6 +250,9 @@ impl fmt::Display for Config {
             write!(f, "\nupstream {}", upstream.registry)?;
             for endpoint in &upstream.endpoints {
                 write!(f, " {endpoint}")?;
+            }
+            for endpoint in upstream.fallbacks.iter().flat_map(|fallback| &fallback.endpoints) {
+                write!(f, " fallback {endpoint}")?;
             }
             if upstream.mirror {
                 write!(f, " mirror")?;
@@ -429,5 +437,19 @@ mod tests {
         check(open, &["0.0.0.0:5000", "h.example", "http.allow"]);
         let allowed = open.replace("[\"0.0.0.0:5000\"]", "[\"0.0.0.0:5000\"]\nallow = [\"10.0.0.0/8\"]");
         assert!(read(&allowed).is_ok());
+        let fallback = "[[upstream.fallback]]\nendpoints = [\"https://f.example\"]";
+        let (before, login) = open.split_once("credentials").unwrap();
+        check(
+            &format!("{before}{fallback}\ncredentials{login}"),
+            &["0.0.0.0:5000", "h.example", "http.allow"],
+        );
+        assert!(read(&format!("{before}{fallback}")).is_ok());
+        let with_ca = read(&format!("{before}{fallback}\nca = [\"/f.pem\"]")).unwrap();
+        assert_eq!(with_ca.upstreams[0].authorities().collect::<Vec<_>>(), [Path::new("/f.pem")]);
+        check(
+            &format!("{before}[[upstream.fallback]]\nendpoints = []"),
+            &["h.example", "fallback: endpoints"],
+        );
+        check(&format!("{before}{fallback}\nmirror = true"), &["mirror", "unknown field"]);
     }
 }

@@ -35,6 +35,8 @@
 //! - **grant**: a repository may be served a digest, because its own upstream answered for it there.
 //! - **parent**: a berth, or another mirror, that is asked before the registry itself; **trail**: the berths that a request
 //!   has come through, which keeps it from going in circles and from waiting for itself.
+//! - **fallback**: another registry that is asked when a registry's own endpoints have no answer; **hedge**: a second
+//!   endpoint asked beside one that is late.
 //! - **public**: came from upstream without a credential, so that any repository may share it.
 //! - **stale**: served although upstream would have had to confirm it and could not.
 //! - **ref**: a small file that is the truth about a tag, a manifest or a grant; the **index** is derived from

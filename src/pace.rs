@@ -56,6 +56,13 @@ impl Pace {
         Ok(now + wait)
     }
 
+    /// How long the last of so many that take their turns one after the other has to wait for it.
+    pub fn after(&self, turns: u64, now: Instant) -> Duration {
+        let time = self.time(1);
+        let until = self.used_until().map_or(now, |until| until.max(now)) + self.time(turns);
+        (until - now).saturating_sub(BURST.max(time))
+    }
+
     /// As [`Pace::take`], for what has been used already: when it would have been its turn, and may be the next's.
     pub fn owe(&self, cost: u64, now: Instant) -> Instant {
         let mut used_until = self.used_until();
@@ -65,9 +72,13 @@ impl Pace {
     }
 
     fn wait(&self, cost: u64, now: Instant, used_until: Option<Instant>) -> (Duration, Instant) {
-        let time = Duration::from_secs_f64(cost as f64 / self.per_second);
+        let time = self.time(cost);
         let until = used_until.map_or(now, |until| until.max(now)) + time;
         ((until - now).saturating_sub(BURST.max(time)), until)
+    }
+
+    fn time(&self, cost: u64) -> Duration {
+        Duration::from_secs_f64(cost as f64 / self.per_second)
     }
 
     /// A panic elsewhere leaves it whole: it is replaced in one step.

@@ -17,6 +17,8 @@
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
 //! - Parents are asked before the registry, each for its part; no request comes back to where it has been, and none waits
 //!   for itself (`parents`, `trail`).
+//! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
+//!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
@@ -31,8 +33,11 @@ mod cloud;
 mod config;
 mod credential;
 mod error;
+mod event;
 mod exchange;
+mod fallback;
 mod headers;
+mod hedge;
 mod helper;
 mod identity;
 mod issued;
@@ -58,6 +63,7 @@ mod tests;
 mod token;
 mod trail;
 mod trial;
+mod turns;
 mod vault;
 mod waits;
 mod watched;
@@ -80,6 +86,8 @@ pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Proxy, Timeouts,
 };
 pub use self::error::{BuildError, Error, Refusal};
+pub use self::event::{Event, Observer, Outcome};
+pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
@@ -90,6 +98,7 @@ pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
+pub use self::turns::Asker;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };
@@ -98,6 +107,7 @@ use self::auth::Auth;
 use self::client::{Client, Way};
 use self::credential::Credential;
 use self::exchange::Ask;
+use self::hedge::Hedges;
 use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
@@ -106,64 +116,6 @@ use crate::oci::{Registry, RepoName};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
-
-/// Hears of everything that an operator may want to count.
-pub type Observer = Arc<dyn Fn(&Registry, Event) + Send + Sync>;
-
-/// What an [`Observer`] hears of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// An HTTP request was sent, to an upstream, one of its token servers or a redirect target, and ended so.
-    Ended(Outcome),
-    /// The same, sent to a parent.
-    EndedAtParent(Outcome),
-    /// A request had to wait for its turn.
-    Waited(Limit),
-    /// A request was not sent.
-    Refused(Limit),
-    /// An endpoint has said how many manifests it gives out in its window, and how many are left.
-    Quota {
-        /// In a window.
-        limit: u64,
-        /// Left of these.
-        remaining: u64,
-    },
-}
-
-/// How one HTTP request to an upstream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// 2xx or a redirect.
-    Ok,
-    /// 404.
-    NotFound,
-    /// 401, also one that only asks for a login, or 403.
-    Denied,
-    /// 429.
-    Limited,
-    /// Any other status, or no connection.
-    Error,
-    /// No answer in time.
-    Timeout,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Self; 6] =
-        [Self::Ok, Self::NotFound, Self::Denied, Self::Limited, Self::Error, Self::Timeout];
-
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::NotFound => "not_found",
-            Self::Denied => "denied",
-            Self::Limited => "limited",
-            Self::Error => "error",
-            Self::Timeout => "timeout",
-        }
-    }
-}
 
 /// Whether an upstream is worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,10 +130,12 @@ pub enum State {
 
 /// What an [`Upstream`] is asked as.
 enum Role {
-    /// The registry, by way of its parents if it has any.
-    Registry(Option<Box<Parents>>),
+    /// The registry, by way of its parents if it has any, and what is asked when its own endpoints have no answer.
+    Registry(Option<Box<Parents>>, Vec<Arc<Upstream>>),
     /// One of the parents.
     Parent(Peer),
+    /// One of the fallbacks; the index of its first endpoint.
+    Fallback(usize),
 }
 
 /// One registry that can be asked.
@@ -199,6 +153,8 @@ pub struct Upstream {
     redirect_hosts: Vec<HostName>,
     connections_per_blob: Connections,
     limits: Limits,
+    /// `None` where no endpoint is ever asked beside another.
+    hedges: Option<Hedges>,
     auth: Auth,
     client: Arc<Client>,
     /// Wakes the prober when there is something to probe.
@@ -212,7 +168,8 @@ impl Upstream {
     /// # Errors
     /// [`BuildError`] when the configuration names something that cannot be used.
     pub fn build(config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
-        let role = Role::Registry(Parents::build(config, &observer)?.map(Box::new));
+        let parents = Parents::build(config, &observer)?.map(Box::new);
+        let role = Role::Registry(parents, fallback::build_all(config, &observer)?);
         if config.mirror {
             // It is asked by way of its endpoints, and these have all that is needed.
             let (credentials, client_certificate, headers) = (None, None, Headers::default());
@@ -228,8 +185,9 @@ impl Upstream {
             return Err(BuildError::NoEndpoints { registry });
         }
         let first = match &role {
-            Role::Registry(_) => 0,
+            Role::Registry(..) => 0,
             Role::Parent(peer) => peer.index(),
+            Role::Fallback(first) => *first,
         };
         let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
         let servers = (first..).zip(endpoints.iter().cloned());
@@ -247,6 +205,7 @@ impl Upstream {
             redirect_hosts: config.redirect_hosts.clone(),
             connections_per_blob: config.connections_per_blob,
             limits: Limits::new(&config.limits),
+            hedges: Hedges::new(endpoints.len(), &config.limits),
             auth: Auth::new(config),
             opened: Notify::new(),
             is_retired: AtomicBool::new(false),
@@ -272,12 +231,15 @@ impl Upstream {
 
     /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
-        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
-        if self.is_always_known || self.credential.applies_to(&there).await {
-            return false;
-        }
         // Through which login a parent has its content is known from its answers only.
-        self.parents().is_none_or(|parents| parents.is_public(name))
+        let is_by_parents = self.parents().is_none_or(|parents| parents.is_public(name));
+        is_by_parents && self.is_own_public(name).await && self.are_fallbacks_public(name).await
+    }
+
+    /// The same of its own endpoints.
+    async fn is_own_public(&self, name: &RepoName) -> bool {
+        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
+        !self.is_always_known && !self.credential.applies_to(&there).await
     }
 
     /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
@@ -287,15 +249,15 @@ impl Upstream {
 
     fn parents(&self) -> Option<&Parents> {
         match &self.role {
-            Role::Registry(parents) => parents.as_deref(),
-            Role::Parent(_) => None,
+            Role::Registry(parents, _) => parents.as_deref(),
+            Role::Parent(_) | Role::Fallback(_) => None,
         }
     }
 
     /// What is known of the berth that it is, if it is a parent.
     fn peer(&self) -> Option<&Peer> {
         match &self.role {
-            Role::Registry(_) => None,
+            Role::Registry(..) | Role::Fallback(_) => None,
             Role::Parent(peer) => Some(peer),
         }
     }
@@ -309,11 +271,16 @@ impl Upstream {
     pub fn state(&self) -> State {
         if self.client.is_offline() {
             State::Offline
-        } else if self.servers.iter().all(Server::is_down) && self.are_parents_down() {
+        } else if self.is_own_down() && self.are_parents_down() && self.are_fallbacks_down() {
             State::Down
         } else {
             State::Up
         }
+    }
+
+    /// Whether no endpoint of its own answers.
+    fn is_own_down(&self) -> bool {
+        self.servers.iter().all(Server::is_down)
     }
 
     fn are_parents_down(&self) -> bool {
@@ -324,14 +291,17 @@ impl Upstream {
 
     /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
     pub fn is_short(&self) -> bool {
-        self.servers.iter().any(Server::is_short)
+        // Fallbacks are asked about known tags only while nobody else answers.
+        let is_left_to_fallbacks = self.is_own_down() && self.are_parents_down();
+        self.servers.iter().any(Server::is_short) || is_left_to_fallbacks && self.is_fallback_short()
     }
 
     /// Whether an endpoint refuses a configured login, so that what needs it is not asked for.
     pub fn is_login_refused(&self) -> bool {
         let by_parent =
             |parents: &Parents| parents.upstreams().iter().any(|parent| parent.is_login_refused());
-        self.servers.iter().any(Server::refuses_any) || self.parents().is_some_and(by_parent)
+        let by_own = self.servers.iter().any(Server::refuses_any);
+        by_own || self.parents().is_some_and(by_parent) || self.is_login_refused_by_fallback()
     }
 
     /// Probes endpoints that are down, and logins that are refused, and renews the login if it is one that ends, until
@@ -341,6 +311,7 @@ impl Upstream {
             () = shutdown => {}
             () = self.tend() => {}
             () = self.keep_parents() => {}
+            () = self.tend_fallbacks() => {}
         }
     }
 

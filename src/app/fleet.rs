@@ -158,6 +158,7 @@ fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
     match event {
         Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
         Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),
+        Event::Hedged => metrics.upstream_hedged(registry),
         Event::Waited(limit) => metrics.upstream_waited(registry, limit.as_str()),
         Event::Refused(limit) => metrics.upstream_refused(registry, limit.as_str()),
         Event::Quota { limit, remaining } => metrics.upstream_quota(registry, limit, remaining),

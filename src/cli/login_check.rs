@@ -20,7 +20,7 @@ pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Resu
     let by_parents = upstreams.iter().find(|upstream| upstream.has_login());
     let by_parents = by_parents.map(|upstream| upstream.registry.clone());
     let is_chosen = |upstream: &Config| match named {
-        [] => upstream.credentials.is_some() || by_parents.as_ref() == Some(&upstream.registry),
+        [] => upstream.has_own_login() || by_parents.as_ref() == Some(&upstream.registry),
         named => named.contains(&upstream.registry),
     };
     Ok(upstreams.into_iter().filter(is_chosen).collect())

@@ -32,6 +32,7 @@ use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
     content, failure, log_in, outage, unavailable, unrouted, value, wrong_address,
 };
+use super::seats::network;
 use crate::cache::{self, Cache};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
@@ -142,7 +143,7 @@ impl Serving {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
-        let trail = Trail::read(&head.headers);
+        let trail = Trail::read(network(peer.ip()), &head.headers);
         let is_of_client = trail.is_of_client();
         let mut user = None;
         let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {

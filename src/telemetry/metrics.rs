@@ -179,6 +179,7 @@ impl Proxy {
 struct Upstreams {
     requests: IntCounterVec,
     parent_requests: IntCounterVec,
+    hedges: IntCounterVec,
     waits: IntCounterVec,
     refused: IntCounterVec,
     quota: IntGaugeVec,
@@ -197,6 +198,11 @@ impl Upstreams {
                 "berth_parent_requests_total",
                 "HTTP requests sent to parents",
                 &["registry", "outcome"],
+            ),
+            hedges: new.counters(
+                "berth_upstream_hedges_total",
+                "Requests that a second endpoint was asked beside the first, which was late",
+                &["registry"],
             ),
             waits: new.counters(
                 "berth_upstream_waits_total",
@@ -408,6 +414,11 @@ impl Metrics {
     /// An HTTP request to a parent, about content of `registry`, ended in `outcome`.
     pub fn parent_request(&self, registry: &str, outcome: &str) {
         self.upstreams.parent_requests.with_label_values(&[registry, outcome]).inc();
+    }
+
+    /// A second endpoint of `registry` was asked beside one that was late.
+    pub fn upstream_hedged(&self, registry: &str) {
+        self.upstreams.hedges.with_label_values(&[registry]).inc();
     }
 
     /// A request to an upstream of `registry` had to wait, because of `limit`.

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
 use super::exchange::{Answer, Ask, is_page};
+use super::hedge::Late;
 use super::limit::Transfer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
@@ -78,14 +79,14 @@ impl Upstream {
     /// [`Error`]; the last endpoint's if none knew.
     pub async fn head_blob(&self, trail: &Trail, name: &RepoName, digest: &Digest) -> Result<u64, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
-        while let Some(stop) = rounds.next().await {
-            match stop.upstream().size_from(stop.server(), trail, name, digest, deadline).await {
-                Ok(total) => return Ok(total),
-                Err(error) => rounds.failed(stop, error),
-            }
-        }
-        Err(rounds.give_up())
+        let late = &Late::default();
+        let rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline).hedging(late);
+        rounds
+            .first(|stop| async move {
+                let from = (stop.server(), trail, late);
+                stop.upstream().size_from(from, name, digest, deadline).await
+            })
+            .await
     }
 
     /// Opens a blob, or a part of it. With `total`, only a content of that size is accepted. Endpoints in `avoid`
@@ -103,20 +104,23 @@ impl Upstream {
         avoid: &[usize],
     ) -> Result<BlobStream, Error> {
         let deadline = self.deadline();
+        let late = &Late::default();
         let mut rounds = Rounds::new(self, (&digest.to_string(), trail), avoid, ROUNDS_MAX, deadline);
-        while let Some(stop) = rounds.next().await {
-            let from = (stop.server(), trail);
-            match stop.upstream().blob_from(from, name, digest, (range, total), deadline).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => rounds.failed(stop, error),
-            }
+        if avoid.is_empty() {
+            // An endpoint that is to be avoided is none to be asked beside another.
+            rounds = rounds.hedging(late);
         }
-        Err(rounds.give_up())
+        rounds
+            .first(|stop| async move {
+                let from = (stop.server(), trail, late);
+                stop.upstream().blob_from(from, name, digest, (range, total), deadline).await
+            })
+            .await
     }
 
     async fn blob_from(
         &self,
-        (server, trail): (&Server, &Trail),
+        (server, trail, late): (&Server, &Trail, &Late),
         name: &RepoName,
         digest: &Digest,
         (range, known): (Option<Range>, Option<u64>),
@@ -129,9 +133,9 @@ impl Upstream {
             }
             (range, _) => range,
         };
-        let ask = Ask::get(name, format!("blobs/{digest}")).along(trail);
+        let ask = Ask::get(name, format!("blobs/{digest}")).along(trail).telling(late);
         let ask = Ask { range: range.map(|range| range.to_string()), ..ask };
-        let transfer = self.transfer(deadline).await?;
+        let transfer = self.transfer(trail.asker(), deadline).await?;
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;
@@ -147,7 +151,7 @@ impl Upstream {
         } else {
             let total = match content_length(headers).or(known) {
                 Some(total) => total,
-                None => self.size_from(server, trail, name, digest, deadline).await?,
+                None => self.size_from((server, trail, late), name, digest, deadline).await?,
             };
             (Span::whole(total), total)
         };
@@ -163,14 +167,14 @@ impl Upstream {
     /// signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
     async fn size_from(
         &self,
-        server: &Server,
-        trail: &Trail,
+        (server, trail, late): (&Server, &Trail, &Late),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<u64, Error> {
         let path = format!("blobs/{digest}");
-        match self.exchange(server, &Ask::head(name, path.clone()).along(trail), deadline).await {
+        let ask = Ask::head(name, path.clone()).along(trail).telling(late);
+        match self.exchange(server, &ask, deadline).await {
             Ok(answer) => {
                 let headers = answer.response.headers();
                 check_content(headers)?;
@@ -183,7 +187,7 @@ impl Upstream {
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
-        let ask = Ask { range, ..Ask::get(name, path).along(trail) };
+        let ask = Ask { range, ..Ask::get(name, path).along(trail).telling(late) };
         let answer = self.exchange(server, &ask, deadline).await?;
         let headers = answer.response.headers();
         check_content(headers)?;

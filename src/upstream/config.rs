@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
 use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
+use super::fallback::FallbackConfig;
 use super::headers::Headers;
 use super::identity::ClientCertificate;
 use super::limit::LimitsConfig;
@@ -39,6 +40,9 @@ pub struct Config {
     /// The endpoints are mirrors of many registries, such as other berths: they are sent `ns=`, and asked as parents are.
     #[serde(default)]
     pub mirror: bool,
+    /// What is asked, in this order, when the endpoints have no answer or not what is asked for.
+    #[serde(default, rename = "fallback")]
+    pub fallbacks: Vec<FallbackConfig>,
     /// Whether `[parents]` are asked before it.
     #[serde(default = "yes", rename = "parents")]
     pub has_parents: bool,
@@ -98,6 +102,7 @@ impl Config {
             hosts: Vec::new(),
             endpoints,
             mirror: false,
+            fallbacks: Vec::new(),
             has_parents: true,
             parents: None,
             offline: false,
@@ -128,28 +133,40 @@ impl Config {
     /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
         let by_parents = self.parents.as_ref().is_some_and(ParentsConfig::has_identity);
-        self.credentials.is_some() || self.is_always_known() || by_parents
+        let by_fallback = self.fallbacks.iter().any(FallbackConfig::has_identity);
+        self.credentials.is_some() || self.is_always_known() || by_parents || by_fallback
     }
 
-    /// The files of certificate authorities that are read when it is built: for its endpoints, its parents, and a Vault
-    /// that has the login of either.
+    /// The files of certificate authorities that are read when it is built: for its endpoints, its parents, its fallbacks,
+    /// and a Vault that has the login of any of them.
     pub fn authorities(&self) -> impl Iterator<Item = &PathBuf> {
-        let parents = self.parents.as_ref();
+        let (parents, fallbacks) = (self.parents.as_ref(), &self.fallbacks);
         let of_parents = parents.and_then(|parents| parents.credentials.as_ref());
-        let vaults = self.credentials.iter().chain(of_parents).filter_map(CredentialsConfig::vault);
-        let others = vaults.flat_map(|vault| &vault.ca);
-        self.ca.iter().chain(parents.into_iter().flat_map(|parents| &parents.ca)).chain(others)
+        let of_fallbacks = fallbacks.iter().filter_map(|fallback| fallback.credentials.as_ref());
+        let logins = self.credentials.iter().chain(of_parents).chain(of_fallbacks);
+        let vaults = logins.filter_map(CredentialsConfig::vault).flat_map(|vault| &vault.ca);
+        let others = parents.into_iter().flat_map(|parents| &parents.ca);
+        self.ca.iter().chain(others).chain(fallbacks.iter().flat_map(|fallback| &fallback.ca)).chain(vaults)
     }
 
-    /// Whether a login is configured, for it or for its parents.
+    /// Whether a login is configured, for its own endpoints or for a fallback.
+    pub fn has_own_login(&self) -> bool {
+        self.credentials.is_some() || self.fallbacks.iter().any(|fallback| fallback.credentials.is_some())
+    }
+
+    /// Whether a login is configured, for it, its fallbacks or its parents.
     pub fn has_login(&self) -> bool {
-        self.credentials.is_some()
-            || self.parents.as_ref().is_some_and(|parents| parents.credentials.is_some())
+        self.has_own_login() || self.parents.as_ref().is_some_and(|parents| parents.credentials.is_some())
     }
 
-    /// Whether there are no endpoints but those of its parents.
+    /// Whether there are no endpoints of its own.
     pub(super) fn asks_only_parents(&self) -> bool {
-        self.mirror || self.parents.as_ref().is_some_and(|parents| parents.only)
+        self.mirror || self.never_leaves_parents()
+    }
+
+    /// Whether nobody but parents is ever asked.
+    pub(super) fn never_leaves_parents(&self) -> bool {
+        self.parents.as_ref().is_some_and(|parents| parents.only)
     }
 
     /// Whether they know with every request.

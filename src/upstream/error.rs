@@ -182,6 +182,12 @@ pub enum BuildError {
         /// Which upstream.
         registry: crate::oci::Registry,
     },
+    /// A fallback is known by the host of its first endpoint.
+    #[error("fallback {endpoint}: expected a host that can be a registry's, such as harbor.example.com")]
+    Host {
+        /// The endpoint.
+        endpoint: super::Endpoint,
+    },
     /// A file cannot be read.
     #[error("cannot read {path}")]
     Read {

@@ -4,6 +4,7 @@
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
 //! with a login.
 
+use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use url::Url;
 use super::auth::{self, Authorization, Refused};
 use super::client::Way;
 use super::error::{Error, Refusal};
+use super::hedge::Late;
 use super::login::Login;
 use super::server::Server;
 use super::trail::Trail;
@@ -42,13 +44,25 @@ pub(super) struct Ask<'a> {
     pub(super) is_login: bool,
     /// Where the request has come from; parents are told.
     pub(super) trail: Trail,
+    /// Who is told when the endpoint is late.
+    pub(super) late: Option<&'a Late>,
 }
 
 impl<'a> Ask<'a> {
     /// A plain GET of `path`.
     pub(super) fn get(name: &'a RepoName, path: String) -> Self {
         let (method, trail) = (Method::GET, Trail::default());
-        Self { name, method, path, query: None, accept: None, range: None, is_login: false, trail }
+        Self {
+            name,
+            method,
+            path,
+            query: None,
+            accept: None,
+            range: None,
+            is_login: false,
+            trail,
+            late: None,
+        }
     }
 
     /// A HEAD of `path`.
@@ -59,6 +73,11 @@ impl<'a> Ask<'a> {
     /// The same on behalf of somebody who may have been passed on.
     pub(super) fn along(self, trail: &Trail) -> Self {
         Self { trail: trail.clone(), ..self }
+    }
+
+    /// The same, telling when the endpoint is late.
+    pub(super) fn telling(self, late: &'a Late) -> Self {
+        Self { late: Some(late), ..self }
     }
 
     /// Whether the login for `name` is taken, whatever it may be used for.
@@ -249,7 +268,7 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        self.admit(server, deadline).await?;
+        self.admit(server, ask.trail.asker(), deadline).await?;
         let endpoint = server.endpoint().as_url();
         let mut url = self.with_namespace(ask.url(server, name));
         let mut elsewhere = false;
@@ -266,7 +285,7 @@ impl Upstream {
                 }
             }
             let sent = match hop {
-                0 => self.client.send_unless(self.silence(server), way, request, within).await,
+                0 => self.client.send_unless(self.silence(server, ask.late), way, request, within).await,
                 _ => self.client.send(way, request, within).await,
             };
             let is_berth = !elsewhere && self.meets_berth(server, &sent);
@@ -302,8 +321,23 @@ impl Upstream {
         url
     }
 
-    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all.
-    async fn silence(&self, server: &Server) {
+    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells
+    /// when it is late.
+    async fn silence(&self, server: &Server, late: Option<&Late>) {
+        let lateness = async {
+            sleep(server.late_after()).await;
+            if let Some(late) = late {
+                late.tell();
+            }
+            pending().await
+        };
+        tokio::select! {
+            () = lateness => {}
+            () = self.condemnation(server) => {}
+        }
+    }
+
+    async fn condemnation(&self, server: &Server) {
         let mut condemned = pin!(server.condemned());
         condemned.as_mut().enable();
         if let Some(patience) = server.patience() {

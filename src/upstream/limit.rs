@@ -1,6 +1,6 @@
 //! How much is asked of an upstream: what the operator allows, and what upstream itself asks for.
 //!
-//! Whoever finds a limit reached queues, in the order of arrival and within its own deadline. Who cannot have its
+//! Whoever finds a limit reached queues within its own deadline, and clients take turns (`turns`). Who cannot have its
 //! turn in time hears so, with the time after which to come back; as a rule at once, and only for want of room for
 //! a transfer at its deadline, because nobody knows when a transfer ends.
 
@@ -11,12 +11,13 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::error::Error;
 use super::quota::{Reading, Reserve};
 use super::server::{Server, Spent};
-use super::{Event, Upstream, retry};
+use super::turns::{Scarce, Turns};
+use super::{Asker, Event, Upstream, retry};
 use crate::pace::{BytesPerSecond, Pace, PerSecond};
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
@@ -66,16 +67,18 @@ impl Limit {
 
 /// The limits of one upstream at run time.
 pub(super) struct Limits {
-    requests: Option<Pace>,
-    transfers: Option<Arc<Semaphore>>,
+    requests: Option<Turns<Pace>>,
+    transfers: Option<Turns<Arc<Semaphore>>>,
     bytes: Option<Arc<Pace>>,
 }
 
 impl Limits {
     pub(super) fn new(config: &LimitsConfig) -> Self {
-        let room = |count: NonZeroUsize| Arc::new(Semaphore::new(count.get().min(Semaphore::MAX_PERMITS)));
+        let room = |count: NonZeroUsize| {
+            Turns::new(Arc::new(Semaphore::new(count.get().min(Semaphore::MAX_PERMITS))))
+        };
         Self {
-            requests: config.requests_per_second.map(Pace::new),
+            requests: config.requests_per_second.map(|pace| Turns::new(Pace::new(pace))),
             transfers: config.concurrent_transfers.map(room),
             bytes: config.bytes_per_second.map(|speed| Arc::new(Pace::of_bytes(speed))),
         }
@@ -83,25 +86,42 @@ impl Limits {
 }
 
 impl Upstream {
-    /// Waits until a request may be sent to `server`.
+    /// Waits until a request may be sent to `server` for `asker`.
     ///
     /// # Errors
     /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
-    pub(super) async fn admit(&self, server: &Server, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn admit(&self, server: &Server, asker: Asker, deadline: Instant) -> Result<(), Error> {
         self.check_rest(server)?;
         let Some(requests) = &self.limits.requests else { return Ok(()) };
-        let now = Instant::now();
-        let turn = requests.take(1, now, self.latest(deadline)).map_err(|retry_after| {
-            self.client.tell(Event::Refused(Limit::Requests));
-            Error::Busy { retry_after }
-        })?;
-        if turn > now {
-            self.client.tell(Event::Waited(Limit::Requests));
-            sleep_until(turn).await;
+        if requests.at_once().is_none() {
+            self.queue(Limit::Requests, requests, asker, deadline).await?;
             // It may have asked to be left alone meanwhile.
             self.check_rest(server)?;
         }
         Ok(())
+    }
+
+    /// Waits for a turn.
+    async fn queue<S: Scarce>(
+        &self,
+        limit: Limit,
+        turns: &Turns<S>,
+        asker: Asker,
+        deadline: Instant,
+    ) -> Result<S::Turn, Error> {
+        let turn = match turns.join(asker, self.latest(deadline)) {
+            Ok(place) => {
+                self.client.tell(Event::Waited(limit));
+                place.turn().await
+            }
+            Err(wait) => Err(wait),
+        };
+        turn.map_err(|wait| {
+            self.client.tell(Event::Refused(limit));
+            // Of rooms nobody knows when there is one.
+            let retry_after = if wait.is_zero() { TRANSFER_RETRY } else { wait };
+            Error::Busy { retry_after }
+        })
     }
 
     fn check_rest(&self, server: &Server) -> Result<(), Error> {
@@ -139,23 +159,16 @@ impl Upstream {
         }
     }
 
-    /// Waits until there is room for a transfer.
+    /// Waits until there is room for a transfer for `asker`.
     ///
     /// # Errors
     /// [`Error::Busy`] if there is none in time.
-    pub(super) async fn transfer(&self, deadline: Instant) -> Result<Transfer, Error> {
+    pub(super) async fn transfer(&self, asker: Asker, deadline: Instant) -> Result<Transfer, Error> {
         let room = match &self.limits.transfers {
             None => None,
-            Some(transfers) => match Arc::clone(transfers).try_acquire_owned() {
-                Ok(room) => Some(room),
-                Err(_) => {
-                    self.client.tell(Event::Waited(Limit::Transfers));
-                    let room = timeout_at(self.latest(deadline), Arc::clone(transfers).acquire_owned());
-                    Some(room.await.ok().and_then(Result::ok).ok_or_else(|| {
-                        self.client.tell(Event::Refused(Limit::Transfers));
-                        Error::Busy { retry_after: TRANSFER_RETRY }
-                    })?)
-                }
+            Some(transfers) => match transfers.at_once() {
+                Some(room) => Some(room),
+                None => Some(self.queue(Limit::Transfers, transfers, asker, deadline).await?),
             },
         };
         Ok(Transfer { room, bytes: self.limits.bytes.clone(), turn: None })

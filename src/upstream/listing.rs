@@ -68,14 +68,12 @@ impl Upstream {
     ) -> Result<TagPage, Error> {
         let deadline = self.deadline();
         let key = format!("{}/{name}", self.registry);
-        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
-        while let Some(stop) = rounds.next().await {
-            match stop.upstream().tags_from((stop.server(), trail), name, n, last, deadline).await {
-                Ok(page) => return Ok(page),
-                Err(error) => rounds.failed(stop, error),
-            }
-        }
-        Err(rounds.give_up())
+        let rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
+        rounds
+            .first(|stop| async move {
+                stop.upstream().tags_from((stop.server(), trail), name, n, last, deadline).await
+            })
+            .await
     }
 
     async fn tags_from(
@@ -116,15 +114,14 @@ impl Upstream {
         digest: &Digest,
     ) -> Result<Option<ReferrerList>, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
-        while let Some(stop) = rounds.next().await {
-            match stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await {
-                Ok(Some(listed)) => return Ok(Some(listed)),
-                Ok(None) => return self.referrers_by_tag(trail, name, digest, deadline).await,
-                Err(error) => rounds.failed(stop, error),
-            }
+        let rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
+        let listed = rounds.first(|stop| async move {
+            stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await
+        });
+        match listed.await? {
+            Some(listed) => Ok(Some(listed)),
+            None => self.referrers_by_tag(trail, name, digest, deadline).await,
         }
-        Err(rounds.give_up())
     }
 
     /// By the API; `None` if there is no such API.

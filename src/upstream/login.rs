@@ -21,7 +21,7 @@ use super::secret::{self, Secret};
 use crate::oci::{Algorithm, Digest, Registry, RepoName};
 
 /// The names under which Docker's tools have stored the login for Docker Hub.
-const DOCKER_HUB_HOSTS: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+pub(super) const DOCKER_HUB_HOSTS: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 /// One login.
 #[derive(Clone, Debug, PartialEq, Eq)]

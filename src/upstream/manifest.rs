@@ -9,7 +9,8 @@ use http::HeaderMap;
 use http::header::{AGE, CONTENT_LENGTH, HeaderName, WARNING};
 use tokio::time::Instant;
 
-use super::exchange::{Ask, is_page, media_type};
+use super::exchange::{Answer, Ask, is_page, media_type};
+use super::hedge::Late;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::trail::Trail;
@@ -84,27 +85,29 @@ impl Upstream {
     /// [`Error`]; the last endpoint's if none answered.
     pub async fn resolve(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Result<Resolved, Error> {
         let deadline = self.deadline();
-        let mut rounds = Rounds::new(self, (&self.key_of_tag(name, tag), trail), &[], 1, deadline);
-        let ask = Ask::head(name, format!("manifests/{tag}")).along(trail);
-        let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
-        while let Some(stop) = rounds.next().await {
-            match stop.upstream().exchange(stop.server(), &ask, deadline).await {
-                Ok(answer) if is_page(answer.response.headers()) => {
-                    rounds.failed(stop, Error::Malformed("a page instead of a manifest"));
+        let late = Late::default();
+        let rounds = Rounds::new(self, (&self.key_of_tag(name, tag), trail), &[], 1, deadline).hedging(&late);
+        let ask = Ask::head(name, format!("manifests/{tag}")).along(trail).telling(&late);
+        let ask = &Ask { accept: Some(manifest::ACCEPT), ..ask };
+        rounds
+            .first(|stop| async move {
+                match stop.upstream().exchange(stop.server(), ask, deadline).await {
+                    Ok(answer) if is_page(answer.response.headers()) => {
+                        Err(Error::Malformed("a page instead of a manifest"))
+                    }
+                    Ok(answer) => {
+                        let headers = answer.response.headers();
+                        Ok(resolved(headers, stop.upstream().standing(headers)))
+                    }
+                    // Some registries and proxies know no HEAD.
+                    Err(Error::Unavailable { status: 405 | 501 }) => {
+                        let standing = Standing::FRESH;
+                        Ok(Resolved { digest: None, media_type: None, size: None, standing })
+                    }
+                    Err(error) => Err(error),
                 }
-                Ok(answer) => {
-                    let headers = answer.response.headers();
-                    return Ok(resolved(headers, stop.upstream().standing(headers)));
-                }
-                // Some registries and proxies know no HEAD.
-                Err(Error::Unavailable { status: 405 | 501 }) => {
-                    let standing = Standing::FRESH;
-                    return Ok(Resolved { digest: None, media_type: None, size: None, standing });
-                }
-                Err(error) => rounds.failed(stop, error),
-            }
-        }
-        Err(rounds.give_up())
+            })
+            .await
     }
 
     /// Fetches a manifest.
@@ -132,9 +135,16 @@ impl Upstream {
             Reference::Digest(digest) => digest.to_string(),
             Reference::Tag(tag) => self.key_of_tag(name, tag),
         };
-        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
-        while let Some(stop) = rounds.next().await {
-            match stop.upstream().manifest_from(stop.server(), trail, name, reference, deadline).await {
+        let late = &Late::default();
+        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline).hedging(late);
+        while let Some((stop, answer)) = rounds
+            .answer(|stop| async move {
+                let from = (stop.server(), trail, late);
+                stop.upstream().open_manifest(from, name, reference, deadline).await
+            })
+            .await
+        {
+            match stop.upstream().read_manifest(stop.server(), answer, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => rounds.failed(stop, error),
             }
@@ -142,19 +152,27 @@ impl Upstream {
         Err(rounds.give_up())
     }
 
-    async fn manifest_from(
+    /// Its head.
+    async fn open_manifest(
         &self,
-        server: &Server,
-        trail: &Trail,
+        (server, trail, late): (&Server, &Trail, &Late),
         name: &RepoName,
         reference: &Reference,
         deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        let ask = Ask::get(name, format!("manifests/{reference}")).along(trail);
+    ) -> Result<Answer, Error> {
+        let ask = Ask::get(name, format!("manifests/{reference}")).along(trail).telling(late);
         let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
-        let spent = self.spend(server)?;
-        let answer = self.exchange(server, &ask, deadline).await?;
-        drop(spent);
+        let _spent = self.spend(server)?;
+        self.exchange(server, &ask, deadline).await
+    }
+
+    async fn read_manifest(
+        &self,
+        server: &Server,
+        answer: Answer,
+        reference: &Reference,
+        deadline: Instant,
+    ) -> Result<Fetched, Error> {
         let (head, body) = answer.response.into_parts();
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));

@@ -492,8 +492,8 @@ mod tests {
         let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
         let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);
         meet(all[0], Instance::answering(&headers(via)).unwrap());
-        assert_eq!(order(&Trail::read(&headers(via))), all[1..]);
-        assert_eq!(order(&Trail::read(&headers(other))), all);
+        assert_eq!(order(&Trail::read(IpAddr::from([10, 0, 0, 9]), &headers(via))), all[1..]);
+        assert_eq!(order(&Trail::read(IpAddr::from([10, 0, 0, 9]), &headers(other))), all);
         meet(all[2], Instance::own());
         assert_eq!(order(&Trail::default()), all[..2]);
         assert!(order(&Trail::default().local()).is_empty());

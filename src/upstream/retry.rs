@@ -1,9 +1,12 @@
 //! When a failed request is tried again, and where. The decisions are pure; [`Rounds`] carries them out.
 //!
 //! One round asks every endpoint that is worth asking, in order; between rounds berth waits, a little longer each time
-//! and never equally long for two requests. Everything ends at the request's deadline.
+//! and never equally long for two requests. Everything ends at the request's deadline. One that is late with its answer
+//! may have another asked beside it (`hedge`).
 
 use std::collections::VecDeque;
+use std::future::pending;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +14,11 @@ use http::HeaderMap;
 use http::header::RETRY_AFTER;
 use tokio::time::Instant;
 
-use super::Upstream;
 use super::error::{Error, Next, RETRY_AFTER_MAX};
+use super::hedge::{self, Late};
 use super::server::Server;
 use super::trail::Trail;
+use super::{Event, Upstream};
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
@@ -48,7 +52,7 @@ fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
 /// An endpoint, and what it is asked through.
 #[derive(Clone)]
 pub(super) enum Stop<'a> {
-    /// Of the registry itself.
+    /// Of the registry itself, or of a fallback.
     Own(&'a Upstream, &'a Server),
     /// Of a parent.
     Parent(Arc<Upstream>),
@@ -74,7 +78,16 @@ impl Stop<'_> {
     }
 }
 
-/// The endpoints to ask for one request, one after the other: the parents that `key` has, and the registry's own.
+/// Ends when `late` is told; never without one.
+async fn told(late: Option<&Late>) {
+    match late {
+        Some(late) => late.told().await,
+        None => pending().await,
+    }
+}
+
+/// The endpoints to ask for one request, one after the other: the parents that `key` has, the registry's own, and those
+/// of its fallbacks.
 pub(super) struct Rounds<'a> {
     upstream: &'a Upstream,
     left: VecDeque<Stop<'a>>,
@@ -84,6 +97,8 @@ pub(super) struct Rounds<'a> {
     deadline: Instant,
     hint: Duration,
     last: Option<Error>,
+    /// Told when a stop is late, as long as another may be asked beside it.
+    late: Option<&'a Late>,
 }
 
 impl<'a> Rounds<'a> {
@@ -96,16 +111,120 @@ impl<'a> Rounds<'a> {
         deadline: Instant,
     ) -> Self {
         let parents = upstream.parents().map(|parents| parents.order(key, trail)).unwrap_or_default();
-        let own = upstream.servers.iter().map(|server| Stop::Own(upstream, server));
+        let all = std::iter::once(upstream).chain(upstream.fallbacks().iter().map(Arc::as_ref));
+        let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
         let (last, first): (Vec<_>, Vec<_>) = all.partition(|stop| avoid.contains(&stop.server().index()));
         let left = first.into_iter().chain(last).collect();
         let (again, hint) = (VecDeque::new(), Duration::ZERO);
-        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last: None }
+        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last: None, late: None }
+    }
+
+    /// The same for a request that tells `late` when its answer is late: one other endpoint may be asked beside.
+    pub(super) fn hedging(mut self, late: &'a Late) -> Self {
+        if let Some(hedges) = &self.upstream.hedges {
+            hedges.request();
+            self.late = Some(late);
+        }
+        self
+    }
+
+    /// What the first stop says that has an answer.
+    ///
+    /// # Errors
+    /// [`Error`]; the last endpoint's if none had one.
+    pub(super) async fn first<T, F>(mut self, send: impl Fn(Stop<'a>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        match self.answer(send).await {
+            Some((_, answer)) => Ok(answer),
+            None => Err(self.give_up()),
+        }
+    }
+
+    /// The next stop that has an answer, and that; `None` when there is none left or no time.
+    pub(super) async fn answer<T, F>(&mut self, send: impl Fn(Stop<'a>) -> F) -> Option<(Stop<'a>, T)>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        while let Some(stop) = self.next().await {
+            let mut asked = pin!(send(stop.clone()));
+            let in_time = tokio::select! {
+                biased;
+                answer = asked.as_mut() => Some(answer),
+                () = told(self.late) => None,
+            };
+            let answer = match in_time {
+                Some(answer) => answer,
+                None => match self.beside(&stop) {
+                    Some(second) => {
+                        let beside = pin!(send(second.clone()));
+                        match self.race((stop, asked), (second, beside)).await {
+                            Some(found) => return Some(found),
+                            None => continue,
+                        }
+                    }
+                    None => asked.await,
+                },
+            };
+            match answer {
+                Ok(answer) => return Some((stop, answer)),
+                Err(error) => self.failed(stop, error),
+            }
+        }
+        None
+    }
+
+    /// Another endpoint to ask beside `late`, if this request may have one.
+    fn beside(&mut self, late: &Stop<'a>) -> Option<Stop<'a>> {
+        let upstream = self.upstream;
+        let is_own = |stop: &Stop<'_>| matches!(stop, Stop::Own(of, _) if std::ptr::eq(*of, upstream));
+        let hedges = upstream.hedges.as_ref().filter(|_| is_own(late))?;
+        let at = self.left.iter().position(|stop| is_own(stop) && hedge::is_fit(stop.server()))?;
+        if !hedges.take() {
+            return None;
+        }
+        self.late = None;
+        upstream.client.tell(Event::Hedged);
+        self.left.remove(at)
+    }
+
+    /// The first of two that has an answer; the other is hung up on. `None` if neither has.
+    async fn race<T, F>(
+        &mut self,
+        (first, mut asked): (Stop<'a>, Pin<&mut F>),
+        (second, mut beside): (Stop<'a>, Pin<&mut F>),
+    ) -> Option<(Stop<'a>, T)>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (stop, answer, (other, rest)) = tokio::select! {
+            biased;
+            answer = asked.as_mut() => (first, answer, (second, beside)),
+            answer = beside.as_mut() => {
+                if answer.is_ok() {
+                    // It is not heard to the end: whether it says anything at all is found out apart from this.
+                    first.upstream().doubt(first.server());
+                }
+                (second, answer, (first, asked))
+            }
+        };
+        match answer {
+            Ok(answer) => return Some((stop, answer)),
+            Err(error) => self.failed(stop, error),
+        }
+        match rest.await {
+            Ok(answer) => Some((other, answer)),
+            Err(error) => {
+                self.failed(other, error);
+                None
+            }
+        }
     }
 
     /// The endpoint to ask now; waits if it is time to. `None` when there is none or no time.
-    pub(super) async fn next(&mut self) -> Option<Stop<'a>> {
+    async fn next(&mut self) -> Option<Stop<'a>> {
         loop {
             if Instant::now() >= self.deadline {
                 self.last.get_or_insert(Error::Timeout);
@@ -196,6 +315,47 @@ mod tests {
             );
             assert!(waits.windows(2).any(|pair| pair[0] != pair[1]));
         }
+    }
+
+    /// One request to two endpoints, of which these say so after so many seconds, if they are asked: who was asked, who
+    /// answered, and after how long. After two seconds it is late.
+    async fn ask(answers: [(u64, Result<(), Error>); 2]) -> (Vec<usize>, Result<usize, Error>, u64) {
+        let endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().unwrap());
+        let config = super::super::Config::new("r.example".parse().unwrap(), endpoints.into());
+        let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
+        let (late, asked, begun) = (Late::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
+        let deadline = begun + Duration::from_secs(18);
+        let rounds = Rounds::new(&upstream, ("key", &Trail::default()), &[], 1, deadline).hedging(&late);
+        let (late, asked, answers) = (&late, &asked, &answers);
+        let answer = rounds.first(|stop| async move {
+            let index = stop.server().index();
+            asked.lock().unwrap().push(index);
+            let (seconds, answer) = &answers[index];
+            let lateness = async {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                late.tell();
+                pending().await
+            };
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(*seconds)) => answer.clone().map(|()| index),
+                () = lateness => unreachable!("it is pending"),
+            }
+        });
+        let answer = answer.await;
+        let asked = asked.lock().unwrap().clone();
+        (asked, answer, begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_is_asked_beside_one_that_is_late_and_the_first_with_an_answer_counts() {
+        let no = || Err(Error::NotFound);
+        assert_eq!(ask([(1, Ok(())), (0, Ok(()))]).await, (vec![0], Ok(0), 1), "in time");
+        assert_eq!(ask([(9, Ok(())), (1, Ok(()))]).await, (vec![0, 1], Ok(1), 3));
+        assert_eq!(ask([(4, Ok(())), (9, Ok(()))]).await, (vec![0, 1], Ok(0), 4));
+        assert_eq!(ask([(9, Ok(())), (1, no())]).await, (vec![0, 1], Ok(0), 9));
+        assert_eq!(ask([(5, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 6));
+        assert_eq!(ask([(1, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 5), "one after the other");
+        assert_eq!(ask([(9, no()), (1, no())]).await, (vec![0, 1], no().map(|()| 0), 9));
     }
 
     #[test]

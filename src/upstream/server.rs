@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::hedge;
 use super::login::Identity;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
@@ -26,6 +27,9 @@ const SILENCE_MIN: Duration = Duration::from_millis(1500);
 const LOOK_MIN: Duration = Duration::from_secs(1);
 /// A line on which everything takes long, such as a satellite's, is not taken for silent.
 const USUAL_TIMES: u32 = 3;
+
+/// From so many answers on it is known which is late; before, connections are still to be made.
+const LATE_ANSWERS_MIN: usize = 8;
 
 /// What an endpoint is probed for.
 pub(super) enum Probe {
@@ -100,6 +104,12 @@ impl Server {
     /// For how long a request waits before the endpoint is doubted; `None` if nobody can tell what is usual there.
     pub(super) fn patience(&self) -> Option<Duration> {
         lock(&self.waits).usual().map(|usual| (usual * USUAL_TIMES).max(SILENCE_MIN))
+    }
+
+    /// After how long an answer is late. A few that are known tell nothing yet.
+    pub(super) fn late_after(&self) -> Duration {
+        let waits = lock(&self.waits);
+        hedge::late_after(waits.usual().filter(|_| waits.count() >= LATE_ANSWERS_MIN))
     }
 
     /// Within what it answers a look if it is of any use; `None` as for [`Server::patience`].
@@ -249,4 +259,19 @@ impl Drop for Spent<'_> {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // These values are replaced whole, never half.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_late_is_known_from_some_answers_on() {
+        let server = Server::new(0, Endpoint::parse("https://h").unwrap(), Reserve::default());
+        let (unknown, usual) = (server.late_after(), Duration::from_secs(3));
+        (1..LATE_ANSWERS_MIN).for_each(|_| server.waited(usual));
+        assert_eq!(server.late_after(), unknown);
+        server.waited(usual);
+        assert_eq!(server.late_after(), usual);
+    }
 }

@@ -16,12 +16,15 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use http::header::VIA;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
+
+use super::Asker;
 
 /// Berths that a request may have come through and still be passed on to a parent: more tiers than any site has.
 const HOPS_MAX: usize = 4;
@@ -84,9 +87,10 @@ fn hops(headers: &HeaderMap) -> Vec<Instance> {
     lines.flat_map(|line| line.split(',')).filter_map(Instance::parse).take(HOPS_READ_MAX).collect()
 }
 
-/// Where a request has come from, and so whom it may be passed on to. The default is a client's own.
+/// Where a request has come from, and so whom it may be passed on to. The default is berth's own.
 #[derive(Clone, Debug, Default)]
 pub struct Trail {
+    asker: Asker,
     hops: Vec<Instance>,
     /// Whether the registry itself is to be asked.
     is_local: bool,
@@ -97,17 +101,22 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// What a request says about itself.
-    pub fn read(headers: &HeaderMap) -> Self {
-        let hops = hops(headers);
+    /// What a request of the client, or the berth, at this address says about itself.
+    pub fn read(client: IpAddr, headers: &HeaderMap) -> Self {
+        let (asker, hops) = (Asker::At(client), hops(headers));
         if hops.is_empty() {
-            return Self::default();
+            return Self { asker, ..Self::default() };
         }
         let told = headers.get(DEADLINE).and_then(|value| value.to_str().ok()?.parse().ok());
         let told = told.map(Duration::from_millis).filter(|wait| *wait >= WAIT_MIN);
         // A wait of centuries is none.
         let until = told.and_then(|wait| Instant::now().checked_add(wait - wait / MARGIN_PART));
-        Self { is_local: !may_go_on(&hops), hops, until, ..Self::default() }
+        Self { asker, is_local: !may_go_on(&hops), hops, until, is_bypass: false }
+    }
+
+    /// Whose turn it is when it is this request's.
+    pub(super) fn asker(&self) -> Asker {
+        self.asker
     }
 
     /// Whether no berth has passed it on.
@@ -209,13 +218,15 @@ pub(super) fn is_public(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn trail(via: &[&str], deadline: Option<&str>) -> Trail {
         let mut headers = HeaderMap::new();
         headers.extend(via.iter().map(|line| (VIA, line.parse().unwrap())));
         headers.extend(deadline.map(|deadline| (DEADLINE, deadline.parse().unwrap())));
-        Trail::read(&headers)
+        Trail::read(Ipv4Addr::LOCALHOST.into(), &headers)
     }
 
     #[test]

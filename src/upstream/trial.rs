@@ -28,7 +28,7 @@ const ANY_REPOSITORY: &str = "login-check";
 pub struct Trial {
     /// What the names of the repositories begin with that the login is for; nothing if it is for all.
     pub path: String,
-    /// Where it was tried; `None` if there was nothing to try.
+    /// Where it was tried, or would have been at a fallback; `None` if there was nothing to try.
     pub endpoint: Option<Endpoint>,
     /// What came of it.
     pub found: Found,
@@ -79,7 +79,7 @@ pub enum Party {
 
 impl Upstream {
     /// Tries every login that there is for this registry, one after the other, at every endpoint, those of its
-    /// parents first; if it is to be asked without any, that. Each has the time of one request.
+    /// parents first and those of its fallbacks last; if it is to be asked without any, that. Each has the time of one request.
     pub async fn try_logins(&self) -> Vec<Trial> {
         let mut trials = Vec::new();
         for parent in self.parents().map(Parents::upstreams).unwrap_or_default() {
@@ -88,11 +88,17 @@ impl Upstream {
         if !self.servers.is_empty() {
             trials.extend(self.try_own_logins().await);
         }
+        for fallback in self.fallbacks() {
+            trials.extend(fallback.try_own_logins().await);
+        }
         trials
     }
 
     async fn try_own_logins(&self) -> Vec<Trial> {
-        let untried = |found| vec![Trial { path: String::new(), endpoint: None, found }];
+        // The name of a registry does not say which of its fallbacks is meant.
+        let first = self.servers.first().filter(|_| self.is_fallback());
+        let endpoint = first.map(|server| server.endpoint().clone());
+        let untried = |found| vec![Trial { path: String::new(), endpoint, found }];
         let all = timeout_at(self.deadline(), self.credential.all(&self.client)).await;
         let logins = match all.unwrap_or(Err(Error::Timeout)) {
             Ok(logins) if logins.is_empty() => return untried(Found::Missing),

@@ -21,6 +21,11 @@ impl Waits {
         self.0.push_back(wait);
     }
 
+    /// How many are known.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Within what nearly all are here; `None` if there was none yet.
     pub(super) fn usual(&self) -> Option<Duration> {
         let mut sorted: Vec<_> = self.0.iter().copied().collect();

@@ -99,7 +99,7 @@ async fn what_was_pulled_once_is_served_whatever_happens_to_registry_and_index()
     everybody_pulls_by_tag_and_digest(&berth, images.all()).await;
 
     berth.restart().await;
-    everybody_pulls_by_tag_and_digest(&berth, images.all()).await;
+    everybody_pulls_by_tag_and_digest(&berth, &light).await;
 
     let index = berth.data_dir().join("index");
     berth.stop().await;

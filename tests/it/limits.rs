@@ -110,6 +110,30 @@ async fn transfers_wait_for_room() {
 }
 
 #[tokio::test]
+async fn a_client_that_wants_much_holds_up_nobody_who_wants_little() {
+    let (upstream, setup, image) = limited(8, "concurrent_transfers = 1").await;
+    let gate = Gate::new();
+    upstream.on("GET", "/blobs/").fault(Fault::HoldAfter(10, gate.clone()));
+    let berth = setup.start().await;
+    let (last, first) = image.blobs.split_last().unwrap();
+    let much: Vec<_> = first.iter().map(|blob| berth.get(&blob.path(REPO))).collect();
+    let much = tokio::spawn(together(first.len(), move |at| much[at].clone().into_future()));
+    eventually("all but one wait", async || waits(&berth, "transfers").await == (first.len() - 1) as f64)
+        .await;
+    let little = tokio::spawn(berth.get(&last.path(REPO)).coming_from("127.0.0.2").into_future());
+    eventually("and another", async || waits(&berth, "transfers").await == first.len() as f64).await;
+    gate.open();
+    assert_eq!(little.await.unwrap().expect(200), &last.content);
+    for reply in much.await.unwrap() {
+        reply.expect(200);
+    }
+    let gets: Vec<_> =
+        upstream.requests().into_iter().filter(|request| request.target.contains("/blobs/")).collect();
+    let place = gets.iter().position(|request| request.target == last.path(REPO));
+    assert!(place.is_some_and(|place| place <= 2), "{place:?} of {}", gets.len());
+}
+
+#[tokio::test]
 async fn who_finds_no_room_for_a_transfer_is_told_when_to_come_again() {
     let (upstream, setup, image) = limited(2, "concurrent_transfers = 1").await;
     let gate = Gate::new();

@@ -75,6 +75,27 @@ async fn logins_that_work_are_said_to_for_each_path() {
 }
 
 #[tokio::test]
+async fn fallbacks_are_tried_each_with_its_own_login() {
+    let (open, fallback) = (Upstream::start().await, private(Auth::Basic).await);
+    let credentials = |file: &std::path::Path| format!("credentials = {{ file = {file:?} }}");
+    let host = fallback.address().to_string();
+    // By the name of the registry none is found, and that of the registry is not taken.
+    for (key, expected) in
+        [(&*host, "works"), ("r.example", "failed: the file of its credentials has no login")]
+    {
+        let file = file_of(&docker_config(&[(key, "robot", PASSWORD)]));
+        let keys =
+            format!("[[upstream.fallback]]\nendpoints = [{:?}]\n{}", fallback.url(), credentials(&file));
+        let said = login_check(&section("r.example", open.url(), &keys), &[]).await;
+        let lines: Vec<_> = said.text.lines().collect();
+        assert_eq!(lines[0], format!("r.example at {}: works, without a login", open.url()));
+        let of_fallback = format!("r.example at {}: {expected}", fallback.url());
+        assert!(lines[1].starts_with(&of_fallback), "{}", said.text);
+        assert_eq!((lines.len(), said.code), (2, Some(i32::from(expected != "works"))));
+    }
+}
+
+#[tokio::test]
 async fn a_login_that_is_refused_is_named_with_who_refused_it() {
     for (auth, party) in [(Auth::Basic, "registry"), (Auth::Bearer, "token server")] {
         let upstream = private(auth).await;

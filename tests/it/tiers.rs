@@ -566,3 +566,22 @@ async fn three_tiers_ask_the_registry_once_whoever_asks_them() {
         assert_eq!(parent_requests(berth, "error").await, 0.0);
     }
 }
+
+#[tokio::test]
+async fn parents_change_while_it_runs() {
+    let registry = Upstream::start().await;
+    let image = Image::of(23, &[1000]);
+    registry.image(REPO, "1", &image);
+    let site = Berth::with("docker.io", &registry).start().await;
+    let parents = |url: &str| {
+        let parents = format!("[parents]\nendpoints = [{url:?}]\nonly = true");
+        Berth::with("docker.io", &registry).sections(&parents)
+    };
+    let gone = Relay::start().await.url();
+    let node = parents(&gone).start().await;
+    assert_eq!(node.get(&image.layer().path(REPO)).await.status, 503);
+    let changed = node.reconfigure(&parents(&url(&site))).await;
+    assert!(changed.contains(&"parents".to_owned()), "{changed:?}");
+    node.pull(REPO, "1", &image).await;
+    assert_eq!(node.metric("berth_upstream_requests_total").await, 0.0);
+}

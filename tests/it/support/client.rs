@@ -5,7 +5,7 @@
 
 use std::future::IntoFuture;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
@@ -18,7 +18,7 @@ use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use url::Url;
 
 use super::{Certificate, Pace, certificate, within_deadline};
@@ -33,6 +33,8 @@ pub(crate) struct Ask {
     ca: Option<PathBuf>,
     /// Certificate and key of the client.
     own: Option<(PathBuf, PathBuf)>,
+    /// The address of the client.
+    address: Option<IpAddr>,
 }
 
 /// A whole answer.
@@ -66,7 +68,8 @@ pub(crate) fn head(url: impl AsRef<str>) -> Ask {
 
 pub(crate) fn ask(method: &str, url: impl AsRef<str>) -> Ask {
     let url = Url::parse(url.as_ref()).unwrap();
-    Ask { method: method.to_owned(), url, headers: Vec::new(), body: Bytes::new(), ca: None, own: None }
+    let (method, headers, body) = (method.to_owned(), Vec::new(), Bytes::new());
+    Ask { method, url, headers, body, ca: None, own: None, address: None }
 }
 
 /// Sends bytes that need not be HTTP, and returns all that comes back until the other side closes.
@@ -114,6 +117,12 @@ impl Ask {
         self
     }
 
+    /// From this address of the machine.
+    pub(crate) fn coming_from(mut self, address: &str) -> Self {
+        self.address = Some(address.parse().unwrap());
+        self
+    }
+
     /// Sends it, and returns once the head of the answer is here.
     pub(crate) async fn open(self) -> Open {
         let what = format!("{} {}", self.method, self.url);
@@ -133,7 +142,11 @@ impl Ask {
 
     async fn connect_and_send(self) -> io::Result<Open> {
         let address = self.url.socket_addrs(|| None)?[0];
-        let stream = TcpStream::connect(address).await?;
+        let socket = TcpSocket::new_v4()?;
+        if let Some(own) = self.address {
+            socket.bind(SocketAddr::new(own, 0))?;
+        }
+        let stream = socket.connect(address).await?;
         let Some(ca) = &self.ca else {
             return self.send(stream).await;
         };

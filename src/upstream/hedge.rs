@@ -1,0 +1,144 @@
+//! A second endpoint asked beside one that is late with the head of its answer.
+//!
+//! The first that has a usable head is listened to, and the other is hung up on before it sends a body. Late is what
+//! takes longer than nearly all answers of that endpoint did; a registry that is slow as a whole must not be asked twice
+//! as much for it, so only one request in [`REQUESTS_PER_HEDGE`] has a second, however many are late.
+//!
+//! Endpoints of one registry are asked beside one another, and nobody else is. A parent that is slow is mostly fetching
+//! what was asked for, which another would fetch again; and a fallback, which may have other tags and another login, is
+//! for when the registry has no answer rather than a late one.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::limit::LimitsConfig;
+use super::server::{Server, lock};
+
+/// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
+const LATE_MIN: Duration = Duration::from_millis(200);
+/// When an answer is late of which nobody can tell how long it usually takes: as good as every registry is there before.
+const LATE_UNKNOWN: Duration = Duration::from_secs(1);
+/// For each hedge there were so many requests: the load of an upstream grows by a tenth at most.
+const REQUESTS_PER_HEDGE: u32 = 10;
+/// Hedges that may come at once after a quiet time, and at the beginning: the layers of an image or two.
+const HEDGES_SAVED_MAX: u32 = 10;
+
+/// After how long an answer is late where nearly all are here within `usual`.
+pub(super) fn late_after(usual: Option<Duration>) -> Duration {
+    usual.map_or(LATE_UNKNOWN, |usual| usual.max(LATE_MIN))
+}
+
+/// Lets whoever has sent a request know that its answer is late.
+#[derive(Default)]
+pub(super) struct Late(Notify);
+
+impl Late {
+    pub(super) fn tell(&self) {
+        // Who does not wait for it by now no longer has a use for it.
+        self.0.notify_waiters();
+    }
+
+    /// Ends when it is told from now on.
+    pub(super) fn told(&self) -> Notified<'_> {
+        self.0.notified()
+    }
+}
+
+/// How many more hedges the endpoints of one upstream may have.
+pub(super) struct Hedges(Mutex<Allowance>);
+
+impl Hedges {
+    /// None if there is no other endpoint, or if the operator says that requests are scarce.
+    pub(super) fn new(endpoints: usize, limits: &LimitsConfig) -> Option<Self> {
+        let are_scarce = limits.requests_per_second.is_some() || limits.concurrent_transfers.is_some();
+        (endpoints > 1 && !are_scarce).then(|| Self(Mutex::new(Allowance::full())))
+    }
+
+    /// Notes a request that may be hedged.
+    pub(super) fn request(&self) {
+        lock(&self.0).earn();
+    }
+
+    /// Takes one hedge; false if there is none left.
+    pub(super) fn take(&self) -> bool {
+        lock(&self.0).spend()
+    }
+}
+
+/// What requests have earned and hedges have not spent.
+struct Allowance(u32);
+
+impl Allowance {
+    const MAX: u32 = HEDGES_SAVED_MAX * REQUESTS_PER_HEDGE;
+
+    fn full() -> Self {
+        Self(Self::MAX)
+    }
+
+    fn earn(&mut self) {
+        self.0 = (self.0 + 1).min(Self::MAX);
+    }
+
+    fn spend(&mut self) -> bool {
+        let left = self.0.checked_sub(REQUESTS_PER_HEDGE);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
+
+/// Whether an endpoint is fit to be asked beside another: it is well, and asking it costs nothing that is scarce.
+pub(super) fn is_fit(server: &Server) -> bool {
+    !server.is_down() && server.rests_for().is_none() && !server.is_short() && !server.refuses_any()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_is_later_than_usual() {
+        let check = |usual: Option<u64>, expected: Duration| {
+            assert_eq!(late_after(usual.map(Duration::from_millis)), expected, "{usual:?}");
+        };
+        check(None, LATE_UNKNOWN);
+        check(Some(3), LATE_MIN);
+        check(Some(700), Duration::from_millis(700));
+        check(Some(4000), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn one_request_in_ten_is_hedged_once_the_first_are_spent() {
+        let mut allowance = Allowance::full();
+        let mut all_are_late = |requests: u32| {
+            let hedged = |_: &u32| {
+                allowance.earn();
+                allowance.spend()
+            };
+            (0..requests).filter(hedged).count()
+        };
+        assert_eq!(all_are_late(10), 10, "those that were saved");
+        all_are_late(20);
+        for _ in 0..5 {
+            assert_eq!(all_are_late(100), 10);
+        }
+        (0..10_000).for_each(|_| allowance.earn());
+        let spent = (0..100).filter(|_| allowance.spend()).count();
+        assert_eq!(spent, 10, "no more than these are saved");
+    }
+
+    #[test]
+    fn where_requests_are_scarce_there_are_no_hedges() {
+        let check = |endpoints: usize, limits: &str, expected: bool| {
+            let limits = toml::from_str(limits).unwrap();
+            assert_eq!(Hedges::new(endpoints, &limits).is_some(), expected, "{endpoints} {limits:?}");
+        };
+        check(1, "", false);
+        check(2, "", true);
+        check(2, "bytes_per_second = '1MiB'", true);
+        check(2, "requests_per_second = 5", false);
+        check(2, "concurrent_transfers = 5", false);
+    }
+}
