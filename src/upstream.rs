@@ -381,13 +381,14 @@ impl Upstream {
     async fn look_at(&self, server: &Server, probe: Probe) {
         match probe {
             Probe::Up => {
+                let begun = Instant::now();
                 if self.answers(server, self.client.timeouts.header).await {
+                    server.probed(begun.elapsed());
                     server.succeeded();
                 }
             }
             Probe::Look => {
-                let within = self.client.timeouts.header;
-                let within = server.look_within().map_or(within, |usual| usual.min(within));
+                let within = server.look_within().min(self.client.timeouts.header);
                 if !self.answers(server, within).await {
                     server.condemn();
                     self.opened.notify_one();

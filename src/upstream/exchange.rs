@@ -340,11 +340,9 @@ impl Upstream {
     async fn condemnation(&self, server: &Server) {
         let mut condemned = pin!(server.condemned());
         condemned.as_mut().enable();
-        if let Some(patience) = server.patience() {
-            tokio::select! {
-                () = condemned.as_mut() => return,
-                () = sleep(patience) => self.doubt(server),
-            }
+        tokio::select! {
+            () = condemned.as_mut() => return,
+            () = sleep(server.patience()) => self.doubt(server),
         }
         condemned.await;
     }

@@ -27,6 +27,10 @@ const SILENCE_MIN: Duration = Duration::from_millis(1500);
 const LOOK_MIN: Duration = Duration::from_secs(1);
 /// A line on which everything takes long, such as a satellite's, is not taken for silent.
 const USUAL_TIMES: u32 = 3;
+/// The same for one that has never answered, of which nobody can tell what is usual. Together they are below the three
+/// seconds within which a failure is to be told; a look by way of a satellite takes nearly two.
+const SILENCE_FIRST: Duration = Duration::from_secs(1);
+const LOOK_FIRST: Duration = Duration::from_millis(1900);
 
 /// From so many answers on it is known which is late; before, connections are still to be made.
 const LATE_ANSWERS_MIN: usize = 8;
@@ -101,9 +105,10 @@ impl Server {
         lock(&self.waits).note(wait);
     }
 
-    /// For how long a request waits before the endpoint is doubted; `None` if nobody can tell what is usual there.
-    pub(super) fn patience(&self) -> Option<Duration> {
-        lock(&self.waits).usual().map(|usual| (usual * USUAL_TIMES).max(SILENCE_MIN))
+    /// For how long a request waits before the endpoint is doubted.
+    pub(super) fn patience(&self) -> Duration {
+        let usual = lock(&self.waits).usual();
+        usual.map_or(SILENCE_FIRST, |usual| (usual * USUAL_TIMES).max(SILENCE_MIN))
     }
 
     /// After how long an answer is late. A few that are known tell nothing yet.
@@ -112,9 +117,18 @@ impl Server {
         hedge::late_after(waits.usual().filter(|_| waits.count() >= LATE_ANSWERS_MIN))
     }
 
-    /// Within what it answers a look if it is of any use; `None` as for [`Server::patience`].
-    pub(super) fn look_within(&self) -> Option<Duration> {
-        lock(&self.waits).usual().map(|usual| (usual * USUAL_TIMES).max(LOOK_MIN))
+    /// Within what it answers a look if it is of any use.
+    pub(super) fn look_within(&self) -> Duration {
+        let usual = lock(&self.waits).usual();
+        usual.map_or(LOOK_FIRST, |usual| (usual * USUAL_TIMES).max(LOOK_MIN))
+    }
+
+    /// Notes how long it took to answer a probe: that is how it is known at all, if it is slow in everything.
+    pub(super) fn probed(&self, wait: Duration) {
+        let mut waits = lock(&self.waits);
+        if waits.usual().is_none() {
+            waits.note(wait);
+        }
     }
 
     /// Notes that somebody doubts it; true if it is to be looked at now.

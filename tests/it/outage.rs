@@ -196,8 +196,16 @@ async fn patient() -> (Upstream, Berth, Image) {
 
 #[tokio::test]
 async fn silence_is_told_from_a_slow_answer_long_before_that_would_be_late() {
-    let (upstream, berth, _) = patient().await;
+    let (upstream, mut berth, _) = patient().await;
     upstream.on("*", "").fault(Fault::StallHead);
+    assert_fails_soon(&berth).await;
+    // One that it has never heard of.
+    berth.restart().await;
+    assert_fails_soon(&berth).await;
+}
+
+/// What is not here fails long before an answer would be late, and upstream then counts as down.
+async fn assert_fails_soon(berth: &Berth) {
     let begun = Instant::now();
     for reply in
         together(CLIENTS, |at| berth.get(&format!("/v2/{REPO}/manifests/unknown-{at}")).into_future()).await
