@@ -1,10 +1,11 @@
 //! Limits per second: whoever comes is told at once when its turn is.
 //!
-//! Turns are given in the order of arrival. So nobody is overtaken, nobody wakes up to find that it must wait
-//! again, and who cannot have its turn in time hears so now, with the time after which to come back.
+//! Who cannot have its turn in time hears so now, with the time after which to come back, and takes nobody's. In which
+//! order those wait who can, is up to who uses this: `upstream::turns` lets clients take turns.
 //!
-//! Why not governor: it says whether something may happen now, and hands out no turns. Those who must wait
-//! would race for each chance, and learn at their deadline that they waited in vain.
+//! Why not governor: it says whether something may happen now. It does not tell when the tenth in line has its turn, so
+//! that nobody could be refused at once, and it takes no debts: of bytes it is known only after the read how many there
+//! were.
 
 use std::num::NonZeroU64;
 use std::str::FromStr;
