@@ -72,6 +72,15 @@ async fn storm(berths: &[&Berth], clients: usize, image: &Image) {
     }
 }
 
+/// How many transfers each has under way.
+async fn flights(berths: impl IntoIterator<Item = &Berth>) -> Vec<f64> {
+    let mut flights = Vec::new();
+    for berth in berths {
+        flights.push(berth.metric("berth_flights").await);
+    }
+    flights
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_dies_in_a_storm_and_no_client_notices() {
     let registry = Upstream::start().await;
@@ -94,17 +103,23 @@ async fn a_parent_dies_in_a_storm_and_no_client_notices() {
     let nodes: Vec<_> = nodes.iter().collect();
     let storm = storm(&nodes, 64, &image);
     let kill = async {
-        eventually("all layers are under way", async || {
-            let mut flights = 0.0;
-            for site in &sites {
-                flights += site.metric("berth_flights").await;
+        eventually("all layers are under way, everywhere", async || {
+            flights(&sites).await.iter().sum::<f64>() == 9.0
+                && flights(nodes.iter().copied()).await == [9.0; 4]
+        })
+        .await;
+        // What a node has yet to ask for the dead parent may have had.
+        eventually("the rest is at every node", async || {
+            let mut at_all = true;
+            for node in &nodes {
+                at_all &= node.metric("berth_misses_total{type=\"blob\"").await >= 10.0;
             }
-            flights == 9.0
+            at_all
         })
         .await;
         let mut dead = 0;
-        for (at, site) in sites.iter().enumerate() {
-            if site.metric("berth_flights").await > 0.0 {
+        for (at, flights) in flights(&sites).await.into_iter().enumerate() {
+            if flights > 0.0 {
                 dead = at;
             }
         }
