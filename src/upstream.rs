@@ -69,14 +69,14 @@ mod waits;
 mod watched;
 
 use std::future::pending;
+use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header::LOCATION;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
@@ -104,13 +104,14 @@ pub use self::vault::{
 };
 
 use self::auth::Auth;
-use self::client::{Client, Way};
+use self::client::Client;
 use self::credential::Credential;
 use self::exchange::Ask;
 use self::hedge::Hedges;
 use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
+use self::redirect::Walk;
 use self::server::{Probe, Server};
 use crate::oci::{Registry, RepoName};
 
@@ -417,28 +418,27 @@ impl Upstream {
     /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
     /// it is a parent.
     async fn answers(&self, server: &Server, within: Duration) -> bool {
-        let endpoint = server.endpoint().as_url();
-        let (mut url, mut way) = (server.endpoint().at("", None), Way::Direct);
+        let url = server.endpoint().at("", None);
+        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
         for _ in 0..=redirect::HOPS_MAX {
-            let Ok(mut request) = Ask::look(&url) else { return false };
-            if redirect::is_same_origin(&url, endpoint) {
+            let Ok(mut request) = Ask::look(&walk.url) else { return false };
+            if !walk.elsewhere {
                 self.headers.add_to(request.headers_mut());
                 if self.peer().is_some() {
                     Trail::default().stamp(request.headers_mut(), within);
                 }
             }
-            let sent = self.client.send(way, request, within).await;
+            let sent = self.client.send(walk.way, request, within).await;
             self.meets_berth(server, &sent);
             let Ok(response) = sent else { return false };
-            let (status, headers) = (response.status(), response.headers());
+            let status = response.status();
             if !redirect::is_redirect(status) {
                 let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
                 return !status.is_server_error() && !is_of_proxy && !exchange::is_portal(&response);
             }
-            let next = headers.get(LOCATION).and_then(|location| redirect::next(&url, location).ok());
-            let Some(next) = next else { return false };
-            way = redirect::way(&next, endpoint, &self.redirect_hosts);
-            url = next;
+            if walk.on(response.headers()).is_err() {
+                return false;
+            }
         }
         false
     }
@@ -446,5 +446,14 @@ impl Upstream {
     /// When a request that begins now must have its answer.
     fn deadline(&self) -> Instant {
         Instant::now() + self.client.timeouts.budget
+    }
+}
+
+/// Goes on with the panic of a part that has ended with one: work that has died is a fault of the whole.
+fn resurface(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && let Ok(panic) = error.try_into_panic()
+    {
+        panic::resume_unwind(panic);
     }
 }

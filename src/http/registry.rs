@@ -145,26 +145,17 @@ impl Serving {
         let mut account = Box::new(account);
         let trail = Trail::read(network(peer.ip()), &head.headers);
         let is_of_client = trail.is_of_client();
-        let mut user = None;
-        let mut response = if let Some(refusal) = guest.as_ref().and_then(|guest| guest.refuse()) {
-            refuse(&mut account, &head.uri, refusal)
-        } else {
-            match self.access.judge(peer.ip(), &head.headers).await {
-                Verdict::Allowed(name) => {
-                    user = self.user(name);
-                    match user.as_ref().and_then(|user| user.refuse()) {
-                        Some(refusal) => refuse(&mut account, &head.uri, refusal),
-                        None => {
-                            let Parts { method, uri, headers, .. } = head;
-                            let asked = Asked { method, uri, headers, trail, outlet };
-                            self.respond(&asked, &mut account).await
-                        }
-                    }
-                }
-                Verdict::WrongAddress => refuse(&mut account, &head.uri, wrong_address()),
-                Verdict::LogIn => refuse(&mut account, &head.uri, log_in()),
-                Verdict::Busy => refuse(&mut account, &head.uri, busy()),
+        let admitted = match guest.as_ref().and_then(|guest| guest.refuse()) {
+            Some(refusal) => Err(Box::new(refusal)),
+            None => self.admit(self.access.judge(peer.ip(), &head.headers).await),
+        };
+        let (mut response, user) = match admitted {
+            Ok(user) => {
+                let Parts { method, uri, headers, .. } = head;
+                let asked = Asked { method, uri, headers, trail, outlet };
+                (self.respond(&asked, &mut account).await, user)
             }
+            Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
         };
         if is_announced {
             discard(body).await;
@@ -178,9 +169,25 @@ impl Serving {
         response.map(|body| body.watched(account).braked(brake))
     }
 
-    /// What a login may take, if there is one and it is limited.
-    fn user(&self, name: Option<String>) -> Option<Arc<Guest>> {
-        Some(self.login_limits.as_ref()?.greet(Who::Login(name?)))
+    /// What the login of a request may take, if it has one and that is limited.
+    ///
+    /// # Errors
+    /// What the request is answered with, if it is not let in.
+    fn admit(&self, verdict: Verdict) -> Result<Option<Arc<Guest>>, Box<Response<Body>>> {
+        let refusal = match verdict {
+            Verdict::Allowed(name) => {
+                let limits = self.login_limits.as_ref().zip(name);
+                let user = limits.map(|(limits, name)| limits.greet(Who::Login(name)));
+                match user.as_ref().and_then(|user| user.refuse()) {
+                    Some(refusal) => refusal,
+                    None => return Ok(user),
+                }
+            }
+            Verdict::WrongAddress => wrong_address(),
+            Verdict::LogIn => log_in(),
+            Verdict::Busy => busy(),
+        };
+        Err(Box::new(refusal))
     }
 
     async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {

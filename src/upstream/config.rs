@@ -15,7 +15,7 @@ use url::{Host, Url};
 use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::fallback::FallbackConfig;
 use super::headers::Headers;
-use super::identity::ClientCertificate;
+use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
 use super::parents::ParentsConfig;
 use super::rename::Rewrite;
@@ -133,8 +133,8 @@ impl Config {
     /// Whether its endpoints may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
         let by_parents = self.parents.as_ref().is_some_and(ParentsConfig::has_identity);
-        let by_fallback = self.fallbacks.iter().any(FallbackConfig::has_identity);
-        self.credentials.is_some() || self.is_always_known() || by_parents || by_fallback
+        let by_others = by_parents || self.fallbacks.iter().any(FallbackConfig::has_identity);
+        by_others || is_known(self.credentials.as_ref(), self.client_certificate.as_ref(), &self.headers)
     }
 
     /// The files of certificate authorities that are read when it is built: for its endpoints, its parents and fallbacks,
@@ -172,7 +172,7 @@ impl Config {
 
     /// Whether they know with every request.
     pub(super) fn is_always_known(&self) -> bool {
-        self.client_certificate.is_some() || !self.headers.is_empty()
+        is_known(None, self.client_certificate.as_ref(), &self.headers)
     }
 }
 

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
 use super::auth::{self, Authorization, Refused};
-use super::client::Way;
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::login::Login;
+use super::redirect::Walk;
 use super::server::Server;
 use super::trail::Trail;
 use super::{Upstream, redirect, rename, retry};
@@ -269,15 +269,13 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Reply, Error> {
         self.admit(server, ask.trail.asker(), deadline).await?;
-        let endpoint = server.endpoint().as_url();
-        let mut url = self.with_namespace(ask.url(server, name));
-        let mut elsewhere = false;
-        let mut way = Way::Direct;
+        let url = self.with_namespace(ask.url(server, name));
+        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
-            let mut request = ask.request(&url)?;
-            if !elsewhere {
+            let mut request = ask.request(&walk.url)?;
+            if !walk.elsewhere {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
                 if self.peer().is_some() {
@@ -285,10 +283,10 @@ impl Upstream {
                 }
             }
             let sent = match hop {
-                0 => self.client.send_unless(self.silence(server, ask.late), way, request, within).await,
-                _ => self.client.send(way, request, within).await,
+                0 => self.client.send_unless(self.silence(server, ask.late), walk.way, request, within).await,
+                _ => self.client.send(walk.way, request, within).await,
             };
-            let is_berth = !elsewhere && self.meets_berth(server, &sent);
+            let is_berth = !walk.elsewhere && self.meets_berth(server, &sent);
             if is_berth {
                 server.waited(sent_at.elapsed());
                 server.succeeded();
@@ -296,19 +294,13 @@ impl Upstream {
                 self.note(server, &sent, sent_at.elapsed());
             }
             let response = sent?;
-            if !elsewhere && !is_berth {
+            if !walk.elsewhere && !is_berth {
                 self.heed(server, &response, sent_at);
             }
             if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere });
+                return Ok(Reply { response, elsewhere: walk.elsewhere });
             }
-            let location =
-                response.headers().get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
-            url = redirect::next(&url, location)?;
-            if !redirect::is_same_origin(&url, endpoint) {
-                elsewhere = true;
-            }
-            way = redirect::way(&url, endpoint, &self.redirect_hosts);
+            walk.on(response.headers())?;
         }
         Err(Refusal::TooManyRedirects.into())
     }

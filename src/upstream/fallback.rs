@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::IpAddr;
-use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,12 +18,12 @@ use tokio::task::JoinSet;
 
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
 use super::headers::Headers;
-use super::identity::ClientCertificate;
+use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
 use super::login::DOCKER_HUB_HOSTS;
 use super::rename::Rewrite;
 use super::server::Server;
-use super::{BuildError, Observer, Role, State, Upstream};
+use super::{BuildError, Observer, Role, State, Upstream, resurface};
 use crate::oci::{Registry, RepoName};
 
 /// `[[upstream.fallback]]`: whom to ask in the place of a registry.
@@ -71,7 +70,7 @@ pub struct FallbackConfig {
 impl FallbackConfig {
     /// Whether it may know who berth is, so that what it answers is not for everybody.
     pub fn has_identity(&self) -> bool {
-        self.credentials.is_some() || self.client_certificate.is_some() || !self.headers.is_empty()
+        is_known(self.credentials.as_ref(), self.client_certificate.as_ref(), &self.headers)
     }
 
     /// What it is asked with in the place of the registry of `config`.
@@ -173,11 +172,7 @@ impl Upstream {
             tending.spawn(async move { fallback.tend().await });
         }
         while let Some(ended) = tending.join_next().await {
-            if let Err(error) = ended
-                && let Ok(panic) = error.try_into_panic()
-            {
-                panic::resume_unwind(panic);
-            }
+            resurface(ended);
         }
         pending().await
     }

@@ -15,7 +15,9 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
+use super::config::CredentialsConfig;
 use super::error::BuildError;
+use super::headers::Headers;
 use crate::watch::{self, Watch};
 
 /// `client_certificate`: what berth shows to the endpoints of an upstream.
@@ -91,4 +93,12 @@ impl ResolvesClientCert for Identity {
     fn has_certs(&self) -> bool {
         true
     }
+}
+/// Whether who is asked with these may know who berth is.
+pub(super) fn is_known(
+    login: Option<&CredentialsConfig>,
+    certificate: Option<&ClientCertificate>,
+    headers: &Headers,
+) -> bool {
+    login.is_some() || certificate.is_some() || !headers.is_empty()
 }

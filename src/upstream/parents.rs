@@ -26,10 +26,10 @@ use url::Host;
 
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
 use super::headers::Headers;
-use super::identity::ClientCertificate;
+use super::identity::{ClientCertificate, is_known};
 use super::server::{Server, lock};
 use super::trail::{self, Instance, Trail};
-use super::{BuildError, Error, Event, Observer, Role, Upstream};
+use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
@@ -75,7 +75,7 @@ pub struct ParentsConfig {
 impl ParentsConfig {
     /// Whether they may know who berth is, so that what they answer is not for everybody.
     pub fn has_identity(&self) -> bool {
-        self.credentials.is_some() || self.client_certificate.is_some() || !self.headers.is_empty()
+        is_known(self.credentials.as_ref(), self.client_certificate.as_ref(), &self.headers)
     }
 
     /// What a parent is asked with for the registry of `config`.
@@ -362,7 +362,7 @@ impl Parents {
                 let upstream = Arc::clone(&parent.upstream);
                 handles.entry(*index).or_insert_with(|| running.spawn(upstream.greet_and_tend()));
             }
-            while running.try_join_next().is_some() {}
+            std::iter::from_fn(|| running.try_join_next()).for_each(resurface);
             sleep(RESOLVE_EVERY).await;
         }
     }

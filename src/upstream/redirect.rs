@@ -3,13 +3,14 @@
 //! Registries redirect blobs to signed URLs of object stores, and registry.k8s.io manifests to other registries.
 //! A target is used for this one request only and never remembered, because signatures expire.
 
-use http::{HeaderValue, StatusCode};
+use http::header::LOCATION;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use url::Url;
 
 use super::address::shorten;
 use super::client::Way;
 use super::config::HostName;
-use super::error::Refusal;
+use super::error::{Error, Refusal};
 
 /// Registry, front end, object store, region: and one more.
 pub(super) const HOPS_MAX: usize = 5;
@@ -17,6 +18,38 @@ pub(super) const HOPS_MAX: usize = 5;
 /// Whether an answer says to ask elsewhere.
 pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// A request on its way to wherever an endpoint sends it.
+pub(super) struct Walk<'a> {
+    endpoint: &'a Url,
+    /// Hosts that may be dialled at any address.
+    allowed: &'a [HostName],
+    /// What is to be asked next.
+    pub(super) url: Url,
+    /// How that may be dialled.
+    pub(super) way: Way,
+    /// Whether it has left the endpoint. What is for that alone is not sent any more then, wherever it leads.
+    pub(super) elsewhere: bool,
+}
+
+impl<'a> Walk<'a> {
+    /// From `url` of `endpoint`.
+    pub(super) fn new(endpoint: &'a Url, url: Url, allowed: &'a [HostName]) -> Self {
+        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false }
+    }
+
+    /// Goes to where the headers of a redirect point.
+    ///
+    /// # Errors
+    /// When they point nowhere, or to where no rule lets berth go.
+    pub(super) fn on(&mut self, headers: &HeaderMap) -> Result<(), Error> {
+        let location = headers.get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
+        self.url = next(&self.url, location)?;
+        self.elsewhere |= !is_same_origin(&self.url, self.endpoint);
+        self.way = way(&self.url, self.endpoint, self.allowed);
+        Ok(())
+    }
 }
 
 /// The URL that `location` means in an answer from `current`.

@@ -5,12 +5,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::server::lock;
 use crate::pace::Pace;
 
 /// For whom something is done: a client by its address, or berth itself, behind any request.
@@ -104,8 +105,7 @@ impl<S: Scarce> Turns<S> {
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        // A panic elsewhere leaves it whole.
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 }
 
@@ -129,7 +129,7 @@ impl<S: Scarce> Place<'_, S> {
     }
 
     async fn wait(&self) -> S::Turn {
-        while self.turns.line().first() != Some(self.number) {
+        while !self.turns.line().is_first(self.number) {
             self.wake.notified().await;
         }
         loop {
@@ -151,9 +151,14 @@ impl<S: Scarce> Drop for Place<'_, S> {
 #[derive(Default)]
 struct Line {
     order: VecDeque<Asker>,
-    queues: HashMap<Asker, VecDeque<u64>>,
-    wakes: HashMap<u64, Arc<Notify>>,
+    queues: HashMap<Asker, VecDeque<Waiting>>,
     last: u64,
+}
+
+/// A place, by its number, and what wakes whoever has it.
+struct Waiting {
+    number: u64,
+    wake: Arc<Notify>,
 }
 
 impl Line {
@@ -162,8 +167,12 @@ impl Line {
     }
 
     /// Whose turn is next.
-    fn first(&self) -> Option<u64> {
-        self.queues.get(self.order.front()?)?.front().copied()
+    fn first(&self) -> Option<&Waiting> {
+        self.queues.get(self.order.front()?)?.front()
+    }
+
+    fn is_first(&self, number: u64) -> bool {
+        self.first().is_some_and(|first| first.number == number)
     }
 
     /// How many turns there are before that of one more request of `client`, unless others join.
@@ -182,29 +191,28 @@ impl Line {
 
     fn join(&mut self, client: Asker) -> (u64, Arc<Notify>) {
         self.last += 1;
-        let wake = Arc::clone(self.wakes.entry(self.last).or_default());
+        let wake = Arc::<Notify>::default();
         let queue = self.queues.entry(client).or_default();
         if queue.is_empty() {
             self.order.push_back(client);
         }
-        queue.push_back(self.last);
+        queue.push_back(Waiting { number: self.last, wake: Arc::clone(&wake) });
         (self.last, wake)
     }
 
     /// One had its turn, or waits no more.
     fn leave(&mut self, client: Asker, number: u64) {
-        let was_first = self.first() == Some(number);
-        self.wakes.remove(&number);
+        let was_first = self.is_first(number);
         let Some(queue) = self.queues.get_mut(&client) else { return };
-        queue.retain(|waiting| *waiting != number);
+        queue.retain(|waiting| waiting.number != number);
         if queue.is_empty() {
             self.queues.remove(&client);
             self.order.retain(|waiting| *waiting != client);
         } else if was_first {
             self.order.rotate_left(1);
         }
-        if was_first && let Some(wake) = self.first().and_then(|next| self.wakes.get(&next)) {
-            wake.notify_one();
+        if was_first && let Some(next) = self.first() {
+            next.wake.notify_one();
         }
     }
 }
@@ -235,10 +243,10 @@ mod tests {
         let a4 = join(a, 6);
         line.leave(a2.0, a2.1);
         for next in [a1, b1, c1, a3, c2, a4] {
-            assert_eq!(line.first(), Some(next.1), "{next:?}");
+            assert_eq!(line.first().map(|first| first.number), Some(next.1), "{next:?}");
             line.leave(next.0, next.1);
         }
-        assert!(line.is_empty() && line.queues.is_empty() && line.wakes.is_empty());
+        assert!(line.is_empty() && line.queues.is_empty());
     }
 
     /// Who had a turn, one after the other, of all who wait until `latest`.
