@@ -23,7 +23,6 @@ pub mod freshness;
 mod listing;
 mod manifests;
 mod missing;
-mod once;
 mod reader;
 mod refresh;
 mod schedule;
@@ -34,19 +33,22 @@ mod writer;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
+use crate::singleflight::SingleFlight;
 use crate::store::{Store, unix_seconds as now};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
+use crate::upstream::{self, ReferrerList, State, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
@@ -61,7 +63,6 @@ use direct::{DIRECT_MAX, Detour};
 use doubts::Doubts;
 use fill::{COMPLETIONS_MAX, Filler};
 use flight::{Entry, Flights};
-use once::Once;
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
 const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
@@ -104,12 +105,12 @@ struct Shared {
     flights: Arc<Flights>,
     /// Room for [`COMPLETIONS_MAX`].
     completions: Arc<Semaphore>,
-    // What is shared is shared by requests of one level only: see `Trail`.
-    manifests: Once<(Repo, Digest, usize), Result<Manifest, Error>>,
-    checks: Once<(Repo, Tag, usize), Result<tags::Known, Error>>,
-    proofs: Once<(Repo, Digest, usize), Result<(), Error>>,
-    sizes: Once<(Repo, Digest, usize), Result<u64, Error>>,
-    referrers: Once<(Repo, Digest, usize), Result<ReferrerList, Error>>,
+    // What is shared is shared by requests of one level only: see `RequestContext`.
+    manifests: SingleFlight<(Repo, Digest, usize), Result<Manifest, Error>>,
+    checks: SingleFlight<(Repo, Tag, usize), Result<tags::Known, Error>>,
+    proofs: SingleFlight<(Repo, Digest, usize), Result<(), Error>>,
+    sizes: SingleFlight<(Repo, Digest, usize), Result<u64, Error>>,
+    referrers: SingleFlight<(Repo, Digest, usize), Result<ReferrerList, Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
@@ -136,11 +137,11 @@ impl Cache {
             metrics,
             flights: Flights::new(),
             completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
-            manifests: Once::new(),
-            checks: Once::new(),
-            proofs: Once::new(),
-            sizes: Once::new(),
-            referrers: Once::new(),
+            manifests: SingleFlight::default(),
+            checks: SingleFlight::default(),
+            proofs: SingleFlight::default(),
+            sizes: SingleFlight::default(),
+            referrers: SingleFlight::default(),
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
@@ -197,7 +198,7 @@ impl Cache {
     }
 
     /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read. `trail`: where
+    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read. `context`: where
     /// the request has come from.
     ///
     /// # Errors
@@ -207,13 +208,13 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         asked: Option<Range>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Blob, Error> {
-        let blob = match self.find_blob(repo, digest, asked, trail).await {
+        let blob = match self.find_blob(repo, digest, asked, context).await {
             // A disk that is full, read-only or broken is no reason to have nothing.
             Err(Error::Store(cause)) => {
                 warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
-                self.pass_through(repo, digest, trail).await
+                self.pass_through(repo, digest, context).await
             }
             other => other,
         };
@@ -227,11 +228,16 @@ impl Cache {
     }
 
     /// A blob that is not kept.
-    async fn pass_through(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<Blob, Error> {
-        let detour = self.detour(repo, digest, trail)?;
-        let trail = detour.trail.clone();
+    async fn pass_through(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        context: &RequestContext,
+    ) -> Result<Blob, Error> {
+        let detour = self.detour(repo, digest, context)?;
+        let context = detour.context.clone();
         let whole = detour.whole().await;
-        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), &trail, error))
+        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), &context, error))
     }
 
     async fn find_blob(
@@ -239,7 +245,7 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         asked: Option<Range>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
         for _ in 0..LOOKS_MAX {
@@ -247,7 +253,7 @@ impl Cache {
             match stored {
                 Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
                 Some(_) => {
-                    self.prove(repo, digest, trail).await?;
+                    self.prove(repo, digest, context).await?;
                     continue;
                 }
                 None if !granted => self.not_absent(repo, &blob_path(digest))?,
@@ -260,17 +266,17 @@ impl Cache {
                 return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
-            let trail = &upstream.settle(trail, digest);
-            let entry = self.0.flights.enter(*digest, repo, public, granted, asked, trail);
+            let context = &upstream.settle(context, digest);
+            let entry = self.0.flights.enter(*digest, repo, public, granted, asked, context);
             let (mut reader, source) = match entry {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
                     tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
                     (reader, Source::Miss)
                 }
-                Entry::Apart => return self.pass_through(repo, digest, trail).await,
+                Entry::Apart => return self.pass_through(repo, digest, context).await,
                 Entry::Foreign => {
-                    self.prove(repo, digest, trail).await?;
+                    self.prove(repo, digest, context).await?;
                     continue;
                 }
             };
@@ -280,7 +286,7 @@ impl Cache {
                         Source::Join => reader.source(closed_span(asked, file.size)),
                         other => other,
                     };
-                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, trail)?));
+                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, context)?));
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
                 Ok(None) | Err(Error::GivenUp) => {}
@@ -288,8 +294,8 @@ impl Cache {
                 // everybody's.
                 Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
                 // Nor what is heard on a way round the parents.
-                Err(_) if reader.trail().is_bypass() && !trail.is_bypass() => {}
-                Err(error) => return Err(self.remember(repo, &blob_path(digest), trail, error)),
+                Err(_) if reader.context().is_bypass() && !context.is_bypass() => {}
+                Err(error) => return Err(self.remember(repo, &blob_path(digest), context, error)),
             }
         }
         Err(Error::Busy)
@@ -311,15 +317,20 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<(u64, Source), Error> {
-        match self.find_size(repo, digest, trail).await {
+        match self.find_size(repo, digest, context).await {
             Ok(found) => Ok(found),
             Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
         }
     }
 
-    async fn find_size(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<(u64, Source), Error> {
+    async fn find_size(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        context: &RequestContext,
+    ) -> Result<(u64, Source), Error> {
         let upstream = self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             return Ok((stored.size, Source::Hit));
@@ -333,15 +344,16 @@ impl Cache {
         if let Some(total) = self.0.flights.total(digest, repo, granted) {
             return Ok((total, Source::Join));
         }
-        let trail = upstream.settle(trail, digest);
-        let key = (repo.clone(), *digest, trail.level());
-        let (upstream, name, asked, way) = (Arc::clone(upstream), repo.name.clone(), *digest, trail.clone());
+        let context = upstream.settle(context, digest);
+        let key = (repo.clone(), *digest, context.level());
+        let (upstream, name, asked, way) =
+            (Arc::clone(upstream), repo.name.clone(), *digest, context.clone());
         let work = || async move { Ok(upstream.head_blob(&way, &name, &asked).await?) };
         let (size, joined) = self.0.sizes.run(key, work).await;
         let source = if joined { Source::Join } else { Source::Miss };
         match size.unwrap_or(Err(Error::GivenUp)) {
             Ok(size) => Ok((size, source)),
-            Err(error) => Err(self.remember(repo, &blob_path(digest), &trail, error)),
+            Err(error) => Err(self.remember(repo, &blob_path(digest), &context, error)),
         }
     }
 
@@ -368,12 +380,12 @@ impl Cache {
     }
 
     /// Asks the repository's own upstream whether it has this content; if so, it is granted for good.
-    async fn prove(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<(), Error> {
+    async fn prove(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<(), Error> {
         self.not_absent(repo, &blob_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let trail = upstream.settle(trail, digest);
-        let key = (repo.clone(), *digest, trail.level());
-        let (store, repository, digest, way) = (self.0.store.clone(), repo.clone(), *digest, trail.clone());
+        let context = upstream.settle(context, digest);
+        let key = (repo.clone(), *digest, context.level());
+        let (store, repository, digest, way) = (self.0.store.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
             let repo = repository;
             let size = upstream.head_blob(&way, &repo.name, &digest).await?;
@@ -388,14 +400,14 @@ impl Cache {
         };
         let (proof, _) = self.0.proofs.run(key, work).await;
         let proof = proof.unwrap_or(Err(Error::GivenUp));
-        proof.map_err(|error| self.remember(repo, &blob_path(&digest), &trail, error))
+        proof.map_err(|error| self.remember(repo, &blob_path(&digest), &context, error))
     }
 
     /// How a blob comes to a client without the disk.
-    fn detour(&self, repo: &Repo, digest: &Digest, trail: &Trail) -> Result<Detour, Error> {
+    fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
         let upstream = Arc::clone(self.upstream(repo)?);
         Ok(Detour {
-            trail: upstream.settle(trail, digest),
+            context: upstream.settle(context, digest),
             upstream,
             name: repo.name.clone(),
             digest: *digest,
@@ -414,8 +426,8 @@ impl Cache {
 
     /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
     /// never be asked again.
-    fn remember(&self, repo: &Repo, path: &str, trail: &Trail, error: Error) -> Error {
-        if trail.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
+    fn remember(&self, repo: &Repo, path: &str, context: &RequestContext, error: Error) -> Error {
+        if context.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
             return error;
         }
         if error.is_absence() {
@@ -451,9 +463,4 @@ fn blob_path(digest: &Digest) -> String {
 /// What a manifest is remembered by when it is absent.
 fn manifest_path(digest: &Digest) -> String {
     format!("manifests/{digest}")
-}
-
-/// A panic elsewhere leaves what these locks guard whole: it is changed by single calls.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

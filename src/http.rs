@@ -263,7 +263,7 @@ async fn exchange(
     result.map_err(|error| error.to_string())
 }
 
-/// Waits to be asked to stop; an asker that is gone asks, too.
+/// Waits to be asked to stop; an client that is gone asks, too.
 pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -16,13 +16,14 @@
 //!
 //! # Layers
 //! ```text
-//! 6  main, cli
-//! 5  app
-//! 4  config                   the parts' sections, put together
-//! 3  http
-//! 2  cache
-//! 1  store   upstream         never each other
-//! 0  oci   telemetry   pace   watch   nothing of ours; oci does no I/O and reads no clock
+//! 7  main, cli
+//! 6  app
+//! 5  config                   the parts' sections, put together
+//! 4  http
+//! 3  cache
+//! 2  store   upstream         never each other
+//! 1  context   pace   singleflight   telemetry   watch
+//! 0  oci   sync               nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -33,8 +34,8 @@
 //! - **flight**: one transfer of one digest from upstream, owned by no connection; **reader**: a request that
 //!   follows it; **fill**: what a flight does, until the blob is stored.
 //! - **grant**: a repository may be served a digest, because its own upstream answered for it there.
-//! - **parent**: a berth, or another mirror, that is asked before the registry itself; **trail**: the berths that a request
-//!   has come through, which keeps it from going in circles and from waiting for itself.
+//! - **parent**: a berth, or another mirror, that is asked before the registry itself; **context**: what is known of a
+//!   request besides what it asks for: its client, the berths that it has come through, its deadline.
 //! - **fallback**: another registry that is asked when a registry's own endpoints have no answer; **hedge**: a second
 //!   endpoint asked beside one that is late.
 //! - **public**: came from upstream without a credential, so that any repository may share it.
@@ -50,10 +51,13 @@ pub mod app;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod context;
 pub mod http;
 pub mod oci;
 pub mod pace;
+pub mod singleflight;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 pub mod upstream;
 pub mod watch;

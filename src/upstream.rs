@@ -16,7 +16,7 @@
 //!   at all (`client`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
 //! - Parents are asked before the registry, each for its part; no request comes back to where it has been, and none waits
-//!   for itself (`parents`, `trail`).
+//!   for itself (`parents`, [`crate::context`]).
 //! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
@@ -61,7 +61,6 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
-mod trail;
 mod trial;
 mod turns;
 mod vault;
@@ -96,9 +95,7 @@ pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
-pub use self::trail::{Trail, declare_public, introduce};
 pub use self::trial::{Found, Party, Trial};
-pub use self::turns::Asker;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };
@@ -113,6 +110,7 @@ use self::limit::Limits;
 use self::parents::{Parents, Peer};
 use self::redirect::Walk;
 use self::server::{Probe, Server};
+use crate::context::RequestContext;
 use crate::oci::{Registry, RepoName};
 
 /// Probes of one upstream at once: those that hang, and one more.
@@ -425,7 +423,7 @@ impl Upstream {
             if !walk.elsewhere {
                 self.headers.add_to(request.headers_mut());
                 if self.peer().is_some() {
-                    Trail::default().stamp(request.headers_mut(), within);
+                    RequestContext::default().stamp(request.headers_mut(), within);
                 }
             }
             let sent = self.client.send(walk.way, request, within).await;

@@ -20,11 +20,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::Error;
 use super::flight::HOLD_BACK;
+use crate::context::RequestContext;
 use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::store::BlobFile;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
-use crate::upstream::{BlobStream, Trail, Upstream};
+use crate::upstream::{BlobStream, Upstream};
 
 /// Transfers of this kind at once.
 pub(super) const DIRECT_MAX: usize = 64;
@@ -38,7 +39,7 @@ const HASH_CHUNK_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(super) struct Detour {
     pub(super) upstream: Arc<Upstream>,
-    pub(super) trail: Trail,
+    pub(super) context: RequestContext,
     pub(super) name: RepoName,
     pub(super) digest: Digest,
     pub(super) metrics: Arc<Metrics>,
@@ -50,7 +51,7 @@ impl Detour {
     /// All of the content.
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let permit = self.permit()?;
-        let stream = self.upstream.blob(&self.trail, &self.name, &self.digest, None, None, &[]).await?;
+        let stream = self.upstream.blob(&self.context, &self.name, &self.digest, None, None, &[]).await?;
         let verifier = Verifier::new(self.digest.algorithm());
         Ok(Direct::new(self, stream, Some(verifier), 0, permit))
     }
@@ -75,7 +76,7 @@ impl Detour {
 
     async fn from(&self, position: u64, total: u64) -> Result<BlobStream, Error> {
         let range = (position > 0).then_some(Range::From(position));
-        Ok(self.upstream.blob(&self.trail, &self.name, &self.digest, range, Some(total), &[]).await?)
+        Ok(self.upstream.blob(&self.context, &self.name, &self.digest, range, Some(total), &[]).await?)
     }
 
     fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {

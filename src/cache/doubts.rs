@@ -13,8 +13,8 @@ use lru::LruCache;
 
 use super::error::Error;
 use super::freshness::Word;
-use super::lock;
 use crate::oci::{Registry, Repo, Tag};
+use crate::sync::lock;
 
 /// How long upstream is left alone about a tag after it said no, or could not be asked.
 const MEMORY: Duration = Duration::from_secs(10);

@@ -12,11 +12,11 @@ use tracing::debug;
 
 use super::error::Error;
 use super::flight::Flight;
-use super::lock;
 use super::schedule::{Receipt, Schedule};
 use super::writer::Given;
 use crate::oci::Range;
 use crate::oci::range::Span;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{self, BlobStream, Upstream};
@@ -188,8 +188,8 @@ impl Fetch {
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
             let range = by_range.then(|| range_of(span, line.total));
             let name = &line.flight.origin.name;
-            let Flight { trail, digest, .. } = &*line.flight;
-            match line.upstream.blob(trail, name, digest, range, Some(line.total), avoid).await {
+            let Flight { context, digest, .. } = &*line.flight;
+            match line.upstream.blob(context, name, digest, range, Some(line.total), avoid).await {
                 // A credential has come, and others may be reading along because there was none.
                 Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
                 Ok(stream) => {

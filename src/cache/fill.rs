@@ -240,7 +240,7 @@ impl Filler {
             let job = schedule.next(&flight.needs(total));
             let wanted = job.map_or(Span { start: total - 1, end: total }, |job| job.span);
             match upstream
-                .blob(&flight.trail, name, digest, Some(range_of(wanted, total)), Some(total), avoid)
+                .blob(&flight.context, name, digest, Some(range_of(wanted, total)), Some(total), avoid)
                 .await
             {
                 // Of another size now, or a range that makes no sense: perhaps all of it does.
@@ -254,7 +254,7 @@ impl Filler {
         let beginning = Range::Closed { first: 0, last: BLOCK - 1 };
         let second = first.is_some_and(|first| first != beginning).then_some(beginning);
         for range in first.into_iter().chain(second) {
-            match upstream.blob(&flight.trail, name, digest, Some(range), None, avoid).await {
+            match upstream.blob(&flight.context, name, digest, Some(range), None, avoid).await {
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
                 Err(upstream::Error::Unavailable { status: 400 | 501 }) => {}
                 Err(error) => return Err(error.into()),
@@ -264,7 +264,7 @@ impl Filler {
                 }
             }
         }
-        let stream = upstream.blob(&flight.trail, name, digest, None, None, avoid).await?;
+        let stream = upstream.blob(&flight.context, name, digest, None, None, avoid).await?;
         Ok(Answer { stream, ignores_ranges: first.is_some() })
     }
 
@@ -424,7 +424,9 @@ mod tests {
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);
-        let enter = || filler.flights.enter(digest, &repo, true, true, None, &upstream::Trail::default());
+        let enter = || {
+            filler.flights.enter(digest, &repo, true, true, None, &crate::context::RequestContext::default())
+        };
         let Entry::Lead(flight, mut reader) = enter() else { panic!("nobody else asked for it") };
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _current = UnderWay::new(&filler, flight);

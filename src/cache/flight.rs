@@ -30,14 +30,15 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
-use super::lock;
+
 use super::schedule::Need;
 use super::taken::Taken;
+use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
 use crate::store::{BlobFile, Pieces};
+use crate::sync::lock;
 use crate::telemetry::metrics::Source;
-use crate::upstream::Trail;
 
 /// Bytes at the end of a body that wait for the proof of the whole.
 pub(super) const HOLD_BACK: u64 = 64 * 1024;
@@ -84,7 +85,7 @@ pub(super) struct Flight {
     /// Whether it is asked without a credential: then anybody may read along.
     pub(super) public: bool,
     /// Where the request that began it has come from.
-    pub(super) trail: Trail,
+    pub(super) context: RequestContext,
     progress: watch::Sender<Progress>,
     readers: AtomicUsize,
     places: Mutex<Places>,
@@ -124,12 +125,12 @@ impl Place {
 }
 
 impl Flight {
-    fn new(digest: Digest, origin: Repo, public: bool, trail: Trail, taken: Taken) -> Arc<Self> {
+    fn new(digest: Digest, origin: Repo, public: bool, context: RequestContext, taken: Taken) -> Arc<Self> {
         Arc::new(Self {
             digest,
             origin,
             public,
-            trail,
+            context,
             progress: watch::Sender::new(Progress::default()),
             readers: AtomicUsize::new(0),
             places: Mutex::default(),
@@ -249,7 +250,7 @@ pub(super) enum Entry {
     Join(Reader),
     /// One is under way with a credential that says nothing about the caller's repository.
     Foreign,
-    /// One is under way that may itself be waiting for whoever has passed this request on (see [`Trail`]).
+    /// One is under way that may itself be waiting for whoever has passed this request on (see [`RequestContext`]).
     Apart,
 }
 
@@ -264,7 +265,7 @@ impl Flights {
     }
 
     /// Joins the flight of `digest`, or makes one, for a reader that asks for this range of it. `granted`: the
-    /// repository may have this content whoever brings it. `trail`: where the request goes on to, which has come this way.
+    /// repository may have this content whoever brings it. `context`: where the request goes on to, which has come this way.
     pub(super) fn enter(
         self: &Arc<Self>,
         digest: Digest,
@@ -272,11 +273,11 @@ impl Flights {
         public: bool,
         granted: bool,
         asked: Option<Range>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Entry {
         let mut table = self.lock();
         if let Some(flight) = table.get(&digest) {
-            return if flight.trail.level() < trail.hops() {
+            return if flight.context.level() < context.hops() {
                 Entry::Apart
             } else if flight.may_be_read_by(repo, granted) {
                 Entry::Join(self.reader(flight, asked))
@@ -284,7 +285,7 @@ impl Flights {
                 Entry::Foreign
             };
         }
-        let flight = Flight::new(digest, repo.clone(), public, trail.clone(), self.taken(&digest));
+        let flight = Flight::new(digest, repo.clone(), public, context.clone(), self.taken(&digest));
         table.insert(digest, Arc::clone(&flight));
         let reader = self.reader(&flight, asked);
         Entry::Lead(flight, reader)
@@ -310,8 +311,8 @@ impl Flights {
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
-        let (origin, trail) = (flight.origin.clone(), flight.trail.clone());
-        let next = Flight::new(flight.digest, origin, flight.public, trail, flight.taken.clone());
+        let (origin, context) = (flight.origin.clone(), flight.context.clone());
+        let next = Flight::new(flight.digest, origin, flight.public, context, flight.taken.clone());
         self.lock().insert(flight.digest, Arc::clone(&next));
         next
     }
@@ -394,8 +395,8 @@ impl Reader {
     }
 
     /// Where the request that began the flight went on to.
-    pub(super) fn trail(&self) -> &Trail {
-        &self.flight.trail
+    pub(super) fn context(&self) -> &RequestContext {
+        &self.flight.context
     }
 
     /// Waits for upstream's answer. None: the content is already stored, look again.

@@ -18,10 +18,11 @@ use super::error::Error;
 use super::freshness::{self, Confirmed, Verdict, Word};
 use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::{Cache, now};
+use crate::context::RequestContext;
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, ReferrerList, State, Trail, Upstream};
+use crate::upstream::{self, ReferrerList, State, Upstream};
 
 /// Upstream's "nothing refers to this".
 const EMPTY_INDEX: Bytes = Bytes::from_static(
@@ -81,7 +82,7 @@ impl Cache {
         Ok(self.upstream(repo)?.has_parents())
     }
 
-    /// At most `n` tags of `repo` behind `last`. `trail`: where the request has come from.
+    /// At most `n` tags of `repo` behind `last`. `context`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored.
@@ -90,15 +91,17 @@ impl Cache {
         repo: &Repo,
         n: usize,
         last: Option<&str>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Page<Tag>, Error> {
         let upstream = self.upstream(repo)?;
         let is_known = self.0.store.knows(repo).await?;
         let state = upstream.state();
         let error = if state == State::Up {
-            let asked = upstream.tags(trail, &repo.name, n, last);
+            let asked = upstream.tags(context, &repo.name, n, last);
             let listed = if is_known {
-                timeout(trail.patience(CHECK_DEADLINE), asked).await.unwrap_or(Err(upstream::Error::Timeout))
+                timeout(context.patience(CHECK_DEADLINE), asked)
+                    .await
+                    .unwrap_or(Err(upstream::Error::Timeout))
             } else {
                 asked.await
             };
@@ -130,10 +133,10 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Option<Referrers>, Error> {
         let upstream = self.upstream(repo)?;
-        let trail = &upstream.settle(trail, digest);
+        let context = &upstream.settle(context, digest);
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
         let known = self.0.store.referrers(repo, digest).await?;
         let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
@@ -152,9 +155,9 @@ impl Cache {
                 Verdict::ServeStale | Verdict::ServeRemoved => return Ok(kept(Source::Stale)),
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
-                    let (repo, digest, trail) = (repo.clone(), *digest, trail.clone());
+                    let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(
-                        async move { cache.ask_for_referrers(upstream, &repo, &digest, &trail).await },
+                        async move { cache.ask_for_referrers(upstream, &repo, &digest, &context).await },
                     );
                     return Ok(kept(Source::Hit));
                 }
@@ -162,8 +165,10 @@ impl Cache {
                 Verdict::CheckFirst => CHECK_DEADLINE,
                 Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
             };
-            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, trail);
-            match timeout(trail.patience(limit), asked).await.unwrap_or(Err(upstream::Error::Timeout.into()))
+            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, context);
+            match timeout(context.patience(limit), asked)
+                .await
+                .unwrap_or(Err(upstream::Error::Timeout.into()))
             {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
@@ -180,14 +185,14 @@ impl Cache {
         upstream: Arc<Upstream>,
         repo: &Repo,
         digest: &Digest,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Referrers, Error> {
-        let key = (repo.clone(), *digest, trail.level());
-        let (cache, repo, digest, trail) = (self.clone(), repo.clone(), *digest, trail.clone());
+        let key = (repo.clone(), *digest, context.level());
+        let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
-            let listed = upstream.referrers(&trail, &repo.name, &digest).await?;
+            let listed = upstream.referrers(&context, &repo.name, &digest).await?;
             let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
-            if listed.is_stale || trail.is_bypass() {
+            if listed.is_stale || context.is_bypass() {
                 // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }

@@ -13,10 +13,11 @@ use tracing::{debug, warn};
 use super::error::Error;
 use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
+use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
 use crate::store::{ManifestRecord, Store};
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{Fetched, Standing, Trail, Upstream};
+use crate::upstream::{Fetched, Standing, Upstream};
 
 /// A manifest as it is served.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ impl Cache {
         Some(Manifest { document, source, warning, age })
     }
 
-    /// The manifest that `reference` names in `repo`. `trail`: where the request has come from.
+    /// The manifest that `reference` names in `repo`. `context`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -54,11 +55,11 @@ impl Cache {
         &self,
         repo: &Repo,
         reference: &Reference,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Manifest, Error> {
         let manifest = match reference {
-            Reference::Tag(tag) => self.tagged(repo, tag, trail).await,
-            Reference::Digest(digest) => self.manifest_by_digest(repo, digest, trail).await,
+            Reference::Tag(tag) => self.tagged(repo, tag, context).await,
+            Reference::Digest(digest) => self.manifest_by_digest(repo, digest, context).await,
         };
         match manifest {
             Ok(manifest) => {
@@ -74,29 +75,29 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Manifest, Error> {
         if let Some(manifest) = self.stored_manifest(repo, digest).await? {
             return Ok(manifest);
         }
         self.not_absent(repo, &manifest_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let trail = upstream.settle(trail, digest);
-        let key = (repo.clone(), *digest, trail.level());
-        let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, trail.clone());
+        let context = upstream.settle(context, digest);
+        let key = (repo.clone(), *digest, context.level());
+        let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
-            let (repo, trail) = (repository, way);
+            let (repo, context) = (repository, way);
             // It may have been stored while this request was on its way here.
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);
             }
-            let fetched = cache.fetch_manifest(&upstream, &trail, &repo, &Reference::Digest(digest)).await;
+            let fetched = cache.fetch_manifest(&upstream, &context, &repo, &Reference::Digest(digest)).await;
             fetched.map(|(manifest, _)| manifest)
         };
         let (manifest, joined) = self.0.manifests.run(key, work).await;
         let mut manifest = manifest
             .unwrap_or(Err(Error::GivenUp))
-            .map_err(|error| self.remember(repo, &manifest_path(&digest), &trail, error))?;
+            .map_err(|error| self.remember(repo, &manifest_path(&digest), &context, error))?;
         if joined {
             manifest.source = Source::Join;
         }
@@ -120,11 +121,11 @@ impl Cache {
     pub(super) async fn fetch_manifest(
         &self,
         upstream: &Upstream,
-        trail: &Trail,
+        context: &RequestContext,
         repo: &Repo,
         reference: &Reference,
     ) -> Result<(Manifest, Standing), Error> {
-        let fetched = upstream.manifest(trail, &repo.name, reference).await?;
+        let fetched = upstream.manifest(context, &repo.name, reference).await?;
         let Fetched { body, manifest, public, standing, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
         let digest = match reference {
@@ -171,11 +172,13 @@ impl Cache {
         }
         match kind {
             Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
-            Kind::Blob => self.prove(repo, digest, &Trail::default()).await,
+            Kind::Blob => self.prove(repo, digest, &RequestContext::default()).await,
             // It costs, and can be proven when it is asked for.
             Kind::Manifest if self.upstream(repo)?.is_short() => Ok(()),
             // Registries do not show manifests as blobs. It is small, and brings its media type along.
-            Kind::Manifest => self.manifest_by_digest(repo, digest, &Trail::default()).await.map(drop),
+            Kind::Manifest => {
+                self.manifest_by_digest(repo, digest, &RequestContext::default()).await.map(drop)
+            }
         }
     }
 

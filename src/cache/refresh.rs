@@ -5,11 +5,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use super::Cache;
 use super::error::Error;
 use super::tags::{Known, check_key};
-use super::{Cache, lock};
+use crate::context::RequestContext;
 use crate::oci::{Digest, Image, Reference, Repo, Tag};
-use crate::upstream::{self, Trail};
+use crate::sync::lock;
+use crate::upstream::{self};
 
 /// Tags of one repository that are checked at once, for one command.
 const TAGS_AT_ONCE: usize = 8;
@@ -78,9 +80,9 @@ impl Cache {
         self.forget_absences(|of| of == repo);
         self.0.doubts.forget(repo, tag);
         let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);
-        let trail = Trail::default();
-        let work = || self.checking(upstream, repo, tag, &trail);
-        let check = async || self.0.checks.run(check_key(upstream, repo, tag, &trail), work).await;
+        let context = RequestContext::default();
+        let work = || self.checking(upstream, repo, tag, &context);
+        let check = async || self.0.checks.run(check_key(upstream, repo, tag, &context), work).await;
         let checks = async {
             match check().await {
                 // It had begun before, and may have been answered before whatever this is about has happened.

@@ -21,10 +21,11 @@ use super::error::Error;
 use super::freshness::{self, Confirmed, Verdict, Word};
 use super::manifests::Manifest;
 use super::{Cache, now};
+use crate::context::RequestContext;
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, Standing, Trail, Upstream};
+use crate::upstream::{self, Standing, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
 pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
@@ -76,7 +77,12 @@ impl Cache {
     }
 
     /// The manifest that a tag means, as fresh as its rule demands.
-    pub(super) async fn tagged(&self, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Manifest, Error> {
+    pub(super) async fn tagged(
+        &self,
+        repo: &Repo,
+        tag: &Tag,
+        context: &RequestContext,
+    ) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
         let record = self.0.store.tag(repo, tag).await?;
         // After that wait: a check may have ended meanwhile, and its word counts.
@@ -84,7 +90,7 @@ impl Cache {
         let Some(record) = record else {
             return match refusal {
                 Some(refusal) => Err(refusal),
-                None => self.first_time(repo, tag, trail).await,
+                None => self.first_time(repo, tag, context).await,
             };
         };
         let confirmed = Confirmed { at: record.checked_at, revoked };
@@ -95,25 +101,25 @@ impl Cache {
                     if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
                         return Ok(manifest);
                     }
-                    return self.serve(repo, &record, None, trail).await;
+                    return self.serve(repo, &record, None, context).await;
                 }
                 Verdict::ServeStale => {
-                    return self.serve_stale(repo, tag, &record, WARNING_STALE, trail).await;
+                    return self.serve_stale(repo, tag, &record, WARNING_STALE, context).await;
                 }
                 Verdict::ServeRemoved => {
-                    return self.serve_stale(repo, tag, &record, WARNING_REMOVED, trail).await;
+                    return self.serve_stale(repo, tag, &record, WARNING_REMOVED, context).await;
                 }
                 Verdict::ServeAndCheck => {
-                    let key = check_key(upstream, repo, tag, trail);
-                    self.0.checks.begin(key, || self.checking(upstream, repo, tag, trail));
-                    return self.serve(repo, &record, None, trail).await;
+                    let key = check_key(upstream, repo, tag, context);
+                    self.0.checks.begin(key, || self.checking(upstream, repo, tag, context));
+                    return self.serve(repo, &record, None, context).await;
                 }
                 Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
-                Verdict::CheckFirst => Some(trail.patience_to_check(CHECK_DEADLINE)),
+                Verdict::CheckFirst => Some(context.patience_to_check(CHECK_DEADLINE)),
                 Verdict::CheckOrRefuse => None,
             };
-            match self.check(repo, tag, deadline, trail).await {
-                Ok(known) => return self.answer(repo, known, trail).await,
+            match self.check(repo, tag, deadline, context).await {
+                Ok(known) => return self.answer(repo, known, context).await,
                 Err(error) if error.is_outage() => word = Word::Silent,
                 Err(error) if error.is_absence() => {
                     word = Word::Removed;
@@ -137,11 +143,11 @@ impl Cache {
     ///
     /// A list of referrers is the exception: dockerd asks for it last, and an error instead of "there is none"
     /// would end its pull.
-    async fn first_time(&self, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Manifest, Error> {
+    async fn first_time(&self, repo: &Repo, tag: &Tag, context: &RequestContext) -> Result<Manifest, Error> {
         let may_be_absent = tag.is_of_referrers();
-        let deadline = may_be_absent.then(|| trail.patience(REFERRERS_DEADLINE));
-        match self.check(repo, tag, deadline, trail).await {
-            Ok(known) => self.answer(repo, known, trail).await,
+        let deadline = may_be_absent.then(|| context.patience(REFERRERS_DEADLINE));
+        match self.check(repo, tag, deadline, context).await {
+            Ok(known) => self.answer(repo, known, context).await,
             Err(error) if may_be_absent && error.is_outage() => {
                 debug!(repository = %repo, %tag, %error, "upstream cannot be asked for referrers; there are none for now");
                 Err(upstream::Error::NotFound.into())
@@ -150,7 +156,7 @@ impl Cache {
         }
     }
 
-    async fn answer(&self, repo: &Repo, known: Known, trail: &Trail) -> Result<Manifest, Error> {
+    async fn answer(&self, repo: &Repo, known: Known, context: &RequestContext) -> Result<Manifest, Error> {
         let Known { record, fetched, is_stale } = known;
         let warning = is_stale.then_some(WARNING_STALE);
         match fetched {
@@ -158,7 +164,7 @@ impl Cache {
                 let source = if is_stale { Source::Stale } else { manifest.source };
                 Ok(Manifest { source, warning, age: age(&record), ..manifest })
             }
-            None => self.serve(repo, &record, warning, trail).await,
+            None => self.serve(repo, &record, warning, context).await,
         }
     }
 
@@ -168,9 +174,9 @@ impl Cache {
         repo: &Repo,
         record: &TagRecord,
         warning: Option<&'static str>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Manifest, Error> {
-        let manifest = self.manifest_by_digest(repo, &record.digest, trail).await?;
+        let manifest = self.manifest_by_digest(repo, &record.digest, context).await?;
         let source = if warning.is_some() { Source::Stale } else { manifest.source };
         Ok(Manifest { source, warning, age: age(record), ..manifest })
     }
@@ -182,11 +188,11 @@ impl Cache {
         tag: &Tag,
         record: &TagRecord,
         warning: &'static str,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Manifest, Error> {
         match self.last_complete(repo, tag, record).await? {
             Some(manifest) => Ok(manifest),
-            None => self.serve(repo, record, Some(warning), trail).await,
+            None => self.serve(repo, record, Some(warning), context).await,
         }
     }
 
@@ -217,11 +223,11 @@ impl Cache {
         repo: &Repo,
         tag: &Tag,
         deadline: Option<Duration>,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Known, Error> {
         let upstream = self.upstream(repo)?;
-        let work = || self.checking(upstream, repo, tag, trail);
-        let running = self.0.checks.run(check_key(upstream, repo, tag, trail), work);
+        let work = || self.checking(upstream, repo, tag, context);
+        let running = self.0.checks.run(check_key(upstream, repo, tag, context), work);
         let (result, joined) = match deadline {
             None => running.await,
             Some(limit) => match timeout(limit, running).await {
@@ -248,11 +254,11 @@ impl Cache {
         upstream: &Arc<Upstream>,
         repo: &Repo,
         tag: &Tag,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> impl Future<Output = Result<Known, Error>> + Send + use<> {
-        let (cache, upstream, trail) = (self.clone(), Arc::clone(upstream), trail.clone());
+        let (cache, upstream, context) = (self.clone(), Arc::clone(upstream), context.clone());
         let (repo, tag) = (repo.clone(), tag.clone());
-        async move { cache.look_and_note(&upstream, &repo, &tag, &trail).await }
+        async move { cache.look_and_note(&upstream, &repo, &tag, &context).await }
     }
 
     async fn look_and_note(
@@ -260,15 +266,15 @@ impl Cache {
         upstream: &Upstream,
         repo: &Repo,
         tag: &Tag,
-        trail: &Trail,
+        context: &RequestContext,
     ) -> Result<Known, Error> {
-        let result = self.look(upstream, repo, tag, trail).await;
+        let result = self.look(upstream, repo, tag, context).await;
         match &result {
             // A parent has asked in vain: nor is it asked again for a while.
             Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
             Ok(_) => self.0.doubts.clear(repo, tag),
-            Err(_) if upstream.is_retired() || upstream.settle_tag(trail, &repo.name, tag).is_bypass() => {}
+            Err(_) if upstream.is_retired() || upstream.settle_tag(context, &repo.name, tag).is_bypass() => {}
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
@@ -283,10 +289,16 @@ impl Cache {
     }
 
     /// One look at upstream: HEAD, and the manifest if it is not here.
-    async fn look(&self, upstream: &Upstream, repo: &Repo, tag: &Tag, trail: &Trail) -> Result<Known, Error> {
+    async fn look(
+        &self,
+        upstream: &Upstream,
+        repo: &Repo,
+        tag: &Tag,
+        context: &RequestContext,
+    ) -> Result<Known, Error> {
         let before = self.0.store.tag(repo, tag).await?;
         // Who has something to fall back on waits less, and a parent must know.
-        let asking = if before.is_some() { trail.within(CHECK_DEADLINE) } else { trail.clone() };
+        let asking = if before.is_some() { context.within(CHECK_DEADLINE) } else { context.clone() };
         let resolved = upstream.resolve(&asking, &repo.name, tag).await?;
         let is_spared = upstream.is_short() && before.as_ref().is_some_and(|it| self.will_do(repo, tag, it));
         let (manifest, standing) = match resolved.digest {
@@ -308,7 +320,7 @@ impl Cache {
                     return Err(upstream::Error::Limited { retry_after: None }.into());
                 }
                 let manifest =
-                    self.manifest_by_digest(repo, &digest, trail).await.map_err(|error| match error {
+                    self.manifest_by_digest(repo, &digest, context).await.map_err(|error| match error {
                         // It has just said that this is what the tag means.
                         Error::Upstream(error) if *error == upstream::Error::NotFound => {
                             upstream::Error::Malformed("a tag whose manifest is not there").into()
@@ -318,7 +330,7 @@ impl Cache {
                 (manifest, standing)
             }
             None if is_spared => return Err(upstream::Error::Limited { retry_after: None }.into()),
-            None => self.fetch_manifest(upstream, trail, repo, &Reference::Tag(tag.clone())).await?,
+            None => self.fetch_manifest(upstream, context, repo, &Reference::Tag(tag.clone())).await?,
         };
         self.moved(upstream, repo, tag, before, (manifest, standing)).await
     }
@@ -390,8 +402,13 @@ impl Cache {
 
 /// Checks are shared by requests of one level. The manifest that one may wait for has its own home, and its own level:
 /// no work on a manifest waits for a check.
-pub(super) fn check_key(upstream: &Upstream, repo: &Repo, tag: &Tag, trail: &Trail) -> (Repo, Tag, usize) {
-    (repo.clone(), tag.clone(), upstream.settle_tag(trail, &repo.name, tag).level())
+pub(super) fn check_key(
+    upstream: &Upstream,
+    repo: &Repo,
+    tag: &Tag,
+    context: &RequestContext,
+) -> (Repo, Tag, usize) {
+    (repo.clone(), tag.clone(), upstream.settle_tag(context, &repo.name, tag).level())
 }
 
 /// For how many seconds a tag has gone unconfirmed; none if it never was confirmed.

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::lock;
 use crate::oci::range::Span;
 use crate::store::Pieces;
+use crate::sync::lock;
 
 /// Separate parts of one content that are remembered as taken; further ones count for nothing.
 const SPANS_MAX: usize = 4096;

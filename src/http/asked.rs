@@ -14,9 +14,9 @@ use super::body::Body;
 use super::outlet::Outlet;
 use super::response::value;
 use crate::cache::{Blob, Way};
+use crate::context::RequestContext;
 use crate::oci::Digest;
 use crate::oci::range::Range;
-use crate::upstream::Trail;
 
 /// Bytes of a request's body that are read and thrown away.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
@@ -29,7 +29,7 @@ pub(super) struct Asked {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     /// Where it has come from.
-    pub(super) trail: Trail,
+    pub(super) context: RequestContext,
     /// Where its connection sends files by itself; none if it looks at what it sends, as TLS does.
     pub(super) outlet: Option<Outlet>,
 }

@@ -34,12 +34,12 @@ use super::response::{
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
+use crate::context::{RequestContext, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
-use crate::upstream::{Trail, declare_public, introduce};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -143,16 +143,22 @@ impl Serving {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
-        let trail = Trail::read(network(peer.ip()), &head.headers);
-        let is_of_client = trail.is_of_client();
+        let mut context = RequestContext::read(network(peer.ip()), &head.headers);
+        let is_of_client = context.is_of_client();
         let admitted = match guest.as_ref().and_then(|guest| guest.refuse()) {
             Some(refusal) => Err(Box::new(refusal)),
-            None => self.admit(self.access.judge(peer.ip(), &head.headers).await),
+            None => {
+                let verdict = self.access.judge(peer.ip(), &head.headers).await;
+                if let Verdict::Allowed(Some(name)) = &verdict {
+                    context = context.with_login(name);
+                }
+                self.admit(verdict)
+            }
         };
         let (mut response, user) = match admitted {
             Ok(user) => {
                 let Parts { method, uri, headers, .. } = head;
-                let asked = Asked { method, uri, headers, trail, outlet };
+                let asked = Asked { method, uri, headers, context, outlet };
                 (self.respond(&asked, &mut account).await, user)
             }
             Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
@@ -197,7 +203,7 @@ impl Serving {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
-        let mut response = if asked.trail.is_echo() {
+        let mut response = if asked.context.is_echo() {
             asked_by_itself()
         } else {
             match self.at_hand(asked, &route, account) {
@@ -205,7 +211,8 @@ impl Serving {
                 None => self.find(asked, &route, account).await,
             }
         };
-        if !asked.trail.is_of_client() && self.is_for_everybody(&route, digest_of(&route, &response)).await {
+        if !asked.context.is_of_client() && self.is_for_everybody(&route, digest_of(&route, &response)).await
+        {
             declare_public(response.headers_mut());
         }
         response
@@ -226,7 +233,7 @@ impl Serving {
         let request = account.request;
         let subject = subject(route);
         // On the heap, so that what most requests do is small: futures are moved before they run.
-        let budget = asked.trail.patience(BUDGET);
+        let budget = asked.context.patience(BUDGET);
         match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
@@ -285,7 +292,7 @@ impl Serving {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let manifest = self.cache.manifest(repo, reference, &asked.trail).await?;
+        let manifest = self.cache.manifest(repo, reference, &asked.context).await?;
         Ok(of_manifest(asked, repo, manifest, account))
     }
 
@@ -296,7 +303,7 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (size, source) = self.cache.blob_size(repo, digest, &asked.trail).await?;
+        let (size, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
         let status = cache_status(source, false, false);
         account.cache = status;
         let mut response =
@@ -314,7 +321,7 @@ impl Serving {
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         let range = asked.range(digest);
-        let blob = self.cache.blob(repo, digest, range, &asked.trail).await?;
+        let blob = self.cache.blob(repo, digest, range, &asked.context).await?;
         Ok(of_blob(asked, (repo, digest), blob, range, account))
     }
 
@@ -337,7 +344,7 @@ impl Serving {
         if size == 0 {
             return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
         }
-        let page = self.cache.tags(repo, size, last, &asked.trail).await?;
+        let page = self.cache.tags(repo, size, last, &asked.context).await?;
         if is_hidden().await? {
             return Ok(hidden());
         }
@@ -381,7 +388,7 @@ impl Serving {
         artifact_type: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest, &asked.trail).await? else {
+        let Some(referrers) = self.cache.referrers(repo, digest, &asked.context).await? else {
             return Ok(failure(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,

@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
 
+use super::Error;
 use super::disk::{self, Disk, Look};
 use super::opened::BlobFile;
-use super::{Error, hold};
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::sync::lock;
 
 /// How much is read at a time for hashing: large enough that system calls do not count.
 const HASH_CHUNK_BYTES: usize = 256 * 1024;
@@ -48,7 +49,7 @@ impl Blobs {
         if !is_writable(&metadata) {
             return Ok(Some(BlobFile::new(file, metadata.len())));
         }
-        let _one_at_a_time = hold(&self.proving);
+        let _one_at_a_time = lock(&self.proving);
         let metadata = file.metadata().map_err(|source| Error::io("read", &path, source))?;
         if is_writable(&metadata) && !prove(digest, &path, &file)? {
             return Ok(None);
@@ -60,7 +61,7 @@ impl Blobs {
 
     /// Whether a stored blob still has the content that its name says.
     pub(super) fn is_sound(&self, digest: &Digest, blob: &BlobFile) -> Result<bool, Error> {
-        let _one_at_a_time = hold(&self.proving);
+        let _one_at_a_time = lock(&self.proving);
         let path = self.path(digest);
         let actual =
             hash(digest.algorithm(), blob.file()).map_err(|source| Error::io("verify", &path, source))?;

@@ -23,10 +23,11 @@ use rustix::fs::statvfs;
 use serde::{Deserialize, Deserializer, de};
 use tokio::sync::Notify;
 
+use super::disk;
 use super::index::{Short, short};
 use super::pin::Pin;
-use super::{disk, hold};
 use crate::oci::Digest;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// Eviction begins behind when less than this part of the budget is left, and ends when twice as much is.
@@ -185,8 +186,8 @@ impl Budget {
     /// From now on other limits count. What was found out by the old ones is forgotten.
     pub(super) fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
-        hold(&self.too_large).clear();
-        *hold(&self.exhausted) = None;
+        lock(&self.too_large).clear();
+        *lock(&self.exhausted) = None;
         self.wake.notify_one();
     }
 
@@ -196,7 +197,7 @@ impl Budget {
             let Some(digest) = name.to_str().and_then(Digest::from_file_name) else { continue };
             // What it takes, not how long it is: its room may be reserved and not yet filled.
             if let Ok(metadata) = std::fs::symlink_metadata(folder.join(&name)) {
-                self.set_partial(&mut hold(&self.partials), digest, metadata.blocks() * 512);
+                self.set_partial(&mut lock(&self.partials), digest, metadata.blocks() * 512);
             }
         }
     }
@@ -204,7 +205,7 @@ impl Budget {
     /// Bytes of blobs and partial files. `blob_bytes` is asked while nothing turns from one into the other, which
     /// would count twice, or not at all.
     pub(super) fn used_bytes(&self, blob_bytes: &dyn Fn() -> u64) -> u64 {
-        let _partials = hold(&self.partials);
+        let _partials = lock(&self.partials);
         self.used_now(blob_bytes)
     }
 
@@ -214,7 +215,7 @@ impl Budget {
 
     /// A partial file has become a blob, which `note` counts.
     pub(super) fn landed(&self, digest: &Digest, note: impl FnOnce()) {
-        let mut partials = hold(&self.partials);
+        let mut partials = lock(&self.partials);
         note();
         self.set_partial(&mut partials, *digest, 0);
     }
@@ -252,7 +253,7 @@ impl Budget {
         let max = limits.max_bytes.of(space.total);
         let floor = limits.min_free.of(space.total);
         // Two fills must not both take the last room.
-        let mut partials = hold(&self.partials);
+        let mut partials = lock(&self.partials);
         let more = total.saturating_sub(partials.get(digest).copied().unwrap_or(0));
         let used = self.used_now(blob_bytes) + more;
         let over = used.saturating_sub(max);
@@ -271,12 +272,12 @@ impl Budget {
 
     /// A partial file takes so much, and has reserved no more.
     pub(super) fn count_partial(&self, digest: &Digest, bytes: u64) {
-        self.set_partial(&mut hold(&self.partials), *digest, bytes);
+        self.set_partial(&mut lock(&self.partials), *digest, bytes);
     }
 
     /// A partial file has grown, perhaps into room that it has reserved.
     pub(super) fn count_at_least(&self, digest: &Digest, bytes: u64) {
-        let mut partials = hold(&self.partials);
+        let mut partials = lock(&self.partials);
         let has_grown = partials.get(digest).is_none_or(|counted| *counted < bytes);
         if has_grown {
             self.set_partial(&mut partials, *digest, bytes);
@@ -286,7 +287,7 @@ impl Budget {
 
     /// A partial file is gone. Returns how much it had reserved.
     pub(super) fn release(&self, digest: &Digest) -> u64 {
-        self.set_partial(&mut hold(&self.partials), *digest, 0)
+        self.set_partial(&mut lock(&self.partials), *digest, 0)
     }
 
     fn set_partial(&self, partials: &mut HashMap<Digest, u64>, digest: Digest, bytes: u64) -> u64 {
@@ -299,19 +300,19 @@ impl Budget {
 
     /// The partial files that nobody has, and what they take.
     pub(super) fn abandoned(&self) -> Vec<(Digest, u64)> {
-        let filling = hold(&self.filling).clone();
-        let partials = hold(&self.partials);
+        let filling = lock(&self.filling).clone();
+        let partials = lock(&self.partials);
         let all = partials.iter().map(|(digest, bytes)| (*digest, *bytes));
         all.filter(|(digest, _)| !filling.contains(digest)).collect()
     }
 
     pub(super) fn is_filling(&self, digest: &Digest) -> bool {
-        hold(&self.filling).contains(digest)
+        lock(&self.filling).contains(digest)
     }
 
     /// Notes whether an image fits into the budget at all, by what its manifest claims.
     pub(super) fn expect(&self, max_bytes: u64, claimed_bytes: u64, parts: &[Short]) {
-        let mut too_large = hold(&self.too_large);
+        let mut too_large = lock(&self.too_large);
         for part in parts {
             if claimed_bytes > max_bytes {
                 too_large.put(*part, ());
@@ -323,17 +324,17 @@ impl Budget {
     }
 
     pub(super) fn is_too_large(&self, digest: &Digest) -> bool {
-        hold(&self.too_large).contains(&short(digest))
+        lock(&self.too_large).contains(&short(digest))
     }
 
     /// Whether it was found a moment ago that so many bytes cannot go.
     pub(super) fn is_exhausted(&self, least: u64) -> bool {
-        hold(&self.exhausted).is_some_and(|(until, bytes)| least > bytes && Instant::now() < until)
+        lock(&self.exhausted).is_some_and(|(until, bytes)| least > bytes && Instant::now() < until)
     }
 
     /// Notes that no more than `bytes` may go; to be believed for so long.
     pub(super) fn exhausted(&self, bytes: u64, memory: Duration) {
-        *hold(&self.exhausted) = Some((Instant::now() + memory, bytes));
+        *lock(&self.exhausted) = Some((Instant::now() + memory, bytes));
     }
 }
 
@@ -393,7 +394,7 @@ mod tests {
         assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
         assert_eq!(budget.used_bytes(&|| 50), 90);
         assert_eq!(budget.abandoned(), [(one, 40)]);
-        hold(&budget.filling).insert(one);
+        lock(&budget.filling).insert(one);
         assert_eq!(budget.abandoned(), []);
         budget.release(&one);
         assert_eq!(budget.used_bytes(&|| 50), 50);

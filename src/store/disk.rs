@@ -21,8 +21,9 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::Error;
 use super::health::Condition;
-use super::{Error, hold};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// Files that are not yet anything begin so.
@@ -180,7 +181,7 @@ impl Disk {
     /// The lock is held meanwhile: who finds a folder that another thread has just made must not take it for
     /// durable before that thread has synced it. A folder left by an earlier process is synced once, too.
     fn make_folders(&self, folder: &Path) -> Result<(), Error> {
-        let mut durable = hold(&self.durable);
+        let mut durable = lock(&self.durable);
         if durable.contains(folder) {
             return Ok(());
         }
@@ -202,7 +203,7 @@ impl Disk {
     pub(super) fn retry_without_folder<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         match attempt() {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                hold(&self.durable).clear();
+                lock(&self.durable).clear();
                 self.make_folders(&self.partials())?;
                 attempt()
             }

@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 
 use super::disk::Disk;
 use super::partial::reserve;
-use super::{Error, blocking, hold};
+use super::{Error, blocking};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// Between two tries whether a disk has recovered.
@@ -111,7 +112,7 @@ impl Condition {
     }
 
     pub(super) fn health(&self) -> Health {
-        match &*hold(&self.failure) {
+        match &*lock(&self.failure) {
             None => Health::Healthy,
             Some(failure) => Health::Degraded { reason: failure.reason.clone(), since: failure.since },
         }
@@ -144,7 +145,7 @@ impl Condition {
         if !self.is_degraded.load(Ordering::Acquire) {
             return;
         }
-        let mut failure = hold(&self.failure);
+        let mut failure = lock(&self.failure);
         // A tag still finds room where a layer does not.
         let is_over = |it: &Failure| it.trouble != Trouble::Full || bytes >= it.wanted_bytes;
         if failure.as_ref().is_some_and(is_over) {
@@ -157,7 +158,7 @@ impl Condition {
 
     fn degrade(&self, wanted_bytes: u64, error: &Error) {
         let Some((trouble, action, source)) = Trouble::of(error) else { return };
-        let mut failure = hold(&self.failure);
+        let mut failure = lock(&self.failure);
         let reason = format!("{}: cannot {action} a file: {source}", trouble.in_words());
         match &mut *failure {
             Some(known) if known.trouble == trouble => {
@@ -176,7 +177,7 @@ impl Condition {
 
     /// How much a probe must find room for.
     fn wanted_bytes(&self) -> u64 {
-        hold(&self.failure).as_ref().map_or(0, |failure| failure.wanted_bytes)
+        lock(&self.failure).as_ref().map_or(0, |failure| failure.wanted_bytes)
     }
 }
 

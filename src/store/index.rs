@@ -43,7 +43,7 @@ use guard::{catch, clear_away, drop_quietly};
 use recent::Recent;
 use tally::Tally;
 
-use super::hold;
+use crate::sync::lock;
 
 /// Another version of the trees is not migrated but rebuilt.
 const VERSION: &[u8] = b"berth 2";
@@ -187,12 +187,12 @@ impl Index {
 
     /// Bytes of all blobs. After an unclean stop it is what was last noted, until they are counted.
     pub(super) fn used_bytes(&self) -> u64 {
-        hold(&self.tallies[Part::Blob as usize]).sum.bytes
+        lock(&self.tallies[Part::Blob as usize]).sum.bytes
     }
 
     /// How many blobs there are, with the same reservation.
     pub(super) fn blob_count(&self) -> u64 {
-        hold(&self.tallies[Part::Blob as usize]).sum.records
+        lock(&self.tallies[Part::Blob as usize]).sum.records
     }
 
     /// Asks sled to change something, after which the index is not closed in order any more.

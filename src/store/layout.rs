@@ -33,13 +33,14 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::Error;
 use super::disk::{self, Look};
 use super::entries::{self, IndexJson};
 use super::index::Entry;
 use super::ledger::Ledger;
-use super::{Error, hold};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Manifest, Repo, Tag, manifest};
+use crate::sync::lock;
 
 /// The annotation that makes an entry a tag (image-spec, "annotations").
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -90,7 +91,7 @@ fn entry_name(entry: &Value) -> Option<&str> {
 impl Ledger {
     /// Renders what has changed. Other tools' entries must have been adopted before.
     pub(super) fn render(&self, repo: &Repo) -> Result<(), Error> {
-        let _one_at_a_time = hold(&self.rendering);
+        let _one_at_a_time = lock(&self.rendering);
         if !self.index.is_complete() {
             // Not all is known that there is to show.
             self.mark_dirty(repo);

@@ -17,6 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
 
+use super::Error;
 use super::blob::Blobs;
 use super::budget::Budget;
 use super::disk::Disk;
@@ -28,9 +29,9 @@ use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
-use super::{Error, hold};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Document, Repo, Tag};
+use crate::sync::lock;
 
 /// Repositories share locks beyond this many: enough that two rarely meet on one.
 const LOCKS: usize = 64;
@@ -101,7 +102,7 @@ impl Ledger {
     pub(super) fn lock(&self, repo: &Repo) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(repo);
         let number = usize::try_from(hash % LOCKS as u64).expect("a remainder below 64 fits");
-        hold(&self.locks[number])
+        lock(&self.locks[number])
     }
 
     // === Blobs ===
@@ -122,7 +123,7 @@ impl Ledger {
             return Ok(None);
         }
         if let Some((displaced, size, at)) = self.opened.keep_blob(digest, &blob) {
-            let mut used = hold(&self.used);
+            let mut used = lock(&self.used);
             if used.len() < USED_MAX {
                 used.insert(displaced, (size, at));
             }
@@ -164,7 +165,7 @@ impl Ledger {
 
     /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.
     pub(super) fn write_uses(&self) {
-        let displaced = std::mem::take(&mut *hold(&self.used));
+        let displaced = std::mem::take(&mut *lock(&self.used));
         let displaced = displaced.into_iter().map(|(digest, (size, at))| (digest, size, at));
         for (digest, size, at) in displaced.chain(self.opened.uses()) {
             // Evicted since it was used, it must not come back into the index.
@@ -405,10 +406,10 @@ impl Ledger {
 
     /// A repository's `index.json` is behind from now on, and is to follow in time.
     pub(super) fn mark_dirty(&self, repo: &Repo) {
-        let is_news = !hold(&self.dirty).contains_key(repo);
+        let is_news = !lock(&self.dirty).contains_key(repo);
         if is_news {
             let due = self.render_turn(repo);
-            hold(&self.dirty).entry(repo.clone()).or_insert(due);
+            lock(&self.dirty).entry(repo.clone()).or_insert(due);
             self.wake.notify_one();
         }
     }
@@ -419,7 +420,7 @@ impl Ledger {
         if takes.is_zero() {
             return now;
         }
-        let mut turn = hold(&self.large_turn);
+        let mut turn = lock(&self.large_turn);
         let due = turn.map_or(now, |turn| turn.max(now)) + takes;
         *turn = Some(due);
         due
@@ -427,12 +428,12 @@ impl Ledger {
 
     /// What is to be rendered now need not be rendered later for what has changed until now.
     pub(super) fn forget_dirty(&self, repo: &Repo) {
-        hold(&self.dirty).remove(repo);
+        lock(&self.dirty).remove(repo);
     }
 
     /// The repository that has been due for longest, which counts as rendered.
     pub(super) fn take_due(&self) -> Option<Repo> {
-        let mut dirty = hold(&self.dirty);
+        let mut dirty = lock(&self.dirty);
         let (repo, due) = dirty.iter().min_by_key(|(_, due)| **due)?;
         if *due > Instant::now() {
             return None;
@@ -444,12 +445,12 @@ impl Ledger {
 
     /// All that are to be rendered some time, which count as rendered.
     pub(super) fn take_dirty(&self) -> Vec<Repo> {
-        std::mem::take(&mut *hold(&self.dirty)).into_keys().collect()
+        std::mem::take(&mut *lock(&self.dirty)).into_keys().collect()
     }
 
     /// When the next repository is to be rendered.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        hold(&self.dirty).values().min().copied()
+        lock(&self.dirty).values().min().copied()
     }
 }
 

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use lru::LruCache;
 use rustix::fs::{Advice, fadvise};
 
-use super::hold;
 use super::ledger::unix_seconds;
 use super::mapping::Mapping;
 use crate::oci::{Digest, Document, Repo};
+use crate::sync::lock;
 
 /// How long an entry is believed without a look at its file: until the second after next begins.
 const BELIEVED_FOR_SECONDS: u64 = 1;
@@ -78,7 +78,7 @@ impl BlobFile {
     /// # Errors
     /// When the system has no room for it.
     pub fn mapped(&self) -> std::io::Result<Mapped> {
-        let mut kept = hold(&self.open.mapping);
+        let mut kept = lock(&self.open.mapping);
         let mapping = match &*kept {
             Some(mapping) => Arc::clone(mapping),
             None => Arc::clone(kept.insert(Arc::new(Mapping::of(&self.open.file, self.size)?))),
@@ -87,7 +87,7 @@ impl BlobFile {
     }
 
     fn unmap(&self) {
-        drop(hold(&self.open.mapping).take());
+        drop(lock(&self.open.mapping).take());
     }
 
     fn is_suspect(&self) -> bool {
@@ -335,16 +335,16 @@ impl<T: Clone> Shelf<T> {
     }
 
     fn item(&self, digest: &Digest) -> Option<Arc<Item<T>>> {
-        hold(self.shard(digest)).items.get(digest).cloned()
+        lock(self.shard(digest)).items.get(digest).cloned()
     }
 
     /// Puts something in; what was there of the digest keeps its grants. Returns what it displaced.
     fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Item<T>>)> {
-        let mut shard = hold(self.shard(&digest));
+        let mut shard = lock(self.shard(&digest));
         let now = unix_seconds();
         let old = shard.items.pop(&digest);
         let (is_public, repos) = old.as_ref().map_or((false, Vec::new()), |old| {
-            (old.is_public.load(Ordering::Relaxed), hold(&old.repos).clone())
+            (old.is_public.load(Ordering::Relaxed), lock(&old.repos).clone())
         });
         shard.bytes = shard.bytes + bytes - old.map_or(0, |old| old.bytes);
         let item = Item {
@@ -369,7 +369,7 @@ impl<T: Clone> Shelf<T> {
     }
 
     fn remove(&self, digest: &Digest) {
-        let mut shard = hold(self.shard(digest));
+        let mut shard = lock(self.shard(digest));
         if let Some(item) = shard.items.pop(digest) {
             shard.bytes -= item.bytes;
         }
@@ -377,7 +377,7 @@ impl<T: Clone> Shelf<T> {
 
     fn each(&self, mut look: impl FnMut(&Digest, &Item<T>)) {
         for shard in &self.shards {
-            for (digest, item) in &hold(shard).items {
+            for (digest, item) in &lock(shard).items {
                 look(digest, item);
             }
         }
@@ -402,14 +402,14 @@ impl<T> Item<T> {
     }
 
     fn is_granted(&self, repo: &Repo) -> bool {
-        self.is_public.load(Ordering::Relaxed) || hold(&self.repos).contains(repo)
+        self.is_public.load(Ordering::Relaxed) || lock(&self.repos).contains(repo)
     }
 
     fn grant(&self, whose: Whose<'_>) {
         match whose {
             Whose::Public => self.is_public.store(true, Ordering::Relaxed),
             Whose::Repo(repo) => {
-                let mut repos = hold(&self.repos);
+                let mut repos = lock(&self.repos);
                 if repos.len() < REPOS_MAX && !repos.contains(repo) {
                     repos.push(repo.clone());
                 }

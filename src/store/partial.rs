@@ -24,15 +24,16 @@ use std::time::UNIX_EPOCH;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::Error;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Origin};
 use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
-use super::{Error, hold};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Repo};
+use crate::sync::lock;
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
@@ -103,7 +104,7 @@ struct InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        hold(&self.all).remove(&self.digest);
+        lock(&self.all).remove(&self.digest);
     }
 }
 
@@ -132,7 +133,7 @@ impl Partials {
         repo: &Repo,
         is_whole: bool,
     ) -> Result<Partial, Error> {
-        if !hold(&self.in_use).insert(*digest) {
+        if !lock(&self.in_use).insert(*digest) {
             return Err(Error::InUse { digest: Box::new(*digest) });
         }
         let in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
@@ -210,7 +211,7 @@ impl Partials {
 
     /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
     pub(super) fn drop_abandoned(&self, ledger: &Ledger, digest: &Digest) -> Result<u64, Error> {
-        if !hold(&self.in_use).insert(*digest) {
+        if !lock(&self.in_use).insert(*digest) {
             return Ok(0);
         }
         let _in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };

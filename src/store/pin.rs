@@ -19,9 +19,10 @@ use super::adopt::{CLOSURE_MAX, DEPTH_MAX};
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::record::{decode, encode};
-use super::{Error, Limits, Store, hold};
+use super::{Error, Limits, Store};
 use crate::oci::manifest::{Descriptor, Kind, is_manifest_type};
 use crate::oci::{Digest, Image, Manifest, Platform, Reference};
+use crate::sync::lock;
 
 /// Pins that can be made by command: more than anybody looks after.
 const PINS_MAX: usize = 10_000;
@@ -120,7 +121,7 @@ impl Pins {
     /// Changes them, durably. `change` says whether it did.
     fn change(&self, disk: &Disk, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
         let failed = |source| Error::io("read", &self.path, source);
-        let mut all = hold(&self.all);
+        let mut all = lock(&self.all);
         let old = all.as_ref().ok_or_else(|| failed(std::io::Error::other("its content is not known")))?;
         let mut new = old.clone();
         if !change(&mut new) {
@@ -189,7 +190,7 @@ impl Ledger {
 
     /// Every pin, and what it keeps.
     pub(super) fn all_pinned(&self) -> Vec<Pinned> {
-        let made = hold(&self.pins.all).clone().unwrap_or_default();
+        let made = lock(&self.pins.all).clone().unwrap_or_default();
         let limits = self.budget.limits();
         let configured = limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
         configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
@@ -197,7 +198,7 @@ impl Ledger {
 
     /// What pins keep; `None` if that is not known.
     pub(super) fn keep(&self) -> Option<Keep> {
-        let made = hold(&self.pins.all).clone()?;
+        let made = lock(&self.pins.all).clone()?;
         let mut keep = Keep::default();
         let mut whole = HashSet::new();
         let limits = self.budget.limits();

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::hold;
+use crate::sync::lock;
 
 /// Between two log lines of a pass.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -22,12 +22,12 @@ struct Pass {
 impl Progress {
     /// A pass over `total` files begins.
     pub(super) fn begin(&self, total: u64) {
-        *hold(&self.0) = Some(Pass { total, done: 0, said: Instant::now() });
+        *lock(&self.0) = Some(Pass { total, done: 0, said: Instant::now() });
     }
 
     /// One file is done. What is counted twice, or came meanwhile, makes a pass no more than complete.
     pub(super) fn step(&self) {
-        let mut pass = hold(&self.0);
+        let mut pass = lock(&self.0);
         let Some(pass) = &mut *pass else { return };
         pass.done = (pass.done + 1).min(pass.total);
         // Asked now and then only: a clock costs more than the rest.
@@ -39,12 +39,12 @@ impl Progress {
     }
 
     pub(super) fn end(&self) {
-        *hold(&self.0) = None;
+        *lock(&self.0) = None;
     }
 
     /// From 0 to 1, and 1 if there is nothing to do.
     pub(super) fn ratio(&self) -> f64 {
-        match &*hold(&self.0) {
+        match &*lock(&self.0) {
             // Exact to more digits than anybody reads.
             #[expect(clippy::cast_precision_loss, reason = "a ratio for a person")]
             Some(pass) => pass.done as f64 / pass.total.max(1) as f64,

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use super::disk::{is_absent, list, sync_folder};
 use super::index::Entry;
 use super::ledger::Ledger;
-use super::{Error, hold};
 use crate::oci::Digest;
+use crate::sync::lock;
 
 /// Files kept; the oldest go first.
 const FILES_MAX: usize = 16;
@@ -70,7 +71,7 @@ impl Condemned {
         if !self.is_any.load(Ordering::Acquire) {
             return false;
         }
-        let until = hold(&self.digests).get(digest).copied();
+        let until = lock(&self.digests).get(digest).copied();
         match until {
             Some(Some(until)) if until < Instant::now() => {
                 self.acquit(digest);
@@ -85,7 +86,7 @@ impl Condemned {
             Damage::Changed => None,
             Damage::Unreadable => Some(Instant::now() + UNREADABLE_MEMORY),
         };
-        let mut digests = hold(&self.digests);
+        let mut digests = lock(&self.digests);
         if digests.len() < CONDEMNED_MAX {
             digests.insert(*digest, until);
             self.is_any.store(true, Ordering::Release);
@@ -95,7 +96,7 @@ impl Condemned {
     /// Another file has taken its place.
     pub(super) fn acquit(&self, digest: &Digest) {
         if self.is_any.load(Ordering::Acquire) {
-            let mut digests = hold(&self.digests);
+            let mut digests = lock(&self.digests);
             digests.remove(digest);
             self.is_any.store(!digests.is_empty(), Ordering::Release);
         }
@@ -131,7 +132,7 @@ impl Ledger {
     /// Takes a damaged blob out of service.
     pub(super) fn quarantine(&self, digest: &Digest, damage: Damage) {
         let path = self.blobs.path(digest);
-        let _one_at_a_time = hold(&self.condemned.moving);
+        let _one_at_a_time = lock(&self.condemned.moving);
         if path.symlink_metadata().is_err_and(|error| is_absent(&error)) {
             self.index.remove(&Entry::Blob(*digest));
             return;

@@ -26,9 +26,10 @@ use super::index::{Entry, Short, short};
 use super::ledger::{Ledger, unix_seconds};
 use super::partial::Partials;
 use super::refs::Ref;
-use super::{Error, Inner, Store, blocking, hold};
+use super::{Error, Inner, Store, blocking};
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Manifest, Repo, Tag};
+use crate::sync::lock;
 
 /// How long a fill waits for room: well within the time that its readers are given for a head.
 const ADMISSION_MAX: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ struct Turn<'a>(&'a Ledger);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *hold(&self.0.budget.evicting) = false;
+        *lock(&self.0.budget.evicting) = false;
         self.0.budget.progress.notify_all();
     }
 }
@@ -166,7 +167,7 @@ impl Sweeper<'_> {
         }
         let budget = &self.ledger.budget;
         let left = deadline.saturating_duration_since(Instant::now());
-        let busy = hold(&budget.evicting);
+        let busy = lock(&budget.evicting);
         if *busy {
             drop(budget.progress.wait_timeout(busy, left));
         }
@@ -174,7 +175,7 @@ impl Sweeper<'_> {
     }
 
     fn turn(&self) -> Option<Turn<'_>> {
-        let mut busy = hold(&self.ledger.budget.evicting);
+        let mut busy = lock(&self.ledger.budget.evicting);
         if *busy {
             return None;
         }

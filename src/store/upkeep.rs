@@ -18,8 +18,9 @@ use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
 use super::sweep::Sweeper;
 use super::trim::trim;
-use super::{Error, Inner, blocking, health, hold};
+use super::{Error, Inner, blocking, health};
 use crate::oci::{Algorithm, Repo};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// A repository's `index.json` is rendered at most this often.
@@ -83,7 +84,7 @@ pub(super) async fn begin_rebuild(inner: &Inner) {
         Ok(ended) => log_failure(ended),
         Err(_) => {
             tracing::warn!("answering from the files while the index is rebuilt");
-            *hold(&inner.rebuilding) = Some(task);
+            *lock(&inner.rebuilding) = Some(task);
         }
     }
 }
@@ -111,7 +112,7 @@ fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
 /// Fills an empty index from the files.
 fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
-    let _pass = hold(&ledger.passing);
+    let _pass = lock(&ledger.passing);
     let result = ledger.reconcile(Trust::Nothing, stop);
     trim();
     match result {
@@ -133,7 +134,7 @@ fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
 /// Does what is behind until `shutdown`, then closes the index in order.
 pub(super) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) {
     let mut shutdown = pin!(shutdown);
-    let (first, rebuilding) = (Arc::clone(inner), hold(&inner.rebuilding).take());
+    let (first, rebuilding) = (Arc::clone(inner), lock(&inner.rebuilding).take());
     let first_pass = tokio::spawn(async move {
         if let Some(rebuilding) = rebuilding {
             log_failure(rebuilding.await);
@@ -203,7 +204,7 @@ async fn evict_behind(inner: Arc<Inner>) {
 /// The pass behind every start: the index against the files, and what other tools did while nobody looked.
 pub(super) fn compare(inner: &Inner) {
     let (ledger, stop) = (&inner.ledger, &inner.stop);
-    let pass = hold(&ledger.passing);
+    let pass = lock(&ledger.passing);
     let trust = match inner.found {
         // It was filled a moment ago, by this process.
         Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
@@ -258,7 +259,7 @@ pub(super) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration)
     let ledger = &inner.ledger;
     let mut next_rebuild = rebuild_after;
     if ledger.index.is_disabled() && Instant::now() >= rebuild_after {
-        let pass = hold(&ledger.passing);
+        let pass = lock(&ledger.passing);
         let is_empty = ledger.index.start_over();
         drop(pass);
         if is_empty {

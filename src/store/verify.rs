@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::blob::{is_writable, open_file};
 use super::ledger::Ledger;
 use super::quarantine::Damage;
-use super::{Error, Store, hold};
+use super::{Error, Store};
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::sync::lock;
 
 /// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
 const STEP_BYTES: usize = 256 * 1024;
@@ -194,7 +195,7 @@ impl Store {
     /// What is damaged is put aside, and will be fetched again.
     pub fn verify(&self) {
         {
-            let mut state = hold(&self.0.verification);
+            let mut state = lock(&self.0.verification);
             if state.running {
                 return;
             }
@@ -206,17 +207,17 @@ impl Store {
 
     /// How far the look at every stored file is, or what the last one has found.
     pub fn verification(&self) -> Verification {
-        hold(&self.0.verification).clone()
+        lock(&self.0.verification).clone()
     }
 }
 
 /// Looks at every stored file, in no order. `stop` ends it early.
 pub(super) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBool) {
     let _ended = Ended(state);
-    let counted = for_each(ledger, stop, |_| hold(state).blobs_total += 1);
+    let counted = for_each(ledger, stop, |_| lock(state).blobs_total += 1);
     let looked = for_each(ledger, stop, |digest| look_and_note(ledger, &digest, state, stop));
     match counted.and(looked) {
-        Ok(()) => hold(state).complete = !stop.load(Ordering::Relaxed),
+        Ok(()) => lock(state).complete = !stop.load(Ordering::Relaxed),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot look at every stored file");
         }
@@ -225,10 +226,10 @@ pub(super) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBoo
 
 fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, stop: &AtomicBool) {
     let looked = look(ledger, digest, |count| {
-        hold(state).bytes += count as u64;
+        lock(state).bytes += count as u64;
         !stop.load(Ordering::Relaxed)
     });
-    let mut state = hold(state);
+    let mut state = lock(state);
     match looked {
         Ok(None) => return,
         Ok(Some(Verdict::Sound | Verdict::Gone)) => {}
@@ -272,6 +273,6 @@ struct Ended<'a>(&'a Mutex<Verification>);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        hold(self.0).running = false;
+        lock(self.0).running = false;
     }
 }

@@ -18,8 +18,8 @@ use super::hedge::Late;
 use super::limit::Transfer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
-use super::trail::Trail;
 use super::{Error, Upstream};
+use crate::context::RequestContext;
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName};
 
@@ -77,13 +77,19 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none knew.
-    pub async fn head_blob(&self, trail: &Trail, name: &RepoName, digest: &Digest) -> Result<u64, Error> {
+    pub async fn head_blob(
+        &self,
+        context: &RequestContext,
+        name: &RepoName,
+        digest: &Digest,
+    ) -> Result<u64, Error> {
         let deadline = self.deadline();
         let late = &Late::default();
-        let rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline).hedging(late);
+        let rounds =
+            Rounds::new(self, (&digest.to_string(), context), &[], ROUNDS_MAX, deadline).hedging(late);
         rounds
             .first(|stop| async move {
-                let from = (stop.server(), trail, late);
+                let from = (stop.server(), context, late);
                 stop.upstream().size_from(from, name, digest, deadline).await
             })
             .await
@@ -96,7 +102,7 @@ impl Upstream {
     /// [`Error::Changed`] if the size is another one; else [`Error`], the last endpoint's if none had it.
     pub async fn blob(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         digest: &Digest,
         range: Option<Range>,
@@ -105,14 +111,14 @@ impl Upstream {
     ) -> Result<BlobStream, Error> {
         let deadline = self.deadline();
         let late = &Late::default();
-        let mut rounds = Rounds::new(self, (&digest.to_string(), trail), avoid, ROUNDS_MAX, deadline);
+        let mut rounds = Rounds::new(self, (&digest.to_string(), context), avoid, ROUNDS_MAX, deadline);
         if avoid.is_empty() {
             // An endpoint that is to be avoided is none to be asked beside another.
             rounds = rounds.hedging(late);
         }
         rounds
             .first(|stop| async move {
-                let from = (stop.server(), trail, late);
+                let from = (stop.server(), context, late);
                 stop.upstream().blob_from(from, name, digest, (range, total), deadline).await
             })
             .await
@@ -120,7 +126,7 @@ impl Upstream {
 
     async fn blob_from(
         &self,
-        (server, trail, late): (&Server, &Trail, &Late),
+        (server, context, late): (&Server, &RequestContext, &Late),
         name: &RepoName,
         digest: &Digest,
         (range, known): (Option<Range>, Option<u64>),
@@ -133,9 +139,9 @@ impl Upstream {
             }
             (range, _) => range,
         };
-        let ask = Ask::get(name, format!("blobs/{digest}")).along(trail).telling(late);
+        let ask = Ask::get(name, format!("blobs/{digest}")).along(context).telling(late);
         let ask = Ask { range: range.map(|range| range.to_string()), ..ask };
-        let transfer = self.transfer(trail.asker(), deadline).await?;
+        let transfer = self.transfer(context.client(), deadline).await?;
         let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;
@@ -151,7 +157,7 @@ impl Upstream {
         } else {
             let total = match content_length(headers).or(known) {
                 Some(total) => total,
-                None => self.size_from((server, trail, late), name, digest, deadline).await?,
+                None => self.size_from((server, context, late), name, digest, deadline).await?,
             };
             (Span::whole(total), total)
         };
@@ -167,13 +173,13 @@ impl Upstream {
     /// signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
     async fn size_from(
         &self,
-        (server, trail, late): (&Server, &Trail, &Late),
+        (server, context, late): (&Server, &RequestContext, &Late),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
     ) -> Result<u64, Error> {
         let path = format!("blobs/{digest}");
-        let ask = Ask::head(name, path.clone()).along(trail).telling(late);
+        let ask = Ask::head(name, path.clone()).along(context).telling(late);
         match self.exchange(server, &ask, deadline).await {
             Ok(answer) => {
                 let headers = answer.response.headers();
@@ -187,7 +193,7 @@ impl Upstream {
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
-        let ask = Ask { range, ..Ask::get(name, path).along(trail).telling(late) };
+        let ask = Ask { range, ..Ask::get(name, path).along(context).telling(late) };
         let answer = self.exchange(server, &ask, deadline).await?;
         let headers = answer.response.headers();
         check_content(headers)?;

@@ -22,8 +22,8 @@ use super::hedge::Late;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
-use super::trail::Trail;
 use super::{Upstream, redirect, rename, retry};
+use crate::context::RequestContext;
 use crate::oci::RepoName;
 
 /// How berth names itself to upstreams.
@@ -43,7 +43,7 @@ pub(super) struct Ask<'a> {
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
     /// Where the request has come from; parents are told.
-    pub(super) trail: Trail,
+    pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
     pub(super) late: Option<&'a Late>,
 }
@@ -51,7 +51,7 @@ pub(super) struct Ask<'a> {
 impl<'a> Ask<'a> {
     /// A plain GET of `path`.
     pub(super) fn get(name: &'a RepoName, path: String) -> Self {
-        let (method, trail) = (Method::GET, Trail::default());
+        let (method, context) = (Method::GET, RequestContext::default());
         Self {
             name,
             method,
@@ -60,7 +60,7 @@ impl<'a> Ask<'a> {
             accept: None,
             range: None,
             is_login: false,
-            trail,
+            context,
             late: None,
         }
     }
@@ -71,8 +71,8 @@ impl<'a> Ask<'a> {
     }
 
     /// The same on behalf of somebody who may have been passed on.
-    pub(super) fn along(self, trail: &Trail) -> Self {
-        Self { trail: trail.clone(), ..self }
+    pub(super) fn along(self, context: &RequestContext) -> Self {
+        Self { context: context.clone(), ..self }
     }
 
     /// The same, telling when the endpoint is late.
@@ -268,7 +268,7 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        self.admit(server, ask.trail.asker(), deadline).await?;
+        self.admit(server, ask.context.client(), deadline).await?;
         let url = self.with_namespace(ask.url(server, name));
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
         for hop in 0..=redirect::HOPS_MAX {
@@ -279,7 +279,7 @@ impl Upstream {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
                 if self.peer().is_some() {
-                    ask.trail.stamp(request.headers_mut(), within);
+                    ask.context.stamp(request.headers_mut(), within);
                 }
             }
             let sent = match hop {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Deserializer, de};
 use std::collections::BTreeMap;
 
-use super::trail::DEADLINE;
+use crate::context::DEADLINE;
 
 /// What berth says itself, or the connection needs.
 const RESERVED: [HeaderName; 13] = [

@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::limit::LimitsConfig;
-use super::server::{Server, lock};
+use super::server::Server;
+use crate::sync::lock;
 
 /// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
 const LATE_MIN: Duration = Duration::from_millis(200);

@@ -17,7 +17,8 @@ use super::error::Error;
 use super::quota::{Reading, Reserve};
 use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
-use super::{Asker, Event, Upstream, retry};
+use super::{Event, Upstream, retry};
+use crate::context;
 use crate::pace::{BytesPerSecond, Pace, PerSecond};
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
@@ -86,15 +87,20 @@ impl Limits {
 }
 
 impl Upstream {
-    /// Waits until a request may be sent to `server` for `asker`.
+    /// Waits until a request may be sent to `server` for `client`.
     ///
     /// # Errors
     /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
-    pub(super) async fn admit(&self, server: &Server, asker: Asker, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn admit(
+        &self,
+        server: &Server,
+        client: context::Client,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         self.check_rest(server)?;
         let Some(requests) = &self.limits.requests else { return Ok(()) };
         if requests.at_once().is_none() {
-            self.queue(Limit::Requests, requests, asker, deadline).await?;
+            self.queue(Limit::Requests, requests, client, deadline).await?;
             // It may have asked to be left alone meanwhile.
             self.check_rest(server)?;
         }
@@ -106,10 +112,10 @@ impl Upstream {
         &self,
         limit: Limit,
         turns: &Turns<S>,
-        asker: Asker,
+        client: context::Client,
         deadline: Instant,
     ) -> Result<S::Turn, Error> {
-        let turn = match turns.join(asker, self.latest(deadline)) {
+        let turn = match turns.join(client, self.latest(deadline)) {
             Ok(place) => {
                 self.client.tell(Event::Waited(limit));
                 place.turn().await
@@ -159,16 +165,20 @@ impl Upstream {
         }
     }
 
-    /// Waits until there is room for a transfer for `asker`.
+    /// Waits until there is room for a transfer for `client`.
     ///
     /// # Errors
     /// [`Error::Busy`] if there is none in time.
-    pub(super) async fn transfer(&self, asker: Asker, deadline: Instant) -> Result<Transfer, Error> {
+    pub(super) async fn transfer(
+        &self,
+        client: context::Client,
+        deadline: Instant,
+    ) -> Result<Transfer, Error> {
         let room = match &self.limits.transfers {
             None => None,
             Some(transfers) => match transfers.at_once() {
                 Some(room) => Some(room),
-                None => Some(self.queue(Limit::Transfers, transfers, asker, deadline).await?),
+                None => Some(self.queue(Limit::Transfers, transfers, client, deadline).await?),
             },
         };
         Ok(Transfer { room, bytes: self.limits.bytes.clone(), turn: None })

@@ -14,8 +14,8 @@ use url::form_urlencoded;
 use super::exchange::{Ask, media_type};
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
-use super::trail::Trail;
 use super::{Error, Fetched, Upstream, client};
+use crate::context::RequestContext;
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -61,24 +61,24 @@ impl Upstream {
     /// [`Error`]; the last endpoint's if none answered.
     pub async fn tags(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         n: usize,
         last: Option<&str>,
     ) -> Result<TagPage, Error> {
         let deadline = self.deadline();
         let key = format!("{}/{name}", self.registry);
-        let rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline);
+        let rounds = Rounds::new(self, (&key, context), &[], ROUNDS_MAX, deadline);
         rounds
             .first(|stop| async move {
-                stop.upstream().tags_from((stop.server(), trail), name, n, last, deadline).await
+                stop.upstream().tags_from((stop.server(), context), name, n, last, deadline).await
             })
             .await
     }
 
     async fn tags_from(
         &self,
-        (server, trail): (&Server, &Trail),
+        (server, context): (&Server, &RequestContext),
         name: &RepoName,
         n: usize,
         last: Option<&str>,
@@ -87,7 +87,7 @@ impl Upstream {
         let mut query = Some(first_page(n, last));
         let mut tags = Vec::new();
         for _ in 0..PAGES_MAX {
-            let ask = Ask::get(name, "tags/list".to_owned()).along(trail);
+            let ask = Ask::get(name, "tags/list".to_owned()).along(context);
             let ask = Ask { query, accept: Some("application/json"), ..ask };
             let (_, body, next) = self.page(server, &ask, deadline).await?;
             let list: TagList = serde_json::from_slice(&body)
@@ -109,25 +109,25 @@ impl Upstream {
     /// [`Error`]; the last endpoint's if none answered.
     pub async fn referrers(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         digest: &Digest,
     ) -> Result<Option<ReferrerList>, Error> {
         let deadline = self.deadline();
-        let rounds = Rounds::new(self, (&digest.to_string(), trail), &[], ROUNDS_MAX, deadline);
+        let rounds = Rounds::new(self, (&digest.to_string(), context), &[], ROUNDS_MAX, deadline);
         let listed = rounds.first(|stop| async move {
-            stop.upstream().referrers_from((stop.server(), trail), name, digest, deadline).await
+            stop.upstream().referrers_from((stop.server(), context), name, digest, deadline).await
         });
         match listed.await? {
             Some(listed) => Ok(Some(listed)),
-            None => self.referrers_by_tag(trail, name, digest, deadline).await,
+            None => self.referrers_by_tag(context, name, digest, deadline).await,
         }
     }
 
     /// By the API; `None` if there is no such API.
     async fn referrers_from(
         &self,
-        (server, trail): (&Server, &Trail),
+        (server, context): (&Server, &RequestContext),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
@@ -137,7 +137,7 @@ impl Upstream {
         let mut bytes = 0;
         let mut is_stale = false;
         for page in 0..PAGES_MAX {
-            let ask = Ask::get(name, format!("referrers/{digest}")).along(trail);
+            let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
             let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
             let (headers, body, next) = match self.page(server, &ask, deadline).await {
                 Ok(page) => page,
@@ -174,7 +174,7 @@ impl Upstream {
 
     async fn referrers_by_tag(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
@@ -184,7 +184,7 @@ impl Upstream {
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
-        match self.manifest_until(trail, name, &tag, deadline).await {
+        match self.manifest_until(context, name, &tag, deadline).await {
             Ok(Fetched { body, standing, .. }) => {
                 let is_stale = standing.is_stale;
                 Ok(parse_index(&body).map(|_| ReferrerList { body, is_stale }))

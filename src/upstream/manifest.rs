@@ -13,8 +13,8 @@ use super::exchange::{Answer, Ask, is_page, media_type};
 use super::hedge::Late;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
-use super::trail::Trail;
 use super::{Error, Upstream, client};
+use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 
@@ -83,11 +83,17 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
-    pub async fn resolve(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Result<Resolved, Error> {
+    pub async fn resolve(
+        &self,
+        context: &RequestContext,
+        name: &RepoName,
+        tag: &Tag,
+    ) -> Result<Resolved, Error> {
         let deadline = self.deadline();
         let late = Late::default();
-        let rounds = Rounds::new(self, (&self.key_of_tag(name, tag), trail), &[], 1, deadline).hedging(&late);
-        let ask = Ask::head(name, format!("manifests/{tag}")).along(trail).telling(&late);
+        let rounds =
+            Rounds::new(self, (&self.key_of_tag(name, tag), context), &[], 1, deadline).hedging(&late);
+        let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(&late);
         let ask = &Ask { accept: Some(manifest::ACCEPT), ..ask };
         rounds
             .first(|stop| async move {
@@ -116,17 +122,17 @@ impl Upstream {
     /// [`Error`]; the last endpoint's if none had it.
     pub async fn manifest(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         reference: &Reference,
     ) -> Result<Fetched, Error> {
-        self.manifest_until(trail, name, reference, self.deadline()).await
+        self.manifest_until(context, name, reference, self.deadline()).await
     }
 
     /// As [`Upstream::manifest`], as a part of a longer request.
     pub(super) async fn manifest_until(
         &self,
-        trail: &Trail,
+        context: &RequestContext,
         name: &RepoName,
         reference: &Reference,
         deadline: Instant,
@@ -136,10 +142,10 @@ impl Upstream {
             Reference::Tag(tag) => self.key_of_tag(name, tag),
         };
         let late = &Late::default();
-        let mut rounds = Rounds::new(self, (&key, trail), &[], ROUNDS_MAX, deadline).hedging(late);
+        let mut rounds = Rounds::new(self, (&key, context), &[], ROUNDS_MAX, deadline).hedging(late);
         while let Some((stop, answer)) = rounds
             .answer(|stop| async move {
-                let from = (stop.server(), trail, late);
+                let from = (stop.server(), context, late);
                 stop.upstream().open_manifest(from, name, reference, deadline).await
             })
             .await
@@ -155,12 +161,12 @@ impl Upstream {
     /// Its head.
     async fn open_manifest(
         &self,
-        (server, trail, late): (&Server, &Trail, &Late),
+        (server, context, late): (&Server, &RequestContext, &Late),
         name: &RepoName,
         reference: &Reference,
         deadline: Instant,
     ) -> Result<Answer, Error> {
-        let ask = Ask::get(name, format!("manifests/{reference}")).along(trail).telling(late);
+        let ask = Ask::get(name, format!("manifests/{reference}")).along(context).telling(late);
         let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
         let _spent = self.spend(server)?;
         self.exchange(server, &ask, deadline).await

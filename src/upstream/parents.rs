@@ -6,7 +6,7 @@
 //! asked: site caches may name one another, and themselves.
 //!
 //! A parent is an [`Upstream`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
-//! and what [`super::trail`] says, and never the registry's login.
+//! and what [`crate::context`] says, and never the registry's login.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
@@ -27,10 +27,12 @@ use url::Host;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::server::{Server, lock};
-use super::trail::{self, Instance, Trail};
+use super::server::Server;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
+use crate::context::via::Instance;
+use crate::context::{self, RequestContext};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
+use crate::sync::lock;
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);
@@ -122,8 +124,8 @@ impl Peer {
         *lock(&self.instance) == Some(Instance::own())
     }
 
-    fn is_on(&self, trail: &Trail) -> bool {
-        lock(&self.instance).is_some_and(|instance| trail.has(instance))
+    fn is_on(&self, context: &RequestContext) -> bool {
+        lock(&self.instance).is_some_and(|instance| context.has(instance))
     }
 
     /// Hears who answers; true if it is news that this is this very process.
@@ -134,7 +136,7 @@ impl Peer {
 
     /// Hears whether content of `name` is for everybody: only if it says so, and would say it to anybody.
     pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap, is_anonymous: bool) -> bool {
-        let is_public = is_anonymous && trail::is_public(headers);
+        let is_public = is_anonymous && context::is_public(headers);
         lock(&self.told).put(name.clone(), is_public);
         is_public
     }
@@ -145,25 +147,26 @@ impl Peer {
 }
 
 impl Upstream {
-    /// Where a request for a content goes on to: the same trail, unless no parent is to be asked.
-    pub fn settle(&self, trail: &Trail, digest: &Digest) -> Trail {
-        self.settle_by(trail, &digest.to_string())
+    /// Where a request for a content goes on to: the same context, unless no parent is to be asked.
+    pub fn settle(&self, context: &RequestContext, digest: &Digest) -> RequestContext {
+        self.settle_by(context, &digest.to_string())
     }
 
     /// The same for a tag.
-    pub fn settle_tag(&self, trail: &Trail, name: &RepoName, tag: &Tag) -> Trail {
-        self.settle_by(trail, &self.key_of_tag(name, tag))
+    pub fn settle_tag(&self, context: &RequestContext, name: &RepoName, tag: &Tag) -> RequestContext {
+        self.settle_by(context, &self.key_of_tag(name, tag))
     }
 
-    fn settle_by(&self, trail: &Trail, key: &str) -> Trail {
-        let has_parent =
-            |trail: &Trail| self.parents().is_some_and(|parents| !parents.order(key, trail).is_empty());
-        if has_parent(trail) {
-            trail.clone()
-        } else if !trail.is_of_client() && has_parent(&Trail::default()) {
-            trail.bypass()
+    fn settle_by(&self, context: &RequestContext, key: &str) -> RequestContext {
+        let has_parent = |context: &RequestContext| {
+            self.parents().is_some_and(|parents| !parents.order(key, context).is_empty())
+        };
+        if has_parent(context) {
+            context.clone()
+        } else if !context.is_of_client() && has_parent(&RequestContext::default()) {
+            context.bypass()
         } else {
-            trail.local()
+            context.local()
         }
     }
 
@@ -321,14 +324,14 @@ impl Parents {
     }
 
     /// Whom to ask for what `key` names, in order; nobody if the registry itself is to be asked.
-    pub(super) fn order(&self, key: &str, trail: &Trail) -> Vec<Arc<Upstream>> {
-        if trail.is_local() {
+    pub(super) fn order(&self, key: &str, context: &RequestContext) -> Vec<Arc<Upstream>> {
+        if context.is_local() {
             return Vec::new();
         }
         let mut all = self.all();
         all.sort_by_cached_key(|parent| std::cmp::Reverse(weight(&parent.identity, key)));
         let until_self = all.into_iter().take_while(|parent| !parent.peer().is_some_and(Peer::is_self));
-        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.is_on(trail)));
+        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.is_on(context)));
         rest.map(|parent| Arc::clone(&parent.upstream)).collect()
     }
 
@@ -479,10 +482,10 @@ mod tests {
         let parents = Parents::build(&registry(), &observer).unwrap().unwrap();
         let addresses: Vec<_> = (1..=4).map(|last| IpAddr::from([10, 0, 0, last])).collect();
         parents.settle(&places(&parents.template.endpoints[0], &addresses)).unwrap();
-        let order = |trail: &Trail| -> Vec<_> {
-            parents.order("key", trail).iter().map(|parent| parent.peer().unwrap().index()).collect()
+        let order = |context: &RequestContext| -> Vec<_> {
+            parents.order("key", context).iter().map(|parent| parent.peer().unwrap().index()).collect()
         };
-        let all = order(&Trail::default());
+        let all = order(&RequestContext::default());
         assert_eq!(all.len(), 4);
         let meet = |index: usize, instance: Instance| {
             let upstreams = parents.upstreams();
@@ -492,11 +495,11 @@ mod tests {
         let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
         let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);
         meet(all[0], Instance::answering(&headers(via)).unwrap());
-        assert_eq!(order(&Trail::read(IpAddr::from([10, 0, 0, 9]), &headers(via))), all[1..]);
-        assert_eq!(order(&Trail::read(IpAddr::from([10, 0, 0, 9]), &headers(other))), all);
+        assert_eq!(order(&RequestContext::read(IpAddr::from([10, 0, 0, 9]), &headers(via))), all[1..]);
+        assert_eq!(order(&RequestContext::read(IpAddr::from([10, 0, 0, 9]), &headers(other))), all);
         meet(all[2], Instance::own());
-        assert_eq!(order(&Trail::default()), all[..2]);
-        assert!(order(&Trail::default().local()).is_empty());
+        assert_eq!(order(&RequestContext::default()), all[..2]);
+        assert!(order(&RequestContext::default().local()).is_empty());
     }
 
     #[test]

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use super::error::{Error, Next, RETRY_AFTER_MAX};
 use super::hedge::{self, Late};
 use super::server::Server;
-use super::trail::Trail;
 use super::{Event, Upstream};
+use crate::context::RequestContext;
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
@@ -105,12 +105,12 @@ impl<'a> Rounds<'a> {
     /// Rounds over all endpoints of `upstream`; those in `avoid` are asked last, since there may be no other.
     pub(super) fn new(
         upstream: &'a Upstream,
-        (key, trail): (&str, &Trail),
+        (key, context): (&str, &RequestContext),
         avoid: &[usize],
         rounds_max: u32,
         deadline: Instant,
     ) -> Self {
-        let parents = upstream.parents().map(|parents| parents.order(key, trail)).unwrap_or_default();
+        let parents = upstream.parents().map(|parents| parents.order(key, context)).unwrap_or_default();
         let all = std::iter::once(upstream).chain(upstream.fallbacks().iter().map(Arc::as_ref));
         let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
@@ -325,7 +325,8 @@ mod tests {
         let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
         let (late, asked, begun) = (Late::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
         let deadline = begun + Duration::from_secs(18);
-        let rounds = Rounds::new(&upstream, ("key", &Trail::default()), &[], 1, deadline).hedging(&late);
+        let rounds =
+            Rounds::new(&upstream, ("key", &RequestContext::default()), &[], 1, deadline).hedging(&late);
         let (late, asked, answers) = (&late, &asked, &answers);
         let answer = rounds.first(|stop| async move {
             let index = stop.server().index();

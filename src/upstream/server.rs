@@ -1,6 +1,6 @@
 //! One endpoint at run time: whether it is up, whether it takes our logins, and how it wants to be asked.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
 use crate::oci::RepoName;
+use crate::sync::lock;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
 /// request in an hour is a burden to nobody.
@@ -268,11 +269,6 @@ impl Drop for Spent<'_> {
     fn drop(&mut self) {
         lock(&self.0.quota).answered();
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // These values are replaced whole, never half.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::fake::Fake;
-use super::{Config, Endpoint, Error, Trail, Upstream};
+use super::{Config, Endpoint, Error, Upstream};
+use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Registry, RepoName};
 
 /// An upstream with these endpoints, in order, changed by `adjust`.
@@ -32,8 +33,8 @@ fn upstream_of(fake: &Fake) -> Arc<Upstream> {
 }
 
 /// Where the requests of clients have come from.
-fn client() -> Trail {
-    Trail::default()
+fn client() -> RequestContext {
+    RequestContext::default()
 }
 
 fn name(text: &str) -> RepoName {

@@ -4,25 +4,15 @@
 //! wants one. Only whoever is first in line waits for the thing itself; when it goes, or gives up, it wakes the next.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::server::lock;
+use crate::context::Client;
 use crate::pace::Pace;
-
-/// For whom something is done: a client by its address, or berth itself, behind any request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Asker {
-    /// Whoever has this address.
-    At(IpAddr),
-    /// Nobody who waits.
-    #[default]
-    Behind,
-}
+use crate::sync::lock;
 
 /// Something that only so many may have, or so often.
 pub(super) trait Scarce {
@@ -94,7 +84,7 @@ impl<S: Scarce> Turns<S> {
     ///
     /// # Errors
     /// For how long it would have to wait, at least, if that is known to be too long.
-    pub(super) fn join(&self, client: Asker, latest: Instant) -> Result<Place<'_, S>, Duration> {
+    pub(super) fn join(&self, client: Client, latest: Instant) -> Result<Place<'_, S>, Duration> {
         let mut line = self.line();
         let wait = self.scarce.after(line.ahead_of(client));
         if Instant::now() + wait > latest {
@@ -112,7 +102,7 @@ impl<S: Scarce> Turns<S> {
 /// A place in line, until it is dropped.
 pub(super) struct Place<'a, S: Scarce> {
     turns: &'a Turns<S>,
-    client: Asker,
+    client: Client,
     number: u64,
     wake: Arc<Notify>,
     latest: Instant,
@@ -150,8 +140,8 @@ impl<S: Scarce> Drop for Place<'_, S> {
 /// Those who wait, by client, and in which order the clients have their turns.
 #[derive(Default)]
 struct Line {
-    order: VecDeque<Asker>,
-    queues: HashMap<Asker, VecDeque<Waiting>>,
+    order: VecDeque<Client>,
+    queues: HashMap<Client, VecDeque<Waiting>>,
     last: u64,
 }
 
@@ -176,7 +166,7 @@ impl Line {
     }
 
     /// How many turns there are before that of one more request of `client`, unless others join.
-    fn ahead_of(&self, client: Asker) -> usize {
+    fn ahead_of(&self, client: Client) -> usize {
         let len = |client| self.queues.get(client).map_or(0, VecDeque::len);
         let own = len(&client);
         let at = self.order.iter().position(|waiting| *waiting == client).unwrap_or(self.order.len());
@@ -189,7 +179,7 @@ impl Line {
         self.order.iter().enumerate().map(turns).sum()
     }
 
-    fn join(&mut self, client: Asker) -> (u64, Arc<Notify>) {
+    fn join(&mut self, client: Client) -> (u64, Arc<Notify>) {
         self.last += 1;
         let wake = Arc::<Notify>::default();
         let queue = self.queues.entry(client).or_default();
@@ -201,7 +191,7 @@ impl Line {
     }
 
     /// One had its turn, or waits no more.
-    fn leave(&mut self, client: Asker, number: u64) {
+    fn leave(&mut self, client: Client, number: u64) {
         let was_first = self.is_first(number);
         let Some(queue) = self.queues.get_mut(&client) else { return };
         queue.retain(|waiting| waiting.number != number);
@@ -225,15 +215,15 @@ mod tests {
 
     use super::*;
 
-    fn client(number: u8) -> Asker {
-        Asker::At(Ipv4Addr::new(10, 0, 0, number).into())
+    fn client(number: u8) -> Client {
+        Client::At(Ipv4Addr::new(10, 0, 0, number).into())
     }
 
     #[test]
     fn clients_take_turns_and_each_has_its_own_order() {
         let mut line = Line::default();
         let [a, b, c] = [1, 2, 3].map(client);
-        let mut join = |who: Asker, ahead: usize| {
+        let mut join = |who: Client, ahead: usize| {
             assert_eq!(line.ahead_of(who), ahead, "{who:?}");
             (who, line.join(who).0)
         };

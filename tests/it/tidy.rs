@@ -9,8 +9,9 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
-const LAYERS: [&[&str]; 7] = [
-    &["oci", "telemetry", "pace", "watch"],
+const LAYERS: [&[&str]; 8] = [
+    &["oci", "sync"],
+    &["context", "pace", "singleflight", "telemetry", "watch"],
     &["store", "upstream"],
     &["cache"],
     &["http"],

@@ -1,6 +1,7 @@
 //! Who joins, who leads, who is cut, and what readers see of a flight.
 
 use super::*;
+use crate::context::RequestContext;
 use crate::oci::Algorithm;
 
 fn repo(name: &str) -> Repo {
@@ -22,7 +23,7 @@ fn digest(text: &str) -> Digest {
 }
 
 fn enter(flights: &Arc<Flights>, content: &str, name: &str, public: bool, granted: bool) -> Entry {
-    flights.enter(digest(content), &repo(name), public, granted, None, &Trail::default())
+    flights.enter(digest(content), &repo(name), public, granted, None, &RequestContext::default())
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
-use crate::store::hold;
 use crate::store::record::TagRecord;
+use crate::sync::lock;
 
 /// Records at hand: some two megabytes.
 const RECORDS_MAX: usize = 8192;
@@ -29,17 +29,17 @@ impl Recent {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Arc<TagRecord>> {
-        hold(&self.0).by_key.get(key).cloned()
+        lock(&self.0).by_key.get(key).cloned()
     }
 
     /// To be asked before a record is read that is then put in.
     pub(super) fn changes(&self) -> u64 {
-        hold(&self.0).changes
+        lock(&self.0).changes
     }
 
     /// Puts in what was read after `changes`.
     pub(super) fn put(&self, key: Vec<u8>, record: &TagRecord, changes: u64) {
-        let mut records = hold(&self.0);
+        let mut records = lock(&self.0);
         if records.changes == changes {
             records.by_key.put(key, Arc::new(record.clone()));
         }
@@ -47,14 +47,14 @@ impl Recent {
 
     /// The record of `key` has changed.
     pub(super) fn forget(&self, key: &[u8]) {
-        let mut records = hold(&self.0);
+        let mut records = lock(&self.0);
         records.changes += 1;
         records.by_key.pop(key);
     }
 
     /// Any may have changed.
     pub(super) fn clear(&self) {
-        let mut records = hold(&self.0);
+        let mut records = lock(&self.0);
         records.changes += 1;
         records.by_key.clear();
     }

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use super::tally::Tally;
 use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, raise, weight};
 use crate::oci::{Digest, Repo, Tag};
-use crate::store::hold;
 use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
 use crate::store::scrub::Round;
+use crate::sync::lock;
 
 impl Index {
     /// Notes a blob, or another use of it.
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
         let key = key::digest(digest);
-        let mut tally = hold(&self.tallies[Part::Blob as usize]);
+        let mut tally = lock(&self.tallies[Part::Blob as usize]);
         let old = self.with(|trees| trees.blob.get(&key)).flatten().map(|value| Known::read(&value));
         let first_use = old.map_or(at, |old| old.first_use);
         let last_use = old.map_or(at, |old| old.last_use.max(at));
@@ -303,13 +303,13 @@ impl Index {
 
     /// Puts a record, and counts it.
     fn put(&self, part: Part, key: &[u8], value: &[u8]) {
-        let mut tally = hold(&self.tallies[part as usize]);
+        let mut tally = lock(&self.tallies[part as usize]);
         self.insert(part, &mut tally, key, value);
     }
 
     /// Does so if it is to replace what is there. Nobody else changes that meanwhile.
     fn put_if(&self, part: Part, key: &[u8], value: &[u8], replaces: impl Fn(Option<&[u8]>) -> bool) {
-        let mut tally = hold(&self.tallies[part as usize]);
+        let mut tally = lock(&self.tallies[part as usize]);
         let old = self.with(|trees| trees.of(part).get(key));
         if old.is_some_and(|old| replaces(old.as_deref())) {
             self.insert(part, &mut tally, key, value);
@@ -324,7 +324,7 @@ impl Index {
 
     /// Removes a record, and counts that.
     pub(super) fn take(&self, part: Part, key: &[u8]) {
-        let mut tally = hold(&self.tallies[part as usize]);
+        let mut tally = lock(&self.tallies[part as usize]);
         if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
             tally.replace(key, Some(weight(part, &old)), None);
         }

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Index, Part, Tree, Trees, first_number, weight};
-use crate::store::hold;
+use crate::sync::lock;
 
 /// Records read at a time: nobody else can put one into that tree meanwhile.
 const STEP_RECORDS: usize = 500;
@@ -108,10 +108,10 @@ impl Index {
 
     fn recount(&self, part: Part, stop: &AtomicBool) -> Option<bool> {
         let tally = &self.tallies[part as usize];
-        hold(tally).begin();
+        lock(tally).begin();
         let mut reached = Vec::new();
         loop {
-            let mut tally = hold(tally);
+            let mut tally = lock(tally);
             let mut records = 0;
             let step = self.with(|trees| {
                 let from = (Bound::Excluded(&*reached), Bound::Unbounded);
@@ -135,7 +135,7 @@ impl Index {
 
     /// Notes the sums, for the next start.
     pub(in crate::store) fn note_sums(&self) {
-        let sums: Vec<u8> = self.tallies.iter().flat_map(|tally| hold(tally).sum.to_bytes()).collect();
+        let sums: Vec<u8> = self.tallies.iter().flat_map(|tally| lock(tally).sum.to_bytes()).collect();
         self.with(|trees| trees.meta.insert("sums", sums));
     }
 
@@ -143,7 +143,7 @@ impl Index {
     pub(super) fn set_sums(&self, sums: &[u8]) {
         for (at, tally) in self.tallies.iter().enumerate() {
             let sum = sums.chunks(SUM_BYTES).nth(at).map_or_else(Sum::default, Sum::from_bytes);
-            *hold(tally) = Tally { sum, recount: None };
+            *lock(tally) = Tally { sum, recount: None };
         }
     }
 }

@@ -8,28 +8,29 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
+use crate::sync::lock;
 use tokio::sync::watch;
 
-use super::lock;
-
 /// The work under way, by what it is for.
-pub(super) struct Once<K, V> {
+pub struct SingleFlight<K, V> {
     table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
 }
 
-impl<K, V> Once<K, V>
+impl<K, V> Default for SingleFlight<K, V> {
+    fn default() -> Self {
+        Self { table: Arc::default() }
+    }
+}
+
+impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub(super) fn new() -> Self {
-        Self { table: Arc::default() }
-    }
-
     /// The result of the work for `key`, begun by `work` unless it is under way; true when it was.
     ///
     /// None if the work panicked: its task is gone and has left no result.
-    pub(super) async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, bool)
+    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, bool)
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -39,7 +40,7 @@ where
     }
 
     /// Begins the work for `key` unless it is under way, and waits for nothing.
-    pub(super) fn begin<F>(&self, key: K, work: impl FnOnce() -> F)
+    pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F)
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -47,7 +48,7 @@ where
     }
 
     /// Whoever comes from now on does not wait for what is under way for these keys, but begins anew.
-    pub(super) fn detach(&self, is_meant: impl Fn(&K) -> bool) {
+    pub fn detach(&self, is_meant: impl Fn(&K) -> bool) {
         lock(&self.table).retain(|key, _| !is_meant(key));
     }
 
@@ -97,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_ask_and_it_is_done_once() {
-        let once = Arc::new(Once::<u8, usize>::new());
+        let once = Arc::new(SingleFlight::<u8, usize>::default());
         let runs = Arc::new(AtomicUsize::new(0));
         let (open, gate) = watch::channel(false);
         let ask = || {
@@ -122,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_detached_goes_on_and_nobody_joins_it() {
-        let once = Arc::new(Once::<u8, u8>::new());
+        let once = Arc::new(SingleFlight::<u8, u8>::default());
         let (open, gate) = watch::channel(false);
         let (old, other) = (Arc::clone(&once), gate.clone());
         let wait = |mut gate: watch::Receiver<bool>, value| async move {
@@ -143,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_leaves_the_table_usable() {
-        let once = Once::<u8, u8>::new();
+        let once = SingleFlight::<u8, u8>::default();
         assert_eq!(once.run(1, || async { panic!("in a test") }).await.0, None);
         assert_eq!(once.run(1, || async { 2 }).await.0, Some(2));
     }

@@ -1,9 +1,8 @@
-//! The berths that a request has come through, and what they tell one another about it.
+//! What is known of a request besides what it asks for: which client it is of, which berths it has come through, and
+//! how long it may wait. Everything that is done for a request has it, so that all work has an owner.
 //!
-//! Each names itself in `Via` (RFC 9110, 7.6.3) as `1.1 berth-ID`; the id is made anew by every process, so that a
-//! copied data folder does not make two berths look like one. A berth that is asked so says its own id in the answer's
-//! `Via`, and with [`PUBLIC`] whether the content is for everybody; with [`DEADLINE`] the one that asks says how long it
-//! waits.
+//! A berth that is asked by another says its own id in the answer's [`Via`](via), and with [`PUBLIC`] whether the
+//! content is for everybody; with [`DEADLINE`] the one that asks says how long it waits.
 //!
 //! No request may wait for itself, also not by way of work that others have begun: two berths that point at each other
 //! and are both asked for one blob would each wait for the other's transfer. So all work has a level: the number of
@@ -14,7 +13,8 @@
 //! Anybody can write such a header. All it gains is a transfer of its own, of which there is a limited number: where it
 //! goes round the parents, what it fails at is not remembered for others.
 
-use std::fmt;
+pub mod via;
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -24,18 +24,14 @@ use http::header::VIA;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use super::Asker;
+use via::{Instance, hops};
 
 /// Berths that a request may have come through and still be passed on to a parent: more tiers than any site has.
 const HOPS_MAX: usize = 4;
-/// Entries of `Via` that are read; one more than matters.
-const HOPS_READ_MAX: usize = 16;
-/// What the name of a berth begins with in `Via`.
-const PSEUDONYM: &str = "berth-";
 /// How many milliseconds the berth that asks will wait for the head of the answer.
-pub(super) const DEADLINE: HeaderName = HeaderName::from_static("berth-deadline");
+pub const DEADLINE: HeaderName = HeaderName::from_static("berth-deadline");
 /// Whether a content came without any credential from its registry (`?1`, RFC 9651), so that it is for everybody.
-pub(super) const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
+pub const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
 const YES: HeaderValue = HeaderValue::from_static("?1");
 /// The part of its time that the berth that asks needs to receive the answer and to go on.
 const MARGIN_PART: u32 = 8;
@@ -45,52 +41,34 @@ const CHECK_PART: f64 = 0.75;
 /// for it. After four tiers a check still has twice as long.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// One running berth.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Instance(u64);
+/// For whom something is done. What is scarce is shared out by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Client {
+    /// A request from this address, which has no login.
+    At(IpAddr),
+    /// A request with this login, from wherever.
+    Login(Login),
+    /// berth itself, behind any request.
+    #[default]
+    Own,
+}
 
-impl Instance {
-    /// This process.
-    pub(super) fn own() -> Self {
-        static OWN: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(PSEUDONYM));
-        Self(*OWN)
-    }
+/// A login by its name, hashed: two that have one hash by chance share what is scarce, and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Login(u64);
 
-    /// The one that the last entry of an answer's `Via` names.
-    pub(super) fn answering(headers: &HeaderMap) -> Option<Self> {
-        hops(headers).pop()
-    }
-
-    fn parse(entry: &str) -> Option<Self> {
-        let name = entry.split_whitespace().nth(1)?.strip_prefix(PSEUDONYM)?;
-        if name.len() != 16 {
-            return None;
-        }
-        u64::from_str_radix(name, 16).ok().map(Self)
+impl Login {
+    /// The login of this name.
+    pub fn named(name: &str) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(KEY.hash_one(name))
     }
 }
 
-impl fmt::Display for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PSEUDONYM}{:016x}", self.0)
-    }
-}
-
-impl fmt::Debug for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-fn hops(headers: &HeaderMap) -> Vec<Instance> {
-    let lines = headers.get_all(VIA).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).filter_map(Instance::parse).take(HOPS_READ_MAX).collect()
-}
-
-/// Where a request has come from, and so whom it may be passed on to. The default is berth's own.
+/// What is known of a request besides what it asks for. The default is of berth's own work.
 #[derive(Clone, Debug, Default)]
-pub struct Trail {
-    asker: Asker,
+pub struct RequestContext {
+    client: Client,
     hops: Vec<Instance>,
     /// Whether the registry itself is to be asked.
     is_local: bool,
@@ -100,23 +78,28 @@ pub struct Trail {
     until: Option<Instant>,
 }
 
-impl Trail {
+impl RequestContext {
     /// What a request of the client, or the berth, at this address says about itself.
     pub fn read(client: IpAddr, headers: &HeaderMap) -> Self {
-        let (asker, hops) = (Asker::At(client), hops(headers));
+        let (client, hops) = (Client::At(client), hops(headers));
         if hops.is_empty() {
-            return Self { asker, ..Self::default() };
+            return Self { client, ..Self::default() };
         }
         let told = headers.get(DEADLINE).and_then(|value| value.to_str().ok()?.parse().ok());
         let told = told.map(Duration::from_millis).filter(|wait| *wait >= WAIT_MIN);
         // A wait of centuries is none.
         let until = told.and_then(|wait| Instant::now().checked_add(wait - wait / MARGIN_PART));
-        Self { asker, is_local: !may_go_on(&hops), hops, until, ..Self::default() }
+        Self { client, is_local: !may_go_on(&hops), hops, until, ..Self::default() }
     }
 
-    /// Whose turn it is when it is this request's.
-    pub(super) fn asker(&self) -> Asker {
-        self.asker
+    /// The client whose request it is.
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
+    /// The same, once the client has logged in.
+    pub fn with_login(self, name: &str) -> Self {
+        Self { client: Client::Login(Login::named(name)), ..self }
     }
 
     /// Whether no berth has passed it on.
@@ -160,12 +143,12 @@ impl Trail {
     }
 
     /// The same, but the registry itself is to be asked.
-    pub(super) fn local(&self) -> Self {
+    pub fn local(&self) -> Self {
         Self { is_local: true, ..self.clone() }
     }
 
     /// The same, but the registry itself is to be asked, although a client's own request would go to a parent.
-    pub(super) fn bypass(&self) -> Self {
+    pub fn bypass(&self) -> Self {
         Self { is_bypass: true, ..self.local() }
     }
 
@@ -174,17 +157,18 @@ impl Trail {
         self.is_bypass
     }
 
-    pub(super) fn is_local(&self) -> bool {
+    /// Whether the registry itself is to be asked.
+    pub fn is_local(&self) -> bool {
         self.is_local
     }
 
     /// Whether it has come through that berth.
-    pub(super) fn has(&self, instance: Instance) -> bool {
+    pub fn has(&self, instance: Instance) -> bool {
         self.hops.contains(&instance)
     }
 
     /// Says to a parent where the request has come from, and that its answer is waited for so long.
-    pub(super) fn stamp(&self, headers: &mut HeaderMap, wait: Duration) {
+    pub fn stamp(&self, headers: &mut HeaderMap, wait: Duration) {
         let hops = self.hops.iter().copied().chain([Instance::own()]);
         let via: Vec<_> = hops.map(|hop| format!("1.1 {hop}")).collect();
         headers.extend(HeaderValue::try_from(via.join(", ")).map(|via| (VIA, via)));
@@ -212,7 +196,7 @@ pub fn declare_public(headers: &mut HeaderMap) {
 }
 
 /// Whether an answer is said to be for everybody.
-pub(super) fn is_public(headers: &HeaderMap) -> bool {
+pub fn is_public(headers: &HeaderMap) -> bool {
     headers.get(PUBLIC) == Some(&YES)
 }
 
@@ -220,13 +204,14 @@ pub(super) fn is_public(headers: &HeaderMap) -> bool {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use super::via::HOPS_READ_MAX;
     use super::*;
 
-    fn trail(via: &[&str], deadline: Option<&str>) -> Trail {
+    fn context(via: &[&str], deadline: Option<&str>) -> RequestContext {
         let mut headers = HeaderMap::new();
         headers.extend(via.iter().map(|line| (VIA, line.parse().unwrap())));
         headers.extend(deadline.map(|deadline| (DEADLINE, deadline.parse().unwrap())));
-        Trail::read(Ipv4Addr::LOCALHOST.into(), &headers)
+        RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers)
     }
 
     #[test]
@@ -234,9 +219,13 @@ mod tests {
         let own = format!("1.1 {}", Instance::own());
         let other = |number: u64| format!("1.1 {}", Instance(number));
         let check = |via: &[&str], hops: usize, local: bool, echo: bool| {
-            let trail = trail(via, None);
-            assert_eq!((trail.hops(), trail.is_local(), trail.is_echo()), (hops, local, echo), "{via:?}");
-            assert_eq!(trail.level(), if local { usize::MAX } else { hops }, "{via:?}");
+            let context = context(via, None);
+            assert_eq!(
+                (context.hops(), context.is_local(), context.is_echo()),
+                (hops, local, echo),
+                "{via:?}"
+            );
+            assert_eq!(context.level(), if local { usize::MAX } else { hops }, "{via:?}");
         };
         check(&[], 0, false, false);
         check(&["1.1 squid (Squid/6)", "1.0 berth-1, HTTP/1.1 berth-zzzzzzzzzzzzzzzz"], 0, false, false);
@@ -254,7 +243,7 @@ mod tests {
         let most = Duration::from_secs(19);
         let via = format!("1.1 {}", Instance(1));
         let check = |deadline: Option<&str>, expected: f64| {
-            let patience = trail(&[&via], deadline).patience(most);
+            let patience = context(&[&via], deadline).patience(most);
             assert_eq!(patience, Duration::from_secs_f64(expected), "{deadline:?}");
         };
         check(Some("8000"), 7.0);
@@ -263,17 +252,17 @@ mod tests {
             check(Some(nonsense), 19.0);
         }
         check(None, 19.0);
-        assert_eq!(trail(&[], Some("8000")).patience(most), most, "a client says no such thing");
+        assert_eq!(context(&[], Some("8000")).patience(most), most, "a client says no such thing");
 
-        let told = |trail: &Trail| {
+        let told = |context: &RequestContext| {
             let mut headers = HeaderMap::new();
-            trail.stamp(&mut headers, Duration::from_secs(8));
+            context.stamp(&mut headers, Duration::from_secs(8));
             (hops(&headers).len(), headers[DEADLINE].to_str().unwrap().to_owned())
         };
-        let child = trail(&[&via], Some("4000"));
+        let child = context(&[&via], Some("4000"));
         assert_eq!(told(&child), (2, "3500".to_owned()));
         assert_eq!(told(&child.within(Duration::from_secs(1))), (2, "1000".to_owned()));
-        assert_eq!(told(&Trail::default()), (1, "8000".to_owned()));
+        assert_eq!(told(&RequestContext::default()), (1, "8000".to_owned()));
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(told(&child), (2, "8000".to_owned()), "others may wait for what it began");
     }
