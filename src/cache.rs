@@ -3,15 +3,18 @@
 //! [`Cache`] answers for content of a repository. What is stored and granted comes from disk. Else whoever is
 //! already bringing it is joined (`flight`), else it is brought (`fill`). Tags follow [`freshness`].
 //!
-//! Who may be served a digest: content that came without a credential may be had by any repository; other
-//! content only by a repository whose own upstream has answered for it. Such an answer is kept as a grant. A
-//! manifest that merely names a digest grants nothing.
+//! Who may be served a digest: content that came without a credential may be had by any repository. **What a registry
+//! merely claims changes nothing for anybody but its own repositories, until the digest is proven by bytes that this
+//! registry sent.** So other content may be had by a repository for which its registry has sent it, or for which the
+//! registry, once it has, answers a HEAD with the right size. That is kept as a grant. A manifest that merely names a
+//! digest grants nothing.
 //!
 //! Every transfer and every check is a task of its own: requests wait for them, and may leave.
 //!
 //! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
 //! content and the same work under way, and whoever has the old one goes on with it.
 
+mod claims;
 mod config;
 mod direct;
 mod doubts;
@@ -44,11 +47,11 @@ use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::singleflight::SingleFlight;
-use crate::store::{Store, unix_seconds as now};
+use crate::store::{PartialKey, Store, unix_seconds as now};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{self, ReferrerList, State, Upstream};
+use crate::upstream::{self, Claim, ReferrerList, State, Upstream};
 
 pub use config::{Complete, Config};
 pub use error::Error;
@@ -62,7 +65,7 @@ pub use refresh::{Outcome, Refreshed};
 use direct::{DIRECT_MAX, Detour};
 use doubts::Doubts;
 use fill::{COMPLETIONS_MAX, Filler};
-use flight::{Entry, Flights};
+use flight::{Asker, Entry, Flights};
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
 const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
@@ -86,6 +89,8 @@ pub struct Cache(Arc<Inner>);
 /// What a configuration says, over what is the same whatever it says.
 struct Inner {
     upstreams: HashMap<Registry, Arc<Upstream>>,
+    /// The names under which each registry is configured: see [`Upstream::is_one_with`].
+    one_with: HashMap<Registry, Vec<Registry>>,
     rules: Rules,
     filler: Arc<Filler>,
     shared: Arc<Shared>,
@@ -108,8 +113,7 @@ struct Shared {
     // What is shared is shared by requests of one level only: see `RequestContext`.
     manifests: SingleFlight<(Repo, Digest, usize), Result<Manifest, Error>>,
     checks: SingleFlight<(Repo, Tag, usize), Result<tags::Known, Error>>,
-    proofs: SingleFlight<(Repo, Digest, usize), Result<(), Error>>,
-    sizes: SingleFlight<(Repo, Digest, usize), Result<u64, Error>>,
+    claims: SingleFlight<(Repo, Digest, usize), Result<Claim, Error>>,
     referrers: SingleFlight<(Repo, Digest, usize), Result<ReferrerList, Error>>,
     /// When upstream last said that something is not there, and how, by repository and path in it: a digest
     /// that is no blob may be a manifest.
@@ -139,8 +143,7 @@ impl Cache {
             completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
             manifests: SingleFlight::default(),
             checks: SingleFlight::default(),
-            proofs: SingleFlight::default(),
-            sizes: SingleFlight::default(),
+            claims: SingleFlight::default(),
             referrers: SingleFlight::default(),
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
@@ -164,9 +167,18 @@ impl Cache {
             complete: config.complete,
             completions: Arc::clone(&shared.completions),
         };
+        let one_with = upstreams.iter().map(|upstream| {
+            let same = upstreams
+                .iter()
+                .filter(|other| other.registry() == upstream.registry() || other.is_one_with(upstream));
+            let mut names: Vec<_> = same.map(|other| other.registry().clone()).collect();
+            names.sort_unstable();
+            (upstream.registry().clone(), names)
+        });
+        let one_with = one_with.collect();
         let upstreams =
             upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
-        Self(Arc::new(Inner { upstreams, rules, filler: Arc::new(filler), shared }))
+        Self(Arc::new(Inner { upstreams, one_with, rules, filler: Arc::new(filler), shared }))
     }
 
     /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
@@ -184,8 +196,7 @@ impl Cache {
         drop(troubled);
         self.0.checks.detach(|(repo, ..)| is_of(repo));
         self.0.manifests.detach(|(repo, ..)| is_of(repo));
-        self.0.proofs.detach(|(repo, ..)| is_of(repo));
-        self.0.sizes.detach(|(repo, ..)| is_of(repo));
+        self.0.claims.detach(|(repo, ..)| is_of(repo));
         self.0.referrers.detach(|(repo, ..)| is_of(repo));
     }
 
@@ -248,18 +259,17 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
+        let key = self.key(repo, digest);
+        let mut claim = None;
         for _ in 0..LOOKS_MAX {
             let (granted, stored) = self.0.store.find(repo, digest).await?;
             match stored {
                 Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
-                Some(_) => {
-                    self.prove(repo, digest, context).await?;
-                    continue;
-                }
-                None if !granted => self.not_absent(repo, &blob_path(digest))?,
-                None => {}
+                Some(_) if self.prove(repo, digest, context).await? => continue,
+                _ if !granted => self.not_absent(repo, &blob_path(digest))?,
+                _ => {}
             }
-            if let Some(left) = self.left(repo, digest, granted, asked).await {
+            if let Some(left) = self.left(&key, repo, granted, asked).await {
                 return Ok(left);
             }
             if upstream.state() == State::Offline {
@@ -267,8 +277,8 @@ impl Cache {
             }
             let public = upstream.is_public(&repo.name).await;
             let context = &upstream.settle(context, digest);
-            let entry = self.0.flights.enter(*digest, repo, public, granted, asked, context);
-            let (mut reader, source) = match entry {
+            let asker = Asker { repo, granted, claim, asked, context };
+            let (mut reader, source) = match self.0.flights.enter(&key, public, &asker) {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
                     tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
@@ -276,11 +286,15 @@ impl Cache {
                 }
                 Entry::Apart => return self.pass_through(repo, digest, context).await,
                 Entry::Foreign => {
-                    self.prove(repo, digest, context).await?;
+                    claim = Some(self.claim(repo, digest, context).await?);
                     continue;
                 }
             };
             match reader.file().await {
+                Ok(Some(file)) if claim.is_some_and(|claim: Claim| claim.size != file.size) => {
+                    self.refuted(repo, digest);
+                    return self.pass_through(repo, digest, context).await;
+                }
                 Ok(Some(file)) => {
                     let source = match source {
                         Source::Join => reader.source(closed_span(asked, file.size)),
@@ -290,7 +304,7 @@ impl Cache {
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
                 Ok(None) | Err(Error::GivenUp) => {}
-                // What another repository's upstream says or fails at says nothing about this one's. The disk is
+                // What the registry says or fails at for another repository says nothing about this one. The disk is
                 // everybody's.
                 Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
                 // Nor what is heard on a way round the parents.
@@ -301,12 +315,12 @@ impl Cache {
         Err(Error::Busy)
     }
 
-    /// Parts of a blob that earlier flights have left, if they hold all that is asked and came for this repository.
-    async fn left(&self, repo: &Repo, digest: &Digest, granted: bool, asked: Option<Range>) -> Option<Blob> {
+    /// Parts of a blob that earlier flights have left, if they hold all that is asked and are for this repository.
+    async fn left(&self, key: &PartialKey, repo: &Repo, granted: bool, asked: Option<Range>) -> Option<Blob> {
         let asked = asked.filter(|asked| !matches!(asked, Range::From(_)))?;
-        let left = self.0.store.left(digest).await.filter(|left| granted || left.is_from(repo))?;
+        let left = self.0.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
         let span = closed_span(Some(asked), left.total)?;
-        left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(digest)))
+        left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(key)))
     }
 
     /// The size of a blob of `repo`, for a HEAD: upstream is asked for no byte of the content.
@@ -331,7 +345,7 @@ impl Cache {
         digest: &Digest,
         context: &RequestContext,
     ) -> Result<(u64, Source), Error> {
-        let upstream = self.upstream(repo)?;
+        self.upstream(repo)?;
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
             return Ok((stored.size, Source::Hit));
         }
@@ -341,20 +355,11 @@ impl Cache {
             _ if granted => {}
             _ => self.not_absent(repo, &blob_path(digest))?,
         }
-        if let Some(total) = self.0.flights.total(digest, repo, granted) {
+        if let Some(total) = self.0.flights.total(&self.key(repo, digest), repo, granted) {
             return Ok((total, Source::Join));
         }
-        let context = upstream.settle(context, digest);
-        let key = (repo.clone(), *digest, context.level());
-        let (upstream, name, asked, way) =
-            (Arc::clone(upstream), repo.name.clone(), *digest, context.clone());
-        let work = || async move { Ok(upstream.head_blob(&way, &name, &asked).await?) };
-        let (size, joined) = self.0.sizes.run(key, work).await;
-        let source = if joined { Source::Join } else { Source::Miss };
-        match size.unwrap_or(Err(Error::GivenUp)) {
-            Ok(size) => Ok((size, source)),
-            Err(error) => Err(self.remember(repo, &blob_path(digest), &context, error)),
-        }
+        let (claim, joined) = self.asked_claim(repo, digest, context).await?;
+        Ok((claim.size, if joined { Source::Join } else { Source::Miss }))
     }
 
     /// Every upstream.
@@ -379,28 +384,14 @@ impl Cache {
         Ok(self.0.store.blob(digest).await?.is_some())
     }
 
-    /// Asks the repository's own upstream whether it has this content; if so, it is granted for good.
-    async fn prove(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<(), Error> {
-        self.not_absent(repo, &blob_path(digest))?;
-        let upstream = Arc::clone(self.upstream(repo)?);
-        let context = upstream.settle(context, digest);
-        let key = (repo.clone(), *digest, context.level());
-        let (store, repository, digest, way) = (self.0.store.clone(), repo.clone(), *digest, context.clone());
-        let work = || async move {
-            let repo = repository;
-            let size = upstream.head_blob(&way, &repo.name, &digest).await?;
-            // Some servers say yes to everything.
-            if store.blob(&digest).await?.is_some_and(|stored| stored.size != size) {
-                return Err(Error::Mismatch);
-            }
-            // To this repository alone, even if anybody may ask there: only content that came without a
-            // credential is public, and this is a claim about it.
-            store.grant(&repo, &digest, false).await?;
-            Ok(())
-        };
-        let (proof, _) = self.0.proofs.run(key, work).await;
-        let proof = proof.unwrap_or(Err(Error::GivenUp));
-        proof.map_err(|error| self.remember(repo, &blob_path(&digest), &context, error))
+    /// What a content is as a transfer of a repository's registry.
+    fn key(&self, repo: &Repo, digest: &Digest) -> PartialKey {
+        PartialKey::new(self.one_with(&repo.registry).first().unwrap_or(&repo.registry), digest)
+    }
+
+    /// The names under which a registry is configured, always in the same order.
+    fn one_with(&self, registry: &Registry) -> &[Registry] {
+        self.0.one_with.get(registry).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// How a blob comes to a client without the disk.

@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod name;
 pub mod range;
 pub mod route;
+pub mod speaker;
 
 pub use digest::{Algorithm, Digest, Verifier};
 pub use document::Document;
@@ -17,6 +18,7 @@ pub use manifest::Manifest;
 pub use name::{Reference, Registry, Repo, RepoName, Tag};
 pub use range::Range;
 pub use route::{Registries, Route};
+pub use speaker::Speaker;
 
 /// Enough of a foreign text to recognise it in a message.
 const PRINTABLE_CHARACTERS_MAX: usize = 64;

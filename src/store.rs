@@ -54,7 +54,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use crate::oci::{Digest, Document, Repo, Tag};
+use crate::oci::{Digest, Document, Registry, Repo, Speaker, Tag};
 use crate::telemetry::Metrics;
 
 mod adopt;
@@ -64,6 +64,7 @@ mod disk;
 mod entries;
 mod error;
 mod evict;
+mod grants;
 mod health;
 mod index;
 mod layout;
@@ -92,12 +93,13 @@ pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
 pub use ledger::unix_seconds;
+pub use map::Next;
 pub use opened::{BlobFile, Mapped, MappedWeak};
-pub use partial::{Left, Partial, Sync, Synced};
+pub use partial::{Left, Partial, PartialKey, Sync, Synced};
 pub use pieces::Pieces;
 pub use pin::{Pin, Pinned};
 pub use quarantine::Damage;
-pub use record::{ManifestRecord, Previous, ReferrersRecord, TagRecord};
+pub use record::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
 pub use scrub::{InvalidRate, Rate};
 pub use verify::{Finding, Verification};
 
@@ -246,27 +248,31 @@ impl Store {
         blocking(move || Sweeper::of(&inner).put(&digest, &content)).await
     }
 
-    /// Opens the partial file of a blob of `total` bytes, or begins one, for what comes from the upstream of
-    /// `repo`; with room for everything if `is_whole`. What is there of another total is dropped.
+    /// Opens the partial file of a blob of `total` bytes, or begins one, for the transfer that is `next`; with room for
+    /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
     ///
     /// # Errors
     /// [`Error::InUse`] while somebody else has it; [`Error::Full`] or [`Error::Io`].
     pub async fn partial(
         &self,
-        digest: &Digest,
+        key: &PartialKey,
         total: u64,
-        repo: &Repo,
+        next: Next<'_>,
         is_whole: bool,
     ) -> Result<Partial, Error> {
-        let (inner, digest, repo) = (Arc::clone(&self.0), *digest, repo.clone());
-        blocking(move || inner.partials.open(Arc::clone(&inner.ledger), &digest, total, &repo, is_whole))
-            .await
+        let (inner, key, repo) = (Arc::clone(&self.0), key.clone(), next.repo.clone());
+        let Next { is_granted, is_public, is_by_parents, speaker, .. } = next;
+        blocking(move || {
+            let next = Next { repo: &repo, is_granted, is_public, is_by_parents, speaker };
+            inner.partials.open(Arc::clone(&inner.ledger), &key, total, &next, is_whole)
+        })
+        .await
     }
 
     /// What is there of a blob whose download has stopped, or is under way; nothing if that is not sound.
-    pub async fn left(&self, digest: &Digest) -> Option<Left> {
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
-        blocking(move || inner.partials.left(&digest)).await
+    pub async fn left(&self, key: &PartialKey) -> Option<Left> {
+        let (inner, key) = (Arc::clone(&self.0), key.clone());
+        blocking(move || inner.partials.left(&key)).await
     }
 
     /// Whether a repository may be served a digest: granted to it, or public.
@@ -287,14 +293,21 @@ impl Store {
         self.ask(move |ledger| ledger.is_private(&repo, &digest)).await
     }
 
-    /// Lets a repository be served a digest, and if `public`, every other too. Public once, it stays so.
+    /// Lets a repository be served a digest, and if that is public, every other too. Public once, it stays so.
     /// Durable when this returns; cheap if it was granted already.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
-    pub async fn grant(&self, repo: &Repo, digest: &Digest, public: bool) -> Result<(), Error> {
+    pub async fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<(), Error> {
         let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.grant(&repo, &digest, public)).await
+        self.ask(move |ledger| ledger.grant(&repo, &digest, grant)).await
+    }
+
+    /// Whether it proves a repository's right to what is stored if `speaker` says that it is there, for one of
+    /// `registries`, which are one: see the module `grants`. False also where that is not known.
+    pub async fn is_vouched(&self, registries: &[Registry], digest: &Digest, speaker: Speaker) -> bool {
+        let (registries, digest) = (registries.to_vec(), *digest);
+        self.ask(move |ledger| ledger.is_vouched(&registries, &digest, speaker)).await
     }
 
     /// What a tag means here. One that is not known may have been written by another tool just now.

@@ -56,6 +56,7 @@ mod redirect;
 mod refusals;
 mod rename;
 mod retry;
+mod sameness;
 mod secret;
 mod server;
 #[cfg(test)]
@@ -79,10 +80,10 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
-pub use self::blob::BlobStream;
+pub use self::blob::{BlobStream, Claim};
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
-    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Proxy, Timeouts,
+    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
 pub use self::error::{BuildError, Error, Refusal};
 pub use self::event::{Event, Observer, Outcome};
@@ -93,6 +94,7 @@ pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::{ReferrerList, TagPage};
 pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
+pub use self::proxy::Proxy;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::trial::{Found, Party, Trial};
@@ -109,9 +111,10 @@ use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
 use self::redirect::Walk;
+use self::sameness::Sameness;
 use self::server::{Probe, Server};
 use crate::context::RequestContext;
-use crate::oci::{Registry, RepoName};
+use crate::oci::{Registry, RepoName, Speaker};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -141,6 +144,8 @@ enum Role {
 pub struct Upstream {
     registry: Registry,
     role: Role,
+    /// What it has in common with itself under another name; `None` if it is asked by that name, as mirrors are.
+    sameness: Option<Sameness>,
     /// The endpoints of the registry itself; none if only parents are asked.
     servers: Vec<Server>,
     credential: Credential,
@@ -208,6 +213,7 @@ impl Upstream {
             auth: Auth::new(config),
             opened: Notify::new(),
             is_retired: AtomicBool::new(false),
+            sameness: Sameness::of(config),
             role,
             registry,
         }))
@@ -251,6 +257,25 @@ impl Upstream {
             Role::Registry(parents, _) => parents.as_deref(),
             Role::Parent(_) | Role::Fallback(_) => None,
         }
+    }
+
+    /// Whether nobody but parents is ever asked for content.
+    pub fn has_only_parents(&self) -> bool {
+        self.servers.is_empty() && self.fallbacks().is_empty()
+    }
+
+    /// As whom it speaks.
+    fn speaker(&self) -> Speaker {
+        match &self.role {
+            Role::Registry(..) => Speaker::Registry,
+            Role::Parent(_) => Speaker::Parent,
+            Role::Fallback(_) => Speaker::Fallback,
+        }
+    }
+
+    /// Whether another is the same registry under another name: the endpoints are the same, and so is the login.
+    pub fn is_one_with(&self, other: &Self) -> bool {
+        self.sameness.is_some() && self.sameness == other.sameness
     }
 
     /// What is known of the berth that it is, if it is a parent.

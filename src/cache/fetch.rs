@@ -14,8 +14,8 @@ use super::error::Error;
 use super::flight::Flight;
 use super::schedule::{Receipt, Schedule};
 use super::writer::Given;
-use crate::oci::Range;
 use crate::oci::range::Span;
+use crate::oci::{Range, Speaker};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
@@ -36,6 +36,8 @@ pub(super) struct Line {
     pub(super) total: u64,
     /// Whether all of the content has come without a credential so far.
     public: AtomicBool,
+    /// Who has sent it: of several the one who says most about its rights.
+    speaker: Mutex<Speaker>,
     schedule: Mutex<Schedule>,
     /// The endpoints that bytes came from.
     endpoints: Mutex<Vec<usize>>,
@@ -55,6 +57,7 @@ impl Line {
             metrics: Arc::clone(metrics),
             total: stream.total,
             public: AtomicBool::new(stream.public),
+            speaker: Mutex::new(stream.speaker),
             schedule: Mutex::new(schedule),
             endpoints: Mutex::default(),
         })
@@ -67,6 +70,21 @@ impl Line {
     /// Whether all that has come did so without a credential.
     pub(super) fn is_public(&self) -> bool {
         self.public.load(Ordering::Relaxed)
+    }
+
+    /// Who has sent it. If any of it came from the registry itself, it is the registry's.
+    pub(super) fn speaker(&self) -> Speaker {
+        *lock(&self.speaker)
+    }
+
+    /// Bytes come from there, too.
+    fn note(&self, stream: &BlobStream) {
+        self.public.fetch_and(stream.public, Ordering::Relaxed);
+        let mut speaker = lock(&self.speaker);
+        if *speaker != stream.speaker {
+            let has_registry = [*speaker, stream.speaker].contains(&Speaker::Registry);
+            *speaker = if has_registry { Speaker::Registry } else { Speaker::Fallback };
+        }
     }
 
     /// The endpoints that bytes came from.
@@ -121,7 +139,7 @@ impl Fetch {
             self.has_gained = false;
             let endpoint = stream.endpoint;
             let Some(error) = self.drain(stream).await? else { return Ok(()) };
-            debug!(digest = %self.line.flight.digest, endpoint, error = %error, "upstream broke off");
+            debug!(digest = %self.line.flight.digest(), endpoint, error = %error, "upstream broke off");
             if self.has_gained {
                 breaks = 0;
             }
@@ -188,12 +206,14 @@ impl Fetch {
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
             let range = by_range.then(|| range_of(span, line.total));
             let name = &line.flight.origin.name;
-            let Flight { context, digest, .. } = &*line.flight;
+            let (context, digest) = (&line.flight.context, line.flight.digest());
             match line.upstream.blob(context, name, digest, range, Some(line.total), avoid).await {
                 // A credential has come, and others may be reading along because there was none.
                 Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
+                // Others read along by a parent's word, which is none about what the registry itself sends.
+                Ok(stream) if !line.flight.word.allows(stream.speaker) => return Err(Error::GivenUp),
                 Ok(stream) => {
-                    line.public.fetch_and(stream.public, Ordering::Relaxed);
+                    line.note(&stream);
                     if by_range && (stream.start < span.start || stream.end > span.end) {
                         line.schedule().ignores_ranges();
                         if line.schedule().wanted(self.id).is_none() {
@@ -203,7 +223,7 @@ impl Fetch {
                     return Ok(Some(stream));
                 }
                 Err(no @ (upstream::Error::Malformed(_) | upstream::Error::Changed)) if by_range => {
-                    debug!(digest = %line.flight.digest, error = %no, "upstream has no sensible answer to a range");
+                    debug!(digest = %line.flight.digest(), error = %no, "upstream has no sensible answer to a range");
                     line.schedule().ignores_ranges();
                     error = no.into();
                 }

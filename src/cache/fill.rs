@@ -25,9 +25,9 @@ use super::fetch::{Fetch, Line, range_of};
 use super::flight::{End, Flight, Flights, HOLD_BACK};
 use super::schedule::{self, BLOCK, Need, Schedule};
 use super::writer::{Given, Writer, Written};
-use crate::oci::Range;
 use crate::oci::range::Span;
-use crate::store::{self, Partial, Pieces, Store};
+use crate::oci::{Range, Speaker};
+use crate::store::{self, Grant, Next, Partial, Pieces, Proof, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, BlobStream, Upstream};
 
@@ -105,7 +105,7 @@ impl Filler {
         let mut current = UnderWay::new(&self, flight);
         let mut result = self.fly(&current.flight, &upstream, &[]).await;
         if let Err(Failure::Mismatch { endpoints }) = result {
-            warn!(digest = %current.flight.digest, repository = %current.flight.origin, ?endpoints, "upstream sent content that does not match its digest; trying once more");
+            warn!(digest = %current.flight.digest(), repository = %current.flight.origin, ?endpoints, "upstream sent content that does not match its digest; trying once more");
             if current.flight.is_announced() {
                 let next = self.flights.replace(&current.flight);
                 let flight = std::mem::replace(&mut current.flight, next);
@@ -121,7 +121,7 @@ impl Filler {
             Err(Failure::Error(error)) => End::Failed(error),
         };
         if let End::Failed(error) = &current.end {
-            debug!(digest = %current.flight.digest, repository = %current.flight.origin, %error, "a transfer failed");
+            debug!(digest = %current.flight.digest(), repository = %current.flight.origin, %error, "a transfer failed");
         }
     }
 
@@ -151,8 +151,8 @@ impl Filler {
         course.stop().await;
         let Written { partial, digest: actual } = writing.await.map_err(|_| Error::GivenUp)??;
         match (flown, actual) {
-            (Ok(Outcome::Whole), Some(actual)) if actual == flight.digest => {
-                self.land(flight, partial, line.is_public()).await;
+            (Ok(Outcome::Whole), Some(actual)) if actual == *flight.digest() => {
+                self.land(flight, partial, &line).await;
                 Ok(Outcome::Whole)
             }
             (Ok(Outcome::Whole), Some(_)) | (Err(Error::Mismatch), _) => {
@@ -177,8 +177,10 @@ impl Filler {
         upstream: &Upstream,
         avoid: &[usize],
     ) -> Result<Prepared, Failure> {
-        let digest = flight.digest;
-        if self.store.blob(&digest).await?.is_some() {
+        let digest = *flight.digest();
+        let (is_granted, stored) = self.store.find(&flight.origin, &digest).await?;
+        // What is stored for others is to be sent for this repository, too: that is its proof.
+        if is_granted && stored.is_some() {
             return Err(Failure::Landed);
         }
         self.store.may_keep(&digest).await?;
@@ -186,8 +188,9 @@ impl Filler {
         let asked = if is_second { vec![None] } else { flight.asked() };
         let answer = self.open(flight, upstream, &asked, avoid).await?;
         let stream = &answer.stream;
-        if flight.public && !stream.public {
-            // A credential has come since the flight began, and others may have joined because there was none.
+        // A credential has come since the flight began, and others may have joined because there was none; or they have by
+        // the word of a parent, and this is not from one.
+        if flight.public && !stream.public || !flight.word.allows(stream.speaker) {
             return Err(Error::GivenUp.into());
         }
         let is_open = |range: &Option<Range>| matches!(range, None | Some(Range::From(_)));
@@ -195,7 +198,10 @@ impl Filler {
         if is_whole {
             flight.want_whole();
         }
-        let partial = self.partial(flight, stream.total, is_whole).await?;
+        let (is_by_parents, speaker) = (upstream.has_only_parents(), stream.speaker);
+        let next =
+            Next { repo: &flight.origin, is_granted, is_public: flight.public, is_by_parents, speaker };
+        let partial = self.partial(flight, stream.total, next, is_whole).await?;
         let schedule = Schedule::new(stream.total, partial.have().clone(), upstream.connections_per_blob());
         let mut schedule = if is_second { schedule.without_sides() } else { schedule };
         asked.into_iter().for_each(|range| schedule.ask(range));
@@ -210,11 +216,17 @@ impl Filler {
     }
 
     /// The partial file, once whoever had it before has let go of it.
-    async fn partial(&self, flight: &Flight, total: u64, is_whole: bool) -> Result<Partial, store::Error> {
+    async fn partial(
+        &self,
+        flight: &Flight,
+        total: u64,
+        next: Next<'_>,
+        is_whole: bool,
+    ) -> Result<Partial, store::Error> {
         let mut looks = 0;
         loop {
-            match self.store.partial(&flight.digest, total, &flight.origin, is_whole).await {
-                // There is one flight for a digest. The last one was stopped while it opened the file.
+            match self.store.partial(&flight.key, total, next, is_whole).await {
+                // There is one flight for it. The last one was stopped while it opened the file.
                 Err(store::Error::InUse { .. }) if looks < IN_USE_LOOKS => looks += 1,
                 other => return other,
             }
@@ -230,8 +242,8 @@ impl Filler {
         asked: &[Option<Range>],
         avoid: &[usize],
     ) -> Result<Answer, Error> {
-        let (name, digest) = (&flight.origin.name, &flight.digest);
-        let left = if avoid.is_empty() { self.store.left(digest).await } else { None };
+        let (name, digest) = (&flight.origin.name, flight.digest());
+        let left = if avoid.is_empty() { self.store.left(&flight.key).await } else { None };
         if let Some(left) = left.filter(|left| left.pieces.bytes() > 0) {
             let total = left.total;
             let mut schedule = Schedule::new(total, left.pieces, upstream.connections_per_blob());
@@ -273,14 +285,22 @@ impl Filler {
     /// The grant is on disk before the blob is: a blob that nobody was granted serves nobody. It comes after the
     /// proof: what upstream merely claimed to have must not be its repository's, or even everybody's, when
     /// another brings it.
-    async fn land(&self, flight: &Flight, partial: Partial, public: bool) {
-        let digest = flight.digest;
+    async fn land(&self, flight: &Flight, partial: Partial, line: &Line) {
+        let digest = *flight.digest();
+        // What was there already may be another's word, and private.
+        let speaker = if partial.began_by_parents() { line.speaker() } else { Speaker::Registry };
+        let public = line.is_public() && partial.began_public();
+        let (total, sent) = (partial.total(), Grant { public, proof: Some(Proof::Sent), speaker });
         if !flight.is_announced() {
             flight.announce(partial.file(), Pieces::prefix(partial.total()));
         }
         flight.end(End::Proven);
         let kept = async {
-            self.store.grant(&flight.origin, &digest, public).await?;
+            self.store.grant(&flight.origin, &digest, sent).await?;
+            for (repo, speaker) in flight.word.claimants(total) {
+                let stated = Grant { public: false, proof: Some(Proof::Stated), speaker };
+                self.store.grant(&repo, &digest, stated).await?;
+            }
             blocking(move || partial.commit(&digest)).await
         };
         if let Err(error) = kept.await {
@@ -372,7 +392,7 @@ impl Course<'_> {
             flight.want_whole();
         }
         while let Some(job) = schedule.next(&needs) {
-            debug!(digest = %flight.digest, start = job.span.start, end = job.span.end, "a further request");
+            debug!(digest = %flight.digest(), start = job.span.start, end = job.span.end, "a further request");
             self.fetches.spawn(Fetch::new(&self.line, job.id, &self.chunks, None).run());
         }
     }
@@ -408,8 +428,9 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::flight::Entry;
+    use crate::cache::flight::{Asker, Entry};
     use crate::oci::{Algorithm, Digest, Repo};
+    use crate::store::PartialKey;
 
     #[tokio::test]
     async fn a_flight_whose_task_dies_leaves_nobody_waiting() {
@@ -424,9 +445,9 @@ mod tests {
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);
-        let enter = || {
-            filler.flights.enter(digest, &repo, true, true, None, &crate::context::RequestContext::default())
-        };
+        let context = crate::context::RequestContext::default();
+        let asker = Asker { repo: &repo, granted: true, claim: None, asked: None, context: &context };
+        let enter = || filler.flights.enter(&PartialKey::new(&repo.registry, &digest), true, &asker);
         let Entry::Lead(flight, mut reader) = enter() else { panic!("nobody else asked for it") };
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _current = UnderWay::new(&filler, flight);

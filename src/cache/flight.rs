@@ -1,4 +1,9 @@
-//! One flight per digest: who is moving bytes from upstream to disk, and who is reading along.
+//! One flight per digest and registry: who is moving bytes from upstream to disk, and who is reading along.
+//!
+//! What one registry sends is its own until the digest is proven: a registry that drips, stalls or lies delays and misleads
+//! no other's clients, and what is shared among registries is what is stored. Within a registry a private flight is open to
+//! the repository that it is for, to those that have a grant, and to those for which the registry has just claimed the
+//! same, by [`Claim`]: these are granted it when it has landed with the size that was claimed.
 //!
 //! A [`Flight`] is a task of its own (see [`super::fill`]) that announces which pieces there are. A [`Reader`]
 //! follows at its own pace from the file and holds nothing up; where it stands is known to the flight, which
@@ -10,14 +15,16 @@
 //!
 //! A flight of which only parts were asked ends when they are there and nobody has asked for more for a while.
 //! Then they are read from what is left of it, without a flight, by the repository that they came for (see
-//! [`store::Left`](crate::store::Left)); another repository's upstream must first say that it may have them.
+//! [`store::Left`](crate::store::Left)); of another repository the registry must first say that it may have them.
 //! What readers have taken of a content is remembered longer than a flight: it decides whether all of it is
 //! worth fetching.
 //!
 //! The table has one lock, taken for a look-up or a count and never across an await.
 
+mod progress;
 #[cfg(test)]
 mod tests;
+mod word;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -29,6 +36,9 @@ use lru::LruCache;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+pub(super) use self::progress::{End, HOLD_BACK};
+use self::progress::{Progress, toward, visible};
+use self::word::Word;
 use super::error::Error;
 
 use super::schedule::Need;
@@ -36,12 +46,11 @@ use super::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
-use crate::store::{BlobFile, Pieces};
+use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
 use crate::telemetry::metrics::Source;
+use crate::upstream::Claim;
 
-/// Bytes at the end of a body that wait for the proof of the whole.
-pub(super) const HOLD_BACK: u64 = 64 * 1024;
 /// A reader that sees no progress for so long is cut, so that its client can resume or fall back.
 pub(super) const STALL: Duration = Duration::from_secs(20);
 /// Transfers at once; each has a thread of the blocking pool that writes and hashes.
@@ -51,39 +60,15 @@ const UNATTENDED_MAX: usize = 32;
 /// Contents of which it is remembered what readers took.
 const TAKEN_MAX: usize = 1024;
 
-/// How far a flight is.
-#[derive(Clone, Default)]
-pub(super) struct Progress {
-    /// The growing file, once upstream has said how large it will be.
-    pub(super) file: Option<BlobFile>,
-    /// Bytes of the file that may be read.
-    pub(super) have: Pieces,
-    /// Bytes from the start that are hashed, for who waits for the proof.
-    pub(super) hashed: u64,
-    /// How it ended, if it has.
-    pub(super) end: Option<End>,
-}
-
-/// How a flight ended.
-#[derive(Clone, Debug)]
-pub(super) enum End {
-    /// Every byte is there and the digest is right.
-    Proven,
-    /// The content had been stored before this flight began: look again.
-    Landed,
-    /// What was asked is there, and the rest is not worth fetching.
-    Left,
-    /// There is no more to come; readers that lack bytes are cut.
-    Failed(Error),
-}
-
-/// One transfer of one digest.
+/// One transfer of one digest from one registry.
 pub(super) struct Flight {
-    pub(super) digest: Digest,
+    pub(super) key: PartialKey,
     /// The repository whose upstream is asked.
     pub(super) origin: Repo,
-    /// Whether it is asked without a credential: then anybody may read along.
+    /// Whether it is asked without a credential: then the whole registry may read along.
     pub(super) public: bool,
+    /// Who sends it, and for whom else that was claimed.
+    pub(super) word: Word,
     /// Where the request that began it has come from.
     pub(super) context: RequestContext,
     progress: watch::Sender<Progress>,
@@ -125,11 +110,12 @@ impl Place {
 }
 
 impl Flight {
-    fn new(digest: Digest, origin: Repo, public: bool, context: RequestContext, taken: Taken) -> Arc<Self> {
+    fn new(key: PartialKey, origin: Repo, public: bool, context: RequestContext, taken: Taken) -> Arc<Self> {
         Arc::new(Self {
-            digest,
+            key,
             origin,
             public,
+            word: Word::default(),
             context,
             progress: watch::Sender::new(Progress::default()),
             readers: AtomicUsize::new(0),
@@ -141,6 +127,11 @@ impl Flight {
             is_stopping: AtomicBool::new(false),
             abandoned: Notify::new(),
         })
+    }
+
+    /// What it brings, by the word of whoever sends it.
+    pub(super) fn digest(&self) -> &Digest {
+        &self.key.digest
     }
 
     fn may_be_read_by(&self, repo: &Repo, granted: bool) -> bool {
@@ -236,10 +227,23 @@ impl Flight {
 
 /// The flights under way.
 pub(super) struct Flights {
-    table: Mutex<HashMap<Digest, Arc<Flight>>>,
-    taken: Mutex<LruCache<Digest, Taken>>,
+    table: Mutex<HashMap<PartialKey, Arc<Flight>>>,
+    taken: Mutex<LruCache<PartialKey, Taken>>,
     /// Room for [`FLIGHTS_MAX`] transfers; the rest wait in their requests' own time.
     pub(super) seats: Semaphore,
+}
+
+/// Who asks for a digest's flight.
+pub(super) struct Asker<'a> {
+    pub(super) repo: &'a Repo,
+    /// Whether the repository may have this content whoever brings it.
+    pub(super) granted: bool,
+    /// What its upstream has just said of it there.
+    pub(super) claim: Option<Claim>,
+    /// The range that is asked for.
+    pub(super) asked: Option<Range>,
+    /// Where the request goes on to, which has come this way.
+    pub(super) context: &'a RequestContext,
 }
 
 /// What came of asking for a digest's flight.
@@ -264,64 +268,60 @@ impl Flights {
         })
     }
 
-    /// Joins the flight of `digest`, or makes one, for a reader that asks for this range of it. `granted`: the
-    /// repository may have this content whoever brings it. `context`: where the request goes on to, which has come this way.
-    pub(super) fn enter(
-        self: &Arc<Self>,
-        digest: Digest,
-        repo: &Repo,
-        public: bool,
-        granted: bool,
-        asked: Option<Range>,
-        context: &RequestContext,
-    ) -> Entry {
+    /// Joins the flight of `key`, or makes one. `public`: without a credential.
+    pub(super) fn enter(self: &Arc<Self>, key: &PartialKey, public: bool, asker: &Asker<'_>) -> Entry {
+        let Asker { repo, granted, claim, asked, context } = *asker;
         let mut table = self.lock();
-        if let Some(flight) = table.get(&digest) {
-            return if flight.context.level() < context.hops() {
-                Entry::Apart
-            } else if flight.may_be_read_by(repo, granted) {
-                Entry::Join(self.reader(flight, asked))
-            } else {
-                Entry::Foreign
+        if let Some(flight) = table.get(key) {
+            if flight.context.level() < context.hops() {
+                return Entry::Apart;
+            }
+            if flight.may_be_read_by(repo, granted) {
+                return Entry::Join(self.reader(flight, asked));
+            }
+            return match claim {
+                None => Entry::Foreign,
+                Some(claim) if flight.word.opens_to(repo, claim) => Entry::Join(self.reader(flight, asked)),
+                Some(_) => Entry::Apart,
             };
         }
-        let flight = Flight::new(digest, repo.clone(), public, context.clone(), self.taken(&digest));
-        table.insert(digest, Arc::clone(&flight));
+        let flight = Flight::new(key.clone(), repo.clone(), public, context.clone(), self.taken(key));
+        table.insert(key.clone(), Arc::clone(&flight));
         let reader = self.reader(&flight, asked);
         Entry::Lead(flight, reader)
     }
 
     /// What readers have taken of a content.
-    pub(super) fn taken(&self, digest: &Digest) -> Taken {
-        lock(&self.taken).get_or_insert(*digest, Taken::default).clone()
+    pub(super) fn taken(&self, key: &PartialKey) -> Taken {
+        lock(&self.taken).get_or_insert(key.clone(), Taken::default).clone()
     }
 
-    /// The size of `digest` by upstream's word to the flight that brings it, if `repo` may know.
-    pub(super) fn total(&self, digest: &Digest, repo: &Repo, granted: bool) -> Option<u64> {
-        let flight = self.lock().get(digest).cloned()?;
+    /// The size of a content by upstream's word to the flight that brings it, if `repo` may know.
+    pub(super) fn total(&self, key: &PartialKey, repo: &Repo, granted: bool) -> Option<u64> {
+        let flight = self.lock().get(key).cloned()?;
         let progress = flight.progress.borrow();
         let file = progress.file.as_ref().filter(|_| flight.may_be_read_by(repo, granted))?;
         Some(file.size)
     }
 
     /// Whether a flight brings this for one repository alone.
-    pub(super) fn is_private(&self, digest: &Digest) -> bool {
-        self.lock().get(digest).is_some_and(|flight| !flight.public)
+    pub(super) fn is_private(&self, key: &PartialKey) -> bool {
+        self.lock().get(key).is_some_and(|flight| !flight.public)
     }
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
         let (origin, context) = (flight.origin.clone(), flight.context.clone());
-        let next = Flight::new(flight.digest, origin, flight.public, context, flight.taken.clone());
-        self.lock().insert(flight.digest, Arc::clone(&next));
+        let next = Flight::new(flight.key.clone(), origin, flight.public, context, flight.taken.clone());
+        self.lock().insert(flight.key.clone(), Arc::clone(&next));
         next
     }
 
     /// Takes an ended flight out of the table.
     pub(super) fn leave(&self, flight: &Arc<Flight>) {
         let mut table = self.lock();
-        if table.get(&flight.digest).is_some_and(|current| Arc::ptr_eq(current, flight)) {
-            table.remove(&flight.digest);
+        if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            table.remove(&flight.key);
         }
     }
 
@@ -331,8 +331,8 @@ impl Flights {
         if !lock(&flight.places).asked.is_empty() {
             return false;
         }
-        if table.get(&flight.digest).is_some_and(|current| Arc::ptr_eq(current, flight)) {
-            table.remove(&flight.digest);
+        if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
+            table.remove(&flight.key);
         }
         true
     }
@@ -373,7 +373,7 @@ impl Flights {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PartialKey, Arc<Flight>>> {
         lock(&self.table)
     }
 }
@@ -476,23 +476,5 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.flights.reader_left(&self.flight, &self.place);
-    }
-}
-
-/// How far a reader at `position` may see.
-fn visible(progress: &Progress, position: u64, held: bool) -> u64 {
-    let Some(file) = &progress.file else { return 0 };
-    let there = progress.have.run_end(position);
-    let proven = matches!(progress.end, Some(End::Proven));
-    if held && !proven { there.min(file.size.saturating_sub(HOLD_BACK)) } else { there }
-}
-
-/// How near the bytes at `position` are; or the proof, if those are held back.
-fn toward(progress: &Progress, position: u64, held: bool) -> (u64, u64) {
-    let total = progress.file.as_ref().map_or(0, |file| file.size);
-    if held && position >= total.saturating_sub(HOLD_BACK) {
-        (progress.have.bytes(), progress.hashed)
-    } else {
-        (progress.have.end_before(position), 0)
     }
 }

@@ -70,7 +70,7 @@ impl Cache {
     /// # Errors
     /// [`Error::NoUpstream`], or [`Error::Store`].
     pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let is_public = self.is_public(repo).await? && !self.0.flights.is_private(digest);
+        let is_public = self.is_public(repo).await? && !self.0.flights.is_private(&self.key(repo, digest));
         Ok(is_public && !self.0.store.is_private(repo, digest).await?)
     }
 

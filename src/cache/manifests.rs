@@ -15,7 +15,7 @@ use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
 use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
-use crate::store::{ManifestRecord, Store};
+use crate::store::{Grant, ManifestRecord, Proof, Store};
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Fetched, Standing, Upstream};
 
@@ -126,7 +126,7 @@ impl Cache {
         reference: &Reference,
     ) -> Result<(Manifest, Standing), Error> {
         let fetched = upstream.manifest(context, &repo.name, reference).await?;
-        let Fetched { body, manifest, public, standing, .. } = fetched;
+        let Fetched { body, manifest, public, speaker, standing, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
@@ -138,6 +138,7 @@ impl Cache {
             size: body.len() as u64,
             // A type that the content does not confirm is not passed on to other repositories: it may be a lie.
             public: public && manifest.is_type_confirmed,
+            speaker,
             fetched_at: now(),
         };
         self.0.store.expect(&manifest).await;
@@ -172,7 +173,7 @@ impl Cache {
         }
         match kind {
             Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
-            Kind::Blob => self.prove(repo, digest, &RequestContext::default()).await,
+            Kind::Blob => self.prove(repo, digest, &RequestContext::default()).await.map(drop),
             // It costs, and can be proven when it is asked for.
             Kind::Manifest if self.upstream(repo)?.is_short() => Ok(()),
             // Registries do not show manifests as blobs. It is small, and brings its media type along.
@@ -230,7 +231,8 @@ async fn keep(
     body: Bytes,
     record: &ManifestRecord,
 ) -> Result<(), Error> {
-    store.grant(repo, digest, record.public).await?;
+    let sent = Grant { public: record.public, proof: Some(Proof::Sent), speaker: record.speaker };
+    store.grant(repo, digest, sent).await?;
     store.put(digest, body).await?;
     store.set_manifest(repo, digest, record).await?;
     Ok(())

@@ -81,7 +81,7 @@ impl Writer {
         let writer = Self {
             flight: Arc::clone(flight),
             partial,
-            verifier: Verifier::new(flight.digest.algorithm()),
+            verifier: Verifier::new(flight.digest().algorithm()),
             hashed: 0,
             has_room: flight.is_whole(),
             news: None,

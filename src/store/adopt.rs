@@ -21,11 +21,11 @@ use serde_json::Value;
 
 use super::layout::{entry_digest, entry_tag};
 use super::ledger::Ledger;
-use super::record::{ManifestRecord, Previous, TagRecord};
+use super::record::{Grant, ManifestRecord, Previous, Proof, TagRecord};
 use super::refs::Ref;
 use super::{Error, disk, entries};
 use crate::oci::manifest::{Descriptor, is_manifest_type};
-use crate::oci::{Algorithm, Digest, Repo, Tag};
+use crate::oci::{Algorithm, Digest, Repo, Speaker, Tag};
 
 /// How long after its last change an `index.json` counts as finished.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
@@ -33,6 +33,9 @@ const SETTLED_AFTER: Duration = Duration::from_secs(60);
 pub(super) const DEPTH_MAX: usize = 4;
 /// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
 pub(super) const CLOSURE_MAX: usize = 10_000;
+
+/// What another tool has put into a repository's layout is for that repository.
+const ADOPTED: Grant = Grant { public: false, proof: Some(Proof::Adopted), speaker: Speaker::Registry };
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +145,7 @@ impl Ledger {
             };
             let Some(manifest) = manifest else {
                 if depth > 0 {
-                    self.grant(repo, &digest, false)?;
+                    self.grant(repo, &digest, ADOPTED)?;
                 }
                 continue;
             };
@@ -153,7 +156,10 @@ impl Ledger {
                 }
             }
             let media_type = manifest.media_type;
-            records.push((digest, ManifestRecord { media_type, size: blob.size, public: false, fetched_at }));
+            records.push((digest, {
+                let (speaker, public) = (Speaker::Registry, false);
+                ManifestRecord { media_type, size: blob.size, public, speaker, fetched_at }
+            }));
         }
         for (digest, record) in records.iter().rev() {
             self.set_manifest(repo, digest, record)?;

@@ -8,11 +8,11 @@
 //! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is
 //! hard: a fill that would go beyond it waits until that much is evicted, or passes through unstored.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -23,8 +23,8 @@ use rustix::fs::statvfs;
 use serde::{Deserialize, Deserializer, de};
 use tokio::sync::Notify;
 
-use super::disk;
 use super::index::{Short, short};
+use super::partial::{InUseKeys, PartialKey};
 use super::pin::Pin;
 use crate::oci::Digest;
 use crate::sync::lock;
@@ -143,10 +143,10 @@ pub(super) struct Missing {
 pub(super) struct Budget {
     limits: RwLock<Arc<Limits>>,
     pub(super) metrics: Arc<Metrics>,
-    /// Digests whose partial file somebody has.
-    pub(super) filling: Arc<Mutex<HashSet<Digest>>>,
+    /// The partial files that somebody has.
+    pub(super) filling: InUseKeys,
     /// Room that partial files have reserved.
-    partials: Mutex<HashMap<Digest, u64>>,
+    partials: Mutex<HashMap<PartialKey, u64>>,
     /// Sum of the same, to be read without the lock.
     partial_bytes: AtomicU64,
     /// Blobs of images that are larger than the budget.
@@ -162,7 +162,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new(limits: Limits, metrics: Arc<Metrics>, filling: Arc<Mutex<HashSet<Digest>>>) -> Self {
+    pub(super) fn new(limits: Limits, metrics: Arc<Metrics>, filling: InUseKeys) -> Self {
         let memories = NonZeroUsize::new(TOO_LARGE_MAX).expect("not zero");
         Self {
             limits: RwLock::new(Arc::new(limits)),
@@ -192,12 +192,14 @@ impl Budget {
     }
 
     /// Counts the partial files that an earlier process has left.
-    pub(super) fn count_partials(&self, folder: &Path) {
-        for name in disk::list(folder).unwrap_or_default() {
-            let Some(digest) = name.to_str().and_then(Digest::from_file_name) else { continue };
+    pub(super) fn count_partials(&self, paths: &[PathBuf]) {
+        for path in paths {
+            let mut names = path.iter().rev().map(|name| name.to_str().unwrap_or_default());
+            let (name, folder) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
+            let Some(key) = PartialKey::of_file(folder, name) else { continue };
             // What it takes, not how long it is: its room may be reserved and not yet filled.
-            if let Ok(metadata) = std::fs::symlink_metadata(folder.join(&name)) {
-                self.set_partial(&mut lock(&self.partials), digest, metadata.blocks() * 512);
+            if let Ok(metadata) = std::fs::symlink_metadata(path) {
+                self.set_partial(&mut lock(&self.partials), &key, metadata.blocks() * 512);
             }
         }
     }
@@ -214,10 +216,10 @@ impl Budget {
     }
 
     /// A partial file has become a blob, which `note` counts.
-    pub(super) fn landed(&self, digest: &Digest, note: impl FnOnce()) {
+    pub(super) fn landed(&self, key: &PartialKey, note: impl FnOnce()) {
         let mut partials = lock(&self.partials);
         note();
-        self.set_partial(&mut partials, *digest, 0);
+        self.set_partial(&mut partials, key, 0);
     }
 
     /// The most that may be used.
@@ -246,7 +248,7 @@ impl Budget {
         &self,
         root: &Path,
         blob_bytes: &dyn Fn() -> u64,
-        digest: &Digest,
+        key: &PartialKey,
         total: u64,
     ) -> Result<(), Missing> {
         let (space, limits) = (file_system(root), self.limits());
@@ -254,13 +256,13 @@ impl Budget {
         let floor = limits.min_free.of(space.total);
         // Two fills must not both take the last room.
         let mut partials = lock(&self.partials);
-        let more = total.saturating_sub(partials.get(digest).copied().unwrap_or(0));
+        let more = total.saturating_sub(partials.get(key).copied().unwrap_or(0));
         let used = self.used_now(blob_bytes) + more;
         let over = used.saturating_sub(max);
         let under = (floor + more).saturating_sub(space.free);
         let least = over.max(under);
         if least == 0 {
-            self.set_partial(&mut partials, *digest, total);
+            self.set_partial(&mut partials, key, total);
             return Ok(());
         }
         drop(partials);
@@ -271,27 +273,27 @@ impl Budget {
     }
 
     /// A partial file takes so much, and has reserved no more.
-    pub(super) fn count_partial(&self, digest: &Digest, bytes: u64) {
-        self.set_partial(&mut lock(&self.partials), *digest, bytes);
+    pub(super) fn count_partial(&self, key: &PartialKey, bytes: u64) {
+        self.set_partial(&mut lock(&self.partials), key, bytes);
     }
 
     /// A partial file has grown, perhaps into room that it has reserved.
-    pub(super) fn count_at_least(&self, digest: &Digest, bytes: u64) {
+    pub(super) fn count_at_least(&self, key: &PartialKey, bytes: u64) {
         let mut partials = lock(&self.partials);
-        let has_grown = partials.get(digest).is_none_or(|counted| *counted < bytes);
+        let has_grown = partials.get(key).is_none_or(|counted| *counted < bytes);
         if has_grown {
-            self.set_partial(&mut partials, *digest, bytes);
+            self.set_partial(&mut partials, key, bytes);
             self.wake.notify_one();
         }
     }
 
     /// A partial file is gone. Returns how much it had reserved.
-    pub(super) fn release(&self, digest: &Digest) -> u64 {
-        self.set_partial(&mut lock(&self.partials), *digest, 0)
+    pub(super) fn release(&self, key: &PartialKey) -> u64 {
+        self.set_partial(&mut lock(&self.partials), key, 0)
     }
 
-    fn set_partial(&self, partials: &mut HashMap<Digest, u64>, digest: Digest, bytes: u64) -> u64 {
-        let old = if bytes == 0 { partials.remove(&digest) } else { partials.insert(digest, bytes) };
+    fn set_partial(&self, partials: &mut HashMap<PartialKey, u64>, key: &PartialKey, bytes: u64) -> u64 {
+        let old = if bytes == 0 { partials.remove(key) } else { partials.insert(key.clone(), bytes) };
         let old = old.unwrap_or(0);
         self.partial_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.partial_bytes.fetch_sub(old, Ordering::Relaxed);
@@ -299,15 +301,16 @@ impl Budget {
     }
 
     /// The partial files that nobody has, and what they take.
-    pub(super) fn abandoned(&self) -> Vec<(Digest, u64)> {
+    pub(super) fn abandoned(&self) -> Vec<(PartialKey, u64)> {
         let filling = lock(&self.filling).clone();
         let partials = lock(&self.partials);
-        let all = partials.iter().map(|(digest, bytes)| (*digest, *bytes));
-        all.filter(|(digest, _)| !filling.contains(digest)).collect()
+        let all = partials.iter().filter(|(key, _)| !filling.contains(key));
+        all.map(|(key, bytes)| (key.clone(), *bytes)).collect()
     }
 
+    /// Whether some registry is sending it.
     pub(super) fn is_filling(&self, digest: &Digest) -> bool {
-        lock(&self.filling).contains(digest)
+        lock(&self.filling).iter().any(|key| key.digest == *digest)
     }
 
     /// Notes whether an image fits into the budget at all, by what its manifest claims.
@@ -357,7 +360,7 @@ fn file_system(root: &Path) -> Space {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, Registry};
 
     #[test]
     fn sizes_are_bytes_with_a_unit_or_a_share() {
@@ -384,7 +387,9 @@ mod tests {
     #[test]
     fn partial_files_count_and_the_limit_is_hard() {
         let (budget, root) = (budget(100), Path::new("/"));
-        let [one, two] = ["1", "2"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
+        let registry = Registry::parse("r.example").unwrap();
+        let [one, two] = ["1", "2"]
+            .map(|text| PartialKey::new(&registry, &Digest::of(Algorithm::Sha256, text.as_bytes())));
         assert_eq!(budget.reserve(root, &|| 50, &one, 30), Ok(()));
         assert_eq!(budget.used_bytes(&|| 50), 80);
         assert_eq!(
@@ -393,8 +398,8 @@ mod tests {
         );
         assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
         assert_eq!(budget.used_bytes(&|| 50), 90);
-        assert_eq!(budget.abandoned(), [(one, 40)]);
-        lock(&budget.filling).insert(one);
+        assert_eq!(budget.abandoned(), [(one.clone(), 40)]);
+        lock(&budget.filling).insert(one.clone());
         assert_eq!(budget.abandoned(), []);
         budget.release(&one);
         assert_eq!(budget.used_bytes(&|| 50), 50);

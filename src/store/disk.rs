@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::health::Condition;
+use crate::oci::Digest;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
@@ -82,11 +83,29 @@ impl Disk {
         self.root.join("partial")
     }
 
-    /// Removes what a killed process had staged.
+    /// The files of the folders of partial files, one for each registry. What stands beside these folders is staged, or of
+    /// a berth before this one.
+    pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut files = Vec::new();
+        for name in list(&self.partials())? {
+            let folder = self.partials().join(name);
+            if fs::symlink_metadata(&folder).is_ok_and(|folder| folder.is_dir()) {
+                files.extend(list(&folder)?.into_iter().map(|name| folder.join(name)));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Removes what a killed process had staged, and the partial files of a berth that kept them for all registries.
     pub(super) fn sweep(&self) -> Result<usize, Error> {
-        let is_staged = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(STAGED_PREFIX));
+        let is_left = |name: &OsStr| {
+            name.to_str().is_some_and(|name| {
+                let of_all = name.strip_suffix(".map").unwrap_or(name);
+                name.starts_with(STAGED_PREFIX) || Digest::from_file_name(of_all).is_some()
+            })
+        };
         let mut count = 0;
-        for name in list(&self.partials())?.into_iter().filter(|name| is_staged(name)) {
+        for name in list(&self.partials())?.into_iter().filter(|name| is_left(name)) {
             count += usize::from(self.remove_leftover(&self.partials().join(name))?);
         }
         Ok(count)
@@ -297,7 +316,7 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
     kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     // Only a root has no parent, and nothing is ever written at one.
     path.parent().unwrap_or(path)
 }

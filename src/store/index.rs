@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `blob` | digest | size, last use, first use (three big-endian `u64`) |
 //! | `repo` | `registry/name` | one byte: is anything of it public |
-//! | `grant` | repo, NUL, digest | one byte: public |
-//! | `public` | digest | empty, or the `ManifestRecord` of a public manifest |
+//! | `grant` | repo, NUL, digest | `Grant` |
+//! | `holding` | digest, registry | one byte: what the grants of the registry's repositories come to; behind it the `ManifestRecord` of a public manifest |
 //! | `tag` | repo, NUL, tag | `TagRecord` |
 //! | `manifest` | repo, NUL, digest | `ManifestRecord` |
 //! | `parts` | digest of a manifest | bytes that it claims (a big-endian `u64`), then what it refers to, by short names |
@@ -46,7 +46,7 @@ use tally::Tally;
 use crate::sync::lock;
 
 /// Another version of the trees is not migrated but rebuilt.
-const VERSION: &[u8] = b"berth 2";
+const VERSION: &[u8] = b"berth 3";
 /// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
 /// some 50 bytes a record in memory.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -85,7 +85,7 @@ struct Trees {
     blob: Tree,
     repo: Tree,
     grant: Tree,
-    public: Tree,
+    holding: Tree,
     tag: Tree,
     manifest: Tree,
     parts: Tree,
@@ -99,14 +99,14 @@ struct Trees {
 enum Part {
     Blob,
     Grant,
-    Public,
+    Holding,
     Tag,
     Manifest,
 }
 
 impl Part {
     /// Each at the place that its number says.
-    const ALL: [Self; 5] = [Self::Blob, Self::Grant, Self::Public, Self::Tag, Self::Manifest];
+    const ALL: [Self; 5] = [Self::Blob, Self::Grant, Self::Holding, Self::Tag, Self::Manifest];
 }
 
 impl Index {
@@ -264,7 +264,7 @@ impl Trees {
             blob: db.open_tree("blob")?,
             repo: db.open_tree("repo")?,
             grant: db.open_tree("grant")?,
-            public: db.open_tree("public")?,
+            holding: db.open_tree("holding")?,
             tag: db.open_tree("tag")?,
             manifest: db.open_tree("manifest")?,
             parts: db.open_tree("parts")?,

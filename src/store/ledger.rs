@@ -27,7 +27,7 @@ use super::opened::{BlobFile, Opened, Whose, is_same_file};
 use super::pin::Pins;
 use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
-use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
+use super::record::{ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Document, Repo, Tag};
@@ -175,77 +175,16 @@ impl Ledger {
         }
     }
 
-    // === Grants ===
-
-    /// Whether `repo` may be served `digest`: its own, or public anywhere.
-    pub(super) fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let whose = if self.index.is_public(digest) {
-            Whose::Public
-        } else if self.index.grant(repo, digest).is_some() || self.own_grant(repo, digest)?.is_some() {
-            Whose::Repo(repo)
-        } else {
-            return Ok(false);
-        };
-        self.opened.grant(digest, whose);
-        Ok(true)
-    }
-
-    /// Whether `repo` has this from an upstream that knew who asks, and nobody has it publicly.
-    pub(super) fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        if self.index.is_public(digest) {
-            return Ok(false);
-        }
-        let grant = match self.index.grant(repo, digest) {
-            Some(public) => Some(public),
-            None => self.own_grant(repo, digest)?,
-        };
-        Ok(grant == Some(false))
-    }
-
-    /// Grants for good. Where the index or, under the lock, a file says so already, that is durable.
-    pub(super) fn grant(&self, repo: &Repo, digest: &Digest, public: bool) -> Result<(), Error> {
-        let is_enough = |have: Option<bool>| have.is_some_and(|have| have || !public);
-        if is_enough(self.index.grant(repo, digest)) {
-            return Ok(());
-        }
-        let _guard = self.lock(repo);
-        let have = self.own_grant_unlocked(repo, digest)?;
-        let public = public || have.unwrap_or(false);
-        if !is_enough(have) {
-            self.refs.write(repo, Ref::Blob(digest), &Grant { public })?;
-        }
-        self.index.put_grant(repo, digest, public);
-        Ok(())
-    }
-
-    /// What this repository's files say of its right to a digest, put into the index.
-    fn own_grant(&self, repo: &Repo, digest: &Digest) -> Result<Option<bool>, Error> {
-        if !self.refs.exists(repo, Ref::Blob(digest)) && !self.refs.exists(repo, Ref::Manifest(digest)) {
-            return Ok(None);
-        }
-        let _guard = self.lock(repo);
-        let grant = self.own_grant_unlocked(repo, digest)?;
-        if let Some(public) = grant {
-            self.index.put_grant(repo, digest, public);
-        }
-        Ok(grant)
-    }
-
-    fn own_grant_unlocked(&self, repo: &Repo, digest: &Digest) -> Result<Option<bool>, Error> {
-        let as_blob = self.refs.read::<Grant>(repo, Ref::Blob(digest))?.map(|grant| grant.public);
-        let as_manifest =
-            self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))?.map(|record| record.public);
-        // None is less than any grant, and a private grant less than a public one.
-        Ok(as_blob.max(as_manifest))
-    }
-
     // === Manifests ===
 
     /// A manifest as `repo` knows it itself, or whoever has it publicly. Without the index only the former can be
     /// found. From here on it is at hand.
     pub(super) fn manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<Arc<Document>>, Error> {
         let own = self.own_manifest(repo, digest)?.map(|record| (record, Whose::Repo(repo)));
-        let public = || self.index.public_manifest(digest).map(|record| (record, Whose::Public));
+        let public = || {
+            let record = self.index.public_manifest(digest).filter(|_| self.index.is_public(digest));
+            record.map(|record| (record, Whose::Public))
+        };
         let Some((record, whose)) = own.or_else(public) else { return Ok(None) };
         let Some(blob) = self.open_blob(digest)? else {
             self.opened.forget(digest);
@@ -288,9 +227,11 @@ impl Ledger {
         let mut record = record.clone();
         let guard = self.lock(repo);
         let old: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(digest))?;
+        record.public = self.believed(digest, record.grant()).public;
         record.public |= old.as_ref().is_some_and(|old| old.public);
         let is_same = |old: &ManifestRecord| {
-            (old.public, &old.media_type, old.size) == (record.public, &record.media_type, record.size)
+            (old.public, &old.media_type, old.size, old.speaker)
+                == (record.public, &record.media_type, record.size, record.speaker)
         };
         let is_news = !old.as_ref().is_some_and(is_same);
         if is_news {

@@ -1,13 +1,14 @@
-//! `partial/<algorithm>-<hex>.map`: which bytes of a partial file survive a power loss.
+//! `partial/<registry>/<algorithm>-<hex>.map`: which bytes of a partial file survive a power loss.
 //!
 //! Two records, each in a page of 4 KiB of its own, written in turn:
 //!
 //! ```text
-//! 0    8  "berthma2"
+//! 0    8  "berthma3"
 //! 8    8  sequence, big-endian; its lowest bit is the page
 //! 16   8  size of the whole blob
-//! 24  32  SHA-256 of the repository that all of it came from; zeros if from several
-//! 56   8  number of spans n
+//! 24  32  SHA-256 of the repository that all of it came for; zeros if for several
+//! 56   1  1 if all of it came without a credential, and 2 if all of it came from parents, added up
+//! 57   7  number of spans n
 //! 64 16n  start and end of each span that is synced, in order
 //!     32  SHA-256 of all before
 //! ```
@@ -26,9 +27,9 @@ use std::os::unix::fs::FileExt as _;
 
 use super::pieces::Pieces;
 use crate::oci::range::Span;
-use crate::oci::{Algorithm, Digest, Repo};
+use crate::oci::{Algorithm, Digest, Repo, Speaker};
 
-const MAGIC: &[u8; 8] = b"berthma2";
+const MAGIC: &[u8; 8] = b"berthma3";
 const FIELDS_BYTES: usize = 64;
 const SPAN_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 32;
@@ -37,20 +38,93 @@ const PAGE_BYTES: usize = 4096;
 /// Spans that fit.
 const SPANS_MAX: usize = (PAGE_BYTES - FIELDS_BYTES - CHECKSUM_BYTES) / SPAN_BYTES;
 
-/// Whose upstream the bytes came from, as far as a map tells.
+/// For which repository bytes came, and how, as far as a map tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Origin([u8; 32]);
+pub(super) struct Origin {
+    repo: [u8; 32],
+    /// Whether all of it came without a credential.
+    is_public: bool,
+    /// Whether all of it came from parents.
+    is_by_parents: bool,
+}
 
 impl Origin {
-    /// From the upstreams of several repositories.
-    pub(super) const SEVERAL: Self = Self([0; 32]);
+    /// In the place of a repository: several.
+    const SEVERAL: [u8; 32] = [0; 32];
 
-    pub(super) fn of(repo: &Repo) -> Self {
-        let digest = Digest::of(Algorithm::Sha256, repo.to_string().as_bytes());
-        let mut name = [0; 32];
-        name.copy_from_slice(digest.raw());
-        Self(name)
+    /// With what comes from elsewhere, too.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            repo: if self.repo == other.repo { self.repo } else { Self::SEVERAL },
+            is_public: self.is_public && other.is_public,
+            is_by_parents: self.is_by_parents && other.is_by_parents,
+        }
     }
+
+    /// Whether all of it came for `repo`.
+    pub(super) fn is_for(&self, repo: &Repo) -> bool {
+        self.repo == name_of(repo)
+    }
+
+    /// Whether all of it came without a credential, so that every repository of the registry may read it.
+    pub(super) fn is_public(&self) -> bool {
+        self.is_public
+    }
+
+    /// Whether all of it came from parents.
+    pub(super) fn is_by_parents(&self) -> bool {
+        self.is_by_parents
+    }
+
+    /// Whether the transfer of `next` may go on with what is there. What the registry gave to another repository is
+    /// another's until the registry itself says otherwise, and a transfer that anybody may follow begins anew rather than
+    /// with private bytes.
+    pub(super) fn may_go_on(&self, next: &Next<'_>) -> bool {
+        if next.is_public && !self.is_public {
+            return false;
+        }
+        self.is_public
+            || next.is_granted
+            || self.is_for(next.repo)
+            || match next.speaker {
+                Speaker::Registry => true,
+                Speaker::Parent => self.is_by_parents,
+                Speaker::Fallback => false,
+            }
+    }
+
+    fn flags(self) -> u8 {
+        u8::from(self.is_public) | u8::from(self.is_by_parents) << 1
+    }
+}
+
+/// A transfer that is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    /// The repository that it is for, which upstream has just said may have the content.
+    pub repo: &'a Repo,
+    /// Whether that has a grant already.
+    pub is_granted: bool,
+    /// Whether all of the content comes without a credential, and anybody may follow.
+    pub is_public: bool,
+    /// Whether nobody but parents will send it.
+    pub is_by_parents: bool,
+    /// Who has said so, and sends the first of it.
+    pub speaker: Speaker,
+}
+
+impl Next<'_> {
+    pub(super) fn origin(&self) -> Origin {
+        let Self { is_public, is_by_parents, .. } = *self;
+        Origin { repo: name_of(self.repo), is_public, is_by_parents }
+    }
+}
+
+fn name_of(repo: &Repo) -> [u8; 32] {
+    let digest = Digest::of(Algorithm::Sha256, repo.to_string().as_bytes());
+    let mut name = [0; 32];
+    name.copy_from_slice(digest.raw());
+    name
 }
 
 /// What a map says.
@@ -96,8 +170,9 @@ impl Map {
         record.extend_from_slice(MAGIC);
         record.extend_from_slice(&self.sequence.to_be_bytes());
         record.extend_from_slice(&self.total.to_be_bytes());
-        record.extend_from_slice(&self.origin.0);
-        record.extend_from_slice(&(spans.len() as u64).to_be_bytes());
+        record.extend_from_slice(&self.origin.repo);
+        record.push(self.origin.flags());
+        record.extend_from_slice(&(spans.len() as u64).to_be_bytes()[1..]);
         for span in spans {
             record.extend_from_slice(&span.start.to_be_bytes());
             record.extend_from_slice(&span.end.to_be_bytes());
@@ -112,7 +187,8 @@ impl Map {
             let bytes = page.get(at..at + 8)?;
             Some(u64::from_be_bytes(bytes.try_into().ok()?))
         };
-        let count = usize::try_from(number(56)?).ok().filter(|count| *count <= SPANS_MAX)?;
+        let (flags, count) = (*page.get(56)?, number(56)? & (u64::MAX >> 8));
+        let count = usize::try_from(count).ok().filter(|count| *count <= SPANS_MAX)?;
         let fields = page.get(..FIELDS_BYTES + count * SPAN_BYTES)?;
         let checksum = page.get(fields.len()..fields.len() + CHECKSUM_BYTES)?;
         if !fields.starts_with(MAGIC) || Digest::of(Algorithm::Sha256, fields).raw() != checksum {
@@ -127,7 +203,8 @@ impl Map {
             }
             pieces.insert(span);
         }
-        let origin = Origin(page.get(24..56)?.try_into().ok()?);
+        let repo = page.get(24..56)?.try_into().ok()?;
+        let origin = Origin { repo, is_public: flags & 1 != 0, is_by_parents: flags & 2 != 0 };
         Some(Self { sequence: number(8)?, total, origin, pieces })
     }
 }
@@ -162,7 +239,7 @@ fn fitting(pieces: &Pieces) -> Pieces {
 mod tests {
     use super::*;
 
-    const ORIGIN: Origin = Origin([7; 32]);
+    const ORIGIN: Origin = Origin { repo: [7; 32], is_public: true, is_by_parents: false };
 
     fn pieces(spans: &[(u64, u64)]) -> Pieces {
         let mut pieces = Pieces::default();

@@ -1,7 +1,8 @@
-//! `partial/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
+//! `partial/<registry>/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
 //!
-//! What is there need not be the beginning: ranges are kept where they belong. When its flight has ended, what
-//! is [left](Left) may be read without one, by a repository that all of it came from.
+//! What is there need not be the beginning: ranges are kept where they belong. It is unproven, so it is nobody's but that
+//! registry's; and of its repositories only that may read what is [left](Left) when the flight has ended for which it
+//! came, or which has a grant.
 //!
 //! Promises, also across a power loss:
 //! - The map never names bytes that are not synced. When a file must be started over, the old map is removed
@@ -9,7 +10,7 @@
 //! - A file is never cut or emptied: starting over means a new file, and a reader of the old one keeps it.
 //! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
 //!   failure once, and calls the lost pages clean from then on.
-//! - One handle per digest. Two flights that write to one file could commit what neither has verified.
+//! - One handle per file. Two flights that write to one could commit what neither has verified.
 //! - If all of it is wanted, there is room for it from the start, as far as the file system can promise that: a
 //!   disk that is too full for a blob says so before a reader has been told anything.
 
@@ -27,21 +28,45 @@ use rustix::io::{Errno, retry_on_intr};
 use super::Error;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
-use super::map::{Map, Origin};
+use super::map::{Map, Next, Origin};
 use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Repo};
+use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
 
+/// What a partial file is of: what one registry sends is its own until it is proven.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PartialKey {
+    /// The registry that sends it.
+    pub registry: Registry,
+    /// What it is said to be.
+    pub digest: Digest,
+}
+
+impl PartialKey {
+    /// Of this digest, from that registry.
+    pub fn new(registry: &Registry, digest: &Digest) -> Self {
+        Self { registry: registry.clone(), digest: *digest }
+    }
+
+    /// What a file of the folder of partial files is of.
+    pub(super) fn of_file(folder: &str, name: &str) -> Option<Self> {
+        Some(Self { registry: Registry::from_folder(folder)?, digest: Digest::from_file_name(name)? })
+    }
+}
+
+/// The keys of partial files that somebody has.
+pub(super) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
+
 /// The folder of partial files.
 pub(super) struct Partials {
     disk: Arc<Disk>,
-    in_use: Arc<Mutex<HashSet<Digest>>>,
+    in_use: InUseKeys,
 }
 
 /// A blob under way. All methods block.
@@ -49,15 +74,20 @@ pub(super) struct Partials {
 /// Dropped, it stays on disk with what was synced, for the next flight.
 pub struct Partial {
     ledger: Arc<Ledger>,
-    digest: Digest,
+    key: PartialKey,
     path: PathBuf,
     data: BlobFile,
     map_file: File,
     map: Map,
+    /// How what was there at first had come; `None` if nothing was.
+    began: Option<Origin>,
     /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
     is_broken: bool,
     _in_use: InUse,
 }
+
+/// A partial file, its map, and how what is there had come, if anything is.
+type Found = (File, File, Map, Option<Origin>);
 
 /// What an earlier flight has left of a blob.
 pub struct Left {
@@ -71,9 +101,9 @@ pub struct Left {
 }
 
 impl Left {
-    /// Whether all of it came from the upstream of `repo`, and for `repo`.
-    pub fn is_from(&self, repo: &Repo) -> bool {
-        self.origin == Origin::of(repo)
+    /// Whether all of it came for this repository of the registry.
+    pub fn is_for(&self, repo: &Repo) -> bool {
+        self.origin.is_for(repo)
     }
 }
 
@@ -96,15 +126,23 @@ impl Sync {
     }
 }
 
-/// Frees the digest for the next flight.
+/// Frees the file for the next flight.
 struct InUse {
-    digest: Digest,
-    all: Arc<Mutex<HashSet<Digest>>>,
+    key: PartialKey,
+    all: InUseKeys,
+}
+
+impl InUse {
+    /// None if somebody has it.
+    fn take(key: &PartialKey, all: &InUseKeys) -> Option<Self> {
+        let is_free = lock(all).insert(key.clone());
+        is_free.then(|| Self { key: key.clone(), all: Arc::clone(all) })
+    }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        lock(&self.all).remove(&self.digest);
+        lock(&self.all).remove(&self.key);
     }
 }
 
@@ -113,8 +151,8 @@ impl Partials {
         Self { disk, in_use: Arc::default() }
     }
 
-    /// The digests whose file somebody has.
-    pub(super) fn in_use(&self) -> Arc<Mutex<HashSet<Digest>>> {
+    /// What of it somebody has.
+    pub(super) fn in_use(&self) -> InUseKeys {
         Arc::clone(&self.in_use)
     }
 
@@ -123,34 +161,35 @@ impl Partials {
         Self { disk: Arc::clone(&ledger.disk), in_use: Arc::clone(&ledger.budget.filling) }
     }
 
-    /// Opens what is there, or starts over if that is nothing usable or of another total. What will come, comes
-    /// from the upstream of `repo`; all of it if `is_whole`.
+    /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`; all of
+    /// it will come if `is_whole`.
     pub(super) fn open(
         &self,
         ledger: Arc<Ledger>,
-        digest: &Digest,
+        key: &PartialKey,
         total: u64,
-        repo: &Repo,
+        next: &Next<'_>,
         is_whole: bool,
     ) -> Result<Partial, Error> {
-        if !lock(&self.in_use).insert(*digest) {
-            return Err(Error::InUse { digest: Box::new(*digest) });
-        }
-        let in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
-        let path = self.path(digest);
-        let opened = self.find_or_create(&path, total, Origin::of(repo));
-        let (data, map_file, map) = opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
+        let Some(in_use) = InUse::take(key, &self.in_use) else {
+            return Err(Error::InUse { digest: Box::new(key.digest) });
+        };
+        let path = self.path(key);
+        let opened = self.find_or_create(&path, total, next);
+        let (data, map_file, map, began) =
+            opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
         let partial = Partial {
             ledger,
-            digest: *digest,
+            key: key.clone(),
             path,
             data: BlobFile::new(data, total),
             map_file,
             map,
+            began,
             is_broken: false,
             _in_use: in_use,
         };
-        partial.ledger.budget.count_partial(digest, partial.have().bytes());
+        partial.ledger.budget.count_partial(key, partial.have().bytes());
         if !is_whole {
             return Ok(partial);
         }
@@ -159,7 +198,7 @@ impl Partials {
             Err(error) => {
                 if partial.have().bytes() == 0 {
                     drop_files(&self.disk, &partial.path)?;
-                    partial.ledger.budget.release(digest);
+                    partial.ledger.budget.release(key);
                 }
                 Err(error)
             }
@@ -167,8 +206,8 @@ impl Partials {
     }
 
     /// What is there, if no more than a look at it is wanted.
-    pub(super) fn left(&self, digest: &Digest) -> Option<Left> {
-        let path = self.path(digest);
+    pub(super) fn left(&self, key: &PartialKey) -> Option<Left> {
+        let path = self.path(key);
         let file = File::open(&path).ok()?;
         let map = Map::read(&File::open(map_path(&path)).ok()?)?;
         let opened = file.metadata().ok()?;
@@ -185,8 +224,7 @@ impl Partials {
 
     /// Removes maps and files that have lost each other. What is left can be resumed.
     pub(super) fn sweep(&self) -> Result<(), Error> {
-        for name in disk::list(&self.disk.partials())? {
-            let path = self.disk.partials().join(name);
+        for path in self.disk.partial_files()? {
             let is_map = path.extension().is_some_and(|extension| extension == "map");
             let other = if is_map { path.with_extension("") } else { map_path(&path) };
             if !other.exists() {
@@ -196,47 +234,48 @@ impl Partials {
         Ok(())
     }
 
-    fn find_or_create(&self, path: &Path, total: u64, origin: Origin) -> Result<(File, File, Map), Error> {
-        let (data, map_file, mut map) = match open_existing(path, total)? {
+    fn find_or_create(&self, path: &Path, total: u64, next: &Next<'_>) -> Result<Found, Error> {
+        let existing = open_existing(path, total)?.filter(|(_, _, map)| map.origin.may_go_on(next));
+        let (data, map_file, mut map) = match existing {
             Some(existing) => existing,
-            None => self.disk.retry_without_folder(|| self.create(path, Map::new(total, origin)))?,
+            None => self.disk.retry_without_folder(|| self.create(path, Map::new(total, next.origin())))?,
         };
+        let began = (map.pieces.bytes() > 0).then_some(map.origin);
+        let origin = map.origin.and(next.origin());
         if map.origin != origin {
-            map.origin = Origin::SEVERAL;
+            map.origin = origin;
             let pieces = map.pieces.clone();
             map.advance(&map_file, &pieces).map_err(|source| Error::io("write", &map_path(path), source))?;
         }
-        Ok((data, map_file, map))
+        Ok((data, map_file, map, began))
     }
 
     /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
-    pub(super) fn drop_abandoned(&self, ledger: &Ledger, digest: &Digest) -> Result<u64, Error> {
-        if !lock(&self.in_use).insert(*digest) {
-            return Ok(0);
-        }
-        let _in_use = InUse { digest: *digest, all: Arc::clone(&self.in_use) };
-        drop_files(&self.disk, &self.path(digest))?;
-        Ok(ledger.budget.release(digest))
+    pub(super) fn drop_abandoned(&self, ledger: &Ledger, key: &PartialKey) -> Result<u64, Error> {
+        let Some(_in_use) = InUse::take(key, &self.in_use) else { return Ok(0) };
+        drop_files(&self.disk, &self.path(key))?;
+        Ok(ledger.budget.release(key))
     }
 
     /// When a partial file was last written to, in seconds since 1970.
-    pub(super) fn last_change(&self, digest: &Digest) -> u64 {
-        let modified = fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified());
+    pub(super) fn last_change(&self, key: &PartialKey) -> u64 {
+        let modified = fs::metadata(self.path(key)).and_then(|metadata| metadata.modified());
         modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
     }
 
-    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
-        self.disk.partials().join(digest.file_name())
+    pub(super) fn path(&self, key: &PartialKey) -> PathBuf {
+        self.disk.partials().join(key.registry.to_folder()).join(key.digest.file_name())
     }
 
     fn create(&self, path: &Path, mut map: Map) -> Result<(File, File, Map), Error> {
-        self.disk.ensure(&self.disk.partials())?;
+        let folder = disk::parent(path);
+        self.disk.ensure(folder)?;
         drop_files(&self.disk, path)?;
         let data = create_file(path)?;
         let map_path = map_path(path);
         let map_file = create_file(&map_path)?;
         map.advance(&map_file, &Pieces::default()).map_err(|source| Error::io("write", &map_path, source))?;
-        disk::sync_folder(&self.disk.partials())?;
+        disk::sync_folder(folder)?;
         Ok((data, map_file, map))
     }
 }
@@ -252,6 +291,16 @@ impl Partial {
         self.map.total
     }
 
+    /// Whether what was there at first, if anything, had come without a credential.
+    pub fn began_public(&self) -> bool {
+        self.began.is_none_or(|origin| origin.is_public())
+    }
+
+    /// Whether what was there at first, if anything, had come from parents.
+    pub fn began_by_parents(&self) -> bool {
+        self.began.is_none_or(|origin| origin.is_by_parents())
+    }
+
     /// The file, for readers of what is there.
     pub fn file(&self) -> BlobFile {
         self.data.clone()
@@ -265,14 +314,14 @@ impl Partial {
         let total = self.map.total;
         let partials = Partials::of(&self.ledger);
         let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
-        sweeper.admit(&self.digest, total)?;
+        sweeper.admit(&self.key, total)?;
         let reserved = reserve(self.data.file(), total).or_else(|error| match Errno::from_io_error(&error) {
             // Others fill the disk as well: what is not needed any more gives way to what is.
             Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(self.data.file(), total),
             _ => Err(error),
         });
         reserved.map_err(|error| {
-            self.ledger.budget.count_partial(&self.digest, have.bytes());
+            self.ledger.budget.count_partial(&self.key, have.bytes());
             // Some file systems keep what they could find.
             let mut at = 0;
             while let Some(gap) = have.gap(Span { start: at, end: total }) {
@@ -332,7 +381,7 @@ impl Partial {
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
         self.refuse_if_broken()?;
         let Synced { pieces, result } = synced;
-        self.ledger.budget.count_at_least(&self.digest, pieces.bytes());
+        self.ledger.budget.count_at_least(&self.key, pieces.bytes());
         let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
         result.map_err(|source| {
             self.is_broken = true;
@@ -347,8 +396,8 @@ impl Partial {
     /// [`Error::Io`] if the disk fails, and the file stays for another try.
     pub fn commit(self, proven: &Digest) -> Result<(), Error> {
         self.refuse_if_broken()?;
-        if *proven != self.digest {
-            let error = Error::mismatch(&self.digest, *proven);
+        if *proven != self.key.digest {
+            let error = Error::mismatch(&self.key.digest, *proven);
             self.discard();
             return Err(error);
         }
@@ -361,23 +410,23 @@ impl Partial {
         data.set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
             .and_then(|()| data.sync_all())
             .map_err(|source| self.failed("sync", source))?;
-        disk.rename(&self.path, &self.ledger.blobs.path(&self.digest))?;
+        disk.rename(&self.path, &self.ledger.blobs.path(&self.key.digest))?;
         // Syncs the folder that the file has left, too. The blob is there already, so nothing is lost if the
         // map stays: it is swept at the next start.
         if let Err(error) = disk.remove(&map_path(&self.path)) {
-            tracing::warn!(%error, digest = %self.digest, "cannot remove the map of a finished blob");
+            tracing::warn!(%error, digest = %self.key.digest, "cannot remove the map of a finished blob");
         }
         disk.condition.succeeded(size);
-        self.ledger.budget.landed(&self.digest, || self.ledger.blob_stored(&self.digest, size));
+        self.ledger.budget.landed(&self.key, || self.ledger.blob_stored(&self.key.digest, size));
         Ok(())
     }
 
     /// Drops it, for content that turned out to be wrong.
     pub fn discard(self) {
         if let Err(error) = drop_files(&self.ledger.disk, &self.path) {
-            tracing::warn!(%error, digest = %self.digest, "cannot drop a partial file");
+            tracing::warn!(%error, digest = %self.key.digest, "cannot drop a partial file");
         } else {
-            self.ledger.budget.release(&self.digest);
+            self.ledger.budget.release(&self.key);
         }
     }
 

@@ -235,7 +235,8 @@ mod tests {
         fs::File::create(ledger.quarantine_folder()).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let repo = Repo::new("docker.io".parse().unwrap(), "a/b".parse().unwrap());
-        let record = ManifestRecord { media_type: "a/b".to_owned(), size: 1, public: false, fetched_at: 0 };
+        let (media_type, speaker) = ("a/b".to_owned(), crate::oci::Speaker::Registry);
+        let record = ManifestRecord { media_type, size: 1, public: false, speaker, fetched_at: 0 };
         ledger.set_manifest(&repo, &digest, &record).unwrap();
         let is_there = || {
             let there = ledger.blob(&digest).unwrap().is_some();

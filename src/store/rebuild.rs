@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::grants::merged;
 use super::index::Entry;
 use super::ledger::{Ledger, unix_seconds};
 use super::record::{Grant, ManifestRecord, TagRecord};
@@ -193,10 +194,13 @@ impl Ledger {
         self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
             let old = self.index.grant(repo, &digest);
             if !(old.is_some() && trusts_grants)
-                && let Some(Grant { public }) = self.refs.read(repo, Ref::Blob(&digest))?
+                && let Some(grant) = self.refs.read::<Grant>(repo, Ref::Blob(&digest))?
             {
-                added += usize::from(old.is_none_or(|old| public && !old));
-                self.index.put_grant(repo, &digest, public);
+                // Its manifests have been learned by now.
+                let manifest = self.index.manifest(repo, &digest);
+                let all = manifest.map_or(grant, |record| merged(grant, record.grant()));
+                added += usize::from(old != Some(all));
+                self.index.put_grant(repo, &digest, all);
             }
             Ok(goes_on())
         })?;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Registry, Speaker};
 
 /// What a tag means here, and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +53,19 @@ pub struct ManifestRecord {
     /// Whether it came from upstream without a credential. Once true, it stays true.
     #[serde(default)]
     pub public: bool,
+    /// Who sent it.
+    #[serde(default)]
+    pub speaker: Speaker,
     /// When it was fetched, in seconds since 1970.
     #[serde(default)]
     pub fetched_at: u64,
+}
+
+impl ManifestRecord {
+    /// The grant that it implies: manifests come by the transfer of their own registry.
+    pub(super) fn grant(&self) -> Grant {
+        Grant { public: self.public, proof: Some(Proof::Sent), speaker: self.speaker }
+    }
 }
 
 /// Upstream's list of what refers to a manifest.
@@ -77,10 +87,44 @@ pub(super) struct ReferrersFile {
 
 /// That a repository may be served a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Grant {
-    /// Whether every other repository may be served it too.
+pub struct Grant {
+    /// Whether it came without a credential, so that every other repository may be served it too.
     #[serde(default)]
-    pub(super) public: bool,
+    pub public: bool,
+    /// How it was proven; none: by a berth that took a claim for a proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+    /// By whom.
+    #[serde(default)]
+    pub speaker: Speaker,
+}
+
+/// How it was proven that a repository may be served a digest; the better proof is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// A berth before this one granted it, when no other registry held the content.
+    Kept,
+    /// Another tool has put it into the repository's layout.
+    Adopted,
+    /// The registry, which holds it, says of this repository that it is there, with the right size.
+    Stated,
+    /// It has sent all of it for this repository.
+    Sent,
+}
+
+/// [`Grant`] as a file has it, with the registry that proved it.
+#[derive(Serialize)]
+pub(super) struct GrantFile<'a> {
+    #[serde(flatten)]
+    grant: Grant,
+    registry: &'a str,
+}
+
+impl<'a> GrantFile<'a> {
+    pub(super) fn new(grant: Grant, registry: &'a Registry) -> Self {
+        Self { grant, registry: registry.as_str() }
+    }
 }
 
 /// One record as bytes, for a file or for the index.
@@ -106,6 +150,15 @@ mod tests {
         assert_eq!(decode::<TagRecord>(&encode(&record)), Some(record));
         assert_eq!(decode::<TagRecord>(b"{}"), None);
         assert_eq!(decode::<TagRecord>(b"\0\0\0"), None);
-        assert_eq!(decode::<Grant>(b"{}"), Some(Grant { public: false }));
+        let earlier = Grant { public: false, proof: None, speaker: Speaker::Registry };
+        assert_eq!(decode::<Grant>(b"{}"), Some(earlier));
+        let grant = Grant { public: true, proof: Some(Proof::Sent), speaker: Speaker::Parent };
+        let registry = Registry::parse("r.example").unwrap();
+        let file = encode(&GrantFile::new(grant, &registry));
+        assert_eq!(
+            String::from_utf8_lossy(&file),
+            r#"{"public":true,"proof":"sent","speaker":"parent","registry":"r.example"}"#
+        );
+        assert_eq!(decode::<Grant>(&file), Some(grant));
     }
 }

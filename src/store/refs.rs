@@ -245,6 +245,10 @@ mod tests {
     use crate::oci::Algorithm;
     use crate::store::record::Grant;
 
+    fn grant(public: bool) -> Grant {
+        Grant { public, proof: None, speaker: crate::oci::Speaker::Registry }
+    }
+
     fn repo(registry: &str, name: &str) -> Repo {
         Repo { registry: Registry::parse(registry).unwrap(), name: RepoName::parse(name).unwrap() }
     }
@@ -262,7 +266,7 @@ mod tests {
         ];
         for repo in all.iter().rev() {
             assert!(!refs.knows(repo));
-            refs.write(repo, Ref::Blob(&digest), &Grant { public: true }).unwrap();
+            refs.write(repo, Ref::Blob(&digest), &grant(true)).unwrap();
             assert!(!refs.path(repo, Ref::Blob(&digest)).to_str().unwrap().contains(':'));
             assert!(refs.knows(repo));
         }
@@ -275,7 +279,7 @@ mod tests {
         };
         refs.each_digest(&all[1], Kind::Blobs, &mut see).unwrap();
         assert_eq!(seen, [digest]);
-        assert_eq!(refs.read(&all[1], Ref::Blob(&digest)).unwrap(), Some(Grant { public: true }));
+        assert_eq!(refs.read(&all[1], Ref::Blob(&digest)).unwrap(), Some(grant(true)));
         assert_eq!(refs.read::<Grant>(&all[1], Ref::Manifest(&digest)).unwrap(), None);
     }
 
@@ -285,7 +289,7 @@ mod tests {
         let refs = Refs::new(Arc::new(Disk::open(folder.path(), Arc::default()).unwrap()));
         let repo = repo("docker.io", "a");
         for tag in ["b", "B", "10", "9", "_x"] {
-            refs.write(&repo, Ref::Tag(&Tag::parse(tag).unwrap()), &Grant { public: false }).unwrap();
+            refs.write(&repo, Ref::Tag(&Tag::parse(tag).unwrap()), &grant(false)).unwrap();
         }
         fs::File::create(refs.layout(&repo).join("refs/tags/.hidden")).unwrap();
         let tags = refs.tags(&repo).unwrap();

@@ -24,7 +24,7 @@ use super::budget::Missing;
 use super::evict::{self, Item, Node, Plan, Stock, Unit, index};
 use super::index::{Entry, Short, short};
 use super::ledger::{Ledger, unix_seconds};
-use super::partial::Partials;
+use super::partial::{PartialKey, Partials};
 use super::refs::Ref;
 use super::{Error, Inner, Store, blocking};
 use crate::oci::manifest::Descriptor;
@@ -50,7 +50,7 @@ struct Picture {
     /// The names of the blobs, sorted.
     names: Vec<Short>,
     /// The names of the partial files.
-    partials: Vec<Digest>,
+    partials: Vec<PartialKey>,
     /// Pins as they were; others mean that the plan is void.
     pins: u64,
 }
@@ -115,17 +115,17 @@ impl Sweeper<'_> {
     }
 
     /// Reserves room for a partial file of `total` bytes, once enough has gone.
-    pub(super) fn admit(&self, digest: &Digest, total: u64) -> Result<(), Error> {
+    pub(super) fn admit(&self, key: &PartialKey, total: u64) -> Result<(), Error> {
         let (ledger, budget) = (self.ledger, &self.ledger.budget);
         let root = ledger.disk.root();
-        self.may_keep(digest)?;
+        self.may_keep(&key.digest)?;
         if total > budget.max_bytes(root) {
             budget.metrics.too_large.inc();
-            return Err(Error::no_room(&self.partials.path(digest)));
+            return Err(Error::no_room(&self.partials.path(key)));
         }
         let deadline = Instant::now() + ADMISSION_MAX;
         loop {
-            match budget.reserve(root, &|| ledger.index.used_bytes(), digest, total) {
+            match budget.reserve(root, &|| ledger.index.used_bytes(), key, total) {
                 Ok(()) => {
                     // There may be little left for the next.
                     budget.wake.notify_one();
@@ -133,7 +133,7 @@ impl Sweeper<'_> {
                 }
                 Err(missing) if self.wait_for(missing, deadline) => {}
                 Err(missing) => {
-                    let error = Error::no_room(&self.partials.path(digest));
+                    let error = Error::no_room(&self.partials.path(key));
                     if missing.is_disk_full {
                         ledger.disk.condition.failed(total, &error);
                     }
@@ -147,7 +147,7 @@ impl Sweeper<'_> {
     pub(super) fn may_keep(&self, digest: &Digest) -> Result<(), Error> {
         if self.ledger.budget.is_too_large(digest) {
             self.ledger.budget.metrics.too_large.inc();
-            return Err(Error::no_room(&self.partials.path(digest)));
+            return Err(Error::no_room(self.ledger.disk.root()));
         }
         Ok(())
     }
@@ -276,11 +276,11 @@ impl Sweeper<'_> {
     }
 
     /// Partial files that nobody fills; each is worth as much as its last change is young.
-    fn look_at_partials(&self, stock: &mut Stock) -> Vec<Digest> {
+    fn look_at_partials(&self, stock: &mut Stock) -> Vec<PartialKey> {
         let mut names = Vec::new();
-        for (digest, bytes) in self.ledger.budget.abandoned() {
-            names.push(digest);
-            stock.partials.push(Item { bytes, worth: self.partials.last_change(&digest) });
+        for (key, bytes) in self.ledger.budget.abandoned() {
+            stock.partials.push(Item { bytes, worth: self.partials.last_change(&key) });
+            names.push(key);
         }
         names
     }
@@ -319,8 +319,7 @@ impl Sweeper<'_> {
         let numbers = match unit {
             Unit::Blobs(numbers) => numbers,
             Unit::Partial(number) => {
-                let digest = picture.partials[index(*number)];
-                return self.partials.drop_abandoned(ledger, &digest);
+                return self.partials.drop_abandoned(ledger, &picture.partials[index(*number)]);
             }
         };
         let names = numbers.iter().map(|number| picture.names[index(*number)]);

@@ -51,7 +51,7 @@ fn tag_record(content: &str, public: bool) -> TagRecord {
 
 fn manifest_record(content: &str, public: bool) -> ManifestRecord {
     let TagRecord { media_type, size, fetched_at, .. } = tag_record(content, public);
-    ManifestRecord { media_type, size, public, fetched_at }
+    ManifestRecord { media_type, size, public, speaker: Speaker::Registry, fetched_at }
 }
 
 fn document(content: &str) -> Arc<Document> {
@@ -79,14 +79,29 @@ fn from() -> Repo {
     repo("docker.io/library/a")
 }
 
+/// What one registry sends.
+fn key(content: &str) -> PartialKey {
+    PartialKey::new(&from().registry, &digest(content))
+}
+
+/// A transfer for a repository that the registry itself speaks for.
+fn next(repo: &Repo) -> Next<'_> {
+    Next { repo, is_granted: false, is_public: false, is_by_parents: false, speaker: Speaker::Registry }
+}
+
+/// That it has been sent.
+fn sent(public: bool) -> Grant {
+    Grant { public, proof: Some(Proof::Sent), speaker: Speaker::Registry }
+}
+
 /// What is left of it: its total and the synced bytes.
 async fn left(store: &Store, content: &str) -> Option<(u64, u64)> {
-    store.left(&digest(content)).await.map(|left| (left.total, left.pieces.bytes()))
+    store.left(&key(content)).await.map(|left| (left.total, left.pieces.bytes()))
 }
 
 /// Writes all of a partial file, syncs half, and gives it back.
 async fn half_written(store: &Store, content: &str) -> Partial {
-    let mut partial = store.partial(&digest(content), content.len() as u64, &from(), true).await.unwrap();
+    let mut partial = store.partial(&key(content), content.len() as u64, next(&from()), true).await.unwrap();
     partial.write_at(0, content.as_bytes()).unwrap();
     partial.sync(Pieces::prefix(content.len() as u64 / 2)).unwrap();
     partial
@@ -127,7 +142,7 @@ async fn a_partial_file_becomes_a_blob() {
     let partial = half_written(&store, &content).await;
     let reader = partial.file();
     assert!(matches!(
-        store.partial(&digest(&content), 100_000, &from(), true).await,
+        store.partial(&key(&content), 100_000, next(&from()), true).await,
         Err(Error::InUse { .. })
     ));
     assert!(partial.write_at(99_999, b"too long").is_err());
@@ -137,7 +152,7 @@ async fn a_partial_file_becomes_a_blob() {
     let path = folder.path().join("blobs/sha256").join(digest(&content).hex());
     assert_eq!(fs::read(&path).unwrap(), content.as_bytes());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
-    assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(folder.path().join("partial/docker.io")).unwrap().count(), 0);
     assert_eq!(store.usage().await.used_bytes, 100_000);
     assert_eq!(left(&store, &content).await, None);
 }
@@ -150,7 +165,7 @@ async fn an_unproven_or_incomplete_partial_file_never_becomes_a_blob() {
     assert!(matches!(partial.commit(&digest("other")), Err(Error::DigestMismatch { .. })));
     assert_eq!(left(&store, "content").await, None, "dropped");
 
-    let partial = store.partial(&digest("content"), 7, &from(), true).await.unwrap();
+    let partial = store.partial(&key("content"), 7, next(&from()), true).await.unwrap();
     partial.write_at(0, b"cont").unwrap();
     assert!(partial.commit(&digest("content")).is_err());
     assert!(store.blob(&digest("content")).await.unwrap().is_none());
@@ -186,16 +201,16 @@ async fn a_partial_file_resumes_where_its_map_says() {
     drop(store);
 
     let store = open(&folder).await;
-    let partial = store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap();
+    let partial = store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap();
     assert_eq!((partial.have().bytes(), partial.total()), (5, 10));
     drop(partial);
 
-    let old = store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap().file();
-    let restarted = store.partial(&digest("0123456789"), 20, &from(), true).await.unwrap();
+    let old = store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap().file();
+    let restarted = store.partial(&key("0123456789"), 20, next(&from()), true).await.unwrap();
     assert_eq!((restarted.have().bytes(), restarted.total()), (0, 20), "another total");
     assert_eq!(old.file().metadata().unwrap().len(), 10, "a reader keeps what it reads");
     restarted.discard();
-    assert_eq!(fs::read_dir(folder.path().join("partial")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(folder.path().join("partial/docker.io")).unwrap().count(), 0);
 }
 
 /// What a power loss leaves: the map, and of the data only what was synced.
@@ -206,11 +221,11 @@ async fn a_map_and_its_file_are_believed_only_together() {
         let store = open(&folder).await;
         drop(half_written(&store, "0123456789").await);
         drop(store);
-        let data = folder.path().join("partial").join(digest("0123456789").file_name());
+        let data = folder.path().join("partial/docker.io").join(digest("0123456789").file_name());
         spoil(&data, &data.with_extension("map"));
         let store = open(&folder).await;
         assert_eq!(
-            store.partial(&digest("0123456789"), 10, &from(), true).await.unwrap().have().bytes(),
+            store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap().have().bytes(),
             have
         );
     };
@@ -231,7 +246,7 @@ async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
     let folder = folder();
     let store = open(&folder).await;
     let (a, b) = (from(), repo("quay.io/b"));
-    let mut partial = store.partial(&digest("x"), 100, &a, false).await.unwrap();
+    let mut partial = store.partial(&key("x"), 100, next(&a), false).await.unwrap();
     partial.write_at(40, b"0123456789").unwrap();
     let mut pieces = Pieces::default();
     pieces.insert(Span { start: 40, end: 50 });
@@ -240,13 +255,14 @@ async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
     drop(store);
 
     let store = open(&folder).await;
-    let left = store.left(&digest("x")).await.unwrap();
-    assert_eq!((left.total, &left.pieces, left.is_from(&a), left.is_from(&b)), (100, &pieces, true, false));
-    drop(store.partial(&digest("x"), 100, &b, false).await.unwrap());
-    let mixed = store.left(&digest("x")).await.unwrap();
-    assert_eq!((&mixed.pieces, mixed.is_from(&a), mixed.is_from(&b)), (&pieces, false, false));
-    store.partial(&digest("x"), 100, &b, false).await.unwrap().discard();
-    assert!(store.left(&digest("x")).await.is_none());
+    let left = store.left(&key("x")).await.unwrap();
+    assert_eq!((left.total, &left.pieces, left.is_for(&a), left.is_for(&b)), (100, &pieces, true, false));
+    drop(store.partial(&key("x"), 100, next(&b), false).await.unwrap());
+    let mixed = store.left(&key("x")).await.unwrap();
+    assert_eq!((&mixed.pieces, mixed.is_for(&a), mixed.is_for(&b)), (&pieces, false, false));
+    assert!(store.left(&PartialKey::new(&b.registry, &digest("x"))).await.is_none(), "of another registry");
+    store.partial(&key("x"), 100, next(&b), false).await.unwrap().discard();
+    assert!(store.left(&key("x")).await.is_none());
     let mut bytes = [0; 10];
     left.file.read_exact_at(&mut bytes, 40).unwrap();
     assert_eq!(&bytes, b"0123456789", "a reader keeps what it reads");
@@ -259,11 +275,11 @@ async fn a_private_grant_is_for_one_repository_and_a_public_one_for_all() {
     let (a, b) = (repo("docker.io/library/a"), repo("quay.io/b"));
     let granted = async |repo: &Repo| store.granted(repo, &digest("x")).await.unwrap();
     assert!(!granted(&a).await && !granted(&b).await);
-    store.grant(&a, &digest("x"), false).await.unwrap();
+    store.grant(&a, &digest("x"), sent(false)).await.unwrap();
     assert!(granted(&a).await && !granted(&b).await);
-    store.grant(&a, &digest("x"), true).await.unwrap();
+    store.grant(&a, &digest("x"), sent(true)).await.unwrap();
     assert!(granted(&a).await && granted(&b).await);
-    store.grant(&a, &digest("x"), false).await.unwrap();
+    store.grant(&a, &digest("x"), sent(false)).await.unwrap();
     assert!(granted(&b).await, "public once is public for ever");
     assert!(!store.granted(&a, &digest("y")).await.unwrap());
 }
@@ -317,7 +333,7 @@ async fn tags_and_repositories_are_paged_in_byte_order() {
     let other = repo("docker.io/library/a-b");
     store.set_tag(&other, &tag("other"), &tag_record("other", false)).await.unwrap();
     let third = repo("docker.io/library/a/b");
-    store.grant(&third, &digest("x"), true).await.unwrap();
+    store.grant(&third, &digest("x"), sent(true)).await.unwrap();
 
     let check = async |after: Option<&str>, n: usize, expected: &[&str]| {
         let page = store.tags(&a, after, n).await.unwrap();

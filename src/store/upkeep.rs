@@ -53,7 +53,7 @@ pub(super) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Resu
         tracing::warn!(error = &error as &dyn std::error::Error, "the data folder cannot be put in order");
     }
     let budget = Budget::new(limits, metrics, partials.in_use());
-    budget.count_partials(&disk.partials());
+    budget.count_partials(&disk.partial_files().unwrap_or_default());
     let (ledger, found) = Ledger::open(disk, lock, budget);
     if !matches!(found, Found::Clean(_)) {
         // What a killed process renamed and had no time to sync is found by this one, and counts as durable.

@@ -105,6 +105,8 @@ pub struct Metrics {
     pub flights: IntGauge,
     /// Transfers from upstream whose content did not match its digest.
     pub mismatches: IntCounter,
+    /// Claims to have content that is stored, which were wrong.
+    pub refuted_claims: IntCounter,
     /// Manifests and blobs that were evicted.
     pub evicted_blobs: IntCounter,
     /// Bytes of these, and of partial files.
@@ -320,6 +322,10 @@ impl Metrics {
             flights: new.gauge("berth_flights", "Transfers from upstream under way"),
             mismatches: new
                 .counter("berth_digest_mismatches_total", "Transfers that did not match their digest"),
+            refuted_claims: new.counter(
+                "berth_refuted_claims_total",
+                "Claims of upstreams to have content that berth holds, which were wrong",
+            ),
             evicted_blobs: new.counter("berth_evicted_blobs_total", "Manifests and blobs that were evicted"),
             evicted_bytes: new
                 .counter("berth_evicted_bytes_total", "Bytes of what was evicted, partial files included"),

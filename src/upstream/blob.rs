@@ -21,7 +21,7 @@ use super::server::Server;
 use super::{Error, Upstream};
 use crate::context::RequestContext;
 use crate::oci::range::{ContentRange, Span};
-use crate::oci::{Digest, Range, RepoName};
+use crate::oci::{Digest, Range, RepoName, Speaker};
 
 /// No layer comes near this; a larger claim is a mistake or an attack on the disk.
 const BLOB_BYTES_MAX: u64 = 1 << 40;
@@ -39,9 +39,20 @@ pub struct BlobStream {
     pub endpoint: usize,
     /// Whether it comes without any credential.
     pub public: bool,
+    /// Who sends it.
+    pub speaker: Speaker,
     body: Incoming,
     idle: Duration,
     transfer: Transfer,
+}
+
+/// That somebody has a blob of this size: nothing proves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its size.
+    pub size: u64,
+    /// Whose word it is.
+    pub speaker: Speaker,
 }
 
 impl BlobStream {
@@ -83,6 +94,19 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
     ) -> Result<u64, Error> {
+        Ok(self.claim_of_blob(context, name, digest).await?.size)
+    }
+
+    /// The same, with who claims to have it.
+    ///
+    /// # Errors
+    /// As [`Upstream::head_blob`].
+    pub async fn claim_of_blob(
+        &self,
+        context: &RequestContext,
+        name: &RepoName,
+        digest: &Digest,
+    ) -> Result<Claim, Error> {
         let deadline = self.deadline();
         let late = &Late::default();
         let rounds =
@@ -90,7 +114,8 @@ impl Upstream {
         rounds
             .first(|stop| async move {
                 let from = (stop.server(), context, late);
-                stop.upstream().size_from(from, name, digest, deadline).await
+                let size = stop.upstream().size_from(from, name, digest, deadline).await?;
+                Ok(Claim { size, speaker: stop.upstream().speaker() })
             })
             .await
     }
@@ -165,8 +190,18 @@ impl Upstream {
             return Err(Error::Changed);
         }
         let (body, idle) = (response.into_body(), self.client.timeouts.idle);
-        let (total, endpoint) = (check_size(total)?, server.index());
-        Ok(BlobStream { total, start: span.start, end: span.end, endpoint, public, body, idle, transfer })
+        let (total, endpoint, speaker) = (check_size(total)?, server.index(), self.speaker());
+        Ok(BlobStream {
+            total,
+            start: span.start,
+            end: span.end,
+            endpoint,
+            public,
+            speaker,
+            body,
+            idle,
+            transfer,
+        })
     }
 
     /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind

@@ -18,6 +18,7 @@ use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
 use super::parents::ParentsConfig;
+use super::proxy::Proxy;
 use super::rename::Rewrite;
 use super::vault::VaultConfig;
 use crate::oci::Registry;
@@ -40,6 +41,10 @@ pub struct Config {
     /// The endpoints are mirrors of many registries, such as other berths: they are sent `ns=`, and asked as parents are.
     #[serde(default)]
     pub mirror: bool,
+    /// Mirrors are believed when they say that content is for everybody. Those with TLS are in any case: they prove who
+    /// they are.
+    #[serde(default)]
+    pub trusted: bool,
     /// What is asked, in this order, when the endpoints have no answer or not what is asked for.
     #[serde(default, rename = "fallback")]
     pub fallbacks: Vec<FallbackConfig>,
@@ -102,6 +107,7 @@ impl Config {
             hosts: Vec::new(),
             endpoints,
             mirror: false,
+            trusted: false,
             fallbacks: Vec::new(),
             has_parents: true,
             parents: None,
@@ -178,39 +184,6 @@ impl Config {
 
 fn yes() -> bool {
     true
-}
-
-/// Through which egress proxy an upstream is reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Proxy {
-    /// `"environment"`: what `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, also in lower case. This
-    /// machine itself is asked directly.
-    #[default]
-    Environment,
-    /// `"none"`, whatever the environment says.
-    None,
-    /// This one: `http://host[:port]`.
-    Through(Endpoint),
-}
-
-impl<'de> Deserialize<'de> for Proxy {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.as_str() {
-            "environment" => return Ok(Self::Environment),
-            "none" => return Ok(Self::None),
-            _ => {}
-        }
-        // The text is not repeated: it may hold a password.
-        let proxy = Endpoint::parse(&text).ok();
-        let is_plain = |proxy: &Endpoint| proxy.0.scheme() == "http" && proxy.0.path() == "/";
-        proxy.filter(is_plain).map(Self::Through).ok_or_else(|| {
-            de::Error::custom(
-                "expected \"environment\", \"none\" or http://host[:port]; a proxy that wants a login is given by the \
-                 environment variable HTTPS_PROXY",
-            )
-        })
-    }
 }
 
 /// More than this gains nothing on any line, and looks like an attack.

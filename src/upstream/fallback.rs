@@ -16,11 +16,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
-use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
+use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
 use super::login::DOCKER_HUB_HOSTS;
+use super::proxy::Proxy;
 use super::rename::Rewrite;
 use super::server::Server;
 use super::{BuildError, Observer, Role, State, Upstream, resurface};

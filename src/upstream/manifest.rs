@@ -16,7 +16,7 @@ use super::server::Server;
 use super::{Error, Upstream, client};
 use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
-use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::oci::{Digest, Reference, RepoName, Speaker, Tag};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Warnings that an answer is stale: RFC 7234, and berth's own.
@@ -74,6 +74,8 @@ pub struct Fetched {
     pub endpoint: usize,
     /// Whether it came without any credential.
     pub public: bool,
+    /// Who sent it.
+    pub speaker: Speaker,
     /// If it was asked for by tag: how fresh that is.
     pub standing: Standing,
 }
@@ -182,12 +184,13 @@ impl Upstream {
         let (head, body) = answer.response.into_parts();
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
+        let speaker = self.speaker();
         let body = client::read(body, MANIFEST_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
         let reference = reference.clone();
         // Four megabytes take a few milliseconds to hash and parse: too long for the runtime.
         let verified = tokio::task::spawn_blocking(move || {
             let manifest = verify(content_type.as_deref(), &body, &reference)?;
-            Ok(Fetched { body, manifest, endpoint, public, standing })
+            Ok(Fetched { body, manifest, endpoint, public, speaker, standing })
         })
         .await;
         verified.unwrap_or(Err(Error::Malformed("a manifest that cannot be read")))

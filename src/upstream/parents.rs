@@ -24,9 +24,10 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
-use super::config::{Config, CredentialsConfig, Endpoint, HostName, Proxy, Timeouts};
+use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
+use super::proxy::Proxy;
 use super::server::Server;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
 use crate::context::via::Instance;
@@ -100,13 +101,16 @@ impl ParentsConfig {
 /// What an [`Upstream`] that is a parent knows of the berth that it is.
 pub(super) struct Peer {
     index: usize,
+    /// Whether it is believed that content is for everybody: the configuration trusts it, or it proves who it is.
+    is_trusted: bool,
     instance: Mutex<Option<Instance>>,
     told: Mutex<LruCache<RepoName, bool>>,
 }
 
 impl Peer {
-    pub(super) fn new(index: usize) -> Self {
-        Self { index, instance: Mutex::default(), told: Mutex::new(LruCache::new(TOLD_MAX)) }
+    pub(super) fn new(index: usize, is_trusted: bool) -> Self {
+        let told = Mutex::new(LruCache::new(TOLD_MAX));
+        Self { index, is_trusted, instance: Mutex::default(), told }
     }
 
     /// What stands for its endpoint.
@@ -134,9 +138,9 @@ impl Peer {
         before != Some(answering) && answering == Instance::own()
     }
 
-    /// Hears whether content of `name` is for everybody: only if it says so, and would say it to anybody.
+    /// Hears whether content of `name` is for everybody: only if it says so, would say it to anybody, and is trusted.
     pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap, is_anonymous: bool) -> bool {
-        let is_public = is_anonymous && context::is_public(headers);
+        let is_public = is_anonymous && self.is_trusted && context::is_public(headers);
         lock(&self.told).put(name.clone(), is_public);
         is_public
     }
@@ -205,6 +209,8 @@ impl Parent {
 /// The parents of one registry.
 pub(super) struct Parents {
     template: Config,
+    /// Whether the configuration trusts them all, whatever they prove: `[parents]` are the site's own.
+    are_trusted: bool,
     observer: Observer,
     state: Mutex<Members>,
 }
@@ -237,7 +243,8 @@ impl Parents {
             other => inner(registry, other),
         });
         let state = Mutex::new(Members { all: Vec::new(), index_next: INDEX_FIRST });
-        let parents = Self { template, observer, state };
+        let are_trusted = !config.mirror || config.trusted;
+        let parents = Self { template, are_trusted, observer, state };
         let places: Vec<_> =
             parents.template.endpoints.iter().flat_map(|endpoint| parents.configured(endpoint)).collect();
         parents.settle(&places)?;
@@ -311,7 +318,8 @@ impl Parents {
             config.addresses.retain(|name, _| *name != host);
             config.addresses.insert(host, vec![address]);
         }
-        Upstream::build_as(Role::Parent(Peer::new(index)), &config, Arc::clone(&self.observer))
+        let is_trusted = self.are_trusted || endpoint.as_url().scheme() == "https";
+        Upstream::build_as(Role::Parent(Peer::new(index, is_trusted)), &config, Arc::clone(&self.observer))
     }
 
     fn all(&self) -> Vec<Arc<Parent>> {

@@ -17,12 +17,46 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Deserializer, de};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::address::{Class, Forbidden, Resolver, shorten};
-use super::config::Proxy;
+use super::config::Endpoint;
 use super::error::Refusal;
+
+/// Through which egress proxy an upstream is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proxy {
+    /// `"environment"`: what `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, also in lower case. This
+    /// machine itself is asked directly.
+    #[default]
+    Environment,
+    /// `"none"`, whatever the environment says.
+    None,
+    /// This one: `http://host[:port]`.
+    Through(Endpoint),
+}
+
+impl<'de> Deserialize<'de> for Proxy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "environment" => return Ok(Self::Environment),
+            "none" => return Ok(Self::None),
+            _ => {}
+        }
+        // The text is not repeated: it may hold a password.
+        let proxy = Endpoint::parse(&text).ok();
+        let is_plain = |proxy: &Endpoint| proxy.as_url().scheme() == "http" && proxy.as_url().path() == "/";
+        proxy.filter(is_plain).map(Self::Through).ok_or_else(|| {
+            de::Error::custom(
+                "expected \"environment\", \"none\" or http://host[:port]; a proxy that wants a login is given by the \
+                 environment variable HTTPS_PROXY",
+            )
+        })
+    }
+}
 
 /// Which proxy is used for which URL.
 pub(super) struct Proxies {

@@ -23,7 +23,9 @@ fn digest(text: &str) -> Digest {
 }
 
 fn enter(flights: &Arc<Flights>, content: &str, name: &str, public: bool, granted: bool) -> Entry {
-    flights.enter(digest(content), &repo(name), public, granted, None, &RequestContext::default())
+    let (repo, context) = (repo(name), RequestContext::default());
+    let asker = Asker { repo: &repo, granted, claim: None, asked: None, context: &context };
+    flights.enter(&PartialKey::new(&repo.registry, &digest(content)), public, &asker)
 }
 
 #[test]

@@ -46,6 +46,13 @@ pub(super) fn repo_digest(of: &Repo, about: &Digest) -> Vec<u8> {
     key
 }
 
+/// What one registry holds of a digest.
+pub(super) fn holding(of: &Digest, registry: &Registry) -> Vec<u8> {
+    let mut key = digest(of);
+    key.extend_from_slice(registry.as_str().as_bytes());
+    key
+}
+
 pub(super) fn to_digest(key: &[u8]) -> Option<Digest> {
     let (algorithm, raw) = key.split_first()?;
     let algorithm = match algorithm {

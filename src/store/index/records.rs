@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::tally::Tally;
 use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, raise, weight};
-use crate::oci::{Digest, Repo, Tag};
-use crate::store::record::{ManifestRecord, TagRecord, decode, encode};
+use crate::oci::{Digest, Registry, Repo, Tag};
+use crate::store::grants::{self, Holding, Holdings};
+use crate::store::record::{Grant, ManifestRecord, TagRecord, decode, encode};
 use crate::store::scrub::Round;
 use crate::sync::lock;
 
@@ -32,23 +33,54 @@ impl Index {
         self.with(|trees| trees.blob.get(key::digest(digest)))?.map(|value| first_number(&value))
     }
 
-    /// Whether `repo` is granted `digest`, and if so, publicly.
-    pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<bool> {
-        self.with(|trees| trees.grant.get(key::repo_digest(repo, digest)))?.map(|value| *value == [1])
+    /// What `repo` is granted of `digest`.
+    pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<Grant> {
+        decode(&self.with(|trees| trees.grant.get(key::repo_digest(repo, digest)))??)
     }
 
-    /// Whether any repository was given `digest` without a credential.
-    pub(in crate::store) fn is_public(&self, digest: &Digest) -> bool {
-        self.with(|trees| trees.public.contains_key(key::digest(digest))) == Some(true)
+    /// What each registry holds of a digest.
+    pub(in crate::store) fn holdings(&self, digest: &Digest) -> Option<Holdings> {
+        let mut holdings = Holdings::new();
+        self.each_holding(digest, &mut |registry, value| {
+            let registry = registry.and_then(|registry| Registry::parse(registry).ok());
+            holdings.extend(registry.zip(value.first().copied().map(Holding::from_byte)));
+        })?;
+        Some(holdings)
     }
 
-    pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, public: bool) {
-        // Public once, it stays so.
-        let is_less = |old: Option<&[u8]>| old.is_none_or(|old| public && old != [1]);
-        self.put_if(Part::Grant, &key::repo_digest(repo, digest), &[u8::from(public)], is_less);
-        self.change(|trees| raise(&trees.repo, &key::repo(repo), public));
-        if public {
-            self.put_if(Part::Public, &key::digest(digest), &[], |old| old.is_none());
+    fn each_holding(&self, digest: &Digest, visit: &mut dyn FnMut(Option<&str>, &[u8])) -> Option<()> {
+        let prefix = key::digest(digest);
+        self.with(|trees| {
+            for item in trees.holding.scan_prefix(&prefix) {
+                let (key, value) = item?;
+                visit(std::str::from_utf8(&key[prefix.len()..]).ok(), &value);
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes a grant, which is all that the repository's files say of the digest.
+    pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, grant: Grant) {
+        let value = encode(&grant);
+        let is_news = |old: Option<&[u8]>| old != Some(&*value);
+        self.put_if(Part::Grant, &key::repo_digest(repo, digest), &value, is_news);
+        self.change(|trees| raise(&trees.repo, &key::repo(repo), grant.public));
+        self.put_holding(repo, digest, Holding::of(grant), None);
+    }
+
+    /// Notes what a registry holds, and of what type a manifest is that it has publicly.
+    fn put_holding(&self, of: &Repo, digest: &Digest, holding: Holding, public: Option<&ManifestRecord>) {
+        let key = key::holding(digest, &of.registry);
+        let mut tally = lock(&self.tallies[Part::Holding as usize]);
+        let Some(old) = self.with(|trees| trees.holding.get(&key)) else { return };
+        let (flags, record) = old.as_deref().and_then(|old| old.split_first()).unwrap_or((&0, &[]));
+        let mut value = vec![Holding::from_byte(*flags).and(holding).byte()];
+        match public {
+            Some(public) => value.extend(encode(public)),
+            None => value.extend_from_slice(record),
+        }
+        if old.as_deref() != Some(&*value) {
+            self.insert(Part::Holding, &mut tally, &key, &value);
         }
     }
 
@@ -114,13 +146,19 @@ impl Index {
 
     /// The record of a manifest that some repository has publicly.
     pub(in crate::store) fn public_manifest(&self, digest: &Digest) -> Option<ManifestRecord> {
-        decode(&self.with(|trees| trees.public.get(key::digest(digest)))??)
+        let mut record = None;
+        self.each_holding(digest, &mut |_, value| {
+            record = record.take().or_else(|| decode(value.get(1..)?));
+        })?;
+        record
     }
 
     pub(in crate::store) fn put_manifest(&self, repo: &Repo, digest: &Digest, record: &ManifestRecord) {
-        self.put_grant(repo, digest, record.public);
+        let grant = record.grant();
+        let all = self.grant(repo, digest).map_or(grant, |old| grants::merged(old, grant));
+        self.put_grant(repo, digest, all);
         if record.public {
-            self.put(Part::Public, &key::digest(digest), &encode(record));
+            self.put_holding(repo, digest, Holding::of(grant), Some(record));
         }
         self.put(Part::Manifest, &key::repo_digest(repo, digest), &encode(record));
     }

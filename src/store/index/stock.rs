@@ -133,8 +133,15 @@ impl Index {
     pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
         for digest in gone {
             let key = key::digest(digest);
-            self.take(Part::Public, &key);
             self.change(|trees| trees.parts.remove(&key));
+            self.forget_holdings(&key);
+        }
+    }
+
+    fn forget_holdings(&self, digest: &[u8]) {
+        let keys = self.with(|trees| trees.holding.scan_prefix(digest).keys().collect::<Result<Vec<_>, _>>());
+        for key in keys.unwrap_or_default() {
+            self.take(Part::Holding, &key);
         }
     }
 

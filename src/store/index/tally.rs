@@ -153,7 +153,7 @@ impl Trees {
         match part {
             Part::Blob => &self.blob,
             Part::Grant => &self.grant,
-            Part::Public => &self.public,
+            Part::Holding => &self.holding,
             Part::Tag => &self.tag,
             Part::Manifest => &self.manifest,
         }

@@ -76,7 +76,7 @@ fn layout_of(folder: &TempDir, repo: &str) -> PathBuf {
 /// Stores an image as the cache does, tagged.
 async fn store_image(store: &Store, repo: &Repo, name: &str, image: &Image) {
     for content in image.blobs() {
-        store.grant(repo, &digest(content), true).await.unwrap();
+        store.grant(repo, &digest(content), sent(true)).await.unwrap();
         store.put(&digest(content), content.to_owned().into()).await.unwrap();
     }
     store

@@ -12,7 +12,7 @@ async fn fill(store: &Store) {
             store.put(&digest(&content), content.clone().into()).await.unwrap();
             store.set_tag(repo, &tag(name), &tag_record(&content, public)).await.unwrap();
         }
-        store.grant(repo, &digest(&format!("layer of {repo}")), public).await.unwrap();
+        store.grant(repo, &digest(&format!("layer of {repo}")), sent(public)).await.unwrap();
     }
 }
 

@@ -21,9 +21,10 @@ use super::config::{AppRole, KubernetesLogin, VaultConfig, VaultLogin};
 use crate::upstream::Observer;
 use crate::upstream::client::{self, Client, Way};
 use crate::upstream::cloud::{self, Environment, NoLogin, REPLY_BYTES_MAX, read_file};
-use crate::upstream::config::{Config, Endpoint, Proxy};
+use crate::upstream::config::{Config, Endpoint};
 use crate::upstream::error::{BuildError, Error};
 use crate::upstream::kept::{Answer, LIFETIME_MAX, Lease};
+use crate::upstream::proxy::Proxy;
 use crate::upstream::secret::Secret;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");

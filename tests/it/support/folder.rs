@@ -17,7 +17,10 @@ pub(crate) fn blob(data_dir: &Path, digest: &Digest) -> PathBuf {
 
 /// Where a blob's partial file is, or would be.
 pub(crate) fn partial(data_dir: &Path, digest: &Digest) -> PathBuf {
-    data_dir.join("partial").join(digest.file_name())
+    let of = |registry: PathBuf| registry.join(digest.file_name());
+    let registries = fs::read_dir(data_dir.join("partial")).into_iter().flatten().flatten();
+    let found = registries.map(|registry| of(registry.path())).find(|path| path.exists());
+    found.unwrap_or_else(|| of(data_dir.join("partial/docker.io")))
 }
 
 /// The layout of a repository, by the names of its folders.
