@@ -82,9 +82,9 @@ impl App {
         let serving = Serving::new(cache, registries, Arc::clone(&metrics), &config.http, None)?;
         let data = Arc::new(Data::new(serving));
         let (orders, mut ordered) = orders();
-        let (tell, guard) = (Arc::clone(&metrics), Guard::new(&config.admin, &config.data_dir)?);
-        let admin = Arc::new(Admin::new(tell, store.clone(), Arc::clone(&data), orders, guard));
-        admin.make_token().await;
+        let guard = Guard::new(&config.admin, &config.data_dir)?;
+        let admin = Admin::new(Arc::clone(&metrics), store.clone(), Arc::clone(&data), orders, guard);
+        let admin = admin.with_token().await;
 
         let (stop_data, data_stops) = watch::channel(false);
         let (stop_rest, rest_stops) = watch::channel(false);
@@ -113,9 +113,8 @@ impl App {
         }
         metrics.configuration.loaded(unix_seconds());
         let fleet = Fleet::launch(members);
-        let guarded = Arc::clone(&admin);
         let mut running =
-            Running { config, source, fleet, data, admin: guarded, store, tls, scrub, metrics, refusal: None };
+            Running { config, source, fleet, data, admin, store, tls, scrub, metrics, refusal: None };
         notify_systemd(&[sd_notify::NotifyState::Ready]);
 
         tokio::select! {
@@ -128,13 +127,10 @@ impl App {
         let drain_seconds = running.config.http.drain_seconds;
         info!(drain_seconds, "stopping: no new connections, bodies may finish");
         notify_systemd(&[sd_notify::NotifyState::Stopping]);
-        admin.drain();
+        running.admin.drain();
         stop_data.send_replace(true);
         tokio::select! {
-            drained = timeout(Duration::from_secs(drain_seconds), drain(&mut data_plane)) => match drained {
-                Ok(()) => info!("drained"),
-                Err(_) => warn!("some bodies did not finish in time and are cut"),
-            },
+            () = drain_within(Duration::from_secs(drain_seconds), &mut data_plane) => {}
             () = signals.stop() => warn!("asked to stop a second time: bodies are cut"),
             () = ignore(&mut hang_up) => {}
         }
@@ -210,6 +206,14 @@ async fn first_death(parts: &mut JoinSet<()>) -> anyhow::Error {
     match parts.join_next().await {
         Some(Err(error)) => anyhow!(error).context("background work has died"),
         Some(Ok(())) | None => anyhow!("background work has ended before it was asked to"),
+    }
+}
+
+/// Lets bodies finish for as long as that.
+async fn drain_within(limit: Duration, data_plane: &mut JoinSet<()>) {
+    match timeout(limit, drain(data_plane)).await {
+        Ok(()) => info!("drained"),
+        Err(_) => warn!("some bodies did not finish in time and are cut"),
     }
 }
 

@@ -144,7 +144,10 @@ impl Answer {
     /// What it says, unless that is why nothing was done.
     fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         let Self { status, body } = self;
-        let failure = || serde_json::from_slice(body).map_or("not an answer of berth's".to_owned(), |Failure { error }| error);
+        let failure = || {
+            serde_json::from_slice(body)
+                .map_or_else(|_| "not an answer of berth's".to_owned(), |Failure { error }| error)
+        };
         ensure!(status.is_success(), "{status}: {}", failure());
         serde_json::from_slice(body).context("not an answer of berth's")
     }

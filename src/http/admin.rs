@@ -130,9 +130,10 @@ impl Admin {
         }
     }
 
-    /// Makes the token that commands need, if there is none. Without one the API stays closed, and all else works.
-    pub async fn make_token(&self) {
+    /// The same once there is the token that commands need. Without one the API stays closed, and all else works.
+    pub async fn with_token(self) -> Arc<Self> {
         self.guard.load_full().renew_token(&self.store).await;
+        Arc::new(self)
     }
 
     /// This says who may use it, from the next request on.

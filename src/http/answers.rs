@@ -59,7 +59,8 @@ impl Answers {
 
     /// Since when it has rested, or waited for its first request; none while it does anything else.
     pub(super) fn resting_since(&self) -> Option<Instant> {
-        let is_at_rest = self.under_way.load(Ordering::Acquire) == 0 && !self.is_blocked.load(Ordering::Acquire);
+        let is_at_rest =
+            self.under_way.load(Ordering::Acquire) == 0 && !self.is_blocked.load(Ordering::Acquire);
         let active_at = self.active_at.load(Ordering::Acquire);
         let since = self.began + Duration::from_millis(active_at);
         (is_at_rest && (active_at == 0 || since.elapsed() >= SETTLE_TIME)).then_some(since)
@@ -154,7 +155,7 @@ mod tests {
         assert!(answers.resting_since().is_none() && !answers.leave());
         drop(answer);
         assert!(answers.resting_since().is_none(), "the end of the answer may still be with hyper");
-        advance(SETTLE_TIME).await;
+        advance(SETTLE_TIME * 2).await;
         answers.blocked(true);
         assert!(answers.resting_since().is_none(), "the client has not taken the end of it");
         answers.blocked(false);

@@ -37,7 +37,10 @@ mod tests {
         store.put_secret("secret", "one".to_owned()).await.unwrap();
         let found = fs::symlink_metadata(&path).unwrap();
         assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600);
-        assert_eq!((fs::read(&path).unwrap(), fs::read(&elsewhere).unwrap()), (b"one".into(), b"mine".into()));
+        assert_eq!(
+            (fs::read(&path).unwrap(), fs::read(&elsewhere).unwrap()),
+            (b"one".into(), b"mine".into())
+        );
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(store.put_secret("secret", "two".to_owned()).await.is_err());

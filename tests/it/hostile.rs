@@ -165,23 +165,26 @@ async fn a_large_push_gets_its_refusal_whole() {
         assert_eq!((reply.status, &*reply.error_code()), (405, "UNSUPPORTED"), "{length} bytes");
     }
     // One that announces much and sends nothing is answered all the same.
-    let announced = b"PUT /v2/x/manifests/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
+    let announced =
+        b"PUT /v2/x/manifests/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
     assert_eq!(statuses(berth.address(), announced).await, ["405"]);
 }
 
 #[tokio::test]
 async fn a_body_that_nobody_reads_does_not_become_the_next_request() {
     let (_upstream, berth, _) = alpine().await;
-    let smuggled = "GET /v2/library/alpine/manifests/3 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let bytes =
-        format!("GET /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len());
+    let smuggled =
+        "GET /v2/library/alpine/manifests/3 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let bytes = format!(
+        "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{smuggled}",
+        smuggled.len()
+    );
     let after = "GET /v2/_catalog HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let answer = raw(berth.address(), format!("{bytes}{after}").as_bytes()).await;
     let text = String::from_utf8_lossy(&answer);
     assert!(!text.contains("schemaVersion"), "{text}");
     assert!(text.contains("repositories"), "the connection goes on behind the body: {text}");
-    let both =
-        "POST /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let both = "POST /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let seen = statuses(berth.address(), format!("{both}{after}").as_bytes()).await;
     assert_eq!(seen.len(), 1, "two lengths: answered once, then closed: {seen:?}");
 }

@@ -187,8 +187,7 @@ async fn commands_are_for_the_admin_plane_and_not_for_browsers() {
     check(post().header("origin", "null").await, 403);
     check(berth.ask_admin("POST", VERIFY).body("{}").await, 415);
     check(berth.ask_admin("POST", VERIFY).header("content-type", "text/plain").body("{}").await, 415);
-    let json =
-        || berth.ask_admin("POST", VERIFY).header("content-type", "application/json; charset=utf-8");
+    let json = || berth.ask_admin("POST", VERIFY).header("content-type", "application/json; charset=utf-8");
     check(json().body("{").await, 400);
     check(json().body("").await, 400);
     check(json().body("{\"fast\": true}").await, 400);

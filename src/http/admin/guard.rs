@@ -13,7 +13,7 @@ use hyper::header::{AUTHORIZATION, CONNECTION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Response, StatusCode, Uri};
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::super::body::Body;
 use super::super::hosts;
@@ -71,7 +71,12 @@ impl Guard {
     }
 
     /// Refuses a request that does not show a token. One that berth should have and has not is made.
-    pub(super) async fn check(&self, store: &Store, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(super) async fn check(
+        &self,
+        store: &Store,
+        peer: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
         if let Some(shown) = bearer(headers)
             && self.is_right(shown).await
         {
@@ -87,9 +92,8 @@ impl Guard {
 
     async fn is_right(&self, shown: String) -> bool {
         let tokens = Arc::clone(&self.tokens);
-        let compared = spawn_blocking(move || {
-            tokens.iter().any(|file| file.read().is_ok_and(|token| token.is(&shown)))
-        });
+        let compared =
+            spawn_blocking(move || tokens.iter().any(|file| file.read().is_ok_and(|token| token.is(&shown))));
         compared.await.unwrap_or(false)
     }
 
@@ -118,7 +122,8 @@ impl Guard {
             }
         };
         match renewed {
-            Ok(()) => info!(path, "the token of the admin API was made"),
+            // The first lines of the log say where berth listens.
+            Ok(()) => debug!(path, "the token of the admin API was made"),
             Err(error) => warn!(path, error, "there is no token for the admin API, which stays closed"),
         }
     }
@@ -137,7 +142,8 @@ impl Guard {
 
     fn unauthorized(&self, closed: Option<String>) -> Refusal {
         let files: Vec<_> = self.tokens.iter().map(ToString::to_string).collect();
-        let mut error = format!("expected `Authorization: Bearer …` with the token in {}", files.join(" or "));
+        let mut error =
+            format!("expected `Authorization: Bearer …` with the token in {}", files.join(" or "));
         if let Some(reason) = closed {
             error += &format!("; {} opens nothing: {reason}", self.tokens[0]);
         }

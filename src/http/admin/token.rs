@@ -94,7 +94,8 @@ impl TokenFile {
         if !found.is_file() {
             return Err(Unusable::NotAFile);
         }
-        let (forbidden, expected) = if self.is_own { (0o077, "600") } else { (0o007, "600, or 640 for a group") };
+        let (forbidden, expected) =
+            if self.is_own { (0o077, "600") } else { (0o007, "600, or 640 for a group") };
         let mode = found.mode() & 0o777;
         if mode & forbidden != 0 {
             return Err(Unusable::Open { mode, expected });
@@ -130,7 +131,9 @@ impl Token {
     /// When the system has no random bytes.
     pub(super) fn generate() -> io::Result<Self> {
         let mut bytes = [0; RANDOM_BYTES];
-        SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system has no random bytes"))?;
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| io::Error::other("the system has no random bytes"))?;
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
@@ -175,7 +178,14 @@ mod tests {
             assert!(!token.is(other), "{other}");
         }
         let long = "x".repeat(5000);
-        for none in ["", "\n", "secret", "two words of more than thirty-two characters", &long, "\u{e4}".repeat(40).as_str()] {
+        for none in [
+            "",
+            "\n",
+            "secret",
+            "two words of more than thirty-two characters",
+            &long,
+            "\u{e4}".repeat(40).as_str(),
+        ] {
             assert!(Token::parse(none).is_none(), "{none}");
         }
     }
@@ -186,7 +196,8 @@ mod tests {
         let own = TokenFile::of_data_dir(folder.path());
         let named = TokenFile::configured(own.path());
         let check = |own_is: &str, named_is: &str| {
-            let said = |file: &TokenFile| file.read().map_or_else(|it| it.to_string(), |_| "right".to_owned());
+            let said =
+                |file: &TokenFile| file.read().map_or_else(|it| it.to_string(), |_| "right".to_owned());
             let said = [&own, &named].map(said);
             assert!(said[0].contains(own_is) && said[1].contains(named_is), "{said:?}");
         };

@@ -99,7 +99,11 @@ impl Berth {
     /// The same with another method. What goes to the API shows the token.
     pub(crate) fn ask_admin(&self, method: &str, path: &str) -> Ask {
         let ask = client::ask(method, format!("http://{}{path}", self.listener("admin")));
-        if path.starts_with("/api/") { ask.header("authorization", &format!("Bearer {}", self.token())) } else { ask }
+        if path.starts_with("/api/") {
+            ask.header("authorization", &format!("Bearer {}", self.token()))
+        } else {
+            ask
+        }
     }
 
     /// A command to the admin plane, in JSON.
