@@ -21,7 +21,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::Write as _;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::sync::Arc;
 
@@ -32,7 +33,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Arc::default()).await.unwrap();
         let (path, elsewhere) = (folder.path().join("secret"), folder.path().join("elsewhere"));
-        fs::write(&elsewhere, "mine").unwrap();
+        File::create(&elsewhere).unwrap().write_all(b"mine").unwrap();
         symlink(&elsewhere, &path).unwrap();
         store.put_secret("secret", "one".to_owned()).await.unwrap();
         let found = fs::symlink_metadata(&path).unwrap();

@@ -20,6 +20,30 @@ const PIN: &str = r#"{"ref":"alpine:3"}"#;
 const README: &str = include_str!("../../README.md");
 /// A token of an operator's own.
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+/// Hosts that no web page can have.
+const OURS: [&str; 8] = [
+    "127.0.0.1",
+    "127.0.0.1:5000",
+    "10.244.1.7:5001",
+    "[::1]:5000",
+    "[fe80::1%25eth0]:5000",
+    "localhost",
+    "LOCALHOST:5000",
+    "localhost.:5000",
+];
+/// Hosts that mean nothing here, or may be a stranger's.
+const OF_STRANGERS: [&str; 10] = [
+    "evil.example",
+    "evil.example:5000",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "a.mirror.example",
+    "ops.example",
+    "",
+    "user@127.0.0.1",
+    "]:::[%00/../..",
+    "\u{e4}\u{f6}",
+];
 
 async fn alpine() -> (Upstream, Setup) {
     let upstream = Upstream::start().await;
@@ -341,16 +365,7 @@ async fn a_host_that_a_web_page_can_have_is_misdirected_at_listeners_on_loopback
         let seen = status(address, &format!("GET {path} HTTP/1.1"), headers).await;
         assert_eq!(seen, expected, "{address} {path} {headers:?}");
     };
-    for host in [
-        "127.0.0.1",
-        "127.0.0.1:5000",
-        "10.244.1.7:5001",
-        "[::1]:5000",
-        "[fe80::1%25eth0]:5000",
-        "localhost",
-        "LOCALHOST:5000",
-        "localhost.:5000",
-    ] {
+    for host in OURS {
         check(data, &manifest, &format!("Host: {host}\r\n"), "200").await;
         check(admin, "/metrics", &format!("Host: {host}\r\n"), "200").await;
     }
@@ -362,18 +377,7 @@ async fn a_host_that_a_web_page_can_have_is_misdirected_at_listeners_on_loopback
     }
     check(admin, "/healthz", "Host: ops.example:5001\r\n", "200").await;
     upstream.forget();
-    for host in [
-        "evil.example",
-        "evil.example:5000",
-        "127.0.0.1.evil.example",
-        "localhost.evil.example",
-        "a.mirror.example",
-        "ops.example",
-        "",
-        "user@127.0.0.1",
-        "]:::[%00/../..",
-        "\u{e4}\u{f6}",
-    ] {
+    for host in OF_STRANGERS {
         let with = |more: &str| format!("Host: {host}\r\n{more}");
         check(data, &manifest, &with(""), "421").await;
         check(data, "/v2/_catalog?ns=docker.io", &with("X-Forwarded-Host: localhost\r\n"), "421").await;

@@ -157,13 +157,14 @@ impl Token {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
+    use std::fs::{self, File, Permissions};
+    use std::io::Write as _;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
     fn write(path: &Path, mode: u32, content: impl AsRef<[u8]>) {
-        fs::write(path, content).unwrap();
+        File::create(path).unwrap().write_all(content.as_ref()).unwrap();
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
