@@ -22,8 +22,8 @@ use tracing::{info, warn};
 
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::http::admin::{Admin, orders};
-use crate::http::{self, Data, Plane, Seats, Serving, Tls};
+use crate::http::admin::{Admin, Guard, orders};
+use crate::http::{self, Data, Plane, Reach, Seats, Serving, Tls};
 use crate::oci::route::Registries;
 use crate::store::{Rate, Store, unix_seconds};
 use crate::telemetry::Metrics;
@@ -33,8 +33,6 @@ pub use reload::Source;
 use fleet::{Fleet, Member};
 use reload::Running;
 
-/// Connections of the admin plane, and as many of the metrics listener.
-const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long background work may take to put its things in order at the end.
 const TIDY_UP_MAX: Duration = Duration::from_secs(10);
 
@@ -58,6 +56,7 @@ impl App {
         let tls = config.http.tls.clone().map(Tls::load).transpose()?;
         let members = Member::build_all(&config.upstreams, &[], &metrics)?;
         http::check(&config.http)?;
+        Guard::new(&config.admin, &config.data_dir)?;
         Ok(Self { config, registries, members, metrics, tls })
     }
 
@@ -83,16 +82,18 @@ impl App {
         let serving = Serving::new(cache, registries, Arc::clone(&metrics), &config.http, None)?;
         let data = Arc::new(Data::new(serving));
         let (orders, mut ordered) = orders();
-        let admin = Arc::new(Admin::new(Arc::clone(&metrics), store.clone(), Arc::clone(&data), orders));
+        let guard = Guard::new(&config.admin, &config.data_dir)?;
+        let admin = Admin::new(Arc::clone(&metrics), store.clone(), Arc::clone(&data), orders, guard);
+        let admin = admin.with_token().await;
 
         let (stop_data, data_stops) = watch::channel(false);
         let (stop_rest, rest_stops) = watch::channel(false);
         let listeners = bind(&config).await?;
         let (mut data_plane, mut rest) = (JoinSet::new(), JoinSet::new());
         let seats = Seats::of_data_plane(files, Arc::clone(&metrics));
-        let plane = Plane::Data(Arc::clone(&data));
         for listener in listeners.data {
-            let (plane, tls, seats) = (plane.clone(), tls.clone(), Arc::clone(&seats));
+            let plane = Plane::Data(Arc::clone(&data), Reach::of(listener.local_addr()?));
+            let (tls, seats) = (tls.clone(), Arc::clone(&seats));
             data_plane.spawn(http::serve(listener, plane, tls, seats, data_stops.clone()));
         }
         let admin_address = listeners.admin.local_addr()?;
@@ -100,7 +101,7 @@ impl App {
         let admin_plane = (listeners.admin, Plane::Admin(Arc::clone(&admin)));
         for (listener, plane) in std::iter::once(admin_plane).chain(metrics_plane) {
             // Each its own: a crowd at the metrics listener must not keep the administrator out.
-            let seats = Seats::new(ADMIN_CONNECTIONS_MAX, Arc::clone(&metrics));
+            let seats = Seats::of_admin_plane(files, Arc::clone(&metrics));
             rest.spawn(http::serve(listener, plane, None, seats, rest_stops.clone()));
         }
         store.announce(admin_address).await;
@@ -112,7 +113,8 @@ impl App {
         }
         metrics.configuration.loaded(unix_seconds());
         let fleet = Fleet::launch(members);
-        let mut running = Running { config, source, fleet, data, store, tls, scrub, metrics, refusal: None };
+        let mut running =
+            Running { config, source, fleet, data, admin, store, tls, scrub, metrics, refusal: None };
         notify_systemd(&[sd_notify::NotifyState::Ready]);
 
         tokio::select! {
@@ -125,13 +127,10 @@ impl App {
         let drain_seconds = running.config.http.drain_seconds;
         info!(drain_seconds, "stopping: no new connections, bodies may finish");
         notify_systemd(&[sd_notify::NotifyState::Stopping]);
-        admin.drain();
+        running.admin.drain();
         stop_data.send_replace(true);
         tokio::select! {
-            drained = timeout(Duration::from_secs(drain_seconds), drain(&mut data_plane)) => match drained {
-                Ok(()) => info!("drained"),
-                Err(_) => warn!("some bodies did not finish in time and are cut"),
-            },
+            () = drain_within(Duration::from_secs(drain_seconds), &mut data_plane) => {}
             () = signals.stop() => warn!("asked to stop a second time: bodies are cut"),
             () = ignore(&mut hang_up) => {}
         }
@@ -207,6 +206,14 @@ async fn first_death(parts: &mut JoinSet<()>) -> anyhow::Error {
     match parts.join_next().await {
         Some(Err(error)) => anyhow!(error).context("background work has died"),
         Some(Ok(())) | None => anyhow!("background work has ended before it was asked to"),
+    }
+}
+
+/// Lets bodies finish for as long as that.
+async fn drain_within(limit: Duration, data_plane: &mut JoinSet<()>) {
+    match timeout(limit, drain(data_plane)).await {
+        Ok(()) => info!("drained"),
+        Err(_) => warn!("some bodies did not finish in time and are cut"),
     }
 }
 

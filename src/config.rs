@@ -216,6 +216,7 @@ impl Config {
                 upstream.registry
             );
         }
+        self.admin.check()?;
         let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
         ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
         let private = self.upstreams.iter().find(|upstream| upstream.has_identity());

@@ -10,6 +10,7 @@ mod answers;
 mod asked;
 mod body;
 mod content;
+mod hosts;
 mod idle;
 mod journal;
 mod limits;
@@ -19,7 +20,6 @@ mod response;
 mod seats;
 pub(crate) mod tls;
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,9 +40,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
+pub use hosts::Reach;
 pub use registry::{Data, Serving};
 pub use seats::Seats;
 pub use tls::Tls;
+
+use crate::upstream::HostName;
 
 use answers::Answers;
 use body::Body;
@@ -74,6 +77,8 @@ pub const DRAIN_SECONDS_DEFAULT: u64 = 25;
 pub struct Config {
     /// Addresses of the data plane.
     pub listen: Vec<SocketAddr>,
+    /// Names that requests to a listener on loopback may have as their `Host`, besides addresses and `localhost`.
+    pub hosts: Vec<HostName>,
     /// Networks that may connect; empty: everybody.
     pub allow: Vec<IpNet>,
     /// A file of `user:bcrypt` lines; clients must then log in.
@@ -96,6 +101,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000)],
+            hosts: Vec::new(),
             allow: Vec::new(),
             htpasswd: None,
             tls: None,
@@ -111,16 +117,19 @@ impl Default for Config {
 impl Config {
     /// A listener that anybody in the network can reach and use.
     pub fn open_listener(&self) -> Option<SocketAddr> {
-        let is_restricted =
-            !self.allow.is_empty() && self.allow.iter().all(|network| network.prefix_len() > 0);
-        let is_guarded = is_restricted
+        let is_guarded = is_restricted(&self.allow)
             || self.htpasswd.is_some()
             || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if is_guarded {
             return None;
         }
-        self.listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).copied()
+        self.listen.iter().find(|address| Reach::of(**address) == Reach::Network).copied()
     }
+}
+
+/// Whether these networks are named, and none of them is the whole Internet.
+fn is_restricted(allow: &[IpNet]) -> bool {
+    !allow.is_empty() && allow.iter().all(|network| network.prefix_len() > 0)
 }
 
 /// Checks what the data plane's files say, and what its keys say together.
@@ -138,8 +147,8 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
 /// What answers behind a listener.
 #[derive(Clone)]
 pub enum Plane {
-    /// The registry API.
-    Data(Arc<Data>),
+    /// The registry API, on a listener that can be reached so far.
+    Data(Arc<Data>, Reach),
     /// Health, metrics and administration.
     Admin(Arc<admin::Admin>),
     /// Health and metrics alone.
@@ -163,7 +172,8 @@ pub async fn serve(
             accepted = accept(&listener, &seats, &trouble) => accepted,
             () = turned_true(&mut stop) => break,
             Some(ended) = connections.join_next() => {
-                if let Err(panic) = ended {
+                // One that had to leave was cancelled, which is no fault.
+                if let Err(panic) = ended && panic.is_panic() {
                     error!(%panic, "a fault of berth's own ended a connection; all others go on");
                 }
                 continue;
@@ -171,12 +181,17 @@ pub async fn serve(
         };
         let Some((stream, peer, seat)) = accepted else { continue };
         let (plane, tls, stop) = (plane.clone(), tls.clone(), stop.clone());
-        connections.spawn(async move {
-            let _seat = seat;
-            if let Err(error) = connection(stream, peer, plane, tls, stop).await {
-                debug!(client = %peer, error, "a connection ended early");
+        let (answers, number) = (Answers::new(), seat.number());
+        let connection = connections.spawn({
+            let answers = Arc::clone(&answers);
+            async move {
+                let _seat = seat;
+                if let Err(error) = connection(stream, peer, plane, tls, answers, stop).await {
+                    debug!(client = %peer, error, "a connection ended early");
+                }
             }
         });
+        seats.may_close(peer.ip(), number, answers, connection);
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
@@ -203,10 +218,10 @@ async fn connection(
     peer: SocketAddr,
     plane: Plane,
     tls: Option<Tls>,
+    answers: Arc<Answers>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let answers = Answers::new();
     match tls {
         None => {
             let outlet = Outlet::default();
@@ -238,9 +253,10 @@ async fn exchange(
         let ours = Arc::clone(&ours);
         let (outlet, answer) = (outlet.clone(), beginning.begin());
         async move {
+            let answer = answer.ok_or("another connection has its seat")?;
             let (visit, plane) = &*ours;
             let response = plane.answer(peer, visit, request, outlet).await;
-            Ok::<Response<Body>, Infallible>(response.map(|body| body.under_way(answer)))
+            Ok::<Response<Body>, &str>(response.map(|body| body.under_way(answer)))
         }
     });
     let connection = http1::Builder::new()
@@ -272,7 +288,7 @@ impl Plane {
     /// A connection of `peer` begins.
     fn greet(&self, peer: SocketAddr) -> Visit {
         match self {
-            Self::Data(data) => data.greet(peer.ip()),
+            Self::Data(data, _) => data.greet(peer.ip()),
             Self::Admin(_) | Self::Metrics(_) => Visit::begin(peer.ip(), None),
         }
     }
@@ -285,11 +301,11 @@ impl Plane {
         outlet: Option<Outlet>,
     ) -> Response<Body> {
         match self {
-            Self::Data(data) => {
+            Self::Data(data, reach) => {
                 let serving = data.now();
-                serving.answer(peer, visit, request, outlet).await
+                serving.answer(peer, *reach, visit, request, outlet).await
             }
-            Self::Admin(admin) => admin.answer(request).await,
+            Self::Admin(admin) => admin.answer(peer.ip(), request).await,
             Self::Metrics(admin) => admin.show(&request).await,
         }
     }

@@ -11,6 +11,7 @@
 //!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
 //!   quarantine/                            damaged files, a few of them               quarantine.rs
 //!   pins.json                              images that stay                              pin.rs
+//!   admin-token                            opens the admin plane                      secret.rs
 //!   index/                                 derived and disposable                          index.rs
 //!   lock                                   one process at a time                           lock.rs
 //! ```
@@ -83,6 +84,7 @@ mod rebuild;
 mod record;
 mod refs;
 mod scrub;
+mod secret;
 mod sweep;
 #[expect(unsafe_code, reason = "asks the allocator for something that has no safe name")]
 mod trim;

@@ -247,6 +247,13 @@ impl Upstream {
         !self.is_always_known && !self.credential.applies_to(&there).await
     }
 
+    /// Whether what it has of a repository is for those with a login, as far as that is known without being asked: a
+    /// parent that has not been asked yet has not said.
+    pub async fn is_known_private(&self, name: &RepoName) -> bool {
+        let is_by_parents = self.parents().is_some_and(|parents| parents.is_private(name));
+        is_by_parents || !self.is_own_public(name).await || !self.are_fallbacks_public(name).await
+    }
+
     /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
     pub fn has_parents(&self) -> bool {
         self.parents().is_some()

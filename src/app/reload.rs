@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use super::fleet::{Fleet, Member};
 use super::status;
 use crate::config::{Changes, Config};
-use crate::http::admin::{NotReloaded, Order, Reloaded};
+use crate::http::admin::{Admin, Guard, NotReloaded, Order, Reloaded};
 use crate::http::{self, Data, Serving, Tls, tls};
 use crate::store::{Rate, Store, unix_seconds};
 use crate::telemetry::Metrics;
@@ -59,6 +59,7 @@ pub(super) struct Running {
     pub(super) source: Option<Source>,
     pub(super) fleet: Fleet,
     pub(super) data: Arc<Data>,
+    pub(super) admin: Arc<Admin>,
     pub(super) store: Store,
     pub(super) tls: Option<Tls>,
     pub(super) scrub: watch::Sender<Rate>,
@@ -74,6 +75,7 @@ struct Next {
     changed: Vec<String>,
     members: Vec<Member>,
     serving: Serving,
+    guard: Guard,
     /// Other files than before.
     tls: Option<tls::Next>,
 }
@@ -165,9 +167,10 @@ impl Running {
 
     /// Puts a configuration in place. Returns what is different.
     fn apply(&mut self, next: Next) -> Vec<String> {
-        let Next { config, changed, members, serving, tls } = next;
+        let Next { config, changed, members, serving, guard, tls } = next;
         let before = self.fleet.members();
         self.data.replace(serving);
+        self.admin.replace_guard(guard);
         let cache = self.data.cache();
         // First, so that nothing which one of them still says is remembered after that was forgotten.
         for member in before.iter().filter(|member| !is_kept(member, &before, &members)) {
@@ -220,7 +223,8 @@ impl Next {
         let cache = before.serving.cache().with(upstreams, config.rules(), &config.cache);
         let metrics = Arc::clone(&before.metrics);
         let serving = Serving::new(cache, registries, metrics, &config.http, Some(&before.serving))?;
-        Ok(Self { config, changed, members, serving, tls })
+        let guard = Guard::new(&config.admin, &config.data_dir)?;
+        Ok(Self { config, changed, members, serving, guard, tls })
     }
 }
 

@@ -29,6 +29,9 @@ const EMPTY_INDEX: Bytes = Bytes::from_static(
     br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
 );
 
+/// Repositories that are looked at together for a list: a page, and one more.
+const REPOSITORIES_BATCH: usize = 1001;
+
 /// Part of a list, in byte order.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -224,19 +227,44 @@ impl Cache {
         Ok(store.set_referrers(repo, digest, &record).await?)
     }
 
-    /// At most `n` stored repositories behind `last`; those that came with a credential only if asked for.
+    /// At most `n` stored repositories behind `last` that `may_have` says may be pulled; those that came with a
+    /// credential, or would come with one today, only if asked for.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn repositories(
         &self,
         n: usize,
-        last: Option<&Repo>,
+        last: Option<Repo>,
         private_too: bool,
+        may_have: impl Fn(&Repo) -> bool,
     ) -> Result<Page<Repo>, Error> {
-        let mut entries = self.0.store.repositories(last, n.saturating_add(1), private_too).await?;
-        let more = entries.len() > n;
-        entries.truncate(n);
-        Ok(Page { entries, more, source: Source::Hit })
+        let mut entries = Vec::new();
+        let mut last = last;
+        loop {
+            let batch = self.0.store.repositories(last.as_ref(), REPOSITORIES_BATCH, private_too).await?;
+            for repo in &batch {
+                if !may_have(repo) || !self.is_listed(repo, private_too).await {
+                    continue;
+                }
+                if entries.len() == n {
+                    return Ok(Page { entries, more: true, source: Source::Hit });
+                }
+                entries.push(repo.clone());
+            }
+            if batch.len() < REPOSITORIES_BATCH {
+                return Ok(Page { entries, more: false, source: Source::Hit });
+            }
+            last = batch.last().cloned();
+        }
+    }
+
+    /// Whether a repository that is here is shown in a list: what it once had for everybody may need a login today, or
+    /// its registry may be gone.
+    async fn is_listed(&self, repo: &Repo, private_too: bool) -> bool {
+        match self.upstream(repo) {
+            Ok(upstream) => private_too || !upstream.is_known_private(&repo.name).await,
+            Err(_) => false,
+        }
     }
 }

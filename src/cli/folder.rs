@@ -29,7 +29,7 @@ impl Folder {
         };
         // What the daemon says of itself comes first. It cannot say so on a disk that is read-only.
         let addresses: Vec<_> = admin.into_iter().chain([config.admin.listen]).collect();
-        let remote = Remote::find(&addresses).await.with_context(|| {
+        let remote = Remote::find(&addresses, config).await.with_context(|| {
             let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
             format!(
                 "{holder} has the data folder {}, and cannot be asked (--admin-listen says where)",

@@ -1,19 +1,22 @@
-//! A client of the admin plane of a daemon on this machine.
+//! A client of the admin plane of a daemon on this machine, with the token that is in the daemon's data folder.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::http::admin::{Token, TokenFile, Unusable};
 
 /// How long an answer may take; none waits for work on the disk to be done, and a check of tags has a shorter limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,6 +26,14 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// The daemon that has the data folder.
 pub(super) struct Remote {
     address: SocketAddr,
+    /// Where a token may be; the first that is there is shown.
+    tokens: Vec<TokenFile>,
+}
+
+/// An answer, as it came.
+struct Answer {
+    status: StatusCode,
+    body: Bytes,
 }
 
 /// What the admin plane says when it does not do what it was asked.
@@ -32,11 +43,14 @@ struct Failure {
 }
 
 impl Remote {
-    /// The first of these addresses where somebody listens.
-    pub(super) async fn find(addresses: &[SocketAddr]) -> anyhow::Result<Self> {
+    /// The first of these addresses where somebody listens who has the data folder of `config`.
+    pub(super) async fn find(addresses: &[SocketAddr], config: &Config) -> anyhow::Result<Self> {
+        let own = TokenFile::of_data_dir(&config.data_dir);
+        let named = config.admin.token_file.as_deref().map(TokenFile::configured);
+        let tokens: Vec<_> = std::iter::once(own).chain(named).collect();
         let mut failure = anyhow!("no address is known");
         for address in addresses {
-            let remote = Self { address: reachable(*address) };
+            let remote = Self { address: reachable(*address), tokens: tokens.clone() };
             match remote.connect().await {
                 Ok(_) => return Ok(remote),
                 Err(error) => failure = error,
@@ -61,38 +75,81 @@ impl Remote {
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<T> {
         let what = format!("{method} http://{}{path}", self.address);
-        let answer = timeout(ANSWER_TIMEOUT, self.exchange(method, path, body)).await;
-        answer.map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}")).flatten().context(what)
+        let answer = timeout(ANSWER_TIMEOUT, self.ask_with_token(&method, path, body)).await;
+        let answer = answer.map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}")).flatten();
+        answer.and_then(|answer| answer.read()).context(what)
+    }
+
+    /// A daemon that finds its token gone makes another, and says so: then it is asked once more.
+    async fn ask_with_token(&self, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Answer> {
+        let answer = self.exchange(method, path, body.clone(), self.token()?).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        match self.token()? {
+            Some(token) => self.exchange(method, path, body, Some(token)).await,
+            None => Ok(answer),
+        }
+    }
+
+    /// The token to show; none if there is no file of one, of which the daemon knows more.
+    fn token(&self) -> anyhow::Result<Option<Token>> {
+        let mut failure = None;
+        for file in &self.tokens {
+            match file.read() {
+                Ok(token) => return Ok(Some(token)),
+                Err(Unusable::Missing) => {}
+                Err(unusable) => failure = failure.or(Some((file, unusable))),
+            }
+        }
+        match failure {
+            None => Ok(None),
+            Some((file, Unusable::Unreadable(error))) => {
+                bail!("the admin token {file}: {error}: run this as the user that berth runs as")
+            }
+            Some((file, unusable)) => bail!("the admin token {file}: {unusable}"),
+        }
     }
 
     /// Each on a connection of its own: they are few.
-    async fn exchange<T: DeserializeOwned>(
+    async fn exchange(
         &self,
-        method: Method,
+        method: &Method,
         path: &str,
         body: Bytes,
-    ) -> anyhow::Result<T> {
+        token: Option<Token>,
+    ) -> anyhow::Result<Answer> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, self.address.to_string())
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| anyhow!(error))?;
-        let body = body.to_bytes();
-        if !head.status.is_success() {
-            let failure = serde_json::from_slice(&body).map(|Failure { error }| error);
-            bail!("{}: {}", head.status, failure.unwrap_or_else(|_| "not an answer of berth's".to_owned()));
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
         }
-        serde_json::from_slice(&body).context("not an answer of berth's")
+        let (head, body) = sender.send_request(request.body(Full::new(body))?).await?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| anyhow!(error))?;
+        Ok(Answer { status: head.status, body: body.to_bytes() })
     }
 
     async fn connect(&self) -> anyhow::Result<TcpStream> {
         let connected = timeout(ANSWER_TIMEOUT, TcpStream::connect(self.address)).await;
         connected.map_err(anyhow::Error::from).and_then(|it| Ok(it?)).context(self.address.to_string())
+    }
+}
+
+impl Answer {
+    /// What it says, unless that is why nothing was done.
+    fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        let Self { status, body } = self;
+        let failure = || {
+            serde_json::from_slice(body)
+                .map_or_else(|_| "not an answer of berth's".to_owned(), |Failure { error }| error)
+        };
+        ensure!(status.is_success(), "{status}: {}", failure());
+        serde_json::from_slice(body).context("not an answer of berth's")
     }
 }
 

@@ -40,9 +40,12 @@ impl Config {
         changes.place("offline", offline, &new.offline);
         changes.place("public_registries", public_registries, &new.public_registries);
         changes.http(http, &new.http);
-        let admin::Config { listen, metrics_listen } = admin;
+        let admin::Config { listen, metrics_listen, allow, token_file, hosts } = admin;
         changes.restart("admin.listen", listen, &new.admin.listen);
         changes.restart("admin.metrics_listen", metrics_listen, &new.admin.metrics_listen);
+        changes.place("admin.allow", allow, &new.admin.allow);
+        changes.place("admin.token_file", token_file, &new.admin.token_file);
+        changes.place("admin.hosts", hosts, &new.admin.hosts);
         changes.cache(cache, &new.cache);
         changes.upstreams(upstreams, &new.upstreams);
         changes.place("parents", parents, &new.parents);
@@ -75,6 +78,7 @@ impl Changes {
     fn http(&mut self, old: &http::Config, new: &http::Config) {
         let http::Config {
             listen,
+            hosts,
             allow,
             htpasswd,
             tls,
@@ -85,6 +89,7 @@ impl Changes {
             login_limits,
         } = old;
         self.restart("http.listen", listen, &new.listen);
+        self.place("http.hosts", hosts, &new.hosts);
         self.place("http.allow", allow, &new.allow);
         self.place("http.htpasswd", htpasswd, &new.htpasswd);
         match (tls, &new.tls) {
@@ -166,8 +171,8 @@ mod tests {
         );
         check(
             "",
-            "[http]\nlisten = ['127.0.0.1:1']\nlist_private = true",
-            &["http.list_private"],
+            "[http]\nlisten = ['127.0.0.1:1']\nhosts = ['h']\nlist_private = true",
+            &["http.hosts", "http.list_private"],
             &["http.listen"],
         );
         check(
@@ -182,8 +187,8 @@ mod tests {
         check(tls, &tls.replace("'/b'", "'/b', client_ca = '/c'"), &[], &["http.tls.client_ca"]);
         check(
             "",
-            "[admin]\nlisten = '127.0.0.1:1'\nmetrics_listen = '127.0.0.1:2'",
-            &[],
+            "[admin]\nlisten = '127.0.0.1:1'\nmetrics_listen = '127.0.0.1:2'\nallow = ['10.0.0.0/8']\ntoken_file = '/t'\nhosts = ['h']",
+            &["admin.allow", "admin.token_file", "admin.hosts"],
             &["admin.listen", "admin.metrics_listen"],
         );
         check(

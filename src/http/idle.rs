@@ -23,7 +23,7 @@ pub(super) struct Idle<S> {
     stream: S,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
-    /// Hears of bytes that are sent.
+    /// Hears of bytes that are sent, and of such that cannot be.
     answers: Arc<Answers>,
 }
 
@@ -35,11 +35,14 @@ impl<S> Idle<S> {
     /// Passes on what a write came to, and watches the clock while it comes to nothing.
     fn watch<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.waiting = false;
+            if std::mem::take(&mut self.waiting) {
+                self.answers.blocked(false);
+            }
             return result;
         }
         if !self.waiting {
             self.waiting = true;
+            self.answers.blocked(true);
             self.timer.as_mut().reset(Instant::now() + TAKES_NOTHING_MAX);
         }
         ready!(self.timer.as_mut().poll(context));

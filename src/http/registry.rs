@@ -25,12 +25,13 @@ use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
+use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Outlet;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
-    content, failure, log_in, outage, unavailable, unrouted, value, wrong_address,
+    content, failure, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
@@ -40,6 +41,7 @@ use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo};
 use crate::telemetry::Metrics;
+use crate::upstream::HostName;
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -88,6 +90,8 @@ impl Data {
 pub struct Serving {
     cache: Cache,
     registries: Registries,
+    /// Names of a listener on loopback.
+    hosts: Vec<HostName>,
     access: Access,
     limits: Option<Arc<Limits>>,
     login_limits: Option<Arc<Limits>>,
@@ -121,7 +125,8 @@ impl Serving {
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
         let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
-        Ok(Self { cache, registries, access, limits, login_limits, metrics, access_log, list_private })
+        let hosts = config.hosts.clone();
+        Ok(Self { cache, registries, hosts, access, limits, login_limits, metrics, access_log, list_private })
     }
 
     /// Where its content comes from.
@@ -133,6 +138,7 @@ impl Serving {
     pub(super) async fn answer(
         &self,
         peer: SocketAddr,
+        reach: Reach,
         visit: &Visit,
         request: Request<Incoming>,
         outlet: Option<Outlet>,
@@ -147,6 +153,7 @@ impl Serving {
         let is_of_client = context.is_of_client();
         let admitted = match guest.as_ref().and_then(|guest| guest.refuse()) {
             Some(refusal) => Err(Box::new(refusal)),
+            None if reach == Reach::Loopback && !self.has_host(&head) => Err(Box::new(misdirected())),
             None => {
                 let verdict = self.access.judge(peer.ip(), &head.headers).await;
                 if let Verdict::Allowed(Some(name)) = &verdict {
@@ -173,6 +180,11 @@ impl Serving {
         account.answered(response.status().as_u16(), response.body().len());
         let brake = Brake::of(guest.into_iter().chain(user));
         response.map(|body| body.watched(account).braked(brake))
+    }
+
+    /// Whether a request names a host that a listener on loopback has.
+    fn has_host(&self, head: &Parts) -> bool {
+        hosts::are_known(&head.uri, &head.headers, &self.hosts, |host| self.registries.have_host(host))
     }
 
     /// What the login of a request may take, if it has one and that is limited.
@@ -374,7 +386,8 @@ impl Serving {
         if size == 0 {
             return Ok(json(list("repositories", None, std::iter::empty())));
         }
-        let page = self.cache.repositories(size, last.as_ref(), self.list_private).await?;
+        let may_have = |repo: &Repo| self.registries.may_have(repo);
+        let page = self.cache.repositories(size, last, self.list_private, may_have).await?;
         let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
         let next = page.entries.last().filter(|_| page.more);
         asked.link_to_next(&mut response, size, next.map(ToString::to_string));

@@ -167,6 +167,15 @@ pub(super) fn wrong_address() -> Response<Body> {
     response
 }
 
+/// A request for a host that a listener on loopback does not have: a browser may have been led here.
+pub(super) fn misdirected() -> Response<Body> {
+    failure(
+        StatusCode::MISDIRECTED_REQUEST,
+        ErrorCode::Denied,
+        "this mirror has no such Host: use its address or localhost, or add the name to [http] hosts",
+    )
+}
+
 /// A request that this process has sent to itself, taking itself for a parent.
 pub(super) fn asked_by_itself() -> Response<Body> {
     failure(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, "this mirror is its own parent")

@@ -1,24 +1,41 @@
 //! Who may be connected: so many at once, and of these at most half from one address.
 //!
-//! Whoever finds no seat is turned away at once rather than left to wait: a container runtime then goes on to
+//! Connections that only rest keep nobody out: for want of a seat the one that has rested longest is closed, of the
+//! client itself where that has its half, else of whoever has most. So a crowd that connects and asks nothing, or that
+//! sends half a head, starves no health check, not even one from its own address. An answer is never cut for it.
+//!
+//! Who finds no seat even so is turned away at once rather than left to wait: a container runtime then goes on to
 //! its next host in milliseconds, and would else lose its thirty seconds here. Half, and not less, because a
 //! whole site may come through one load balancer.
+//!
+//! Each plane has seats of its own, and there are files for all of them.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::AbortHandle;
 use tracing::warn;
 
+use super::answers::Answers;
 use crate::telemetry::Metrics;
 
 /// Connections at once, all listeners of the data plane together.
 const CONNECTIONS_MAX: usize = 8192;
+/// Connections of the admin plane, and as many of the metrics listener.
+const ADMIN_CONNECTIONS_MAX: u64 = 64;
+/// The least of them: a health check, a scrape and a command at once.
+const ADMIN_CONNECTIONS_MIN: u64 = 4;
+/// One file in so many may be a connection of the admin plane, where there are few.
+const FILES_PER_ADMIN_CONNECTION: u64 = 16;
 /// Files that are not for connections: listeners, the index, transfers from upstream.
 const FILES_RESERVED: u64 = 64;
 /// Files that a connection may need: its socket, and the blob that it reads.
 const FILES_PER_CONNECTION: u64 = 2;
+/// A connection that is to be closed for another may begin to answer just then; so often the next one is looked for.
+const CLOSE_TRIES: usize = 4;
 /// Between two lines of the log about the same trouble.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
@@ -33,20 +50,36 @@ pub struct Seats {
 #[derive(Default)]
 struct Taken {
     all: usize,
-    by_client: HashMap<IpAddr, usize>,
+    /// Numbers the seats.
+    next: u64,
+    by_client: HashMap<IpAddr, HashMap<u64, Option<Connection>>>,
 }
 
-/// The right to be connected; given back when it is dropped.
+/// A connection that can be closed for another.
+struct Connection {
+    answers: Arc<Answers>,
+    task: AbortHandle,
+}
+
+/// The right to be connected; given back when it is dropped, unless another connection has it by then.
 pub(super) struct Seat {
     seats: Arc<Seats>,
     client: IpAddr,
+    number: u64,
 }
 
 impl Seats {
     /// Room for the data plane of a process that may have `files` open; none: as many as it likes.
     pub fn of_data_plane(files: Option<u64>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let fit = files.map_or(u64::MAX, |files| files.saturating_sub(FILES_RESERVED) / FILES_PER_CONNECTION);
+        // There is the metrics listener, too.
+        let others = FILES_RESERVED + 2 * admin_connections(files);
+        let fit = files.map_or(u64::MAX, |files| files.saturating_sub(others) / FILES_PER_CONNECTION);
         Self::new(usize::try_from(fit).unwrap_or(usize::MAX).clamp(2, CONNECTIONS_MAX), metrics)
+    }
+
+    /// Room for the admin plane of such a process, or for its metrics listener.
+    pub fn of_admin_plane(files: Option<u64>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::new(usize::try_from(admin_connections(files)).unwrap_or(usize::MAX), metrics)
     }
 
     /// Room for `max` connections.
@@ -54,23 +87,35 @@ impl Seats {
         Arc::new(Self { max, taken: Mutex::default(), metrics, crowded: Rarely::default() })
     }
 
-    /// A seat for `client`, if there is one for it.
+    /// A seat for `client`, if there is one for it, or becomes free.
     pub(super) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
         let client = network(client);
         let mut taken = self.lock();
-        let own = taken.by_client.get(&client).copied().unwrap_or(0);
-        if taken.all < self.max && own < self.max.div_ceil(2) {
-            taken.all += 1;
-            taken.by_client.insert(client, own + 1);
-            return Some(Seat { seats: Arc::clone(self), client });
-        }
+        let own = taken.count(client);
+        let has_its_half = own >= self.max.div_ceil(2);
+        let is_full = taken.all >= self.max;
         let all = taken.all;
+        let is_free = !(has_its_half || is_full) || taken.make_room(client, has_its_half);
+        let seat = is_free.then(|| Seat { seats: Arc::clone(self), client, number: taken.add(client) });
         drop(taken);
-        self.metrics.turned_away.inc();
-        if self.crowded.is_time() {
-            warn!(%client, its_own = own, all, max = self.max, "too many connections: some are turned away");
+        if has_its_half || is_full {
+            self.metrics.turned_away.inc();
+            if self.crowded.is_time() {
+                let max = self.max;
+                warn!(%client, its_own = own, all, max, "too many connections: some that rest are closed, or others turned away");
+            }
         }
-        None
+        seat
+    }
+
+    /// The connection that has seat `number` of `client` may be closed by its task, while it rests, for another.
+    pub(super) fn may_close(&self, client: IpAddr, number: u64, answers: Arc<Answers>, task: AbortHandle) {
+        let mut taken = self.lock();
+        let own = taken.by_client.get_mut(&network(client));
+        // It may have ended already.
+        if let Some(seat) = own.and_then(|own| own.get_mut(&number)) {
+            *seat = Some(Connection { answers, task });
+        }
     }
 
     /// A panic elsewhere leaves the counts whole: they are changed together, without a call between.
@@ -79,15 +124,83 @@ impl Seats {
     }
 }
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.lock();
-        taken.all -= 1;
-        match taken.by_client.get_mut(&self.client) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(taken.by_client.remove(&self.client)),
+impl Taken {
+    fn count(&self, client: IpAddr) -> usize {
+        self.by_client.get(&client).map_or(0, HashMap::len)
+    }
+
+    fn add(&mut self, client: IpAddr) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.all += 1;
+        self.by_client.entry(client).or_default().insert(number, None);
+        number
+    }
+
+    fn remove(&mut self, client: IpAddr, number: u64) {
+        let Some(own) = self.by_client.get_mut(&client) else { return };
+        self.all -= usize::from(own.remove(&number).is_some());
+        if own.is_empty() {
+            self.by_client.remove(&client);
         }
     }
+
+    /// Closes a connection that rests so that `client` may have one more: one of its own, or of anybody who has no fewer.
+    /// Returns whether there was one.
+    fn make_room(&mut self, client: IpAddr, own_only: bool) -> bool {
+        for _ in 0..CLOSE_TRIES {
+            let Some((of, number)) = self.longest_resting(client, own_only) else { return false };
+            let connection = self.by_client.get(&of).and_then(|own| own.get(&number)?.as_ref());
+            if connection.is_some_and(Connection::close) {
+                self.remove(of, number);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Which seat is to become free: of the client that has most, the one whose connection has rested longest.
+    fn longest_resting(&self, client: IpAddr, own_only: bool) -> Option<(IpAddr, u64)> {
+        let own = self.count(client);
+        let may_lose = |other: &IpAddr, count: usize| *other == client || (!own_only && count >= own.max(1));
+        let clients = self.by_client.iter().filter(|(other, seats)| may_lose(other, seats.len()));
+        let resting = clients.flat_map(|(other, seats)| {
+            seats.iter().filter_map(|(number, connection)| {
+                let since = connection.as_ref()?.answers.resting_since()?;
+                Some((Reverse(seats.len()), since, *other, *number))
+            })
+        });
+        resting.min().map(|(_, _, of, number)| (of, number))
+    }
+}
+
+impl Connection {
+    /// Closes it, if it still rests.
+    fn close(&self) -> bool {
+        let leaves = self.answers.leave();
+        if leaves {
+            self.task.abort();
+        }
+        leaves
+    }
+}
+
+impl Seat {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats.lock().remove(self.client, self.number);
+    }
+}
+
+/// Connections of the admin plane of a process that may have `files` open.
+fn admin_connections(files: Option<u64>) -> u64 {
+    let fit = files.map_or(u64::MAX, |files| files / FILES_PER_ADMIN_CONNECTION);
+    fit.clamp(ADMIN_CONNECTIONS_MIN, ADMIN_CONNECTIONS_MAX)
 }
 
 /// What one client can have many of counts as one: of IPv6 the 64 bits that a host picks for itself.
@@ -139,6 +252,48 @@ mod tests {
         assert_eq!((taken.all, taken.by_client.len()), (0, 0));
     }
 
+    /// A seat with a connection that waits for a request.
+    fn connected(seats: &Arc<Seats>, client: &str) -> Option<(Seat, Arc<Answers>, AbortHandle)> {
+        let (client, answers) = (address(client), Answers::new());
+        let seat = seats.take(client)?;
+        let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        seats.may_close(client, seat.number(), Arc::clone(&answers), task.clone());
+        Some((seat, answers, task))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_rest_keep_nobody_out_and_answers_are_not_cut() {
+        let seats = Seats::new(4, Arc::new(Metrics::new()));
+        let connected = async |client: &str| {
+            // One after the other.
+            tokio::time::advance(Duration::from_secs(1)).await;
+            connected(&seats, client)
+        };
+        let first = connected("10.0.0.1").await.unwrap();
+        let answer = first.1.begin().unwrap();
+        let second = connected("10.0.0.1").await.unwrap();
+        let third = connected("10.0.0.1").await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(second.2.is_finished() && !first.2.is_finished(), "the one that rests is closed");
+        assert!(second.1.begin().is_none(), "and answers nothing any more");
+        let other_answer = third.1.begin().unwrap();
+        assert!(connected("10.0.0.1").await.is_none(), "both answer");
+        drop(second.0);
+        assert_eq!(seats.lock().all, 2, "the seat went on to the next");
+        let others = [connected("10.0.0.2").await.unwrap(), connected("10.0.0.2").await.unwrap()];
+        let last = connected("10.0.0.3").await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(others[0].2.is_finished() && !others[1].2.is_finished());
+        drop((answer, other_answer));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let more = connected("10.0.0.3").await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(first.2.is_finished() && !last.2.is_finished(), "of whoever has most");
+        drop((first.0, third.0, others, last, more));
+        let taken = seats.lock();
+        assert_eq!((taken.all, taken.by_client.len()), (0, 0));
+    }
+
     #[test]
     fn there_are_no_more_seats_than_files() {
         let check = |files: Option<u64>, max: usize| {
@@ -146,7 +301,7 @@ mod tests {
         };
         check(None, CONNECTIONS_MAX);
         check(Some(1 << 20), CONNECTIONS_MAX);
-        check(Some(1024), 480);
+        check(Some(1024), 416);
         check(Some(10), 2);
     }
 }

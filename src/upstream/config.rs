@@ -369,7 +369,7 @@ impl HostName {
     }
 
     /// Whether this is the host of that name.
-    pub(super) fn is(&self, name: &str) -> bool {
+    pub fn is(&self, name: &str) -> bool {
         name.trim_end_matches('.').eq_ignore_ascii_case(self.0.trim_end_matches('.'))
     }
 }

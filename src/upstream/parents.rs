@@ -350,6 +350,11 @@ impl Parents {
         told.peek().is_some() && told.all(|is_public| is_public)
     }
 
+    /// Whether a parent has said that `name` is not for everybody.
+    pub(super) fn is_private(&self, name: &RepoName) -> bool {
+        self.all().iter().any(|parent| parent.peer().and_then(|peer| peer.told(name)) == Some(false))
+    }
+
     /// Keeps the list of parents, and what is known of each, up to date.
     pub(super) async fn run(&self) {
         if self.template.offline {

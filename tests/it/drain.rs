@@ -83,7 +83,7 @@ async fn connections_at_rest_do_not_hold_up_the_end() {
     let upstream = Upstream::start().await;
     let mut berth = Berth::with("docker.io", &upstream).http("drain_seconds = 600").start().await;
     let mut resting = TcpStream::connect(berth.address()).await.unwrap();
-    resting.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    resting.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     resting.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");

@@ -230,10 +230,7 @@ async fn a_damaged_file_that_cannot_be_moved_is_not_served() {
     let path = folder::blob(berth.data_dir(), &blob.digest);
     damage(&path);
     let read_only = ReadOnly::folder(&berth.data_dir().join("blobs")).await;
-    let verify = || {
-        let url = format!("http://{}/api/v1/verify", berth.listener("admin"));
-        crate::support::ask("POST", url).header("content-type", "application/json").body("{}")
-    };
+    let verify = || berth.order("/api/v1/verify", "{}");
     assert_eq!(verify().await.status, 202);
     eventually("it is found", async || {
         berth.admin("/api/v1/verify").await.json()["findings"][0]["digest"] == blob.digest.to_string()

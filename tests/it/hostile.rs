@@ -7,7 +7,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Berth, Image, Upstream, eventually, raw, together, within_deadline};
+use crate::support::{Berth, Fault, Gate, Image, Upstream, eventually, raw, together, within_deadline};
 
 const REPO: &str = "library/alpine";
 
@@ -28,7 +28,7 @@ async fn statuses(address: SocketAddr, request: &[u8]) -> Vec<String> {
 
 /// The bytes of a request that asks for the connection to be closed behind its answer.
 fn request(line: &str, rest: &str) -> Vec<u8> {
-    format!("{line}\r\nHost: x\r\nConnection: close\r\n{rest}\r\n").into_bytes()
+    format!("{line}\r\nHost: localhost\r\nConnection: close\r\n{rest}\r\n").into_bytes()
 }
 
 /// Memory that a process has ever had, in bytes.
@@ -102,7 +102,7 @@ async fn what_is_too_long_is_refused_and_the_connection_closed() {
 async fn nonsense_instead_of_http_is_refused_and_what_stands_before_it_is_answered() {
     let (_upstream, berth, _) = alpine().await;
     let address = berth.address();
-    let fine = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n";
+    let fine = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for (bytes, expected) in [
         (b"\0\x01\x02\x03 nonsense\r\n\r\n".to_vec(), &["400"][..]),
         (format!("{fine}{fine}\x16\x03\x01 garbage\r\n\r\n").into_bytes(), &["200", "200", "400"]),
@@ -126,10 +126,7 @@ async fn unusual_but_right_requests_are_answered() {
     for (line, rest) in [
         ("GET /v2/ HTTP/1.0".to_owned(), ""),
         (format!("GET {manifest} HTTP/1.0"), ""),
-        (format!("GET http://mirror.example{manifest} HTTP/1.1"), ""),
         (format!("GET http://docker.io{manifest} HTTP/1.1"), ""),
-        (format!("GET {manifest} HTTP/1.1"), "Host: \u{e4}\u{f6}\r\n"),
-        (format!("GET {manifest} HTTP/1.1"), "Host: ]:::[%00/../..\r\n"),
         (format!("GET {manifest} HTTP/1.1"), "Content-Length: 5\r\n\r\nhello"),
         (format!("GET {manifest} HTTP/1.1"), "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"),
         (format!("GET {manifest} HTTP/1.1"), "Range: bytes=99999999999999999999-\r\n"),
@@ -168,23 +165,26 @@ async fn a_large_push_gets_its_refusal_whole() {
         assert_eq!((reply.status, &*reply.error_code()), (405, "UNSUPPORTED"), "{length} bytes");
     }
     // One that announces much and sends nothing is answered all the same.
-    let announced = b"PUT /v2/x/manifests/1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n";
+    let announced =
+        b"PUT /v2/x/manifests/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n";
     assert_eq!(statuses(berth.address(), announced).await, ["405"]);
 }
 
 #[tokio::test]
 async fn a_body_that_nobody_reads_does_not_become_the_next_request() {
     let (_upstream, berth, _) = alpine().await;
-    let smuggled = "GET /v2/library/alpine/manifests/3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    let bytes =
-        format!("GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len());
-    let after = "GET /v2/_catalog HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let smuggled =
+        "GET /v2/library/alpine/manifests/3 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let bytes = format!(
+        "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{smuggled}",
+        smuggled.len()
+    );
+    let after = "GET /v2/_catalog HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let answer = raw(berth.address(), format!("{bytes}{after}").as_bytes()).await;
     let text = String::from_utf8_lossy(&answer);
     assert!(!text.contains("schemaVersion"), "{text}");
     assert!(text.contains("repositories"), "the connection goes on behind the body: {text}");
-    let both =
-        "POST /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let both = "POST /v2/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     let seen = statuses(berth.address(), format!("{both}{after}").as_bytes()).await;
     assert_eq!(seen.len(), 1, "two lengths: answered once, then closed: {seen:?}");
 }
@@ -208,7 +208,7 @@ async fn heads_that_never_end_stop_nobody() {
     let mut slow = Vec::new();
     for _ in 0..300 {
         let mut stream = TcpStream::connect(berth.address()).await.unwrap();
-        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.unwrap();
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
         slow.push(stream);
     }
     berth.pull(REPO, "3", &image).await;
@@ -217,33 +217,36 @@ async fn heads_that_never_end_stop_nobody() {
 
 #[tokio::test]
 async fn one_address_cannot_take_every_seat_and_others_are_turned_away_at_once() {
-    let upstream = Upstream::start().await;
+    let (upstream, image) = (Upstream::start().await, Image::of(1, &[100_000]));
+    upstream.image(REPO, "3", &image);
     // What it may have open bounds how many it lets in: the rest is for files.
     let berth = Berth::with("docker.io", &upstream).files(256).start().await;
+    let gate = Gate::new();
+    upstream.on("*", "/blobs/").fault(Fault::Hold(gate.clone()));
+    let path = image.layer().path(REPO);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut crowd = Vec::new();
-    let mut turned_away = false;
     for _ in 0..250 {
         let mut stream = TcpStream::connect(berth.address()).await.unwrap();
-        let asked = stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        let mut answer = [0; 12];
-        let read = within_deadline("an answer or the end", stream.read_exact(&mut answer)).await;
-        match asked.and(read) {
-            Ok(_) => assert_eq!(&answer, b"HTTP/1.1 200"),
-            Err(_) => turned_away = true,
-        }
+        // It may have been turned away by then.
+        let _ = stream.write_all(request.as_bytes()).await;
         crowd.push(stream);
     }
-    assert!(turned_away, "250 connections of 256 files were let in");
     berth.until_logged("too many connections").await;
+    eventually("250 connections of 256 files are not let in", async || {
+        berth.metric("berth_turned_away_total").await >= 150.0
+    })
+    .await;
     assert_eq!(berth.admin("/readyz").await.status, 200);
     // From another address of this machine there is room.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut other = socket.connect(berth.address()).await.unwrap();
-    other.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    other.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     within_deadline("an answer to the other", other.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
+    gate.open();
     drop(crowd);
     eventually("there is room again", async || {
         berth.get("/v2/").try_send().await.is_ok_and(|reply| reply.status == 200)
@@ -260,7 +263,7 @@ async fn without_a_file_for_a_new_connection_it_waits_and_goes_on() {
     // No more files than the first one: nothing can be accepted or opened.
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(1), maximum: Some(4096) }).unwrap();
     let mut waiting = TcpStream::connect(berth.address()).await.unwrap();
-    waiting.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    waiting.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     berth.until_logged("a connection could not be accepted").await;
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(4096), maximum: Some(4096) }).unwrap();
     let mut answer = [0; 12];
@@ -281,7 +284,7 @@ async fn clients_that_never_read_their_body_cost_little_and_stop_nobody() {
     let blob = image.layer();
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200).len() as u64, blob.len());
     let before = peak_memory(berth.pid());
-    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", blob.path(REPO));
+    let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", blob.path(REPO));
     let mut idle = Vec::new();
     for _ in 0..READERS {
         let mut stream = TcpStream::connect(berth.address()).await.unwrap();

@@ -17,6 +17,7 @@ mod crash;
 mod crash_itself;
 mod crowd;
 mod disk;
+mod doors;
 mod drain;
 mod evict;
 mod fallback;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::support::{Berth, Image, Setup, Upstream, ask, command, eventually, folder};
+use crate::support::{Berth, Image, Setup, Upstream, command, eventually, folder};
 
 const REPO: &str = "library/pinned";
 const CACHE: &str = "[cache]\nmax_bytes = \"3MiB\"\nlease_seconds = 0\n";
@@ -119,11 +119,7 @@ async fn without_knowing_the_pins_nothing_goes() {
 async fn a_pin_is_refused_with_the_reason() {
     let (_upstream, setup, _images) = with_images().await;
     let berth = setup.start().await;
-    let url = format!("http://{}/api/v1/pins", berth.listener("admin"));
-    let reply = ask("POST", url)
-        .header("content-type", "application/json")
-        .body(r#"{"ref":"a:1","platform":[]}"#)
-        .await;
+    let reply = berth.order("/api/v1/pins", r#"{"ref":"a:1","platform":[]}"#).await;
     assert_eq!(reply.status, 400);
     assert!(reply.text().contains("unknown field `platform`"), "{}", reply.text());
 }

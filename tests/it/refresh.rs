@@ -1,6 +1,6 @@
 //! `berth refresh`: a tag is checked now, whatever a rule or a remembered answer says.
 
-use crate::support::{Berth, Fault, Gate, Image, Said, Upstream, ask, command, eventually};
+use crate::support::{Berth, Fault, Gate, Image, Said, Upstream, command, eventually};
 
 const REPO: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/1";
@@ -107,8 +107,7 @@ async fn a_check_that_was_under_way_is_not_enough() {
     // Its answer is already made.
     let new = Image::of(2, &[3000]);
     upstream.image(REPO, "2", &new);
-    let url = format!("http://{}/api/v1/refresh", berth.listener("admin"));
-    let command = ask("POST", url).header("content-type", "application/json").body("{\"ref\":\"app:2\"}");
+    let command = berth.order("/api/v1/refresh", "{\"ref\":\"app:2\"}");
     let command = tokio::spawn(command.into_future());
     // Nobody can see from outside that it waits; what comes of it must be right in any case.
     for _ in 0..50 {
@@ -149,12 +148,12 @@ async fn what_cannot_be_refreshed_is_said() {
     assert_said(&refresh(&berth, &[&digest]).await, 1, "expected a tag");
     assert_said(&refresh(&berth, &["nowhere.example/app:1"]).await, 1, "no upstream is configured");
     assert_eq!(refresh(&berth, &["UPPER"]).await.code, Some(2));
-    let url = format!("http://{}/api/v1/refresh", berth.listener("admin"));
+    let path = "/api/v1/refresh";
     for bad in ["{}", "{\"ref\":\"app:1\",\"x\":1}", "{\"ref\":\"app\",\"all_tags\":true,\"after\":\"/\"}"] {
-        let reply = ask("POST", &url).header("content-type", "application/json").body(bad).await;
+        let reply = berth.order(path, bad).await;
         assert_eq!(reply.status, 400, "{bad}: {}", reply.text());
     }
-    assert_eq!(ask("GET", &url).await.status, 405);
+    assert_eq!(berth.admin(path).await.status, 405);
     berth.stop().await;
     assert_said(&refresh(&berth, &["app:1"]).await, 1, "no daemon runs");
 }

@@ -406,7 +406,7 @@ async fn rules_for_tags_count_at_once() {
 
 /// Asks on a connection that stays open, and reads until the answer has this text. Returns its status.
 async fn base(connection: &mut TcpStream, text: &str) -> String {
-    connection.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    connection.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     while !String::from_utf8_lossy(&answer).contains(text) {
         let count = within_deadline("an answer", connection.read_buf(&mut answer)).await.unwrap();

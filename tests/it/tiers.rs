@@ -514,7 +514,7 @@ async fn every_address_of_a_name_is_a_parent_with_its_part() {
     let relays = Relay::start_on_one_port(3).await;
     let mut sites = Vec::new();
     for relay in &relays {
-        let site = Berth::with("docker.io", &registry).start().await;
+        let site = Berth::with("docker.io", &registry).http("hosts = [\"site.example\"]").start().await;
         relay.to(site.address());
         sites.push(site);
     }

@@ -175,9 +175,9 @@ async fn a_command_finds_the_daemon_or_says_why_not() {
 async fn commands_are_for_the_admin_plane_and_not_for_browsers() {
     let (_upstream, setup, _) = with_image().await;
     let berth = setup.admin("metrics_listen = \"127.0.0.1:0\"").start().await;
-    let on = |plane: &str, method: &str| ask(method, format!("http://{}{VERIFY}", berth.listener(plane)));
-    let post = || on("admin", "POST").header("content-type", "application/json").body("{}");
-    assert_eq!(on("admin", "GET").await.json()["running"], false);
+    let on_metrics = |method: &str| ask(method, format!("http://{}{VERIFY}", berth.listener("metrics")));
+    let post = || berth.order(VERIFY, "{}");
+    assert_eq!(berth.admin(VERIFY).await.json()["running"], false);
 
     let check = |reply: crate::support::Reply, status: u16| {
         assert_eq!(reply.status, status, "{}", reply.text());
@@ -185,24 +185,24 @@ async fn commands_are_for_the_admin_plane_and_not_for_browsers() {
     };
     check(post().header("origin", "http://127.0.0.1:5001").await, 403);
     check(post().header("origin", "null").await, 403);
-    check(on("admin", "POST").body("{}").await, 415);
-    check(on("admin", "POST").header("content-type", "text/plain").body("{}").await, 415);
-    let json = || on("admin", "POST").header("content-type", "application/json; charset=utf-8");
+    check(berth.ask_admin("POST", VERIFY).body("{}").await, 415);
+    check(berth.ask_admin("POST", VERIFY).header("content-type", "text/plain").body("{}").await, 415);
+    let json = || berth.ask_admin("POST", VERIFY).header("content-type", "application/json; charset=utf-8");
     check(json().body("{").await, 400);
     check(json().body("").await, 400);
     check(json().body("{\"fast\": true}").await, 400);
     check(json().body(" ".repeat(70_000)).await, 413);
-    check(on("admin", "DELETE").await, 405);
-    check(ask("GET", format!("http://{}/api/v1/other", berth.listener("admin"))).await, 404);
-    let state = on("admin", "GET").await.json();
+    check(berth.ask_admin("DELETE", VERIFY).await, 405);
+    check(berth.admin("/api/v1/other").await, 404);
+    let state = berth.admin(VERIFY).await.json();
     assert!(state["complete"] == false && state["running"] == false, "nothing was begun: {state}");
 
     for method in ["GET", "POST"] {
-        let ask = on("metrics", method).header("content-type", "application/json").body("{}");
+        let ask = on_metrics(method).header("content-type", "application/json").body("{}");
         assert!([404, 405].contains(&ask.await.status));
         let ask = berth.ask(method, VERIFY).header("content-type", "application/json").body("{}");
         assert!([404, 405].contains(&ask.await.status));
     }
     assert_eq!(json().body("{}").await.status, 202);
-    eventually("it is done", async || on("admin", "GET").await.json()["complete"] == true).await;
+    eventually("it is done", async || berth.admin(VERIFY).await.json()["complete"] == true).await;
 }

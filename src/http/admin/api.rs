@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -42,11 +42,11 @@ pub(super) struct Api {
 }
 
 /// Why a command was not carried out.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     error: String,
-    /// The methods that there are, if this one is not.
-    allow: Option<&'static str>,
+    /// What the answer says besides, such as the methods that there are.
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 /// `POST /api/v1/verify` needs to be told nothing.
@@ -191,23 +191,27 @@ impl From<cache::Error> for Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into(), allow: None }
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), header: None }
+    }
+
+    pub(super) fn with_header(self, name: HeaderName, value: HeaderValue) -> Self {
+        Self { header: Some((name, value)), ..self }
     }
 
     fn method(allow: &'static str) -> Self {
-        let error = format!("expected one of {allow}");
-        Self { status: StatusCode::METHOD_NOT_ALLOWED, error, allow: Some(allow) }
+        let refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("expected one of {allow}"));
+        refusal.with_header(ALLOW, HeaderValue::from_static(allow))
     }
 
-    fn answer(self) -> Response<Body> {
+    pub(super) fn answer(self) -> Response<Body> {
         #[derive(Serialize)]
         struct Failure<'a> {
             error: &'a str,
         }
         let mut response = json(self.status, &Failure { error: &self.error });
-        if let Some(allow) = self.allow {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
         }
         response
     }

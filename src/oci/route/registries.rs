@@ -162,6 +162,16 @@ impl Registries {
         }
     }
 
+    /// Whether a `Host` header means a registry.
+    pub fn have_host(&self, host: &str) -> bool {
+        self.at_host(host).is_some()
+    }
+
+    /// Whether a repository may be pulled here, as far as its registry's `repositories` go.
+    pub fn may_have(&self, repo: &Repo) -> bool {
+        self.check_limits(repo).is_ok()
+    }
+
     /// Whether a repository may be pulled here.
     pub(super) fn check_limits(&self, repo: &Repo) -> Result<(), RouteError> {
         match self.limits.get(&repo.registry) {
@@ -193,11 +203,13 @@ impl Registries {
 
     fn at_host(&self, host: &str) -> Option<&Registry> {
         let host = lower_case(host);
+        // With a dot at its end a name is complete, and the same.
+        let without_dot = |host: &str| self.hosts.get(host.strip_suffix('.').unwrap_or(host));
         let without_port = || {
             let (name, port) = host.rsplit_once(':')?;
-            port.bytes().all(|byte| byte.is_ascii_digit()).then(|| self.hosts.get(name))?
+            port.bytes().all(|byte| byte.is_ascii_digit()).then(|| without_dot(name))?
         };
-        self.hosts.get(&*host).or_else(without_port)
+        self.hosts.get(&*host).or_else(|| without_dot(&host)).or_else(without_port)
     }
 }
 

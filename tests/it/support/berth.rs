@@ -93,7 +93,27 @@ impl Berth {
 
     /// A request to the admin plane.
     pub(crate) fn admin(&self, path: &str) -> Ask {
-        client::get(format!("http://{}{path}", self.listener("admin")))
+        self.ask_admin("GET", path)
+    }
+
+    /// The same with another method. What goes to the API shows the token.
+    pub(crate) fn ask_admin(&self, method: &str, path: &str) -> Ask {
+        let ask = client::ask(method, format!("http://{}{path}", self.listener("admin")));
+        if path.starts_with("/api/") {
+            ask.header("authorization", &format!("Bearer {}", self.token()))
+        } else {
+            ask
+        }
+    }
+
+    /// A command to the admin plane, in JSON.
+    pub(crate) fn order(&self, path: &str, json: &str) -> Ask {
+        self.ask_admin("POST", path).header("content-type", "application/json").body(json.to_owned())
+    }
+
+    /// The token of its data folder.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.data_dir.join("admin-token")).unwrap().trim().to_owned()
     }
 
     /// All metrics, as Prometheus sees them.
@@ -136,8 +156,7 @@ impl Berth {
 
     /// Has it read its configuration file again, now.
     pub(crate) async fn reload(&self) -> Reply {
-        let url = format!("http://{}/api/v1/reload", self.listener("admin"));
-        client::ask("POST", url).header("content-type", "application/json").body("{}").await
+        self.order("/api/v1/reload", "{}").await
     }
 
     /// Gives it this configuration, which it must find to be good. Returns the keys that have changed.
