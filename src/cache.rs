@@ -40,11 +40,12 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::singleflight::SingleFlight;
-use crate::store::{Store, unix_seconds as now};
+use crate::store::Store;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};

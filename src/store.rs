@@ -91,7 +91,6 @@ mod verify;
 pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
-pub use ledger::unix_seconds;
 pub use opened::{BlobFile, Mapped, MappedWeak};
 pub use partial::{Left, Partial, Sync, Synced};
 pub use pieces::Pieces;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
@@ -29,6 +29,7 @@ use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
+use crate::clock::{later, unix_seconds};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Document, Repo, Tag};
 use crate::sync::lock;
@@ -321,7 +322,7 @@ impl Ledger {
         if let Some(record) = &mut record {
             // A file does not hear of every check.
             if let Some(known) = self.index.tag(repo, tag).filter(|known| known.digest == record.digest) {
-                record.checked_at = record.checked_at.max(known.checked_at);
+                record.checked_at = later(record.checked_at, known.checked_at, unix_seconds());
             }
             self.index.put_tag(repo, tag, record);
         }
@@ -452,9 +453,4 @@ impl Ledger {
     pub(super) fn next_due(&self) -> Option<Instant> {
         lock(&self.dirty).values().min().copied()
     }
-}
-
-/// Now, as records have it: in seconds since 1970; a clock before that counts as 1970.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use rustix::fs::{Advice, fadvise};
 
-use super::ledger::unix_seconds;
 use super::mapping::Mapping;
+use crate::clock::{age, unix_seconds};
 use crate::oci::{Digest, Document, Repo};
 use crate::sync::lock;
 
@@ -305,8 +305,8 @@ impl Opened {
         let now = unix_seconds();
         let mut resting = Vec::new();
         self.blobs.each(|_, item| {
-            if now.saturating_sub(item.used_at.load(Ordering::Relaxed)) > MAPPED_FOR_SECONDS
-                && !item.what.is_being_read()
+            let idle = age(item.used_at.load(Ordering::Relaxed), now);
+            if idle.is_none_or(|idle| idle > MAPPED_FOR_SECONDS) && !item.what.is_being_read()
             {
                 resting.push(item.what.clone());
             }

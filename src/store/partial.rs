@@ -19,7 +19,6 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
@@ -31,6 +30,7 @@ use super::map::{Map, Origin};
 use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
+use crate::clock::{believed, seconds_of, unix_seconds};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Repo};
 use crate::sync::lock;
@@ -219,10 +219,10 @@ impl Partials {
         Ok(ledger.budget.release(digest))
     }
 
-    /// When a partial file was last written to, in seconds since 1970.
+    /// When a partial file was last written to, in seconds since 1970; never, if a clock says so that was ahead.
     pub(super) fn last_change(&self, digest: &Digest) -> u64 {
         let modified = fs::metadata(self.path(digest)).and_then(|metadata| metadata.modified());
-        modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+        modified.map_or(0, |at| believed(seconds_of(at), unix_seconds()))
     }
 
     pub(super) fn path(&self, digest: &Digest) -> PathBuf {

@@ -12,13 +12,14 @@ use tokio::task::JoinError;
 use super::budget::{Budget, Limits};
 use super::disk::Disk;
 use super::index::Found;
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::Ledger;
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
 use super::sweep::Sweeper;
 use super::trim::trim;
 use super::{Error, Inner, blocking, health};
+use crate::clock::{age, unix_seconds};
 use crate::oci::{Algorithm, Repo};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -208,6 +209,13 @@ pub(super) fn compare(inner: &Inner) {
     let trust = match inner.found {
         // It was filled a moment ago, by this process.
         Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
+        // Closed at a time of the future, it would be believed whatever happens until then.
+        Found::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
+            tracing::warn!("the index was closed by a clock that was ahead: it is compared with all files");
+            ledger.index.audit(stop);
+            ledger.index.set_complete(false);
+            Trust::Nothing
+        }
         Found::Clean(closed_at) if ledger.index.audit(stop) => Trust::Since(closed_at),
         Found::Clean(_) if stop.load(Ordering::Relaxed) => return,
         Found::Clean(_) => {
