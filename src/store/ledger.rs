@@ -27,9 +27,10 @@ use super::opened::{BlobFile, Opened, Whose, is_same_file};
 use super::pin::Pins;
 use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
+use super::recheck::UNREAD_SECONDS;
 use super::record::{Grant, ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
-use crate::clock::{later, unix_seconds};
+use crate::clock::{age, later, unix_seconds};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Document, Repo, Tag};
 use crate::sync::lock;
@@ -114,14 +115,20 @@ impl Ledger {
             && !self.condemned.has(digest)
             && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
         {
+            blob.soundness().compare(&looks);
             return Ok(Some(blob));
         }
         self.opened.forget(digest);
         let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
-        let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
+        let known = self.index.known(digest);
+        let was_changed = known.is_some_and(|known| known.size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
             return Ok(None);
+        }
+        let is_recent = |last_use: u64| age(last_use, unix_seconds()).is_some_and(|age| age < UNREAD_SECONDS);
+        if known.is_some_and(|known| !is_recent(known.last_use)) {
+            blob.soundness().note_unread();
         }
         if let Some((displaced, size, at)) = self.opened.keep_blob(digest, &blob) {
             let mut used = lock(&self.used);

@@ -24,6 +24,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Error;
+use super::blob::open_file;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Origin};
@@ -169,8 +170,8 @@ impl Partials {
     /// What is there, if no more than a look at it is wanted.
     pub(super) fn left(&self, digest: &Digest) -> Option<Left> {
         let path = self.path(digest);
-        let file = File::open(&path).ok()?;
-        let map = Map::read(&File::open(map_path(&path)).ok()?)?;
+        let (file, _) = open_file(&path).ok()??;
+        let map = Map::read(&open_file(&map_path(&path)).ok()??.0)?;
         let opened = file.metadata().ok()?;
         // A file that is started over gets a new map after it is there. So if this is still the file that has
         // the name, the map is not one of a later file.
@@ -397,10 +398,16 @@ impl Partial {
 
 /// A file and a map that belong together and to a blob of that size.
 fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, Error> {
+    let map_path = map_path(path);
+    // What anything else leads to, or does with bytes, is nobody's blob.
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if !is_file(path) || !is_file(&map_path) {
+        return Ok(None);
+    }
     // A commit that failed half-way has taken the right to write away.
     let _ = fs::set_permissions(path, Permissions::from_mode(PARTIAL_MODE));
-    let Some(data) = open_file(path)? else { return Ok(None) };
-    let Some(map_file) = open_file(&map_path(path))? else { return Ok(None) };
+    let Some(data) = open_to_write(path)? else { return Ok(None) };
+    let Some(map_file) = open_to_write(&map_path)? else { return Ok(None) };
     let Some(map) = Map::read(&map_file) else { return Ok(None) };
     let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
     // Longer than the blob can only be a file that somebody else has written to.
@@ -423,7 +430,7 @@ pub(super) fn reserve(file: &File, total: u64) -> io::Result<()> {
     }
 }
 
-fn open_file(path: &Path) -> Result<Option<File>, Error> {
+fn open_to_write(path: &Path) -> Result<Option<File>, Error> {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if disk::is_absent(&error) => Ok(None),

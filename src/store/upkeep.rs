@@ -70,6 +70,7 @@ pub(super) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Resu
         stop: Arc::default(),
         verification: Mutex::default(),
         suspect: Arc::default(),
+        rechecks: Arc::default(),
     })
 }
 
@@ -241,8 +242,8 @@ pub(super) fn compare(inner: &Inner) {
             return;
         }
         adopt(ledger, &repo);
-        // Killed before it rendered what it had written.
-        if !matches!(inner.found, Found::Clean(_)) {
+        // Killed before it rendered what it had written, or somebody has put something else there.
+        if !matches!(inner.found, Found::Clean(_)) || !ledger.index_json_path(&repo).is_file() {
             ledger.mark_dirty(&repo);
         }
     }
