@@ -34,7 +34,9 @@ pub enum Error {
     #[error("stored content could not be read: {0}")]
     Read(Arc<std::io::Error>),
     /// A stored file was found damaged while it was read.
-    #[error("the stored file is not what its name says: it is put aside, and the next request fetches it again")]
+    #[error(
+        "the stored file is not what its name says: it is put aside, and the next request fetches it again"
+    )]
     Damaged,
     /// A limit of berth's own was reached; try again later.
     #[error("too many transfers are under way")]

@@ -131,7 +131,8 @@ impl Condition {
     /// Hears of a failure that is the disk's, of whatever kind. What stands in the way of a file is not its fault.
     pub(super) fn failed(&self, wanted_bytes: u64, error: &Error) {
         if !is_obstacle(error)
-            && let Some((trouble, ..)) = Trouble::of(error) {
+            && let Some((trouble, ..)) = Trouble::of(error)
+        {
             self.metrics.storage_error(trouble.label());
             self.degrade(wanted_bytes, error);
         }

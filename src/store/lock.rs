@@ -126,7 +126,10 @@ mod tests {
         let make_pipe = |path: &Path| {
             rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
         };
-        let make_socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        let make_socket = |path: &Path| {
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Socket, 0o644.into(), 0)
+                .unwrap();
+        };
         let all: [&dyn Fn(&Path); 4] = [&make_folder, &make_link, &make_pipe, &make_socket];
         for make in all {
             let folder = tempfile::tempdir().unwrap();

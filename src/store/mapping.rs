@@ -32,7 +32,6 @@ use rustix::param::page_size;
 
 use crate::clock::unix_seconds;
 
-
 /// Pages that one call to the kernel is asked about: what fits on the stack.
 const PAGES_ASKED_MAX: usize = 1024;
 

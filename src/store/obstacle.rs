@@ -167,9 +167,13 @@ mod tests {
         let elsewhere = folder.path().join("elsewhere");
         fs::write(&elsewhere, b"mine").unwrap();
         let pipe = || {
-            rustix::fs::mknodat(rustix::fs::CWD, &target, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+            rustix::fs::mknodat(rustix::fs::CWD, &target, rustix::fs::FileType::Fifo, 0o644.into(), 0)
+                .unwrap();
         };
-        let socket = || drop(std::os::unix::net::UnixListener::bind(&target).unwrap());
+        let socket = || {
+            rustix::fs::mknodat(rustix::fs::CWD, &target, rustix::fs::FileType::Socket, 0o644.into(), 0)
+                .unwrap();
+        };
         let link = || symlink(&elsewhere, &target).unwrap();
         let broken_link = || symlink("/nowhere", &target).unwrap();
         for (make, is_read) in

@@ -324,8 +324,7 @@ impl Opened {
         let mut resting = Vec::new();
         self.blobs.each(|_, item| {
             let idle = age(item.used_at.load(Ordering::Relaxed), now);
-            if idle.is_none_or(|idle| idle > MAPPED_FOR_SECONDS) && !item.what.is_being_read()
-            {
+            if idle.is_none_or(|idle| idle > MAPPED_FOR_SECONDS) && !item.what.is_being_read() {
                 resting.push(item.what.clone());
             }
         });

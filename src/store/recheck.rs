@@ -244,8 +244,8 @@ impl Store {
         whole: Option<impl Hash>,
     ) -> Option<Pending> {
         let (rechecks, soundness) = (&self.0.rechecks, file.soundness());
-        let is_unread = soundness.is_unread.load(Ordering::Relaxed)
-            && soundness.is_unread.swap(false, Ordering::Relaxed);
+        let is_unread =
+            soundness.is_unread.load(Ordering::Relaxed) && soundness.is_unread.swap(false, Ordering::Relaxed);
         let now = rechecks.now();
         let is_reread = match whole {
             Some(client) if soundness.sound_until.load(Ordering::Relaxed) <= now => {
@@ -397,7 +397,115 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+    use std::path::Path;
+
     use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::budget::{Budget, Limits};
+    use crate::store::disk::Disk;
+    use crate::store::lock::Lock;
+
+    const CONTENT: &[u8] = b"content";
+
+    fn ledger(folder: &Path) -> Arc<Ledger> {
+        let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
+        let lock = Lock::take(folder).unwrap();
+        let budget = Budget::new(Limits::default(), Arc::default(), Arc::default());
+        Arc::new(Ledger::open(disk, lock, budget).0)
+    }
+
+    /// A verification of a stored blob, whose file is changed before it runs.
+    struct Scene {
+        _folder: tempfile::TempDir,
+        job: Job,
+        path: std::path::PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let ledger = ledger(folder.path());
+            let digest = Digest::of(Algorithm::Sha256, CONTENT);
+            ledger.put(&digest, CONTENT).unwrap();
+            let file = ledger.blob(&digest).unwrap().unwrap();
+            let (path, looks) = (ledger.blobs.path(&digest), Looks::of(file.file()).unwrap());
+            let (over, stop) = (watch::channel(false).0, Arc::default());
+            Self { _folder: folder, job: Job { digest, file, looks, ledger, stop, over }, path }
+        }
+
+        fn open(&self) -> File {
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o644)).unwrap();
+            let file = File::options().write(true).open(&self.path).unwrap();
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o444)).unwrap();
+            file
+        }
+
+        /// Runs it. Returns the verdict, whether its readers are cut, how many files were put aside, and whether the
+        /// blob can be had afterwards.
+        fn run(&self) -> (Verdict, bool, u64, bool) {
+            let verdict = self.job.run();
+            Arc::new(Rechecks::default()).conclude(&self.job, verdict);
+            let ledger = &self.job.ledger;
+            let quarantined = ledger.disk.condition.metrics.quarantined.get();
+            assert!(*self.job.over.borrow(), "whoever waits is told");
+            (
+                verdict,
+                self.job.file.is_damaged(),
+                quarantined,
+                ledger.blob(&self.job.digest).unwrap().is_some(),
+            )
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_about_the_file_that_was_opened() {
+        let check = |what: &str, change: &dyn Fn(&Scene), expected: (Verdict, bool, u64, bool)| {
+            let scene = Scene::new();
+            change(&scene);
+            assert_eq!(scene.run(), expected, "{what}");
+        };
+        let rot = |scene: &Scene| scene.open().write_all_at(b"C", 0).unwrap();
+        let remove = |scene: &Scene| fs::remove_file(&scene.path).unwrap();
+        let replace = |scene: &Scene| {
+            remove(scene);
+            scene.job.ledger.put(&scene.job.digest, CONTENT).unwrap();
+        };
+        check("sound", &|_| (), (Verdict::Sound, false, 0, true));
+        check("rotten", &rot, (Verdict::Damaged, true, 1, false));
+        check("cut short", &|scene| scene.open().set_len(3).unwrap(), (Verdict::Damaged, true, 1, false));
+        check("grown", &|scene| scene.open().set_len(9).unwrap(), (Verdict::Damaged, true, 1, false));
+        check("removed", &remove, (Verdict::Sound, false, 0, false));
+        check("replaced", &replace, (Verdict::Sound, false, 0, true));
+        let rot_and_replace = |scene: &Scene| {
+            rot(scene);
+            replace(scene);
+        };
+        check("rotten and replaced", &rot_and_replace, (Verdict::Damaged, true, 0, true));
+        let stop = |scene: &Scene| scene.job.stop.store(true, Ordering::Relaxed);
+        check("stopped", &stop, (Verdict::Unknown, false, 0, true));
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_no_damage() {
+        let mut scene = Scene::new();
+        // Of a folder nothing can be read.
+        scene.job.file = BlobFile::new(File::open(scene.path.parent().unwrap()).unwrap(), 7);
+        assert_eq!(scene.run(), (Verdict::Unknown, false, 0, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_verdict() {
+        let (over, is_over) = watch::channel(false);
+        let began = tokio::time::Instant::now();
+        Pending(is_over.clone()).ended().await;
+        assert_eq!(began.elapsed(), VERDICT_WAIT_MAX);
+        let mut pending = Pending(is_over);
+        drop(over);
+        pending.ended().await;
+        assert_eq!(began.elapsed(), VERDICT_WAIT_MAX, "a worker that was stopped has no verdict");
+    }
 
     #[test]
     fn the_second_get_of_one_key_within_a_while_is_a_repetition() {
