@@ -217,9 +217,7 @@ impl Disk {
     /// berth.
     pub(super) fn retry_without_folder<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         match attempt() {
-            Err(Error::Io { source, .. })
-                if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&source.kind()) =>
-            {
+            Err(Error::Io { source, .. }) if is_without_folder(&source) => {
                 lock(&self.durable).clear();
                 self.make_folders(&self.partials())?;
                 attempt()
@@ -309,6 +307,12 @@ pub(super) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
         Err(error) if is_absent(&error) => Ok(None),
         Err(source) => Err(Error::io("open", path, source)),
     }
+}
+
+/// Whether a file cannot be made or renamed for want of its folder: there is none, or something else instead.
+fn is_without_folder(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 /// Whether the error says that there is no such file: nothing of that name, something that is no file (a folder, a

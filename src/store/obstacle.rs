@@ -13,6 +13,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::disk::{Disk, sync_folder};
 use super::{Error, disk};
 
@@ -27,7 +29,8 @@ pub(super) fn is_obstacle(error: &Error) -> bool {
         io::ErrorKind::IsADirectory,
         io::ErrorKind::NotADirectory,
     ];
-    matches!(error, Error::Io { source, .. } if kinds.contains(&source.kind()))
+    let is_loop = |source: &io::Error| source.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+    matches!(error, Error::Io { source, .. } if kinds.contains(&source.kind()) || is_loop(source))
 }
 
 impl Disk {
@@ -145,8 +148,11 @@ mod tests {
         assert_eq!((fs::read(&target).unwrap(), aside(&disk)), (b"two".to_vec(), vec!["x".to_owned()]));
         fs::remove_dir_all(disk.partials()).unwrap();
         symlink("/nowhere/at/all", disk.partials()).unwrap();
+        fs::remove_dir_all(disk.root().join("x/y")).unwrap();
+        symlink("y", disk.root().join("x/y")).unwrap();
         disk.replace(&target, b"three", Look::PLAIN).unwrap();
-        assert_eq!(aside(&disk), ["partial", "x"]);
+        assert_eq!(fs::read(&target).unwrap(), b"three");
+        assert_eq!(aside(&disk), ["partial", "x", "y"]);
     }
 
     #[test]
