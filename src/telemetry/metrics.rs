@@ -88,6 +88,15 @@ pub enum Verified {
     Unread,
 }
 
+impl Verified {
+    /// A counter for each, in the order of the variants.
+    fn counters(new: &Families<'_>) -> [IntCounter; 2] {
+        let help = "Stored files that were hashed because of their readers";
+        let family = new.counters("berth_verifications_total", help, &["cause"]);
+        ["reread", "unread"].map(|cause| family.with_label_values(&[cause]))
+    }
+}
+
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -297,11 +306,6 @@ impl Metrics {
         }
         let clients_limited =
             new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
-        let verified = new.counters(
-            "berth_verifications_total",
-            "Stored files that were hashed because of their readers",
-            &["cause"],
-        );
         new.version();
         Self {
             requests: Requests::new(&new),
@@ -353,7 +357,7 @@ impl Metrics {
             storage_errors,
             degraded: new.gauge("berth_degraded", "1 while the disk does not take what it is given"),
             quarantined: new.counter("berth_quarantined_total", "Stored files that were found damaged"),
-            verified: ["reread", "unread"].map(|cause| verified.with_label_values(&[cause])),
+            verified: Verified::counters(&new),
             scrubbed: new
                 .counter("berth_scrubbed_bytes_total", "Bytes of stored files hashed in the background"),
             index_ratio: new.register(Gauge::new(
