@@ -21,11 +21,12 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::cache::Cache;
+use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::http::admin::{Admin, Guard, orders};
 use crate::http::{self, Data, Plane, Reach, Seats, Serving, Tls};
 use crate::oci::route::Registries;
-use crate::store::{Rate, Store, unix_seconds};
+use crate::store::{Rate, Store};
 use crate::telemetry::Metrics;
 
 pub use reload::Source;

@@ -43,11 +43,12 @@ use lru::LruCache;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::singleflight::SingleFlight;
-use crate::store::{PartialKey, Store, unix_seconds as now};
+use crate::store::{PartialKey, Store};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};

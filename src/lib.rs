@@ -23,7 +23,7 @@
 //! 3  cache
 //! 2  store   upstream         never each other
 //! 1  context   pace   singleflight   telemetry   watch
-//! 0  oci   sync               nothing of ours; oci does no I/O and reads no clock
+//! 0  clock   oci   sync       nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -50,6 +50,7 @@
 pub mod app;
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod context;
 pub mod http;

@@ -9,7 +9,7 @@
 //!   partial/.tmp-<n>                       files being staged, swept at start              disk.rs
 //!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
 //!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
-//!   quarantine/                            damaged files, a few of them               quarantine.rs
+//!   quarantine/                            damaged files, and what was in the way     quarantine.rs, obstacle.rs
 //!   pins.json                              images that stay                              pin.rs
 //!   admin-token                            opens the admin plane                      secret.rs
 //!   index/                                 derived and disposable                          index.rs
@@ -74,6 +74,7 @@ mod lock;
 mod map;
 #[expect(unsafe_code, reason = "maps files: the module says why that is sound")]
 mod mapping;
+mod obstacle;
 mod opened;
 mod partial;
 mod pieces;
@@ -81,6 +82,7 @@ mod pin;
 mod progress;
 mod quarantine;
 mod rebuild;
+mod recheck;
 mod record;
 mod refs;
 mod scrub;
@@ -94,13 +96,13 @@ mod verify;
 pub use budget::{InvalidSize, Limits, Size};
 pub use error::Error;
 pub use health::Health;
-pub use ledger::unix_seconds;
 pub use map::Next;
 pub use opened::{BlobFile, Mapped, MappedWeak};
 pub use partial::{Left, Partial, PartialKey, Sync, Synced};
 pub use pieces::Pieces;
 pub use pin::{Pin, Pinned};
 pub use quarantine::Damage;
+pub use recheck::Pending;
 pub use record::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
 pub use scrub::{InvalidRate, Rate};
 pub use verify::{Finding, Verification};
@@ -108,6 +110,7 @@ pub use verify::{Finding, Verification};
 use index::Found;
 use ledger::Ledger;
 use partial::Partials;
+use recheck::Rechecks;
 use sweep::Sweeper;
 
 /// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
@@ -132,6 +135,8 @@ struct Inner {
     verification: Mutex<Verification>,
     /// Held while a blob is looked at that a reader could not read.
     suspect: Arc<tokio::sync::Mutex<()>>,
+    /// Verifications behind readers.
+    rechecks: Arc<Rechecks>,
 }
 
 /// How full the store is.

@@ -24,10 +24,11 @@ use tracing::{error, info, warn};
 
 use super::fleet::{Fleet, Member};
 use super::status;
+use crate::clock::unix_seconds;
 use crate::config::{Changes, Config};
 use crate::http::admin::{Admin, Guard, NotReloaded, Order, Reloaded};
 use crate::http::{self, Data, Serving, Tls, tls};
-use crate::store::{Rate, Store, unix_seconds};
+use crate::store::{Rate, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
 use crate::watch::Watch;

@@ -33,6 +33,11 @@ pub enum Error {
     /// Stored bytes could not be read.
     #[error("stored content could not be read: {0}")]
     Read(Arc<std::io::Error>),
+    /// A stored file was found damaged while it was read.
+    #[error(
+        "the stored file is not what its name says: it is put aside, and the next request fetches it again"
+    )]
+    Damaged,
     /// A limit of berth's own was reached; try again later.
     #[error("too many transfers are under way")]
     Busy,
@@ -49,7 +54,7 @@ impl Error {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Upstream(error) => error.is_outage(),
-            Self::NoUpstream | Self::TooOld | Self::Store(_) | Self::Read(_) => false,
+            Self::NoUpstream | Self::TooOld | Self::Store(_) | Self::Read(_) | Self::Damaged => false,
             Self::Down
             | Self::Missing(_)
             | Self::Mismatch

@@ -18,11 +18,12 @@ use tracing::warn;
 
 use super::direct::{Detour, Direct};
 use super::error::Error;
-use super::flight::Reader;
+use super::flight::{HOLD_BACK, Reader};
 use super::taken::Taken;
+use crate::context::Client;
 use crate::oci::Digest;
 use crate::oci::range::Span;
-use crate::store::{BlobFile, Left, Mapped, Store};
+use crate::store::{BlobFile, Left, Mapped, Pending, Store};
 use crate::telemetry::metrics::Source;
 
 /// Bytes read at once.
@@ -59,6 +60,8 @@ enum From {
     Stored {
         file: BlobFile,
         suspect: Suspect,
+        /// A verification of the file, which decides whether the end is sent.
+        pending: Option<Pending>,
     },
     /// Has the bytes that are asked for, unproven.
     Left(Arc<File>, Taken),
@@ -79,7 +82,7 @@ struct Suspect {
 impl Blob {
     pub(super) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
         let suspect = Suspect { digest: *digest, store: store.clone() };
-        Self { total: file.size, source: Source::Hit, from: From::Stored { file, suspect } }
+        Self { total: file.size, source: Source::Hit, from: From::Stored { file, suspect, pending: None } }
     }
 
     /// `detour` is for a disk that fails before the end.
@@ -106,9 +109,14 @@ impl Blob {
         matches!(self.from, From::Direct(_))
     }
 
-    /// The bytes from `start` up to `end`. `held`: those at the end of the content wait until the whole is
+    /// The bytes from `start` up to `end`, for `client`. `held`: those at the end of the content wait until the whole is
     /// proven.
-    pub fn read(self, start: u64, end: u64, held: bool, way: Way) -> Reading {
+    pub fn read(mut self, (start, end): (u64, u64), held: bool, way: Way, client: Client) -> Reading {
+        if let From::Stored { file, suspect, pending } = &mut self.from {
+            // A range that ends where it says is no whole, even if it is all there is.
+            let whole = (held && start == 0).then_some(client);
+            *pending = suspect.store.begin_reading(&suspect.digest, file, whole);
+        }
         let mapped = match &self.from {
             // Without room for another mapping, reading still works. There is none of nothing.
             From::Stored { file, .. } | From::Flight { file, .. } if way == Way::Mapped => file.mapped().ok(),
@@ -161,7 +169,9 @@ impl Reading {
         self.mapped.as_ref()?;
         let there = match &mut self.from {
             From::Flight { reader, .. } => reader.there(self.position, self.held),
-            _ => self.end,
+            From::Stored { file, .. } if file.is_damaged() => return None,
+            From::Stored { pending: Some(_), .. } => self.end.saturating_sub(HOLD_BACK),
+            From::Stored { .. } | From::Left(..) | From::Direct(_) => self.end,
         };
         self.mapped_up_to(there)
     }
@@ -240,7 +250,23 @@ impl Reading {
     /// Waits until there are further bytes, and says up to where. Where the disk fails a flight, the rest comes
     /// from upstream.
     async fn wait(&mut self) -> Result<u64, Error> {
-        let From::Flight { reader, file, detour } = &mut self.from else { return Ok(self.end) };
+        let (reader, file, detour) = match &mut self.from {
+            From::Flight { reader, file, detour } => (reader, file, detour),
+            From::Stored { file, pending, .. } => {
+                let before_end = self.end.saturating_sub(HOLD_BACK);
+                if self.position >= before_end
+                    && let Some(mut pending) = pending.take()
+                {
+                    pending.ended().await;
+                }
+                return match pending {
+                    _ if file.is_damaged() => Err(Error::Damaged),
+                    Some(_) => Ok(before_end),
+                    None => Ok(self.end),
+                };
+            }
+            From::Left(..) | From::Direct(_) => return Ok(self.end),
+        };
         let cause = match reader.beyond(self.position, self.held).await {
             Err(Error::Store(cause)) => cause,
             there => return Ok(there?.min(self.end)),

@@ -21,6 +21,7 @@ use super::error::Error;
 use super::freshness::{self, Confirmed, Verdict, Word};
 use super::manifests::Manifest;
 use super::{Cache, now};
+use crate::clock::{age as age_of, believed, later};
 use crate::context::RequestContext;
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
@@ -311,7 +312,7 @@ impl Cache {
                         return Ok(self.confirmed(repo, tag, record, standing).await);
                     }
                     // A parent that knows less than is known here does not move a tag back.
-                    if standing.confirmed_at(now()) < record.checked_at.min(now()) {
+                    if standing.confirmed_at(now()) < believed(record.checked_at, now()) {
                         let (record, is_stale) = (record.clone(), standing.is_stale);
                         return Ok(Known { record, fetched: None, is_stale });
                     }
@@ -338,9 +339,7 @@ impl Cache {
     /// The tag means what it meant. A parent says how long ago the registry said so; that is no news if it was said
     /// here later.
     async fn confirmed(&self, repo: &Repo, tag: &Tag, record: &TagRecord, standing: Standing) -> Known {
-        let at = standing.confirmed_at(now());
-        // What was noted by a clock that has since jumped back is not from later.
-        let at = if record.checked_at > now() { at } else { at.max(record.checked_at) };
+        let at = later(record.checked_at, standing.confirmed_at(now()), now());
         if at != record.checked_at {
             self.0.store.checked(repo, tag, at).await;
         }
@@ -411,7 +410,7 @@ pub(super) fn check_key(
     (repo.clone(), tag.clone(), upstream.settle_tag(context, &repo.name, tag).level())
 }
 
-/// For how many seconds a tag has gone unconfirmed; none if it never was confirmed.
+/// For how many seconds a tag has gone unconfirmed; none if it never was confirmed, or nobody knows when.
 fn age(record: &TagRecord) -> Option<u64> {
-    (record.checked_at > 0).then(|| now().saturating_sub(record.checked_at))
+    age_of(record.checked_at, now()).filter(|_| record.checked_at > 0)
 }

@@ -76,7 +76,7 @@ impl Asked {
     /// The bytes of a blob from `start` up to `end` as a body; `held` as for [`Blob::read`].
     pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
         let way = if self.outlet.is_some() { Way::Mapped } else { Way::Copied };
-        let reading = blob.read(start, end, held, way);
+        let reading = blob.read((start, end), held, way, self.context.client());
         let sending = self.outlet.as_ref().and_then(|outlet| outlet.set(reading.mapped()));
         Body::reading(reading, end - start, sending)
     }

@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -24,6 +24,7 @@ use super::ledger::Ledger;
 use super::record::{Grant, ManifestRecord, Previous, Proof, TagRecord};
 use super::refs::Ref;
 use super::{Error, disk, entries};
+use crate::clock::{age, seconds_of, unix_seconds};
 use crate::oci::manifest::{Descriptor, is_manifest_type};
 use crate::oci::{Algorithm, Digest, Repo, Speaker, Tag};
 
@@ -101,7 +102,7 @@ impl Ledger {
             return Ok(Outcome::Known);
         }
         let descriptor: Descriptor = serde_json::from_value(entry.clone()).unwrap_or_default();
-        let fetched_at = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let fetched_at = seconds_of(modified).min(unix_seconds());
         let Some(record) = self.adopt_closure(repo, &digest, &descriptor.media_type, fetched_at)? else {
             tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
             return Ok(Outcome::Missing);
@@ -120,8 +121,8 @@ impl Ledger {
     }
 
     fn is_newer(&self, repo: &Repo, tag: &Tag, modified: SystemTime) -> bool {
-        let written: Option<SystemTime> = self.refs.modified(repo, Ref::Tag(tag));
-        written.is_none_or(|written| modified > written)
+        let written = self.refs.modified(repo, Ref::Tag(tag));
+        written.is_none_or(|written| is_newer(modified, written, SystemTime::now()))
     }
 
     /// Grants a manifest and what is here of all that it refers to. `None` if the manifest itself is not here.
@@ -207,7 +208,54 @@ impl Ledger {
     }
 }
 
-/// Whether a file has been left alone for long enough to be finished.
+/// Whether an `index.json` that was written at `modified` has a later word on a tag than its ref. A clock that was ahead
+/// says nothing: what another tool has written then counts as written now, and is rendered anew with a time that has
+/// been; a ref that was written then is older than any such file.
+fn is_newer(modified: SystemTime, written: SystemTime, now: SystemTime) -> bool {
+    let is_ahead = |time: SystemTime| age(seconds_of(time), seconds_of(now)).is_none();
+    match (is_ahead(modified), is_ahead(written)) {
+        (false, false) | (true, true) => modified > written,
+        (true, false) | (false, true) => true,
+    }
+}
+
+/// Whether a file has been left alone for long enough to be finished. Nobody waits for a time of the future to come.
 fn is_settled(modified: SystemTime) -> bool {
-    modified.elapsed().is_ok_and(|age| age > SETTLED_AFTER)
+    let age = age(seconds_of(modified), unix_seconds());
+    age.is_none_or(|age| Duration::from_secs(age) > SETTLED_AFTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_future_is_not_newer_than_everything_for_years() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let at = |seconds: i64| match u64::try_from(seconds) {
+            Ok(ahead) => now + Duration::from_secs(ahead),
+            Err(_) => now - Duration::from_secs(seconds.unsigned_abs()),
+        };
+        let year = 365 * 24 * 3600;
+        let check = |modified: i64, written: i64, expected: bool| {
+            assert_eq!(is_newer(at(modified), at(written), now), expected, "{modified} against {written}");
+        };
+        check(-5, -9, true);
+        check(-9, -5, false);
+        check(-5, -5, false);
+        check(30, 0, true);
+        check(0, 30, false);
+        check(-5, year, true);
+        check(year, -5, true);
+        check(year, year + 9, false);
+        check(year + 9, year, true);
+    }
+
+    #[test]
+    fn what_is_settled_has_been_left_alone() {
+        let now = SystemTime::now();
+        assert!(!is_settled(now) && !is_settled(now + Duration::from_secs(30)));
+        assert!(is_settled(now - 2 * SETTLED_AFTER));
+        assert!(is_settled(now + Duration::from_secs(365 * 24 * 3600)));
+    }
 }

@@ -111,8 +111,8 @@ impl Disk {
         Ok(count)
     }
 
-    /// Removes a file that nobody needs. Returns whether it did: a folder in its place, or somebody else's
-    /// file, is in nobody's way and no reason not to start.
+    /// Removes a file that nobody needs. Returns whether it did: what somebody else has put there, and cannot be moved,
+    /// is no reason not to start.
     pub(super) fn remove_leftover(&self, path: &Path) -> Result<bool, Error> {
         match self.remove(path) {
             Err(error @ Error::Full { .. }) => Err(error),
@@ -155,10 +155,11 @@ impl Disk {
         self.condition.note(0, self.move_file(from, to))
     }
 
-    /// Removes a file for good. One that is already gone is no error.
+    /// Removes a file for good. One that is already gone is no error; a folder in its place is put aside.
     pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
         let removed = match fs::remove_file(path) {
             Ok(()) => sync_folder(parent(path)),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => self.clear_way(path),
             // Says nothing about the disk.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => Err(Error::io("remove", path, source)),
@@ -190,10 +191,20 @@ impl Disk {
 
     fn move_file(&self, from: &Path, to: &Path) -> Result<(), Error> {
         let folder = parent(to);
-        self.retry_without_folder(|| {
-            self.make_folders(folder)?;
-            fs::rename(from, to).map_err(|source| Error::io("rename into place", to, source))
-        })?;
+        let rename = || {
+            self.retry_without_folder(|| {
+                self.make_folders(folder)?;
+                fs::rename(from, to).map_err(|source| Error::io("rename into place", to, source))
+            })
+        };
+        match rename() {
+            // The place of a file is taken by a folder.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::IsADirectory => {
+                self.clear_way(to)?;
+                rename()?;
+            }
+            other => other?,
+        }
         sync_folder(folder)
     }
 
@@ -209,6 +220,9 @@ impl Disk {
             if durable.contains(path) {
                 continue;
             }
+            if fs::symlink_metadata(path).is_ok() && !path.is_dir() {
+                self.clear_way(path)?;
+            }
             make_folder(path)?;
             if durable.len() >= FOLDERS_MAX {
                 durable.clear();
@@ -218,10 +232,11 @@ impl Disk {
         Ok(())
     }
 
-    /// Tries once more if a folder that was known is gone: somebody tidied up under a running berth.
+    /// Tries once more if a folder that was known is gone, or is none any more: somebody tidied up under a running
+    /// berth.
     pub(super) fn retry_without_folder<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         match attempt() {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(Error::Io { source, .. }) if is_without_folder(&source) => {
                 lock(&self.durable).clear();
                 self.make_folders(&self.partials())?;
                 attempt()
@@ -288,9 +303,13 @@ pub(super) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsStrin
     Ok(entries.into_iter().flatten().map(move |entry| name(entry).map_err(failed)))
 }
 
-/// A whole file, at most `bytes_max` of it; one that is not there, or larger, is `None`.
+/// A whole file, at most `bytes_max` of it; one that is not there, or larger, or something else is `None`.
 pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let Some(file) = open(path, OFlags::empty())? else { return Ok(None) };
+    let is_file = file.metadata().map_err(|source| Error::io("open", path, source))?.is_file();
+    if !is_file {
+        return Ok(None);
+    }
     let mut content = Vec::new();
     match file.take(bytes_max + 1).read_to_end(&mut content) {
         Ok(_) => Ok((content.len() as u64 <= bytes_max).then_some(content)),
@@ -309,11 +328,18 @@ pub(super) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
     }
 }
 
-/// Whether the error says that there is no such file: nothing of that name, something that is no file, or a
-/// link that leads nowhere.
+/// Whether a file cannot be made or renamed for want of its folder: there is none, or something else instead.
+fn is_without_folder(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+/// Whether the error says that there is no such file: nothing of that name, something that is no file (a folder, a
+/// socket, a device without a driver), or a link that leads nowhere.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::IsADirectory];
-    kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+    let codes = [Errno::LOOP, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
+    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 pub(super) fn parent(path: &Path) -> &Path {

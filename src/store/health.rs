@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use super::disk::Disk;
+use super::obstacle::is_obstacle;
 use super::partial::reserve;
 use super::{Error, blocking};
 use crate::sync::lock;
@@ -127,9 +128,11 @@ impl Condition {
         result
     }
 
-    /// Hears of a failure that is the disk's, of whatever kind.
+    /// Hears of a failure that is the disk's, of whatever kind. What stands in the way of a file is not its fault.
     pub(super) fn failed(&self, wanted_bytes: u64, error: &Error) {
-        if let Some((trouble, ..)) = Trouble::of(error) {
+        if !is_obstacle(error)
+            && let Some((trouble, ..)) = Trouble::of(error)
+        {
             self.metrics.storage_error(trouble.label());
             self.degrade(wanted_bytes, error);
         }
@@ -267,6 +270,9 @@ mod tests {
         assert_eq!(std::fs::read_dir(disk.partials()).unwrap().count(), 0);
         std::fs::remove_dir(disk.partials()).unwrap();
         File::create(disk.partials()).unwrap();
+        once(&disk);
+        assert_eq!(disk.condition.health(), Health::Healthy, "what was in the way is put aside");
+        std::fs::remove_dir_all(disk.root()).unwrap();
         once(&disk);
         assert!(matches!(disk.condition.health(), Health::Degraded { .. }));
     }

@@ -172,7 +172,7 @@ impl Ledger {
     fn furnish(&self, repo: &Repo) -> Result<(), Error> {
         let layout = self.refs.layout(repo);
         let marker = layout.join("oci-layout");
-        if !marker.exists() {
+        if !marker.is_file() {
             self.disk.replace(&marker, LAYOUT_FILE, Look::PLAIN)?;
         }
         let link = layout.join("blobs");
@@ -380,7 +380,7 @@ pub(super) fn looks_of(path: &Path) -> Option<Vec<u8>> {
         let nanoseconds = metadata.mtime_nsec().to_be_bytes();
         numbers.iter().flat_map(|number| number.to_be_bytes()).chain(nanoseconds).collect()
     };
-    fs::metadata(path).ok().as_ref().map(of)
+    fs::metadata(path).ok().filter(Metadata::is_file).as_ref().map(of)
 }
 
 /// From a layout up to the data folder and down to its blobs.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
@@ -27,8 +27,10 @@ use super::opened::{BlobFile, Opened, Whose, is_same_file};
 use super::pin::Pins;
 use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
+use super::recheck::UNREAD_SECONDS;
 use super::record::{ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
+use crate::clock::{age, later, unix_seconds};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Document, Repo, Tag};
 use crate::sync::lock;
@@ -113,14 +115,20 @@ impl Ledger {
             && !self.condemned.has(digest)
             && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
         {
+            blob.soundness().compare(&looks);
             return Ok(Some(blob));
         }
         self.opened.forget(digest);
         let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
-        let was_changed = self.index.blob_size(digest).is_some_and(|size| size != blob.size);
+        let known = self.index.known(digest);
+        let was_changed = known.is_some_and(|known| known.size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
             return Ok(None);
+        }
+        let is_recent = |last_use: u64| age(last_use, unix_seconds()).is_some_and(|age| age < UNREAD_SECONDS);
+        if known.is_some_and(|known| !is_recent(known.last_use)) {
+            blob.soundness().note_unread();
         }
         if let Some((displaced, size, at)) = self.opened.keep_blob(digest, &blob) {
             let mut used = lock(&self.used);
@@ -262,7 +270,7 @@ impl Ledger {
         if let Some(record) = &mut record {
             // A file does not hear of every check.
             if let Some(known) = self.index.tag(repo, tag).filter(|known| known.digest == record.digest) {
-                record.checked_at = record.checked_at.max(known.checked_at);
+                record.checked_at = later(record.checked_at, known.checked_at, unix_seconds());
             }
             self.index.put_tag(repo, tag, record);
         }
@@ -393,9 +401,4 @@ impl Ledger {
     pub(super) fn next_due(&self) -> Option<Instant> {
         lock(&self.dirty).values().min().copied()
     }
-}
-
-/// Now, as records have it: in seconds since 1970; a clock before that counts as 1970.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -59,11 +59,24 @@ impl Lock {
 }
 
 /// A disk that is read-only, full or failing still serves what it has, so the lock must not need to write: an
-/// existing file is locked through a read-only handle, and where there is none, the folder itself is locked.
+/// existing file is locked through a read-only handle, and where there is none, the data folder itself is locked. So it
+/// is where `lock` is no file: whoever moved that away could not tell whether another process has locked it.
 fn open(folder: &Path, path: &PathBuf) -> io::Result<File> {
+    if is_something_else(path) {
+        tracing::warn!(path = %path.display(), "no file, as it should be: the data folder itself is locked. Remove it while berth is stopped");
+        return File::open(folder);
+    }
     match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path) {
         Err(error) if cannot_write(&error) => File::open(path).or_else(|_| File::open(folder)),
         other => other,
+    }
+}
+
+/// Whether there is something that is no file, or a link to none.
+fn is_something_else(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(metadata) => !metadata.is_file(),
+        Err(_) => path.symlink_metadata().is_ok(),
     }
 }
 
@@ -73,6 +86,7 @@ fn cannot_write(error: &io::Error) -> bool {
 }
 
 fn read_holder(file: File) -> (Option<u32>, Option<SocketAddr>) {
+    // Of a folder that is locked there is nothing to read.
     let mut text = String::new();
     if file.take(TEXT_BYTES_MAX).read_to_string(&mut text).is_err() {
         return (None, None);
@@ -103,5 +117,30 @@ mod tests {
         check(Some("[::1]:5001"));
         drop(first);
         assert!(Lock::take(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_file_keeps_nobody_from_locking_and_lets_only_one() {
+        let make_folder = |path: &Path| std::fs::create_dir(path).unwrap();
+        let make_link = |path: &Path| std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap();
+        let make_pipe = |path: &Path| {
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+        };
+        let make_socket = |path: &Path| {
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Socket, 0o644.into(), 0)
+                .unwrap();
+        };
+        let all: [&dyn Fn(&Path); 4] = [&make_folder, &make_link, &make_pipe, &make_socket];
+        for make in all {
+            let folder = tempfile::tempdir().unwrap();
+            make(&folder.path().join("lock"));
+            let first = Lock::take(folder.path()).unwrap();
+            first.announce("[::1]:5001".parse().unwrap());
+            let Err(Error::Locked { pid: None, admin: None, .. }) = Lock::take(folder.path()) else {
+                panic!("locked twice")
+            };
+            drop(first);
+            assert!(Lock::take(folder.path()).is_ok());
+        }
     }
 }

@@ -30,7 +30,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use rustix::param::page_size;
 
-use super::ledger::unix_seconds;
+use crate::clock::unix_seconds;
 
 /// Pages that one call to the kernel is asked about: what fits on the stack.
 const PAGES_ASKED_MAX: usize = 1024;

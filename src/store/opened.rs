@@ -18,8 +18,9 @@ use bytes::Bytes;
 use lru::LruCache;
 use rustix::fs::{Advice, fadvise};
 
-use super::ledger::unix_seconds;
 use super::mapping::Mapping;
+use super::recheck::Soundness;
+use crate::clock::{age, unix_seconds};
 use crate::oci::{Digest, Document, Repo};
 use crate::sync::lock;
 
@@ -57,15 +58,14 @@ struct Open {
     mapping: Mutex<Option<Arc<Mapping>>>,
     /// Bytes of it could not be sent.
     is_suspect: AtomicBool,
+    soundness: Soundness,
 }
 
 impl BlobFile {
     /// The file of a blob of `size` bytes.
     pub(crate) fn new(file: File, size: u64) -> Self {
-        Self {
-            size,
-            open: Arc::new(Open { file, mapping: Mutex::default(), is_suspect: AtomicBool::new(false) }),
-        }
+        let (mapping, is_suspect, soundness) = Default::default();
+        Self { size, open: Arc::new(Open { file, mapping, is_suspect, soundness }) }
     }
 
     /// The content.
@@ -84,6 +84,16 @@ impl BlobFile {
             None => Arc::clone(kept.insert(Arc::new(Mapping::of(&self.open.file, self.size)?))),
         };
         Ok(Mapped { blob: self.clone(), mapping })
+    }
+
+    /// Whether it was found not to be what its name says: who reads it must not come to its end.
+    pub fn is_damaged(&self) -> bool {
+        self.open.soundness.is_damaged()
+    }
+
+    /// What is known of that.
+    pub(super) fn soundness(&self) -> &Soundness {
+        &self.open.soundness
     }
 
     fn unmap(&self) {
@@ -285,6 +295,14 @@ impl Opened {
         self.manifests.remove(digest);
     }
 
+    /// Drops a blob whose file was found damaged: those who are reading it are cut.
+    pub(super) fn condemn(&self, digest: &Digest) {
+        if let Some(item) = self.blobs.item(digest) {
+            item.what.soundness().note_damaged();
+        }
+        self.forget(digest);
+    }
+
     /// Whether somebody reads the file of a digest now.
     pub(super) fn is_being_read(&self, digest: &Digest) -> bool {
         self.blobs.item(digest).is_some_and(|item| item.what.is_being_read())
@@ -305,9 +323,8 @@ impl Opened {
         let now = unix_seconds();
         let mut resting = Vec::new();
         self.blobs.each(|_, item| {
-            if now.saturating_sub(item.used_at.load(Ordering::Relaxed)) > MAPPED_FOR_SECONDS
-                && !item.what.is_being_read()
-            {
+            let idle = age(item.used_at.load(Ordering::Relaxed), now);
+            if idle.is_none_or(|idle| idle > MAPPED_FOR_SECONDS) && !item.what.is_being_read() {
                 resting.push(item.what.clone());
             }
         });

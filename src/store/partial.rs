@@ -20,18 +20,19 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Error;
+use super::blob::open_file;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Next, Origin};
 use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
+use crate::clock::{believed, seconds_of, unix_seconds};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
@@ -208,8 +209,8 @@ impl Partials {
     /// What is there, if no more than a look at it is wanted.
     pub(super) fn left(&self, key: &PartialKey) -> Option<Left> {
         let path = self.path(key);
-        let file = File::open(&path).ok()?;
-        let map = Map::read(&File::open(map_path(&path)).ok()?)?;
+        let (file, _) = open_file(&path).ok()??;
+        let map = Map::read(&open_file(&map_path(&path)).ok()??.0)?;
         let opened = file.metadata().ok()?;
         // A file that is started over gets a new map after it is there. So if this is still the file that has
         // the name, the map is not one of a later file.
@@ -257,10 +258,10 @@ impl Partials {
         Ok(ledger.budget.release(key))
     }
 
-    /// When a partial file was last written to, in seconds since 1970.
+    /// When a partial file was last written to, in seconds since 1970; never, if a clock says so that was ahead.
     pub(super) fn last_change(&self, key: &PartialKey) -> u64 {
         let modified = fs::metadata(self.path(key)).and_then(|metadata| metadata.modified());
-        modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+        modified.map_or(0, |at| believed(seconds_of(at), unix_seconds()))
     }
 
     pub(super) fn path(&self, key: &PartialKey) -> PathBuf {
@@ -446,10 +447,16 @@ impl Partial {
 
 /// A file and a map that belong together and to a blob of that size.
 fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, Error> {
+    let map_path = map_path(path);
+    // What anything else leads to, or does with bytes, is nobody's blob.
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if !is_file(path) || !is_file(&map_path) {
+        return Ok(None);
+    }
     // A commit that failed half-way has taken the right to write away.
     let _ = fs::set_permissions(path, Permissions::from_mode(PARTIAL_MODE));
-    let Some(data) = open_file(path)? else { return Ok(None) };
-    let Some(map_file) = open_file(&map_path(path))? else { return Ok(None) };
+    let Some(data) = open_to_write(path)? else { return Ok(None) };
+    let Some(map_file) = open_to_write(&map_path)? else { return Ok(None) };
     let Some(map) = Map::read(&map_file) else { return Ok(None) };
     let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
     // Longer than the blob can only be a file that somebody else has written to.
@@ -472,7 +479,7 @@ pub(super) fn reserve(file: &File, total: u64) -> io::Result<()> {
     }
 }
 
-fn open_file(path: &Path) -> Result<Option<File>, Error> {
+fn open_to_write(path: &Path) -> Result<Option<File>, Error> {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if disk::is_absent(&error) => Ok(None),

@@ -1,15 +1,16 @@
 //! `quarantine/<algorithm>-<hex>`: what was found damaged, for whoever wants to know how it came to that.
 //!
-//! A damaged blob leaves `blobs/` at once, so that the next request is a miss and fetches it again. Who has the
-//! file open goes on reading it: what such a reader was sent before the damage was found cannot be taken back,
-//! and its client's own check of the digest is what is left.
+//! A damaged blob leaves `blobs/` at once, so that the next request is a miss and fetches it again. Who is reading it is
+//! cut. What was sent before the damage was found cannot be taken back: the client's own check of the digest is what is
+//! left, and when it then asks once more, the file is verified ([`recheck`](super::recheck)).
 //!
-//! The folder is bounded, and evidence only: nothing is ever read from it.
+//! What was [in the way](super::obstacle) of a file comes here, too. The folder is bounded, and evidence only: nothing is
+//! ever read from it.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,9 +19,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::disk::{is_absent, list, sync_folder};
+use super::disk::{Disk, is_absent, list, sync_folder};
 use super::index::Entry;
 use super::ledger::Ledger;
+use crate::clock::{believed, unix_seconds};
 use crate::oci::Digest;
 use crate::sync::lock;
 
@@ -139,7 +141,11 @@ impl Ledger {
         }
         // From now on: the move may take its time.
         self.condemned.add(digest, damage);
-        self.opened.forget(digest);
+        match damage {
+            Damage::Changed => self.opened.condemn(digest),
+            // What is in memory can still be read.
+            Damage::Unreadable => self.opened.forget(digest),
+        }
         self.disk.condition.metrics.quarantined.inc();
         self.index.remove(&Entry::Blob(*digest));
         match self.move_away(digest, &path) {
@@ -154,41 +160,47 @@ impl Ledger {
                 "a stored file is damaged and cannot be moved away: it is ignored"
             ),
         }
-        if let Err(error) = self.bound_quarantine() {
+        if let Err(error) = self.disk.bound_quarantine() {
             tracing::warn!(error = &error as &dyn std::error::Error, "the quarantine cannot be kept small");
         }
     }
 
     fn move_away(&self, digest: &Digest, path: &Path) -> Result<(), Error> {
-        self.disk.rename(path, &self.quarantine_folder().join(digest.file_name()))?;
+        self.disk.rename(path, &self.disk.quarantine().join(digest.file_name()))?;
         sync_folder(&self.blobs.folder(digest.algorithm()))
     }
+}
 
-    /// Removes what is more than is kept, the oldest first.
-    fn bound_quarantine(&self) -> Result<(), Error> {
-        let mut files = Vec::new();
-        for name in list(&self.quarantine_folder())? {
-            let path = self.quarantine_folder().join(name);
+impl Disk {
+    /// Removes what is more than is kept, the oldest first. A folder counts as one file; nobody counts what is in it.
+    pub(super) fn bound_quarantine(&self) -> Result<(), Error> {
+        let (mut files, now) = (Vec::new(), unix_seconds());
+        for name in list(&self.quarantine())? {
+            let path = self.quarantine().join(name);
             // A file's name changes its times of change, not of modification: it tells when it came here.
             if let Ok(metadata) = fs::symlink_metadata(&path) {
-                files.push((metadata.ctime(), metadata.ctime_nsec(), metadata.len(), path));
+                let came_at = believed(u64::try_from(metadata.ctime()).unwrap_or(0), now);
+                files.push((came_at, metadata.ctime_nsec(), metadata.len(), path));
             }
         }
         files.sort();
-        let disk_bytes = rustix::fs::statvfs(self.disk.root()).map_or(0, |it| it.f_blocks * it.f_frsize);
+        let disk_bytes = rustix::fs::statvfs(self.root()).map_or(0, |it| it.f_blocks * it.f_frsize);
         let bytes_max = BYTES_MAX.min(disk_bytes / DISK_PART);
         let mut bytes = 0;
         for (number, (_, _, len, path)) in files.into_iter().rev().enumerate() {
             bytes += len;
             if number >= FILES_MAX || bytes > bytes_max {
-                self.disk.remove(&path)?;
+                self.remove_all(&path)?;
             }
         }
         Ok(())
     }
 
-    fn quarantine_folder(&self) -> PathBuf {
-        self.disk.root().join("quarantine")
+    fn remove_all(&self, path: &Path) -> Result<(), Error> {
+        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+            return fs::remove_dir_all(path).map_err(|source| Error::io("remove", path, source));
+        }
+        self.remove(path)
     }
 }
 
@@ -199,7 +211,6 @@ mod tests {
     use super::*;
     use crate::oci::{Algorithm, Repo};
     use crate::store::budget::{Budget, Limits};
-    use crate::store::disk::Disk;
     use crate::store::lock::Lock;
     use crate::store::record::ManifestRecord;
 
@@ -225,14 +236,15 @@ mod tests {
             assert!(!ledger.condemned.has(&digest) && ledger.index.used_bytes() == 0);
         }
         assert_eq!(ledger.disk.condition.metrics.quarantined.get(), 2);
-        assert_eq!(list(&ledger.quarantine_folder()).unwrap(), [&*digest.file_name()]);
+        assert_eq!(list(&ledger.disk.quarantine()).unwrap(), [&*digest.file_name()]);
     }
 
     #[test]
     fn what_cannot_be_moved_is_absent_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let ledger = ledger(folder.path());
-        fs::File::create(ledger.quarantine_folder()).unwrap();
+        fs::File::create(ledger.disk.quarantine()).unwrap();
+        fs::create_dir_all(folder.path().join("quarantine.rejected/below")).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let repo = Repo::new("docker.io".parse().unwrap(), "a/b".parse().unwrap());
         let (media_type, speaker) = ("a/b".to_owned(), crate::oci::Speaker::Registry);

@@ -16,10 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::grants::merged;
 use super::index::Entry;
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::Ledger;
 use super::record::{Grant, ManifestRecord, TagRecord};
 use super::refs::{Kind, Ref};
 use super::{Error, disk};
+use crate::clock::unix_seconds;
 use crate::oci::{Algorithm, Digest, Repo, Tag};
 
 /// File times are coarser than the clock, and set by it some time before a write is done.

@@ -12,9 +12,10 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::Ledger;
 use super::verify::{Hashing, Verdict, conclude};
 use super::{Error, blocking};
+use crate::clock::unix_seconds;
 use crate::oci::Digest;
 use crate::pace::BytesPerSecond;
 

@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use super::budget::Missing;
 use super::evict::{self, Item, Node, Plan, Stock, Unit, index};
 use super::index::{Entry, Short, short};
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::Ledger;
 use super::partial::{PartialKey, Partials};
 use super::refs::Ref;
 use super::{Error, Inner, Store, blocking};
+use crate::clock::{is_within, unix_seconds};
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Manifest, Repo, Tag};
 use crate::sync::lock;
@@ -218,15 +219,20 @@ impl Sweeper<'_> {
         let pins = ledger.pins.changes();
         let keep = ledger.keep()?;
         self.note_parts()?;
-        let (now, lease) = (unix_seconds(), ledger.budget.limits().lease.as_secs());
+        let (now, lease) = (unix_seconds(), ledger.budget.limits().lease);
         let mut stock = Stock::default();
-        let (mut names, mut is_leased) = (Vec::new(), Vec::new());
+        let (mut names, mut is_leased, mut ahead) = (Vec::new(), Vec::new(), Vec::new());
         let are_all = ledger.index.each_blob(&mut |name, known| {
             names.push(name);
-            is_leased.push(known.last_use + lease > now);
+            if known.is_ahead(now) {
+                ahead.push(name);
+            }
+            let known = known.believed(now);
+            is_leased.push(is_within(known.last_use, lease, now));
             let worth = evict::worth(known.first_use, known.last_use);
             stock.blobs.push(Item { bytes: known.size, worth });
         });
+        ledger.index.put_uses(&ahead, now);
         let kept: HashSet<Short> = keep.manifests.iter().map(short).collect();
         let chosen: HashMap<Short, HashSet<Short>> = keep
             .chosen
@@ -341,8 +347,8 @@ impl Sweeper<'_> {
     /// Whether it is a manifest that was served a moment ago. A layer that was is none of anybody's business: who
     /// reads it has it open.
     fn is_leased(&self, digest: &Digest) -> bool {
-        let lease = self.ledger.budget.limits().lease.as_secs();
-        let is_recent = |last_use: u64| last_use + lease > unix_seconds();
+        let lease = self.ledger.budget.limits().lease;
+        let is_recent = |last_use: u64| is_within(last_use, lease, unix_seconds());
         self.ledger.index.has_parts(digest)
             && self.ledger.index.known(digest).is_some_and(|known| is_recent(known.last_use))
     }

@@ -12,13 +12,14 @@ use tokio::task::JoinError;
 use super::budget::{Budget, Limits};
 use super::disk::Disk;
 use super::index::Found;
-use super::ledger::{Ledger, unix_seconds};
+use super::ledger::Ledger;
 use super::lock::Lock;
 use super::partial::Partials;
 use super::rebuild::{Summary, Trust};
 use super::sweep::Sweeper;
 use super::trim::trim;
 use super::{Error, Inner, blocking, health};
+use crate::clock::{age, unix_seconds};
 use crate::oci::{Algorithm, Repo};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -69,6 +70,7 @@ pub(super) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Resu
         stop: Arc::default(),
         verification: Mutex::default(),
         suspect: Arc::default(),
+        rechecks: Arc::default(),
     })
 }
 
@@ -208,6 +210,13 @@ pub(super) fn compare(inner: &Inner) {
     let trust = match inner.found {
         // It was filled a moment ago, by this process.
         Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
+        // Closed at a time of the future, it would be believed whatever happens until then.
+        Found::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
+            tracing::warn!("the index was closed by a clock that was ahead: it is compared with all files");
+            ledger.index.audit(stop);
+            ledger.index.set_complete(false);
+            Trust::Nothing
+        }
         Found::Clean(closed_at) if ledger.index.audit(stop) => Trust::Since(closed_at),
         Found::Clean(_) if stop.load(Ordering::Relaxed) => return,
         Found::Clean(_) => {
@@ -233,8 +242,8 @@ pub(super) fn compare(inner: &Inner) {
             return;
         }
         adopt(ledger, &repo);
-        // Killed before it rendered what it had written.
-        if !matches!(inner.found, Found::Clean(_)) {
+        // Killed before it rendered what it had written, or somebody has put something else there.
+        if !matches!(inner.found, Found::Clean(_)) || !ledger.index_json_path(&repo).is_file() {
             ledger.mark_dirty(&repo);
         }
     }

@@ -113,7 +113,7 @@ impl Hashing {
 }
 
 /// Reads some bytes, and leaves in memory only what was there before.
-fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
+pub(super) fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
     let mut slices = [IoSliceMut::new(chunk)];
     let in_memory = preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT);
     if let Ok(count @ 1..) = in_memory {

@@ -79,6 +79,24 @@ impl ClientLimit {
     }
 }
 
+/// Why a stored file was verified behind its readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// A client has asked for all of it once more.
+    Reread,
+    /// Nobody had read it for long.
+    Unread,
+}
+
+impl Verified {
+    /// A counter for each, in the order of the variants.
+    fn counters(new: &Families<'_>) -> [IntCounter; 2] {
+        let help = "Stored files that were hashed because of their readers";
+        let family = new.counters("berth_verifications_total", help, &["cause"]);
+        ["reread", "unread"].map(|cause| family.with_label_values(&[cause]))
+    }
+}
+
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -128,6 +146,7 @@ pub struct Metrics {
     pub degraded: IntGauge,
     /// Stored files that were found damaged.
     pub quarantined: IntCounter,
+    verified: [IntCounter; 2],
     /// Bytes of stored files that the background scrub has hashed.
     pub scrubbed: IntCounter,
     /// How far the index is with the files, from 0 to 1.
@@ -344,6 +363,7 @@ impl Metrics {
             storage_errors,
             degraded: new.gauge("berth_degraded", "1 while the disk does not take what it is given"),
             quarantined: new.counter("berth_quarantined_total", "Stored files that were found damaged"),
+            verified: Verified::counters(&new),
             scrubbed: new
                 .counter("berth_scrubbed_bytes_total", "Bytes of stored files hashed in the background"),
             index_ratio: new.register(Gauge::new(
@@ -447,6 +467,11 @@ impl Metrics {
     /// A client was refused, or had to wait, because of a limit of its own.
     pub fn client_limited(&self, limit: ClientLimit) {
         self.clients_limited[limit as usize].inc();
+    }
+
+    /// A stored file begins to be hashed because somebody reads it.
+    pub fn verified(&self, why: Verified) {
+        self.verified[why as usize].inc();
     }
 
     /// The disk has failed: `kind` is one of a fixed set.

@@ -1,12 +1,12 @@
 //! `berth verify`, and the admin plane behind it: damaged files are found, put aside and fetched again.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use berth::oci::Digest;
 use tokio::process::Command;
 
+use crate::support::folder::{damage, flip_a_byte};
 use crate::support::process::write;
 use crate::support::{BERTH, Berth, Image, Setup, Upstream, ask, eventually, folder, within_deadline};
 
@@ -46,19 +46,6 @@ async fn pulled(setup: Setup, image: &Image) -> Berth {
     berth.pull(REPO, "1", image).await;
     eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
     berth
-}
-
-/// Changes a stored file behind berth's back.
-fn damage(path: &Path, change: impl FnOnce(&File)) {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
-    change(&File::options().read(true).write(true).open(path).unwrap());
-    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
-}
-
-fn flip_a_byte(file: &File) {
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 500).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], 500).unwrap();
 }
 
 fn cut_short(file: &File) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::tally::Tally;
 use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, raise, weight};
+use crate::clock::{later, unix_seconds};
 use crate::oci::{Digest, Registry, Repo, Tag};
 use crate::store::grants::{self, Holding, Holdings};
 use crate::store::record::{Grant, ManifestRecord, TagRecord, decode, encode};
@@ -20,9 +21,8 @@ impl Index {
         let key = key::digest(digest);
         let mut tally = lock(&self.tallies[Part::Blob as usize]);
         let old = self.with(|trees| trees.blob.get(&key)).flatten().map(|value| Known::read(&value));
-        let first_use = old.map_or(at, |old| old.first_use);
-        let last_use = old.map_or(at, |old| old.last_use.max(at));
-        self.insert(Part::Blob, &mut tally, &key, &Known { size, last_use, first_use }.write());
+        let value = Known::used(old, size, at, unix_seconds()).write();
+        self.insert(Part::Blob, &mut tally, &key, &value);
     }
 
     pub(in crate::store) fn has_blob(&self, digest: &Digest) -> bool {
@@ -108,7 +108,7 @@ impl Index {
         let note = |value: Option<&[u8]>| {
             let value = value?;
             let Some(mut record) = decode::<TagRecord>(value) else { return Some(value.to_vec()) };
-            record.checked_at = record.checked_at.max(at);
+            record.checked_at = later(record.checked_at, at, unix_seconds());
             Some(encode(&record))
         };
         let key = key::tag(repo, tag.as_str());

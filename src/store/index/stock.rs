@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::{Index, Part, first_number, key};
+use crate::clock::age;
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::record::{ManifestRecord, TagRecord, decode};
 
@@ -44,6 +45,26 @@ impl Known {
         Self { size: first_number(value), last_use, first_use }
     }
 
+    /// What is known after a use at `at`. No time that is noted lies ahead of `now`: of a use that was noted by a wrong
+    /// clock it is known only that it has been.
+    pub(super) fn used(old: Option<Self>, size: u64, at: u64, now: u64) -> Self {
+        let at = at.min(now);
+        let old = old.map(|old| old.believed(now));
+        let last_use = old.map_or(at, |old| old.last_use.max(at));
+        Self { size, last_use, first_use: old.map_or(at, |old| old.first_use) }
+    }
+
+    /// Whether a use was noted by a clock that was ahead.
+    pub(in crate::store) fn is_ahead(self, now: u64) -> bool {
+        [self.first_use, self.last_use].into_iter().any(|at| age(at, now).is_none())
+    }
+
+    /// The same with times that have been: a use at a time of the future counts as one of now.
+    pub(in crate::store) fn believed(self, now: u64) -> Self {
+        let last_use = self.last_use.min(now);
+        Self { last_use, first_use: self.first_use.min(last_use), ..self }
+    }
+
     pub(super) fn write(self) -> [u8; 24] {
         let mut value = [0; 24];
         value[..8].copy_from_slice(&self.size.to_be_bytes());
@@ -71,6 +92,16 @@ impl Index {
             Ok(())
         });
         done.is_some()
+    }
+
+    /// Puts times that have been in the place of those that a clock noted which was ahead: from `now` on these blobs
+    /// age like all others.
+    pub(in crate::store) fn put_uses(&self, blobs: &[Short], now: u64) {
+        for digest in blobs.iter().filter_map(|short| self.long(*short)) {
+            if let Some(known) = self.known(&digest) {
+                self.put_blob(&digest, known.size, now);
+            }
+        }
     }
 
     /// The blob of a short name.
@@ -180,6 +211,28 @@ mod tests {
         assert_eq!(Known::read(&known.write()), known);
         assert_eq!(Known::read(&known.write()[..16]), Known { first_use: 9, ..known });
         assert_eq!(Known::read(b""), Known { size: 0, last_use: 0, first_use: 0 });
+    }
+
+    #[test]
+    fn a_use_at_a_time_of_the_future_counts_as_one_of_now() {
+        const NOW: u64 = 1_000_000;
+        let known = |first_use, last_use| Known { size: 7, last_use, first_use };
+        let check = |old: Option<Known>, at: u64, expected: Known| {
+            assert_eq!(Known::used(old, 7, at, NOW), expected, "{old:?} used at {at}");
+        };
+        check(None, NOW, known(NOW, NOW));
+        check(None, 5, known(5, 5));
+        check(None, NOW + 999, known(NOW, NOW));
+        check(Some(known(5, 9)), NOW, known(5, NOW));
+        check(Some(known(5, 9)), 7, known(5, 9));
+        check(Some(known(5, 9)), NOW + 999, known(5, NOW));
+        check(Some(known(5, NOW + 999)), 7, known(5, NOW));
+        check(Some(known(NOW + 500, NOW + 999)), NOW, known(NOW, NOW));
+        for (first_use, last_use, is_ahead) in
+            [(5, 9, false), (5, NOW + 60, false), (5, NOW + 61, true), (NOW + 61, 9, true)]
+        {
+            assert_eq!(known(first_use, last_use).is_ahead(NOW), is_ahead, "{first_use} {last_use}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Very many facts: what is not looked at, and what is not lost for that.
 
 use super::*;
+use crate::clock::unix_seconds;
 use crate::store::rebuild::{Summary, Trust};
 
 /// Tags enough for an `index.json` that has to wait for its turn.

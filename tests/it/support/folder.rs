@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use berth::oci::{Algorithm, Digest, Verifier};
@@ -68,4 +68,27 @@ fn hash(algorithm: Algorithm, path: &Path) -> Digest {
             length => verifier.update(&chunk[..length]),
         }
     }
+}
+
+/// Changes a stored file behind berth's back.
+pub(crate) fn damage(path: &Path, change: impl FnOnce(&File)) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    change(&File::options().read(true).write(true).open(path).unwrap());
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
+}
+
+/// Changes one bit, as an ageing disk does: the file looks the same in every other way.
+pub(crate) fn rot(path: &Path) {
+    damage(path, |file| {
+        let modified = file.metadata().unwrap().modified().unwrap();
+        flip_a_byte(file);
+        file.set_modified(modified).unwrap();
+    });
+}
+
+/// Changes one byte of a file.
+pub(crate) fn flip_a_byte(file: &File) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 500).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 500).unwrap();
 }
