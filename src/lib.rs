@@ -22,7 +22,7 @@
 //! 4  http
 //! 3  cache
 //! 2  store   upstream         never each other
-//! 1  context   pace   singleflight   telemetry   watch
+//! 1  context   pace   parsing   singleflight   telemetry   watch
 //! 0  oci   sync               nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
@@ -55,6 +55,7 @@ pub mod context;
 pub mod http;
 pub mod oci;
 pub mod pace;
+pub mod parsing;
 pub mod singleflight;
 pub mod store;
 pub mod sync;

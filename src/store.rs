@@ -55,6 +55,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Document, Repo, Tag};
+use crate::parsing;
 use crate::telemetry::Metrics;
 
 mod adopt;
@@ -364,7 +365,10 @@ impl Store {
     /// # Errors
     /// If the disk fails.
     pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
+        let (owner, repo, digest) = (repo.registry.clone(), repo.clone(), *digest);
+        let of = repo.clone();
+        let bytes = self.ask(move |ledger| ledger.referrers_bytes(&of, &digest)).await;
+        let _place = parsing::place(owner.as_str(), usize::try_from(bytes).unwrap_or(usize::MAX)).await;
         self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
     }
 

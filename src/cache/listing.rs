@@ -9,8 +9,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -19,7 +17,8 @@ use super::freshness::{self, Confirmed, Verdict, Word};
 use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::{Cache, now};
 use crate::context::RequestContext;
-use crate::oci::{Digest, Repo, Tag};
+use crate::oci::{Digest, Repo, Tag, referrers};
+use crate::parsing;
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, ReferrerList, State, Upstream};
@@ -49,10 +48,17 @@ pub struct Referrers {
     pub source: Source,
 }
 
-/// An image index, as far as it says whether it is empty.
-#[derive(Deserialize)]
-struct Index {
-    manifests: Vec<IgnoredAny>,
+impl Referrers {
+    /// The same with only the entries of `artifact_type`; unchanged, and false, if the list cannot be read.
+    pub async fn of_type(self, repo: &Repo, artifact_type: &str) -> (Self, bool) {
+        let _place = parsing::place(repo.registry.as_str(), self.body.len()).await;
+        let (body, artifact_type) = (self.body.clone(), artifact_type.to_owned());
+        let filter = move || referrers::filter(&body, &artifact_type);
+        match parsing::parse(self.body.len(), filter).await {
+            Ok(body) => (Self { body: body.into(), ..self }, true),
+            Err(_) => (self, false),
+        }
+    }
 }
 
 impl Cache {
@@ -191,18 +197,24 @@ impl Cache {
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
             let listed = upstream.referrers(&context, &repo.name, &digest).await?;
-            let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
+            let mut listed = listed.unwrap_or(ReferrerList {
+                body: EMPTY_INDEX,
+                is_empty: true,
+                is_stale: false,
+                place: None,
+            });
             if listed.is_stale || context.is_bypass() {
                 // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }
-            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {
+            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
+            listed.place = None;
             Ok(listed)
         };
         let (listed, joined) = self.0.referrers.run(key, work).await;
-        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale }| {
+        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, .. }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,
                 (false, true) => Source::Join,
@@ -214,13 +226,14 @@ impl Cache {
 
     /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask
     /// about any digest in any repository, and such questions must not fill the disk.
-    async fn keep_referrers(&self, repo: &Repo, digest: &Digest, body: &Bytes) -> Result<(), Error> {
+    async fn keep_referrers(&self, repo: &Repo, digest: &Digest, listed: &ReferrerList) -> Result<(), Error> {
         let store = &self.0.store;
-        let is_empty = serde_json::from_slice(body).is_ok_and(|index: Index| index.manifests.is_empty());
-        if is_empty && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some()) {
+        if listed.is_empty
+            && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some())
+        {
             return Ok(());
         }
-        let record = ReferrersRecord { body: body.clone(), fetched_at: now() };
+        let record = ReferrersRecord { body: listed.body.clone(), fetched_at: now() };
         Ok(store.set_referrers(repo, digest, &record).await?)
     }
 

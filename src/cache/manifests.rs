@@ -15,6 +15,7 @@ use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
 use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
+use crate::parsing;
 use crate::store::{ManifestRecord, Store};
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Fetched, Standing, Upstream};
@@ -126,7 +127,8 @@ impl Cache {
         reference: &Reference,
     ) -> Result<(Manifest, Standing), Error> {
         let fetched = upstream.manifest(context, &repo.name, reference).await?;
-        let Fetched { body, manifest, public, standing, .. } = fetched;
+        // Its place in memory is given up when it is stored.
+        let Fetched { body, manifest, public, standing, place: _place, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
@@ -208,7 +210,10 @@ impl Cache {
         digest: &Digest,
     ) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
-        Ok(manifest::Manifest::parse(Some(&stored.document.media_type), &stored.document.body).ok())
+        let (document, bytes) = (Arc::clone(&stored.document), stored.document.body.len());
+        let _place = parsing::place(repo.registry.as_str(), bytes).await;
+        let parse = move || manifest::Manifest::parse(Some(&document.media_type), &document.body).ok();
+        Ok(parsing::parse(bytes, parse).await)
     }
 
     /// Whether every blob is here, and `repo` may have it.

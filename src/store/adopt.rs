@@ -17,14 +17,12 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
-use super::layout::{entry_digest, entry_tag};
+use super::entries::{self, Content, Entry};
 use super::ledger::Ledger;
 use super::record::{ManifestRecord, Previous, TagRecord};
 use super::refs::Ref;
-use super::{Error, disk, entries};
-use crate::oci::manifest::{Descriptor, is_manifest_type};
+use super::{Error, disk};
+use crate::oci::manifest::is_manifest_type;
 use crate::oci::{Algorithm, Digest, Repo, Tag};
 
 /// How long after its last change an `index.json` counts as finished.
@@ -62,7 +60,7 @@ impl Ledger {
         let (looks, modified) = (index_json.looks.clone(), index_json.modified);
         let are_blobs_settled = self.merge_blobs(&self.refs.layout(repo).join("blobs"))?;
         let (mut adopted, mut missing) = (0, 0);
-        let fields = index_json.read(&mut |entry| {
+        let content = index_json.read(&mut |entry| {
             match self.adopt_entry(repo, &entry, modified)? {
                 Outcome::Known => {}
                 Outcome::Adopted => adopted += 1,
@@ -70,7 +68,10 @@ impl Ledger {
             }
             Ok(())
         })?;
-        let is_whole = missing == 0 && fields.is_some();
+        if matches!(content, Content::TooLong) {
+            tracing::warn!(%repo, "the index.json of another tool has an entry that is too long to be read");
+        }
+        let is_whole = missing == 0 && matches!(content, Content::Index(_));
         if are_blobs_settled && (is_whole || is_settled(modified)) {
             self.index.put_layout(repo, &looks);
         }
@@ -81,10 +82,10 @@ impl Ledger {
         Ok(adopted)
     }
 
-    fn adopt_entry(&self, repo: &Repo, entry: &Value, modified: SystemTime) -> Result<Outcome, Error> {
+    fn adopt_entry(&self, repo: &Repo, entry: &Entry, modified: SystemTime) -> Result<Outcome, Error> {
         // Of an algorithm that berth cannot verify: it stays in `index.json` and is no business of the refs.
-        let Some(digest) = entry_digest(entry) else { return Ok(Outcome::Known) };
-        let tag = entry_tag(entry);
+        let Some(digest) = entry.digest else { return Ok(Outcome::Known) };
+        let tag = entry.tag();
         let old = match &tag {
             Some(tag) => self.refs.read::<TagRecord>(repo, Ref::Tag(tag))?,
             None => None,
@@ -97,9 +98,8 @@ impl Ledger {
         if is_known {
             return Ok(Outcome::Known);
         }
-        let descriptor: Descriptor = serde_json::from_value(entry.clone()).unwrap_or_default();
         let fetched_at = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let Some(record) = self.adopt_closure(repo, &digest, &descriptor.media_type, fetched_at)? else {
+        let Some(record) = self.adopt_closure(repo, &digest, &entry.media_type, fetched_at)? else {
             tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
             return Ok(Outcome::Missing);
         };
@@ -133,11 +133,11 @@ impl Ledger {
     ) -> Result<Option<ManifestRecord>, Error> {
         let mut records = Vec::new();
         let mut seen = HashSet::from([*root]);
-        let mut waiting = vec![(*root, media_type.to_owned(), 0)];
+        let mut waiting = vec![(*root, media_type, 0)];
         while let Some((digest, media_type, depth)) = waiting.pop() {
             let Some(blob) = self.blob(&digest)? else { continue };
-            let manifest = match is_manifest_type(&media_type) || depth == 0 {
-                true => self.stored_manifest(&digest, &media_type)?,
+            let manifest = match is_manifest_type(media_type) || depth == 0 {
+                true => self.stored_manifest(&digest, media_type)?,
                 false => None,
             };
             let Some(manifest) = manifest else {
@@ -149,7 +149,7 @@ impl Ledger {
             for child in manifest.children() {
                 let Some(digest) = child.digest() else { continue };
                 if depth < DEPTH_MAX && seen.len() < CLOSURE_MAX && seen.insert(digest) {
-                    waiting.push((digest, child.media_type.clone(), depth + 1));
+                    waiting.push((digest, child.manifest_type().unwrap_or_default(), depth + 1));
                 }
             }
             let media_type = manifest.media_type;

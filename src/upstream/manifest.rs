@@ -17,6 +17,7 @@ use super::{Error, Upstream, client};
 use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::parsing::{self, Place};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Warnings that an answer is stale: RFC 7234, and berth's own.
@@ -64,7 +65,7 @@ impl Standing {
 }
 
 /// A manifest as it came. By digest its bytes are proven, by tag they are not; it is a manifest in either case.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Fetched {
     /// Its bytes.
     pub body: Bytes,
@@ -76,6 +77,8 @@ pub struct Fetched {
     pub public: bool,
     /// If it was asked for by tag: how fresh that is.
     pub standing: Standing,
+    /// Its place in memory, until it is stored.
+    pub place: Option<Place>,
 }
 
 impl Upstream {
@@ -182,15 +185,12 @@ impl Upstream {
         let (head, body) = answer.response.into_parts();
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
-        let body = client::read(body, MANIFEST_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
-        let reference = reference.clone();
-        // Four megabytes take a few milliseconds to hash and parse: too long for the runtime.
-        let verified = tokio::task::spawn_blocking(move || {
-            let manifest = verify(content_type.as_deref(), &body, &reference)?;
-            Ok(Fetched { body, manifest, endpoint, public, standing })
-        })
-        .await;
-        verified.unwrap_or(Err(Error::Malformed("a manifest that cannot be read")))
+        let (until, mut place) = ((self.client.timeouts.idle, deadline), None);
+        let body = client::read_document(&self.registry, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
+        let (bytes, reference) = (body.clone(), reference.clone());
+        let verify = move || verify(content_type.as_deref(), &bytes, &reference);
+        let manifest = parsing::parse(body.len(), verify).await?;
+        Ok(Fetched { body, manifest, endpoint, public, standing, place })
     }
 
     /// How fresh an answer about a tag is.
@@ -203,6 +203,7 @@ fn verify(content_type: Option<&str>, body: &[u8], reference: &Reference) -> Res
     let manifest = Manifest::parse(content_type, body).map_err(|error| match error {
         InvalidManifest::Schema1 => Error::Malformed("a schema 1 manifest, which clients no longer take"),
         InvalidManifest::TooLarge => Error::Malformed("a manifest larger than clients take"),
+        InvalidManifest::TooManyParts => Error::Malformed("a manifest of more parts than any image has"),
         _ => Error::Malformed("something else than a manifest that clients take"),
     })?;
     match reference {

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 500;
 /// Top-level modules by layer; a module uses lower layers only.
 const LAYERS: [&[&str]; 8] = [
     &["oci", "sync"],
-    &["context", "pace", "singleflight", "telemetry", "watch"],
+    &["context", "pace", "parsing", "singleflight", "telemetry", "watch"],
     &["store", "upstream"],
     &["cache"],
     &["http"],
