@@ -11,6 +11,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// Most descriptors in one document. An index of 100 platforms with their attestations has 200, an image at most 127
 /// layers that a kernel can stack, and a signed artifact a few hundred referrers.
@@ -48,6 +49,56 @@ pub(super) fn is_named(text: &str, name: &str) -> bool {
         other => other.to_ascii_lowercase(),
     };
     text == name || (text.len() <= 3 * name.len() && text.chars().map(fold).eq(name.chars().map(fold)))
+}
+
+/// A member that is no list and no object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Scalar {
+    /// A text.
+    Text(String),
+    /// A number.
+    Number(f64),
+    /// Anything else, or nothing at all.
+    #[default]
+    Other,
+}
+
+/// The members of these names of an object that a stranger wrote, and none if it is no object: no more than
+/// texts and numbers are made of it.
+pub fn scalars<const N: usize>(body: &[u8], names: [&'static str; N]) -> Option<[Scalar; N]> {
+    struct Whole<const N: usize>([&'static str; N]);
+
+    impl<'de, const N: usize> Visitor<'de> for Whole<N> {
+        type Value = [Scalar; N];
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = std::array::from_fn(|_| Scalar::Other);
+            members(&mut map, &self.0, |name, map| {
+                let value = map.next_value::<&RawValue>()?.get();
+                if let Some(at) = self.0.iter().position(|it| *it == name) {
+                    found[at] = scalar(value);
+                }
+                Ok(())
+            })?;
+            Ok(found)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let found = json.deserialize_map(Whole(names)).ok()?;
+    json.end().ok().map(|()| found)
+}
+
+fn scalar(value: &str) -> Scalar {
+    match value.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(value).map_or(Scalar::Other, Scalar::Text),
+        Some(b'-' | b'0'..=b'9') => serde_json::from_str(value).map_or(Scalar::Other, Scalar::Number),
+        _ => Scalar::Other,
+    }
 }
 
 /// A text, of which only what the function makes of it is kept; null is as good as absent.

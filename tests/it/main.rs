@@ -16,6 +16,7 @@ mod crash;
 mod crash_itself;
 mod crowd;
 mod disk;
+mod documents;
 mod drain;
 mod evict;
 mod fallback;
