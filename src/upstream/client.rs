@@ -31,8 +31,8 @@ use super::error::{BuildError, Error};
 use super::identity::Identity;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
-use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
+use crate::shares::Owner;
 use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
@@ -200,12 +200,12 @@ pub(super) async fn read(
     }
 }
 
-/// Reads a document of at most `bytes_max` in the same way, once there is a place for it: `owner` is who sends it.
+/// Reads a document of at most `bytes_max` in the same way, once there is a place for it: `owner` is who sends it, for whom.
 ///
 /// The place is for all of it, however slowly it comes, and is asked for only when it turns out to be a large one. One
 /// that is taken already is for more than this document.
 pub(super) async fn read_document(
-    owner: &Registry,
+    owner: Owner,
     mut body: Incoming,
     bytes_max: usize,
     (idle, deadline): (Duration, Instant),
@@ -228,7 +228,7 @@ pub(super) async fn read_document(
         }
         let all = stated.unwrap_or(bytes_max);
         if bytes > SMALL_BYTES && place.is_none() {
-            *place = Some(place_for(owner, all, deadline).await?);
+            *place = Some(place_for(owner.clone(), all, deadline).await?);
         }
         if bytes > SMALL_BYTES && whole.len() <= SMALL_BYTES {
             // Once: growth by doubling would hold it two and a half times.
@@ -239,9 +239,12 @@ pub(super) async fn read_document(
 }
 
 /// Waits for a place for documents of so many bytes.
-pub(super) async fn place_for(owner: &Registry, bytes: usize, deadline: Instant) -> Result<Place, Error> {
-    let waited = timeout_at(deadline, parsing::place(owner.as_str(), bytes)).await;
-    waited.map_err(|_| Error::Busy { retry_after: PLACE_RETRY })
+pub(super) async fn place_for(owner: Owner, bytes: usize, deadline: Instant) -> Result<Place, Error> {
+    let busy = Error::Busy { retry_after: PLACE_RETRY };
+    match timeout_at(deadline, parsing::place(owner, bytes)).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_)) | Err(_) => Err(busy),
+    }
 }
 
 fn connector(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
