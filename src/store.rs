@@ -55,7 +55,6 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use crate::oci::{Digest, Document, Repo, Tag};
-use crate::parsing;
 use crate::telemetry::Metrics;
 
 mod adopt;
@@ -365,11 +364,14 @@ impl Store {
     /// # Errors
     /// If the disk fails.
     pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
-        let (owner, repo, digest) = (repo.registry.clone(), repo.clone(), *digest);
-        let of = repo.clone();
-        let bytes = self.ask(move |ledger| ledger.referrers_bytes(&of, &digest)).await;
-        let _place = parsing::place(owner.as_str(), usize::try_from(bytes).unwrap_or(usize::MAX)).await;
+        let (repo, digest) = (repo.clone(), *digest);
         self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
+    }
+
+    /// How large the file is that has the list; none has no bytes.
+    pub async fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.referrers_bytes(&repo, &digest)).await
     }
 
     /// Keeps upstream's list of what refers to a manifest.

@@ -16,9 +16,10 @@ use super::error::Error;
 use super::freshness::{self, Confirmed, Verdict, Word};
 use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::{Cache, now};
-use crate::context::RequestContext;
+use crate::context::{Client, RequestContext};
 use crate::oci::{Digest, Repo, Tag, referrers};
 use crate::parsing;
+use crate::shares::Owner;
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, ReferrerList, State, Upstream};
@@ -49,14 +50,24 @@ pub struct Referrers {
 }
 
 impl Referrers {
-    /// The same with only the entries of `artifact_type`; unchanged, and false, if the list cannot be read.
-    pub async fn of_type(self, repo: &Repo, artifact_type: &str) -> (Self, bool) {
-        let _place = parsing::place(repo.registry.as_str(), self.body.len()).await;
+    /// The same with only the entries of `artifact_type`, for `client`; unchanged, and false, if the list cannot be
+    /// read.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], if too many want the same.
+    pub async fn of_type(
+        self,
+        repo: &Repo,
+        artifact_type: &str,
+        client: Client,
+    ) -> Result<(Self, bool), Error> {
+        let owner = Owner::new(&repo.registry, client);
+        let _place = parsing::place(owner, self.body.len()).await.map_err(|_| Error::Busy)?;
         let (body, artifact_type) = (self.body.clone(), artifact_type.to_owned());
         let filter = move || referrers::filter(&body, &artifact_type);
         match parsing::parse(self.body.len(), filter).await {
-            Ok(body) => (Self { body: body.into(), ..self }, true),
-            Err(_) => (self, false),
+            Ok(body) => Ok((Self { body: body.into(), ..self }, true)),
+            Err(_) => Ok((self, false)),
         }
     }
 }
@@ -144,7 +155,7 @@ impl Cache {
         let upstream = self.upstream(repo)?;
         let context = &upstream.settle(context, digest);
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
-        let known = self.0.store.referrers(repo, digest).await?;
+        let known = self.kept_referrers(repo, digest, context.client()).await?;
         let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
         let mut word = if upstream.state() == State::Up { Word::Open } else { Word::Silent };
         loop {
@@ -183,6 +194,20 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// What was kept, read once there is room for it.
+    async fn kept_referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        client: Client,
+    ) -> Result<Option<ReferrersRecord>, Error> {
+        let bytes = self.0.store.referrers_bytes(repo, digest).await;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let owner = Owner::new(&repo.registry, client);
+        let _place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
+        Ok(self.0.store.referrers(repo, digest).await?)
     }
 
     /// Asks upstream, together with whoever else is asking, and keeps what it says.

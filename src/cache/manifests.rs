@@ -13,9 +13,10 @@ use tracing::{debug, warn};
 use super::error::Error;
 use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
-use crate::context::RequestContext;
+use crate::context::{Client, RequestContext};
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
 use crate::parsing;
+use crate::shares::Owner;
 use crate::store::{ManifestRecord, Store};
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Fetched, Standing, Upstream};
@@ -215,7 +216,8 @@ impl Cache {
     ) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
         let (document, bytes) = (Arc::clone(&stored.document), stored.document.body.len());
-        let _place = parsing::place(repo.registry.as_str(), bytes).await;
+        let owner = Owner::new(&repo.registry, Client::Own);
+        let _place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
         let parse = move || manifest::Manifest::parse(Some(&document.media_type), &document.body).ok();
         Ok(parsing::parse(bytes, parse).await)
     }

@@ -31,6 +31,7 @@ use super::error::{BuildError, Error};
 use super::identity::Identity;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
+use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
 use crate::shares::Owner;
 use crate::watch;

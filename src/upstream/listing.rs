@@ -25,6 +25,7 @@ use crate::oci::referrers::{self, InvalidReferrers};
 use crate::oci::tags::TagWindow;
 use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::parsing::{self, Place};
+use crate::shares::Owner;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// ECR refuses to list more at once.
@@ -100,12 +101,13 @@ impl Upstream {
     ) -> Result<TagPage, Error> {
         let mut query = Some(first_page(n, last));
         let mut window = TagWindow::new(n, last);
+        let owner = Owner::new(&self.registry, context.client());
         for _ in 0..PAGES_MAX {
             let ask = Ask::get(name, "tags/list".to_owned()).along(context);
             let ask = Ask { query, accept: Some("application/json"), ..ask };
             let mut place = None;
             let Page { body, next, .. } = self.open_page(server, &ask, deadline).await?;
-            let body = self.read_page(body, deadline, &mut place).await?;
+            let body = self.read_page(&owner, body, deadline, &mut place).await?;
             let read = parsing::parse(body.len(), move || {
                 let _place = place;
                 window.read(&body).map(|()| window)
@@ -151,6 +153,7 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Option<ReferrerList>, Error> {
         let mut pages = Pages::default();
+        let owner = Owner::new(&self.registry, context.client());
         let mut query = None;
         let mut is_stale = false;
         for number in 0..PAGES_MAX {
@@ -170,9 +173,9 @@ impl Upstream {
             is_stale |= self.standing(&headers).is_stale;
             if next.is_some() && pages.place.is_none() {
                 // Before any of it is read: who has a place waits for no other.
-                pages.place = Some(client::place_for(&self.registry, REFERRERS_BYTES_MAX, deadline).await?);
+                pages.place = Some(client::place_for(owner.clone(), REFERRERS_BYTES_MAX, deadline).await?);
             }
-            let body = self.read_page(body, deadline, &mut pages.place).await?;
+            let body = self.read_page(&owner, body, deadline, &mut pages.place).await?;
             pages.add(body)?;
             query = next;
             if query.is_none() {
@@ -216,12 +219,13 @@ impl Upstream {
     /// The body of a page; `place` is for all that are kept together.
     async fn read_page(
         &self,
+        owner: &Owner,
         body: Incoming,
         deadline: Instant,
         place: &mut Option<Place>,
     ) -> Result<Bytes, Error> {
         let until = (self.client.timeouts.idle, deadline);
-        client::read_document(&self.registry, body, PAGE_BYTES_MAX, until, place).await
+        client::read_document(owner.clone(), body, PAGE_BYTES_MAX, until, place).await
     }
 }
 

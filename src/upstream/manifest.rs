@@ -18,6 +18,7 @@ use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::parsing::{self, Place};
+use crate::shares::Owner;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Warnings that an answer is stale: RFC 7234, and berth's own.
@@ -153,7 +154,7 @@ impl Upstream {
             })
             .await
         {
-            match stop.upstream().read_manifest(stop.server(), answer, reference, deadline).await {
+            match stop.upstream().read_manifest((stop.server(), context), answer, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => rounds.failed(stop, error),
             }
@@ -177,7 +178,7 @@ impl Upstream {
 
     async fn read_manifest(
         &self,
-        server: &Server,
+        (server, context): (&Server, &RequestContext),
         answer: Answer,
         reference: &Reference,
         deadline: Instant,
@@ -186,7 +187,8 @@ impl Upstream {
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
         let (until, mut place) = ((self.client.timeouts.idle, deadline), None);
-        let body = client::read_document(&self.registry, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
+        let owner = Owner::new(&self.registry, context.client());
+        let body = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
         let (bytes, reference) = (body.clone(), reference.clone());
         let verify = move || verify(content_type.as_deref(), &bytes, &reference);
         let manifest = parsing::parse(body.len(), verify).await?;
