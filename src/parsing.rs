@@ -9,9 +9,10 @@
 //! may have all but an eighth, in which any other's document fits at once. A document waits for its place once and has
 //! it whole, so that no two halves wait for each other, and whoever has one waits for no other meanwhile.
 //!
-//! Small documents, which nearly all are, take no place and are parsed where they are: [`SMALL_BYTES`] take a tenth of
-//! a millisecond, about what it costs to hand work to another thread and back, and what is read of them meanwhile is
-//! no more than a connection's buffers.
+//! Small documents, which nearly all are, take no place and are parsed where they are. [`SMALL_BYTES`] of an honest index
+//! take 0.14 ms, hashed another 0.04 ms, and the worst that was found for the parser 0.4 ms: less than it matters to the
+//! other requests of that thread. The largest take 6 ms, and to filter a list of that size 30 ms. What is read of a small
+//! one before it is known to be small is no more than a connection's buffers.
 
 use std::fmt;
 use std::sync::LazyLock;

@@ -18,7 +18,7 @@ use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::{Cache, now};
 use crate::context::{Client, RequestContext};
 use crate::oci::{Digest, Repo, Tag, referrers};
-use crate::parsing;
+use crate::parsing::{self, Place};
 use crate::shares::Owner;
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
@@ -47,27 +47,24 @@ pub struct Referrers {
     pub body: Bytes,
     /// How it was come by.
     pub source: Source,
+    /// Its place in memory, until it is on its way to the client.
+    place: Option<Arc<Place>>,
+}
+
+/// A list that was kept, in memory.
+struct Kept {
+    record: ReferrersRecord,
+    place: Place,
 }
 
 impl Referrers {
-    /// The same with only the entries of `artifact_type`, for `client`; unchanged, and false, if the list cannot be
-    /// read.
-    ///
-    /// # Errors
-    /// [`Error::Busy`], if too many want the same.
-    pub async fn of_type(
-        self,
-        repo: &Repo,
-        artifact_type: &str,
-        client: Client,
-    ) -> Result<(Self, bool), Error> {
-        let owner = Owner::new(&repo.registry, client);
-        let _place = parsing::place(owner, self.body.len()).await.map_err(|_| Error::Busy)?;
+    /// The same with only the entries of `artifact_type`; unchanged, and false, if the list cannot be read.
+    pub async fn of_type(self, artifact_type: &str) -> (Self, bool) {
         let (body, artifact_type) = (self.body.clone(), artifact_type.to_owned());
         let filter = move || referrers::filter(&body, &artifact_type);
         match parsing::parse(self.body.len(), filter).await {
-            Ok(body) => Ok((Self { body: body.into(), ..self }, true)),
-            Err(_) => Ok((self, false)),
+            Ok(body) => (Self { body: body.into(), ..self }, true),
+            Err(_) => (self, false),
         }
     }
 }
@@ -155,33 +152,41 @@ impl Cache {
         let upstream = self.upstream(repo)?;
         let context = &upstream.settle(context, digest);
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
-        let known = self.kept_referrers(repo, digest, context.client()).await?;
-        let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
+        let mut kept = self.kept_referrers(repo, digest, context.client()).await?;
+        let fetched_at = kept.as_ref().map(|kept| kept.record.fetched_at);
+        let serve = async |kept: Option<Kept>, source| {
+            let kept = match kept {
+                None if fetched_at.is_some() => self.kept_referrers(repo, digest, context.client()).await?,
+                kept => kept,
+            };
+            let list =
+                |Kept { record, place }| Referrers { body: record.body, source, place: Some(place.into()) };
+            Ok(kept.map(list))
+        };
         let mut word = if upstream.state() == State::Up { Word::Open } else { Word::Silent };
         loop {
-            let verdict = match &known {
-                Some(known) => {
-                    let confirmed = Confirmed { at: known.fetched_at, revoked: false };
-                    freshness::judge(confirmed, rule, now(), word)
-                }
+            let verdict = match fetched_at {
+                Some(at) => freshness::judge(Confirmed { at, revoked: false }, rule, now(), word),
                 None if word == Word::Open => Verdict::CheckOrRefuse,
                 None => Verdict::Refuse,
             };
             let limit = match verdict {
-                Verdict::Serve => return Ok(kept(Source::Hit)),
-                Verdict::ServeStale | Verdict::ServeRemoved => return Ok(kept(Source::Stale)),
+                Verdict::Serve => return serve(kept, Source::Hit).await,
+                Verdict::ServeStale | Verdict::ServeRemoved => return serve(kept, Source::Stale).await,
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(
                         async move { cache.ask_for_referrers(upstream, &repo, &digest, &context).await },
                     );
-                    return Ok(kept(Source::Hit));
+                    return serve(kept, Source::Hit).await;
                 }
                 Verdict::Refuse => return Ok(None),
                 Verdict::CheckFirst => CHECK_DEADLINE,
                 Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
             };
+            // Who waits for upstream, and for a place there, holds none.
+            kept = None;
             let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, context);
             match timeout(context.patience(limit), asked)
                 .await
@@ -202,12 +207,13 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         client: Client,
-    ) -> Result<Option<ReferrersRecord>, Error> {
+    ) -> Result<Option<Kept>, Error> {
         let bytes = self.0.store.referrers_bytes(repo, digest).await;
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let owner = Owner::new(&repo.registry, client);
-        let _place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
-        Ok(self.0.store.referrers(repo, digest).await?)
+        let place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
+        let record = self.0.store.referrers(repo, digest).await?;
+        Ok(record.map(|record| Kept { record, place }))
     }
 
     /// Asks upstream, together with whoever else is asking, and keeps what it says.
@@ -222,7 +228,7 @@ impl Cache {
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
             let listed = upstream.referrers(&context, &repo.name, &digest).await?;
-            let mut listed = listed.unwrap_or(ReferrerList {
+            let listed = listed.unwrap_or(ReferrerList {
                 body: EMPTY_INDEX,
                 is_empty: true,
                 is_stale: false,
@@ -235,17 +241,16 @@ impl Cache {
             if let Err(error) = cache.keep_referrers(&repo, &digest, &listed).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
-            listed.place = None;
             Ok(listed)
         };
         let (listed, joined) = self.0.referrers.run(key, work).await;
-        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, .. }| {
+        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, place, .. }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,
                 (false, true) => Source::Join,
                 (false, false) => Source::Miss,
             };
-            Referrers { body, source }
+            Referrers { body, source, place }
         })
     }
 

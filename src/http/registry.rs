@@ -398,7 +398,7 @@ impl Serving {
         let status = cache_status(referrers.source, false, false);
         account.cache = status;
         let (referrers, is_filtered) = match artifact_type {
-            Some(artifact_type) => referrers.of_type(repo, artifact_type, asked.context.client()).await?,
+            Some(artifact_type) => referrers.of_type(artifact_type).await,
             None => (referrers, false),
         };
         let index = "application/vnd.oci.image.index.v1+json";

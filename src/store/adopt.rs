@@ -71,8 +71,13 @@ impl Ledger {
         if matches!(content, Content::TooLong) {
             tracing::warn!(%repo, "the index.json of another tool has an entry that is too long to be read");
         }
-        let is_whole = missing == 0 && matches!(content, Content::Index(_));
-        if are_blobs_settled && (is_whole || is_settled(modified)) {
+        let is_done = match content {
+            Content::Index(_) => missing == 0,
+            Content::NoJson => false,
+            // Whatever is still to come makes it no shorter.
+            Content::TooLong => true,
+        };
+        if are_blobs_settled && (is_done || is_settled(modified)) {
             self.index.put_layout(repo, &looks);
         }
         if adopted > 0 {

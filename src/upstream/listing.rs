@@ -57,7 +57,7 @@ pub struct ReferrerList {
     pub is_empty: bool,
     /// Whether a parent has kept it from before and could not ask the registry.
     pub is_stale: bool,
-    /// Its place in memory, until it is stored.
+    /// Its place in memory, until it is stored and answered with.
     pub place: Option<Arc<Place>>,
 }
 
