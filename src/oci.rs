@@ -4,11 +4,14 @@ pub mod digest;
 pub mod document;
 pub mod error;
 pub mod image;
+pub mod json;
 pub mod manifest;
 pub mod name;
 pub mod range;
+pub mod referrers;
 pub mod route;
 pub mod speaker;
+pub mod tags;
 
 pub use digest::{Algorithm, Digest, Verifier};
 pub use document::Document;

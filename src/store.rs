@@ -388,6 +388,12 @@ impl Store {
         self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
     }
 
+    /// How large the file is that has the list; none has no bytes.
+    pub async fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.referrers_bytes(&repo, &digest)).await
+    }
+
     /// Keeps upstream's list of what refers to a manifest.
     ///
     /// # Errors

@@ -9,8 +9,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -18,8 +16,10 @@ use super::error::Error;
 use super::freshness::{self, Confirmed, Verdict, Word};
 use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::{Cache, now};
-use crate::context::RequestContext;
-use crate::oci::{Digest, Repo, Tag};
+use crate::context::{Client, RequestContext};
+use crate::oci::{Digest, Repo, Tag, referrers};
+use crate::parsing::{self, Place};
+use crate::shares::Owner;
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, ReferrerList, State, Upstream};
@@ -50,12 +50,26 @@ pub struct Referrers {
     pub body: Bytes,
     /// How it was come by.
     pub source: Source,
+    /// Its place in memory, until it is on its way to the client.
+    place: Option<Arc<Place>>,
 }
 
-/// An image index, as far as it says whether it is empty.
-#[derive(Deserialize)]
-struct Index {
-    manifests: Vec<IgnoredAny>,
+/// A list that was kept, in memory.
+struct Kept {
+    record: ReferrersRecord,
+    place: Place,
+}
+
+impl Referrers {
+    /// The same with only the entries of `artifact_type`; unchanged, and false, if the list cannot be read.
+    pub async fn of_type(self, artifact_type: &str) -> (Self, bool) {
+        let (body, artifact_type) = (self.body.clone(), artifact_type.to_owned());
+        let filter = move || referrers::filter(&body, &artifact_type);
+        match parsing::parse(self.body.len(), filter).await {
+            Ok(body) => (Self { body: body.into(), ..self }, true),
+            Err(_) => (self, false),
+        }
+    }
 }
 
 impl Cache {
@@ -141,33 +155,41 @@ impl Cache {
         let upstream = self.upstream(repo)?;
         let context = &upstream.settle(context, digest);
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
-        let known = self.0.store.referrers(repo, digest).await?;
-        let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
+        let mut kept = self.kept_referrers(repo, digest, context.client()).await?;
+        let fetched_at = kept.as_ref().map(|kept| kept.record.fetched_at);
+        let serve = async |kept: Option<Kept>, source| {
+            let kept = match kept {
+                None if fetched_at.is_some() => self.kept_referrers(repo, digest, context.client()).await?,
+                kept => kept,
+            };
+            let list =
+                |Kept { record, place }| Referrers { body: record.body, source, place: Some(place.into()) };
+            Ok(kept.map(list))
+        };
         let mut word = if upstream.state() == State::Up { Word::Open } else { Word::Silent };
         loop {
-            let verdict = match &known {
-                Some(known) => {
-                    let confirmed = Confirmed { at: known.fetched_at, revoked: false };
-                    freshness::judge(confirmed, rule, now(), word)
-                }
+            let verdict = match fetched_at {
+                Some(at) => freshness::judge(Confirmed { at, revoked: false }, rule, now(), word),
                 None if word == Word::Open => Verdict::CheckOrRefuse,
                 None => Verdict::Refuse,
             };
             let limit = match verdict {
-                Verdict::Serve => return Ok(kept(Source::Hit)),
-                Verdict::ServeStale | Verdict::ServeRemoved => return Ok(kept(Source::Stale)),
+                Verdict::Serve => return serve(kept, Source::Hit).await,
+                Verdict::ServeStale | Verdict::ServeRemoved => return serve(kept, Source::Stale).await,
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(
                         async move { cache.ask_for_referrers(upstream, &repo, &digest, &context).await },
                     );
-                    return Ok(kept(Source::Hit));
+                    return serve(kept, Source::Hit).await;
                 }
                 Verdict::Refuse => return Ok(None),
                 Verdict::CheckFirst => CHECK_DEADLINE,
                 Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
             };
+            // Who waits for upstream, and for a place there, holds none.
+            kept = None;
             let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, context);
             match timeout(context.patience(limit), asked)
                 .await
@@ -182,6 +204,21 @@ impl Cache {
         }
     }
 
+    /// What was kept, read once there is room for it.
+    async fn kept_referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        client: Client,
+    ) -> Result<Option<Kept>, Error> {
+        let bytes = self.0.store.referrers_bytes(repo, digest).await;
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let owner = Owner::new(&repo.registry, client);
+        let place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
+        let record = self.0.store.referrers(repo, digest).await?;
+        Ok(record.map(|record| Kept { record, place }))
+    }
+
     /// Asks upstream, together with whoever else is asking, and keeps what it says.
     async fn ask_for_referrers(
         &self,
@@ -194,36 +231,42 @@ impl Cache {
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
         let work = || async move {
             let listed = upstream.referrers(&context, &repo.name, &digest).await?;
-            let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
+            let listed = listed.unwrap_or(ReferrerList {
+                body: EMPTY_INDEX,
+                is_empty: true,
+                is_stale: false,
+                place: None,
+            });
             if listed.is_stale || context.is_bypass() {
                 // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }
-            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed.body).await {
+            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
             Ok(listed)
         };
         let (listed, joined) = self.0.referrers.run(key, work).await;
-        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale }| {
+        listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, place, .. }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,
                 (false, true) => Source::Join,
                 (false, false) => Source::Miss,
             };
-            Referrers { body, source }
+            Referrers { body, source, place }
         })
     }
 
     /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask
     /// about any digest in any repository, and such questions must not fill the disk.
-    async fn keep_referrers(&self, repo: &Repo, digest: &Digest, body: &Bytes) -> Result<(), Error> {
+    async fn keep_referrers(&self, repo: &Repo, digest: &Digest, listed: &ReferrerList) -> Result<(), Error> {
         let store = &self.0.store;
-        let is_empty = serde_json::from_slice(body).is_ok_and(|index: Index| index.manifests.is_empty());
-        if is_empty && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some()) {
+        if listed.is_empty
+            && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some())
+        {
             return Ok(());
         }
-        let record = ReferrersRecord { body: body.clone(), fetched_at: now() };
+        let record = ReferrersRecord { body: listed.body.clone(), fetched_at: now() };
         Ok(store.set_referrers(repo, digest, &record).await?)
     }
 

@@ -13,11 +13,16 @@ use tracing::{debug, warn};
 use super::error::Error;
 use super::tags::AtHand;
 use super::{Cache, manifest_path, now};
-use crate::context::RequestContext;
+use crate::context::{Client, RequestContext};
 use crate::oci::{Algorithm, Digest, Document, Reference, Repo, manifest};
+use crate::parsing;
+use crate::shares::Owner;
 use crate::store::{Grant, ManifestRecord, Proof, Store};
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Fetched, Standing, Upstream};
+
+/// Blobs that are looked for to tell whether an image is here whole: an index of 500 images of 100 layers has as many.
+const BLOBS_LOOKED_FOR_MAX: usize = 50_000;
 
 /// A manifest as it is served.
 #[derive(Clone, Debug)]
@@ -126,7 +131,8 @@ impl Cache {
         reference: &Reference,
     ) -> Result<(Manifest, Standing), Error> {
         let fetched = upstream.manifest(context, &repo.name, reference).await?;
-        let Fetched { body, manifest, public, speaker, standing, .. } = fetched;
+        // Its place in memory is given up when it is stored.
+        let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
@@ -190,12 +196,13 @@ impl Cache {
         if parsed.manifests.is_empty() {
             return self.has_blobs(repo, &parsed).await;
         }
-        let mut present = 0;
+        let (mut present, mut blobs) = (0, 0);
         for child in parsed.manifests.iter().filter_map(manifest::Descriptor::digest) {
             // An index in an index is judged by being there: two levels are all that clients follow.
             if let Some(child) = self.parsed(repo, &child).await? {
                 present += 1;
-                if !self.has_blobs(repo, &child).await? {
+                blobs += child.blobs.len();
+                if blobs > BLOBS_LOOKED_FOR_MAX || !self.has_blobs(repo, &child).await? {
                     return Ok(false);
                 }
             }
@@ -209,7 +216,11 @@ impl Cache {
         digest: &Digest,
     ) -> Result<Option<manifest::Manifest>, Error> {
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
-        Ok(manifest::Manifest::parse(Some(&stored.document.media_type), &stored.document.body).ok())
+        let (document, bytes) = (Arc::clone(&stored.document), stored.document.body.len());
+        let owner = Owner::new(&repo.registry, Client::Own);
+        let _place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
+        let parse = move || manifest::Manifest::parse(Some(&document.media_type), &document.body).ok();
+        Ok(parsing::parse(bytes, parse).await)
     }
 
     /// Whether every blob is here, and `repo` may have it.

@@ -13,6 +13,9 @@ use crate::upstream;
 /// Tags of a repository among whose images that of a digest is looked for.
 const TAGS_MAX: usize = 128;
 
+/// Manifests that are read in search of that image.
+const MANIFESTS_MAX: usize = 1000;
+
 /// Something that is not here, in a registry that is offline by configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
@@ -59,17 +62,24 @@ impl Cache {
 
     /// A tag of `repo` whose image needs this, as a manifest or as a blob.
     async fn image_with(&self, repo: &Repo, digest: &Digest) -> Result<Option<Image>, Error> {
+        let mut left = MANIFESTS_MAX;
         for tag in self.0.store.tags(repo, None, TAGS_MAX).await? {
             let Some(record) = self.0.store.tag(repo, &tag).await? else { continue };
-            if record.digest == *digest || self.needs(repo, &record.digest, digest).await? {
+            if record.digest == *digest || self.needs(repo, &record.digest, digest, &mut left).await? {
                 return Ok(Some(tagged(repo, &tag)));
             }
         }
         Ok(None)
     }
 
-    /// Whether the image `root` names `digest`, itself or in one of its manifests.
-    async fn needs(&self, repo: &Repo, root: &Digest, digest: &Digest) -> Result<bool, Error> {
+    /// Whether the image `root` names `digest`, itself or in one of its manifests; of these so many more are read.
+    async fn needs(
+        &self,
+        repo: &Repo,
+        root: &Digest,
+        digest: &Digest,
+        left: &mut usize,
+    ) -> Result<bool, Error> {
         let names = |parsed: &manifest::Manifest| {
             let parts = parsed.manifests.iter().chain(&parsed.blobs);
             parts.filter_map(manifest::Descriptor::digest).any(|part| part == *digest)
@@ -79,6 +89,8 @@ impl Cache {
             return Ok(true);
         }
         for child in root.manifests.iter().filter_map(manifest::Descriptor::digest) {
+            let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
+            *left = fewer;
             if self.parsed(repo, &child).await?.is_some_and(|child| names(&child)) {
                 return Ok(true);
             }

@@ -410,11 +410,12 @@ impl Serving {
         };
         let status = cache_status(referrers.source, false, false);
         account.cache = status;
-        let (body, is_filtered) = match artifact_type {
-            Some(artifact_type) => filter(referrers.body, artifact_type),
-            None => (referrers.body, false),
+        let (referrers, is_filtered) = match artifact_type {
+            Some(artifact_type) => referrers.of_type(artifact_type).await,
+            None => (referrers, false),
         };
-        let mut response = content(StatusCode::OK, "application/vnd.oci.image.index.v1+json", body);
+        let index = "application/vnd.oci.image.index.v1+json";
+        let mut response = content(StatusCode::OK, index, referrers.body);
         let headers = response.headers_mut();
         headers.insert(NAMESPACE, value(repo.registry.as_str()));
         if is_filtered {
@@ -484,15 +485,4 @@ fn list(key: &str, name: Option<&str>, entries: impl Iterator<Item = String>) ->
     }
     object.insert(key.to_owned(), entries.map(serde_json::Value::from).collect());
     serde_json::Value::from(object).to_string().into()
-}
-
-/// An index with only the manifests of `artifact_type`; unchanged, and false, if it cannot be read.
-fn filter(index: Bytes, artifact_type: &str) -> (Bytes, bool) {
-    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&index) else { return (index, false) };
-    let Some(manifests) = value.get_mut("manifests").and_then(serde_json::Value::as_array_mut) else {
-        return (index, false);
-    };
-    manifests
-        .retain(|entry| entry.get("artifactType").and_then(serde_json::Value::as_str) == Some(artifact_type));
-    (value.to_string().into(), true)
 }

@@ -8,9 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::Value;
 
 use super::digest::Digest;
+use super::manifest::Described;
 use super::name::{InvalidName, Reference, Registry, Repo, RepoName, Tag};
 
 /// The tag of an image that is written without one.
@@ -76,14 +76,13 @@ pub struct InvalidPlatform;
 impl Platform {
     /// Whether an index says this of one of its manifests. Without a variant, any will do; an arm64 without one is
     /// a v8.
-    pub fn is(&self, described: &Value) -> bool {
-        let field = |name: &str| described.get(name).and_then(Value::as_str).unwrap_or_default();
-        let variant = match (field("variant"), field("architecture")) {
+    pub fn is(&self, described: &Described) -> bool {
+        let variant = match (&*described.variant, &*described.architecture) {
             ("", "arm64") => "v8",
             (variant, _) => variant,
         };
-        field("os") == self.os
-            && field("architecture") == self.architecture
+        *described.os == *self.os
+            && *described.architecture == *self.architecture
             && self.variant.as_ref().is_none_or(|wanted| wanted == variant)
     }
 }
@@ -139,8 +138,6 @@ as_text!(Image, Platform);
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -167,19 +164,21 @@ mod tests {
 
     #[test]
     fn platforms_match_what_an_index_says() {
-        let check = |wanted: &str, described: Value, expected: bool| {
+        let check = |wanted: &str, described: &str, expected: bool| {
             let platform: Platform = wanted.parse().unwrap();
-            assert_eq!(platform.is(&described), expected, "{wanted} {described}");
+            let is = Described::read(described).is_some_and(|described| platform.is(&described));
+            assert_eq!(is, expected, "{wanted} {described}");
             assert_eq!(platform.to_string(), wanted);
         };
-        let amd64 = || json!({ "os": "linux", "architecture": "amd64" });
-        check("linux/amd64", amd64(), true);
-        check("linux/arm64", amd64(), false);
-        check("windows/amd64", amd64(), false);
-        check("linux/arm", json!({ "os": "linux", "architecture": "arm", "variant": "v7" }), true);
-        check("linux/arm/v6", json!({ "os": "linux", "architecture": "arm", "variant": "v7" }), false);
-        check("linux/arm64/v8", json!({ "os": "linux", "architecture": "arm64" }), true);
-        check("linux/amd64", json!("nonsense"), false);
+        let amd64 = r#"{"os":"linux","architecture":"amd64"}"#;
+        let arm = r#"{"os":"linux","architecture":"arm","variant":"v7"}"#;
+        check("linux/amd64", amd64, true);
+        check("linux/arm64", amd64, false);
+        check("windows/amd64", amd64, false);
+        check("linux/arm", arm, true);
+        check("linux/arm/v6", arm, false);
+        check("linux/arm64/v8", r#"{"os":"linux","architecture":"arm64"}"#, true);
+        check("linux/amd64", "\"nonsense\"", false);
         for text in ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/amd64/", "linux/a b"] {
             assert_eq!(text.parse::<Platform>(), Err(InvalidPlatform), "{text}");
         }

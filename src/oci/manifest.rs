@@ -2,16 +2,15 @@
 //!
 //! Nothing is ever written back: a manifest is stored and served as the bytes that came, and this is only a
 //! view of them. Fields that are not needed are skipped, and a child with a foreign media type or digest
-//! algorithm is no error. What is refused is what no client takes: schema 1 (a cache cannot verify it by
+//! algorithm is no error. At most [`DESCRIPTORS_MAX`] of them are read. What is refused is what no client takes: schema 1 (a cache cannot verify it by
 //! hashing), a document of two kinds at once (CVE-2021-41190), and pages that are no manifest, such as the
 //! HTML of a captive portal.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
-
 use super::digest::Digest;
+use super::json::DESCRIPTORS_MAX;
+use read::Document;
+
+mod read;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -45,33 +44,36 @@ pub enum Kind {
 }
 
 /// A claim about some content. It proves nothing: see "Who may be served a digest" in the design.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Its media type.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub media_type: String,
-    /// Its digest as written, perhaps of an algorithm unknown here.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub digest: String,
+    manifest_type: Option<&'static str>,
+    digest: Option<Digest>,
     /// Its size as claimed.
-    #[serde(default, deserialize_with = "null_is_default")]
     pub size: u64,
-    /// The type of artifact it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub artifact_type: Option<String>,
-    /// Notes on it.
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
     /// In an index: the platform it is for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<Value>,
+    pub platform: Option<Box<Described>>,
+}
+
+/// What an index says of the platform of one of its manifests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The operating system; what is not said is empty.
+    pub os: Box<str>,
+    /// The architecture.
+    pub architecture: Box<str>,
+    /// The variant of the architecture.
+    pub variant: Box<str>,
 }
 
 impl Descriptor {
     /// The digest, unless its algorithm is unknown here: never an error in a store.
     pub fn digest(&self) -> Option<Digest> {
-        Digest::parse(&self.digest).ok()
+        self.digest
+    }
+
+    /// Its media type, if that is a manifest's.
+    pub fn manifest_type(&self) -> Option<&'static str> {
+        self.manifest_type
     }
 }
 
@@ -88,12 +90,6 @@ pub struct Manifest {
     pub manifests: Vec<Descriptor>,
     /// The config and layers of an image, or the blobs of an artifact.
     pub blobs: Vec<Descriptor>,
-    /// The manifest that this one is about.
-    pub subject: Option<Descriptor>,
-    /// Its own artifact type, else for an image the type of its config: what a referrers list shows.
-    pub artifact_type: Option<String>,
-    /// Notes on it.
-    pub annotations: BTreeMap<String, String>,
 }
 
 /// Why a body is not a manifest that berth serves.
@@ -102,7 +98,10 @@ pub enum InvalidManifest {
     /// Refuse it; no client would take it.
     #[error("manifest larger than {MANIFEST_BYTES_MAX} bytes")]
     TooLarge,
-    /// Not JSON, or fields of the wrong type.
+    /// It names more than any image has; nothing of it is kept.
+    #[error("manifest with more than {DESCRIPTORS_MAX} descriptors")]
+    TooManyParts,
+    /// Not JSON, or fields of the wrong type or twice.
     #[error("not the JSON of a manifest")]
     NotJson(#[source] serde_json::Error),
     /// The old Docker form.
@@ -119,25 +118,6 @@ pub enum InvalidManifest {
     Untyped,
 }
 
-/// The fields of all kinds of manifest. A list that is null counts as empty but there, as Go writes it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Document {
-    schema_version: Option<u64>,
-    media_type: Option<String>,
-    artifact_type: Option<String>,
-    #[serde(default, deserialize_with = "present")]
-    manifests: Option<Vec<Descriptor>>,
-    config: Option<Descriptor>,
-    #[serde(default, deserialize_with = "present")]
-    layers: Option<Vec<Descriptor>>,
-    #[serde(default, deserialize_with = "present")]
-    blobs: Option<Vec<Descriptor>>,
-    subject: Option<Descriptor>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    annotations: BTreeMap<String, String>,
-}
-
 impl Manifest {
     /// Reads a manifest. The `Content-Type` decides its type if it is a manifest's. If it is none or a
     /// general one, the `mediaType` within decides, else the fields do.
@@ -149,61 +129,12 @@ impl Manifest {
             return Err(InvalidManifest::TooLarge);
         }
         let header = declared(content_type)?;
-        let document: Document = serde_json::from_slice(body).map_err(InvalidManifest::NotJson)?;
-        if document.schema_version == Some(1) {
-            return Err(InvalidManifest::Schema1);
-        }
-        let inner = document.media_type.as_deref().filter(|inner| !inner.is_empty());
-        let stated = match inner {
-            Some(inner) => known(inner),
-            None if document.manifests.is_some() => Ok(OCI_INDEX),
-            None if document.config.is_some() && document.layers.is_some() => Ok(OCI_MANIFEST),
-            None => Err(InvalidManifest::Untyped),
-        };
-        let is_type_confirmed =
-            header.is_none_or(|header| stated.as_ref().is_ok_and(|stated| *stated == header));
-        let media_type = header.map_or(stated, Ok)?;
-        document.into_manifest(media_type, is_type_confirmed)
+        Document::read(body)?.judge(header)
     }
 
     /// What it refers to: manifests, then blobs. Never the subject, which exists without this manifest.
     pub fn children(&self) -> impl Iterator<Item = &Descriptor> {
         self.manifests.iter().chain(&self.blobs)
-    }
-}
-
-impl Document {
-    fn into_manifest(
-        self,
-        media_type: &'static str,
-        is_type_confirmed: bool,
-    ) -> Result<Manifest, InvalidManifest> {
-        let kind = kind(media_type);
-        let image = self.config.is_some() || self.layers.is_some();
-        let fits = match kind {
-            Kind::Index => self.manifests.is_some() && !image,
-            Kind::Image => image && self.manifests.is_none(),
-            Kind::Artifact => !image && self.manifests.is_none(),
-        };
-        if !fits {
-            return Err(InvalidManifest::Shape(media_type));
-        }
-        let config_type = self.config.as_ref().map(|config| config.media_type.clone());
-        let blobs = match kind {
-            Kind::Index => Vec::new(),
-            Kind::Image => self.config.into_iter().chain(self.layers.unwrap_or_default()).collect(),
-            Kind::Artifact => self.blobs.unwrap_or_default(),
-        };
-        Ok(Manifest {
-            media_type: media_type.to_owned(),
-            is_type_confirmed,
-            kind,
-            manifests: self.manifests.unwrap_or_default(),
-            blobs,
-            subject: self.subject,
-            artifact_type: self.artifact_type.or(config_type).filter(|text| !text.is_empty()),
-            annotations: self.annotations,
-        })
     }
 }
 
@@ -240,14 +171,6 @@ fn kind(media_type: &str) -> Kind {
         OCI_ARTIFACT => Kind::Artifact,
         _ => Kind::Image,
     }
-}
-
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
-}
-
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<Option<T>, D::Error> {
-    null_is_default(from).map(Some)
 }
 
 #[cfg(test)]

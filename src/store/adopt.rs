@@ -17,15 +17,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
-
-use super::layout::{entry_digest, entry_tag};
+use super::entries::{self, Content, Entry};
 use super::ledger::Ledger;
 use super::record::{Grant, ManifestRecord, Previous, Proof, TagRecord};
 use super::refs::Ref;
-use super::{Error, disk, entries};
+use super::{Error, disk};
 use crate::clock::{age, seconds_of, unix_seconds};
-use crate::oci::manifest::{Descriptor, is_manifest_type};
+use crate::oci::manifest::is_manifest_type;
 use crate::oci::{Algorithm, Digest, Repo, Speaker, Tag};
 
 /// How long after its last change an `index.json` counts as finished.
@@ -66,7 +64,7 @@ impl Ledger {
         let (looks, modified) = (index_json.looks.clone(), index_json.modified);
         let are_blobs_settled = self.merge_blobs(&self.refs.layout(repo).join("blobs"))?;
         let (mut adopted, mut missing) = (0, 0);
-        let fields = index_json.read(&mut |entry| {
+        let content = index_json.read(&mut |entry| {
             match self.adopt_entry(repo, &entry, modified)? {
                 Outcome::Known => {}
                 Outcome::Adopted => adopted += 1,
@@ -74,8 +72,16 @@ impl Ledger {
             }
             Ok(())
         })?;
-        let is_whole = missing == 0 && fields.is_some();
-        if are_blobs_settled && (is_whole || is_settled(modified)) {
+        if matches!(content, Content::TooLong) {
+            tracing::warn!(%repo, "the index.json of another tool has an entry that is too long to be read");
+        }
+        let is_done = match content {
+            Content::Index(_) => missing == 0,
+            Content::NoJson => false,
+            // Whatever is still to come makes it no shorter.
+            Content::TooLong => true,
+        };
+        if are_blobs_settled && (is_done || is_settled(modified)) {
             self.index.put_layout(repo, &looks);
         }
         if adopted > 0 {
@@ -85,10 +91,10 @@ impl Ledger {
         Ok(adopted)
     }
 
-    fn adopt_entry(&self, repo: &Repo, entry: &Value, modified: SystemTime) -> Result<Outcome, Error> {
+    fn adopt_entry(&self, repo: &Repo, entry: &Entry, modified: SystemTime) -> Result<Outcome, Error> {
         // Of an algorithm that berth cannot verify: it stays in `index.json` and is no business of the refs.
-        let Some(digest) = entry_digest(entry) else { return Ok(Outcome::Known) };
-        let tag = entry_tag(entry);
+        let Some(digest) = entry.digest else { return Ok(Outcome::Known) };
+        let tag = entry.tag();
         let old = match &tag {
             Some(tag) => self.refs.read::<TagRecord>(repo, Ref::Tag(tag))?,
             None => None,
@@ -101,9 +107,8 @@ impl Ledger {
         if is_known {
             return Ok(Outcome::Known);
         }
-        let descriptor: Descriptor = serde_json::from_value(entry.clone()).unwrap_or_default();
         let fetched_at = seconds_of(modified).min(unix_seconds());
-        let Some(record) = self.adopt_closure(repo, &digest, &descriptor.media_type, fetched_at)? else {
+        let Some(record) = self.adopt_closure(repo, &digest, &entry.media_type, fetched_at)? else {
             tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
             return Ok(Outcome::Missing);
         };
@@ -137,11 +142,11 @@ impl Ledger {
     ) -> Result<Option<ManifestRecord>, Error> {
         let mut records = Vec::new();
         let mut seen = HashSet::from([*root]);
-        let mut waiting = vec![(*root, media_type.to_owned(), 0)];
+        let mut waiting = vec![(*root, media_type, 0)];
         while let Some((digest, media_type, depth)) = waiting.pop() {
             let Some(blob) = self.blob(&digest)? else { continue };
-            let manifest = match is_manifest_type(&media_type) || depth == 0 {
-                true => self.stored_manifest(&digest, &media_type)?,
+            let manifest = match is_manifest_type(media_type) || depth == 0 {
+                true => self.stored_manifest(&digest, media_type)?,
                 false => None,
             };
             let Some(manifest) = manifest else {
@@ -153,7 +158,7 @@ impl Ledger {
             for child in manifest.children() {
                 let Some(digest) = child.digest() else { continue };
                 if depth < DEPTH_MAX && seen.len() < CLOSURE_MAX && seen.insert(digest) {
-                    waiting.push((digest, child.media_type.clone(), depth + 1));
+                    waiting.push((digest, child.manifest_type().unwrap_or_default(), depth + 1));
                 }
             }
             let media_type = manifest.media_type;

@@ -31,15 +31,16 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::Error;
 use super::disk::{self, Look};
-use super::entries::{self, IndexJson};
-use super::index::Entry;
+use super::entries::{self, Content, Entry, IndexJson, Members};
+use super::index::{self, Short, short};
 use super::ledger::Ledger;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
-use crate::oci::{Digest, Manifest, Repo, Tag, manifest};
+use crate::oci::{Digest, Manifest, Repo, Tag};
 use crate::sync::lock;
 
 /// The annotation that makes an entry a tag (image-spec, "annotations").
@@ -50,18 +51,46 @@ const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
 /// An `index.json` beyond this, of some 4,000 tags, waits for its turn.
 const LARGE_BYTES: u64 = 1024 * 1024;
+/// Most entries of other tools, in bytes, that are carried over from one `index.json` to the next.
+const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// So many children of indexes are looked at for one `index.json`. What is not found to be a child gets an entry of its
+/// own, which is one more than needed.
+const CHILDREN_LOOKED_AT_MAX: usize = 1_000_000;
 /// Bytes of large ones that are written in a second, on average.
 const LARGE_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// What of an `index.json` that is to be replaced is not berth's to say.
 #[derive(Default)]
 struct Kept {
-    fields: Map<String, Value>,
+    /// What stands beside the entries.
+    others: Members,
     /// Entries that stand for something that is not in the refs.
-    entries: Vec<Value>,
+    entries: Vec<Box<RawValue>>,
     digests: HashSet<Digest>,
     /// Entries of the refs' own with something added to them.
-    extended: HashMap<(Digest, Option<String>), Value>,
+    extended: HashMap<(Digest, Option<String>), Box<RawValue>>,
+    /// Of all these entries.
+    bytes: usize,
+}
+
+/// Which of a repository's manifests its indexes name.
+struct Children {
+    /// All manifests of the repository, sorted.
+    manifests: Vec<Short>,
+    /// Which of them are named.
+    are_named: Vec<bool>,
+}
+
+impl Children {
+    fn name(&mut self, child: Short) {
+        if let Ok(at) = self.manifests.binary_search(&child) {
+            self.are_named[at] = true;
+        }
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.manifests.binary_search(&short(digest)).is_ok_and(|at| self.are_named[at])
+    }
 }
 
 /// An entry without anything added.
@@ -73,19 +102,6 @@ struct Plain<'a> {
     size: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     annotations: Option<HashMap<&'a str, &'a Tag>>,
-}
-
-/// The tag that an entry names, if it has a name and that can be one.
-pub(super) fn entry_tag(entry: &Value) -> Option<Tag> {
-    Tag::parse(entry_name(entry)?).ok()
-}
-
-pub(super) fn entry_digest(entry: &Value) -> Option<Digest> {
-    Digest::parse(entry.get("digest")?.as_str()?).ok()
-}
-
-fn entry_name(entry: &Value) -> Option<&str> {
-    entry.get("annotations")?.get(REF_NAME)?.as_str()
 }
 
 impl Ledger {
@@ -138,7 +154,7 @@ impl Ledger {
             let _ = fs::remove_file(layout.join(name));
         }
         self.refs.clear(repo);
-        self.index.remove(&Entry::Repo(repo.clone()));
+        self.index.remove(&index::Entry::Repo(repo.clone()));
         Ok(true)
     }
 
@@ -187,64 +203,96 @@ impl Ledger {
 
     /// What stays of an `index.json`.
     fn kept(&self, repo: &Repo, old: IndexJson) -> Result<Kept, Error> {
+        let path = self.index_json_path(repo);
         let mut kept = Kept::default();
-        let fields = old.read(&mut |entry| {
-            let digest = entry_digest(&entry);
-            if digest.is_some_and(|digest| !self.is_here(&digest)) {
+        let content = old.read(&mut |entry| {
+            if entry.digest.is_some_and(|digest| !self.is_here(&digest)) {
                 // Whoever wrote it had the time to bring the manifest: it was evicted.
                 return Ok(());
             }
-            if self.is_foreign_entry(repo, &entry) {
-                kept.digests.extend(digest);
-                kept.entries.push(entry);
-            } else if let Some(digest) = digest.filter(|_| !is_plain(&entry)) {
-                kept.extended.insert((digest, entry_name(&entry).map(str::to_owned)), entry);
+            let is_foreign = self.is_foreign_entry(repo, &entry);
+            if !is_foreign && (entry.is_plain || entry.digest.is_none()) {
+                return Ok(());
+            }
+            kept.bytes += entry.text.get().len();
+            if kept.bytes > KEPT_BYTES_MAX {
+                return Err(IndexJson::too_long(&path));
+            }
+            if is_foreign {
+                kept.digests.extend(entry.digest);
+                kept.entries.push(entry.text);
+            } else if let Some(digest) = entry.digest {
+                kept.extended.insert((digest, entry.name), entry.text);
             }
             Ok(())
         })?;
-        match fields {
-            Some(fields) => Ok(Kept { fields, ..kept }),
-            // No JSON: nobody's entries.
-            None => Ok(Kept::default()),
+        match content {
+            Content::Index(others) => Ok(Kept { others, ..kept }),
+            Content::NoJson => Ok(Kept::default()),
+            Content::TooLong => Err(IndexJson::too_long(&path)),
         }
     }
 
     /// Whether an entry stands for something that is not in the refs: another name than a tag of theirs, content
     /// that they do not have, or notes on a manifest without a name.
-    fn is_foreign_entry(&self, repo: &Repo, entry: &Value) -> bool {
-        match entry_name(entry) {
-            Some(_) => entry_tag(entry).is_none_or(|tag| self.index.tag(repo, &tag).is_none()),
+    fn is_foreign_entry(&self, repo: &Repo, entry: &Entry) -> bool {
+        match entry.name {
+            Some(_) => entry.tag().is_none_or(|tag| self.index.tag(repo, &tag).is_none()),
             None => {
                 let is_ours = |digest| self.index.manifest(repo, &digest).is_some();
-                !entry_digest(entry).is_some_and(is_ours) || entry.get("annotations").is_some()
+                !entry.digest.is_some_and(is_ours) || entry.is_annotated
             }
         }
     }
 
-    /// What the repository's stored indexes name as their children and it has, in order: these need no entry of
-    /// their own.
-    fn children(&self, repo: &Repo) -> Result<Vec<Digest>, Error> {
-        let mut children = Vec::new();
-        let found = self.index.each_manifest(repo, &mut |digest, record| {
-            if !record.media_type.contains("index") && !record.media_type.contains("list") {
-                return Ok(());
-            }
-            if let Some(manifest) = self.stored_manifest(&digest, &record.media_type)? {
-                let named = manifest.manifests.iter().filter_map(manifest::Descriptor::digest);
-                children.extend(named.filter(|child| self.index.manifest(repo, child).is_some()));
+    /// What the repository's stored indexes name as their children and it has: these need no entry of their own.
+    fn children(&self, repo: &Repo) -> Result<Children, Error> {
+        let (mut manifests, mut indexes) = (Vec::new(), Vec::new());
+        complete(self.index.each_manifest(repo, &mut |digest, record| {
+            manifests.push(short(&digest));
+            if record.media_type.contains("index") || record.media_type.contains("list") {
+                indexes.push((digest, record.media_type));
             }
             Ok(())
-        });
-        found.unwrap_or(Ok(()))?;
-        children.sort_unstable();
+        }))
+        .map_err(|error| Error::io("read what is known of", &self.refs.layout(repo), error))?;
+        manifests.sort_unstable();
+        let mut children = Children { are_named: vec![false; manifests.len()], manifests };
+        let mut looked_at = 0;
+        for (digest, media_type) in indexes {
+            let parts = self.parts(&digest, &media_type)?;
+            looked_at += parts.len();
+            parts.into_iter().for_each(|part| children.name(part));
+            if looked_at > CHILDREN_LOOKED_AT_MAX {
+                break;
+            }
+        }
         Ok(children)
+    }
+
+    /// What a manifest refers to: it is read once, and what it says is remembered for as long as it is here.
+    pub(super) fn parts(&self, digest: &Digest, media_type: &str) -> Result<Vec<Short>, Error> {
+        if let Some(parts) = self.index.parts(digest) {
+            return Ok(parts);
+        }
+        let manifest = self.stored_manifest(digest, media_type)?;
+        if manifest.is_none() && !self.is_here(digest) {
+            return Ok(Vec::new());
+        }
+        let (mut claimed_bytes, mut parts) = (0_u64, Vec::new());
+        for part in manifest.iter().flat_map(Manifest::children) {
+            claimed_bytes = claimed_bytes.saturating_add(part.size);
+            parts.extend(part.digest());
+        }
+        self.index.put_parts(digest, claimed_bytes, &parts);
+        Ok(parts.iter().map(short).collect())
     }
 
     /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and
     /// the entries last, because there may be many.
-    fn compose(&self, repo: &Repo, kept: &Kept, children: &[Digest], out: &mut dyn Write) -> io::Result<()> {
+    fn compose(&self, repo: &Repo, kept: &Kept, children: &Children, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"schemaVersion\":2,\"mediaType\":\"{INDEX_TYPE}\"")?;
-        for (name, value) in &kept.fields {
+        for (name, value) in &kept.others {
             if !["schemaVersion", "mediaType", "manifests"].contains(&name.as_str()) {
                 write!(out, ",{}:{value}", json!(name))?;
             }
@@ -258,20 +306,19 @@ impl Ledger {
             }
             tagged.push(record.digest);
             let extended = kept.extended.get(&(record.digest, Some(tag.as_str().to_owned())));
+            let extended = extended.map(|entry| &**entry);
             lines.borrow_mut().entry(extended, &record.digest, &record.media_type, record.size, Some(&tag))
         });
         complete(tags)?;
         tagged.sort_unstable();
         let is_named = |digest: &Digest| {
-            tagged.binary_search(digest).is_ok()
-                || children.binary_search(digest).is_ok()
-                || kept.digests.contains(digest)
+            tagged.binary_search(digest).is_ok() || children.has(digest) || kept.digests.contains(digest)
         };
         let manifests = self.index.each_manifest(repo, &mut |digest, record| {
             if is_named(&digest) || !self.is_here(&digest) {
                 return Ok(());
             }
-            let extended = kept.extended.get(&(digest, None));
+            let extended = kept.extended.get(&(digest, None)).map(|entry| &**entry);
             lines.borrow_mut().entry(extended, &digest, &record.media_type, record.size, None)
         });
         complete(manifests)?;
@@ -288,6 +335,8 @@ impl Ledger {
         digest: &Digest,
         media_type: &str,
     ) -> Result<Option<Manifest>, Error> {
+        // What is behind has its time: a large one after the other.
+        let _one_at_a_time = lock(&self.reading);
         let Some(body) = self.blobs.read(digest, MANIFEST_BYTES_MAX as u64)? else { return Ok(None) };
         Ok(Manifest::parse(Some(media_type), &body).ok())
     }
@@ -302,7 +351,7 @@ struct Lines<'a> {
 impl Lines<'_> {
     fn entry(
         &mut self,
-        extended: Option<&Value>,
+        extended: Option<&RawValue>,
         digest: &Digest,
         media_type: &str,
         size: u64,
@@ -312,14 +361,8 @@ impl Lines<'_> {
             let annotations = tag.map(|tag| HashMap::from([(REF_NAME, tag)]));
             return self.line(&Plain { media_type, digest, size, annotations });
         };
-        let mut entry = extended.clone();
-        entry["mediaType"] = json!(media_type);
-        entry["digest"] = json!(digest);
-        entry["size"] = json!(size);
-        if let Some(tag) = tag {
-            entry["annotations"][REF_NAME] = json!(tag);
-        }
-        self.line(&entry)
+        // Its name is the tag: by that it was found.
+        self.line(&entries::restated(extended, digest, media_type, size)?)
     }
 
     fn line<T: Serialize>(&mut self, entry: &T) -> io::Result<()> {
@@ -332,15 +375,6 @@ impl Lines<'_> {
 /// What was visited of the index must have been all.
 fn complete(visited: Option<io::Result<()>>) -> io::Result<()> {
     visited.unwrap_or_else(|| Err(io::Error::other("the index has failed meanwhile")))
-}
-
-/// Whether an entry says nothing but what berth itself would say.
-fn is_plain(entry: &Value) -> bool {
-    let has_only = |value: &Value, names: &[&str]| {
-        value.as_object().is_some_and(|fields| fields.keys().all(|name| names.contains(&name.as_str())))
-    };
-    has_only(entry, &["mediaType", "digest", "size", "annotations"])
-        && entry.get("annotations").is_none_or(|annotations| has_only(annotations, &[REF_NAME]))
 }
 
 /// Whether a file has just the content that `write` would write.

@@ -10,9 +10,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
+use std::{fs, io};
 
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
@@ -28,7 +28,7 @@ use super::pin::Pins;
 use super::progress::Progress;
 use super::quarantine::{Condemned, Damage};
 use super::recheck::UNREAD_SECONDS;
-use super::record::{ManifestRecord, ReferrersFile, ReferrersRecord, TagRecord};
+use super::record::{ManifestRecord, NewReferrersFile, ReferrersFile, ReferrersRecord, TagRecord};
 use super::refs::{Ref, Refs};
 use crate::clock::{age, later, unix_seconds};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -60,6 +60,8 @@ pub(super) struct Ledger {
     pub(super) rendering: Mutex<()>,
     /// Told when there is something to render or to rebuild.
     pub(super) wake: Arc<Notify>,
+    /// Serialises the reading of stored manifests for what is behind, each of which may have megabytes.
+    pub(super) reading: Mutex<()>,
     locks: [Mutex<()>; LOCKS],
     /// Whose `index.json` is behind, and when it is to follow.
     dirty: Mutex<BTreeMap<Repo, Instant>>,
@@ -89,6 +91,7 @@ impl Ledger {
             progress: Progress::default(),
             adopting: Arc::default(),
             rendering: Mutex::default(),
+            reading: Mutex::default(),
             wake,
             locks: [const { Mutex::new(()) }; LOCKS],
             dirty: Mutex::default(),
@@ -331,6 +334,11 @@ impl Ledger {
 
     // === Referrers ===
 
+    /// How large the file is that has the list.
+    pub(super) fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
+        fs::metadata(self.refs.path(repo, Ref::Referrers(digest))).map_or(0, |metadata| metadata.len())
+    }
+
     pub(super) fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
         let file: Option<ReferrersFile> = self.refs.read(repo, Ref::Referrers(digest))?;
         Ok(file.map(|file| ReferrersRecord { body: file.body.into(), fetched_at: file.fetched_at }))
@@ -344,9 +352,8 @@ impl Ledger {
     ) -> Result<(), Error> {
         let of = Ref::Referrers(digest);
         let body = std::str::from_utf8(&record.body)
-            .map_err(|error| Error::io("keep as JSON", &self.refs.path(repo, of), io::Error::other(error)))?
-            .to_owned();
-        self.refs.write(repo, of, &ReferrersFile { fetched_at: record.fetched_at, body })?;
+            .map_err(|error| Error::io("keep as JSON", &self.refs.path(repo, of), io::Error::other(error)))?;
+        self.refs.write(repo, of, &NewReferrersFile { fetched_at: record.fetched_at, body })?;
         self.index.put_repo(repo);
         Ok(())
     }

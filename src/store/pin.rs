@@ -264,16 +264,16 @@ impl Ledger {
     fn closure(&self, root: &Digest, media_type: &str, platforms: &[Platform]) -> Closure {
         let mut closure = Closure::default();
         let mut seen = HashSet::from([*root]);
-        let mut waiting = vec![(*root, media_type.to_owned(), 0)];
+        let mut waiting = vec![(*root, media_type, 0)];
         while let Some((digest, media_type, depth)) = waiting.pop() {
-            let is_manifest = depth == 0 || is_manifest_type(&media_type);
+            let is_manifest = depth == 0 || is_manifest_type(media_type);
             let Some(size) = self.blobs.size(&digest) else {
                 *(if is_manifest { &mut closure.missing_manifests } else { &mut closure.missing_blobs }) += 1;
                 continue;
             };
             closure.here += 1;
             closure.bytes += size;
-            let manifest = if is_manifest { self.manifest_here(&digest, &media_type) } else { None };
+            let manifest = if is_manifest { self.manifest_here(&digest, media_type) } else { None };
             let Some(manifest) = manifest else { continue };
             closure.manifests += 1;
             for part in manifest.children().filter(|part| is_chosen(&manifest, part, platforms)) {
@@ -282,7 +282,7 @@ impl Ledger {
                     closure.chosen.insert(digest);
                 }
                 if depth < DEPTH_MAX && seen.len() < CLOSURE_MAX && seen.insert(digest) {
-                    waiting.push((digest, part.media_type.clone(), depth + 1));
+                    waiting.push((digest, part.manifest_type().unwrap_or_default(), depth + 1));
                 }
             }
         }

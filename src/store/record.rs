@@ -78,11 +78,18 @@ pub struct ReferrersRecord {
 }
 
 /// [`ReferrersRecord`] as a file has it: the body is JSON text, so it fits in a JSON string.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 pub(super) struct ReferrersFile {
     #[serde(default)]
     pub(super) fetched_at: u64,
     pub(super) body: String,
+}
+
+/// The same to be written, without a copy of what may be megabytes.
+#[derive(Serialize)]
+pub(super) struct NewReferrersFile<'a> {
+    pub(super) fetched_at: u64,
+    pub(super) body: &'a str,
 }
 
 /// That a repository may be served a digest.

@@ -261,13 +261,8 @@ impl Sweeper<'_> {
     fn note_parts(&self) -> Option<()> {
         let ledger = self.ledger;
         for (digest, media_type) in ledger.index.without_parts()? {
-            let manifest = ledger.stored_manifest(&digest, &media_type).ok().flatten();
-            let (mut claimed_bytes, mut parts) = (0_u64, Vec::new());
-            for part in manifest.iter().flat_map(|manifest| manifest.children()) {
-                claimed_bytes = claimed_bytes.saturating_add(part.size);
-                parts.extend(part.digest());
-            }
-            ledger.index.put_parts(&digest, claimed_bytes, &parts);
+            // Noted by this. One that the disk does not give is asked for again by the next look.
+            let _ = ledger.parts(&digest, &media_type);
         }
         let max_bytes = ledger.budget.max_bytes(ledger.disk.root());
         // The large ones first: what another image needs, too, is no part of a large one only.

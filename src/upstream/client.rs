@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -32,6 +32,8 @@ use super::identity::Identity;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
+use crate::parsing::{self, Place, SMALL_BYTES};
+use crate::shares::Owner;
 use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
@@ -44,6 +46,9 @@ const BUFFER_BYTES_MAX: usize = 256 * 1024;
 const HEADERS_MAX: usize = 128;
 /// When the first of a name's address families does not connect, the other is tried beside it.
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
+
+/// When a document for which there was no place in time may be asked for again.
+const PLACE_RETRY: Duration = Duration::from_secs(2);
 
 type Http = legacy::Client<HttpsConnector<Dialer>, Full<Bytes>>;
 
@@ -193,6 +198,53 @@ pub(super) async fn read(
             }
             whole.extend_from_slice(&data);
         }
+    }
+}
+
+/// Reads a document of at most `bytes_max` in the same way, once there is a place for it: `owner` is who sends it, for whom.
+///
+/// The place is for all of it, however slowly it comes, and is asked for only when it turns out to be a large one. One
+/// that is taken already is for more than this document.
+pub(super) async fn read_document(
+    owner: Owner,
+    mut body: Incoming,
+    bytes_max: usize,
+    (idle, deadline): (Duration, Instant),
+    place: &mut Option<Place>,
+) -> Result<Bytes, Error> {
+    const TOO_LARGE: Error = Error::Malformed("a body larger than any of its kind");
+    let stated = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if stated.is_some_and(|bytes| bytes > bytes_max) {
+        return Err(TOO_LARGE);
+    }
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = timeout_at(deadline.min(Instant::now() + idle), body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Error::Timeout)? else { return Ok(whole.freeze()) };
+        let frame = frame.map_err(|error| Error::unreachable(&error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let bytes = whole.len() + data.len();
+        if bytes > bytes_max {
+            return Err(TOO_LARGE);
+        }
+        let all = stated.unwrap_or(bytes_max);
+        if bytes > SMALL_BYTES && place.is_none() {
+            *place = Some(place_for(owner.clone(), all, deadline).await?);
+        }
+        if bytes > SMALL_BYTES && whole.len() <= SMALL_BYTES {
+            // Once: growth by doubling would hold it two and a half times.
+            whole.reserve(all - whole.len());
+        }
+        whole.extend_from_slice(&data);
+    }
+}
+
+/// Waits for a place for documents of so many bytes.
+pub(super) async fn place_for(owner: Owner, bytes: usize, deadline: Instant) -> Result<Place, Error> {
+    let busy = Error::Busy { retry_after: PLACE_RETRY };
+    match timeout_at(deadline, parsing::place(owner, bytes)).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_)) | Err(_) => Err(busy),
     }
 }
 

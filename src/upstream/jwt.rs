@@ -11,6 +11,8 @@ use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use serde_json::{Value, json};
 
+use crate::oci::json::{self, Scalar};
+
 /// A token of these claims, signed with an RSA key (RS256); `None` if the key cannot sign.
 pub(super) fn sign(key: &RsaKeyPair, key_id: &str, claims: &Value) -> Option<String> {
     let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
@@ -26,10 +28,10 @@ pub(super) fn sign(key: &RsaKeyPair, key_id: &str, claims: &Value) -> Option<Str
 pub(super) fn lifetime(token: &str, now: SystemTime) -> Option<Duration> {
     let mut parts = token.split('.');
     let (_, claims, _) = (parts.next()?, parts.next()?, parts.next()?);
-    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
-    let begins = claims["iat"].as_f64();
-    let begins = begins.or_else(|| Some(now.duration_since(UNIX_EPOCH).ok()?.as_secs_f64()))?;
-    Duration::try_from_secs_f64(claims["exp"].as_f64()? - begins).ok()
+    let [begins, ends] = json::scalars(&URL_SAFE_NO_PAD.decode(claims).ok()?, ["iat", "exp"])?;
+    let number = |scalar| if let Scalar::Number(number) = scalar { Some(number) } else { None };
+    let begins = number(begins).or_else(|| Some(now.duration_since(UNIX_EPOCH).ok()?.as_secs_f64()))?;
+    Duration::try_from_secs_f64(number(ends)? - begins).ok()
 }
 
 #[cfg(test)]

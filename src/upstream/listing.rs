@@ -2,12 +2,16 @@
 //!
 //! Pages are followed by the query of upstream's `Link` only, on berth's own URL: an upstream cannot send
 //! a list's reader anywhere else, and parameters of its own (ACR adds `orderby=`) survive.
+//!
+//! A list of tags streams through: of each page only the tags that the answer shows are kept, and of all pages one at a
+//! time is in memory. A list of referrers is one document, which must not be cut; beyond its limits it is refused.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::LINK;
-use serde::Deserialize;
-use serde_json::Value;
+use hyper::body::Incoming;
 use tokio::time::Instant;
 use url::form_urlencoded;
 
@@ -16,7 +20,12 @@ use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Fetched, Upstream, client};
 use crate::context::RequestContext;
+use crate::oci::manifest::Kind;
+use crate::oci::referrers::{self, InvalidReferrers};
+use crate::oci::tags::TagWindow;
 use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::parsing::{self, Place};
+use crate::shares::Owner;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// ECR refuses to list more at once.
@@ -40,18 +49,24 @@ pub struct TagPage {
 }
 
 /// What refers to a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ReferrerList {
     /// An OCI index.
     pub body: Bytes,
+    /// Whether nothing does.
+    pub is_empty: bool,
     /// Whether a parent has kept it from before and could not ask the registry.
     pub is_stale: bool,
+    /// Its place in memory, until it is stored and answered with.
+    pub place: Option<Arc<Place>>,
 }
 
-#[derive(Deserialize)]
-struct TagList {
-    /// Null for a repository without tags, as Go writes it.
-    tags: Option<Vec<String>>,
+/// One page of a list, of which the body is still to come.
+struct Page {
+    headers: HeaderMap,
+    body: Incoming,
+    /// The query of the next.
+    next: Option<String>,
 }
 
 impl Upstream {
@@ -85,21 +100,26 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<TagPage, Error> {
         let mut query = Some(first_page(n, last));
-        let mut tags = Vec::new();
+        let mut window = TagWindow::new(n, last);
+        let owner = Owner::new(&self.registry, context.client());
         for _ in 0..PAGES_MAX {
             let ask = Ask::get(name, "tags/list".to_owned()).along(context);
             let ask = Ask { query, accept: Some("application/json"), ..ask };
-            let (_, body, next) = self.page(server, &ask, deadline).await?;
-            let list: TagList = serde_json::from_slice(&body)
-                .map_err(|_| Error::Malformed("something else than a list of tags"))?;
-            let listed = list.tags.unwrap_or_default();
-            tags.extend(listed.iter().filter_map(|tag| Tag::parse(tag).ok()));
+            let mut place = None;
+            let Page { body, next, .. } = self.open_page(server, &ask, deadline).await?;
+            let body = self.read_page(&owner, body, deadline, &mut place).await?;
+            let read = parsing::parse(body.len(), move || {
+                let _place = place;
+                window.read(&body).map(|()| window)
+            });
+            window = read.await.map_err(|_| Error::Malformed("something else than a list of tags"))?;
             query = next;
-            if query.is_none() || tags.len() > n {
+            if query.is_none() || window.is_full() {
                 break;
             }
         }
-        Ok(cut(tags, n, last, query.is_some()))
+        let more = query.is_some() || window.is_full();
+        Ok(TagPage { tags: window.finish(), more })
     }
 
     /// What refers to `digest`; `None` if upstream says that nothing does. Registries without
@@ -132,44 +152,38 @@ impl Upstream {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Option<ReferrerList>, Error> {
-        let mut merged: Option<Value> = None;
+        let mut pages = Pages::default();
+        let owner = Owner::new(&self.registry, context.client());
         let mut query = None;
-        let mut bytes = 0;
         let mut is_stale = false;
-        for page in 0..PAGES_MAX {
+        for number in 0..PAGES_MAX {
             let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
             let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
-            let (headers, body, next) = match self.page(server, &ask, deadline).await {
+            let Page { headers, body, next } = match self.open_page(server, &ask, deadline).await {
                 Ok(page) => page,
-                Err(Error::NotFound | Error::Unavailable { status: 405 | 501 }) if page == 0 => {
+                Err(Error::NotFound | Error::Unavailable { status: 405 | 501 }) if number == 0 => {
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
             };
             // Where the path is unknown, a registry with a web front answers with its home page.
-            if page == 0 && media_type(&headers) != Some(OCI_INDEX) {
+            if number == 0 && media_type(&headers) != Some(OCI_INDEX) {
                 return Ok(None);
             }
-            bytes += body.len();
             is_stale |= self.standing(&headers).is_stale;
-            let index = parse_index(&body).filter(|_| bytes <= REFERRERS_BYTES_MAX);
-            let index = index
-                .ok_or(Error::Malformed("something else than a list of referrers, or too long a one"))?;
+            if next.is_some() && pages.place.is_none() {
+                // Before any of it is read: who has a place waits for no other.
+                pages.place = Some(client::place_for(owner.clone(), REFERRERS_BYTES_MAX, deadline).await?);
+            }
+            let body = self.read_page(&owner, body, deadline, &mut pages.place).await?;
+            pages.add(body)?;
             query = next;
-            match (merged.as_mut(), query.is_none()) {
-                (None, true) => return Ok(Some(ReferrerList { body, is_stale })),
-                (None, false) => merged = Some(index),
-                (Some(merged), _) => append(merged, index),
-            }
             if query.is_none() {
-                break;
+                return pages.into_list(is_stale).await.map(Some);
             }
         }
-        match (merged, query) {
-            (Some(merged), None) => Ok(Some(ReferrerList { body: merged.to_string().into(), is_stale })),
-            // A list that is cut could hide a signature.
-            _ => Err(Error::Malformed("a list of referrers with too many pages")),
-        }
+        // A list that is cut could hide a signature.
+        Err(Error::Malformed("a list of referrers with too many pages"))
     }
 
     async fn referrers_by_tag(
@@ -185,51 +199,72 @@ impl Upstream {
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
         match self.manifest_until(context, name, &tag, deadline).await {
-            Ok(Fetched { body, standing, .. }) => {
-                let is_stale = standing.is_stale;
-                Ok(parse_index(&body).map(|_| ReferrerList { body, is_stale }))
+            Ok(Fetched { body, manifest, standing, place, .. }) if manifest.kind == Kind::Index => {
+                let pages = Pages { bytes: body.len(), bodies: vec![body], place };
+                pages.into_list(standing.is_stale).await.map(Some)
             }
+            // An image that somebody has given this tag.
+            Ok(_) => Ok(None),
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// One page: its headers, its body, and the query of the next.
-    async fn page(
-        &self,
-        server: &Server,
-        ask: &Ask<'_>,
-        deadline: Instant,
-    ) -> Result<(HeaderMap, Bytes, Option<String>), Error> {
+    async fn open_page(&self, server: &Server, ask: &Ask<'_>, deadline: Instant) -> Result<Page, Error> {
         let answer = self.exchange(server, ask, deadline).await?;
         let (head, body) = answer.response.into_parts();
-        let body = client::read(body, PAGE_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
-        let next = next_query(&head.headers);
-        Ok((head.headers, body, next))
+        Ok(Page { next: next_query(&head.headers), headers: head.headers, body })
+    }
+
+    /// The body of a page; `place` is for all that are kept together.
+    async fn read_page(
+        &self,
+        owner: &Owner,
+        body: Incoming,
+        deadline: Instant,
+        place: &mut Option<Place>,
+    ) -> Result<Bytes, Error> {
+        let until = (self.client.timeouts.idle, deadline);
+        client::read_document(owner.clone(), body, PAGE_BYTES_MAX, until, place).await
     }
 }
 
-/// At most `n` tags. An upstream that does not know `last` begins from the start: what the reader has already
-/// is passed over, or it would go round for ever.
-fn cut(mut tags: Vec<Tag>, n: usize, last: Option<&str>, more: bool) -> TagPage {
-    if let Some(at) = last.and_then(|last| tags.iter().position(|tag| tag.as_str() == last)) {
-        tags.drain(..=at);
+/// The pages of a list of referrers so far.
+#[derive(Default)]
+struct Pages {
+    bodies: Vec<Bytes>,
+    bytes: usize,
+    /// For all of them.
+    place: Option<Place>,
+}
+
+impl Pages {
+    fn add(&mut self, body: Bytes) -> Result<(), Error> {
+        self.bytes += body.len();
+        if self.bytes > REFERRERS_BYTES_MAX {
+            return Err(Error::Malformed("a list of referrers that is too long"));
+        }
+        self.bodies.push(body);
+        Ok(())
     }
-    let more = more || tags.len() > n;
-    tags.truncate(n);
-    TagPage { tags, more }
-}
 
-/// An index, as far as a list of referrers needs to be one.
-fn parse_index(body: &[u8]) -> Option<Value> {
-    let index: Value = serde_json::from_slice(body).ok()?;
-    index.get("manifests")?.is_array().then_some(index)
-}
-
-fn append(index: &mut Value, mut page: Value) {
-    let more = page.get_mut("manifests").and_then(Value::as_array_mut);
-    if let (Some(all), Some(more)) = (index.get_mut("manifests").and_then(Value::as_array_mut), more) {
-        all.append(more);
+    /// A list of one page stays as it came.
+    async fn into_list(self, is_stale: bool) -> Result<ReferrerList, Error> {
+        let Self { bodies, bytes, place } = self;
+        let read = move || match bodies.as_slice() {
+            [body] => Ok((referrers::count(body)?, body.clone())),
+            pages => {
+                let merged = referrers::merge(pages)?;
+                Ok((referrers::count(&merged)?, merged.into()))
+            }
+        };
+        let (count, body) = parsing::parse(bytes, read).await.map_err(|error| {
+            Error::Malformed(match error {
+                InvalidReferrers::NotAList => "something else than a list of referrers",
+                InvalidReferrers::TooMany => "a list of more referrers than an image can need",
+            })
+        })?;
+        Ok(ReferrerList { body, is_empty: count == 0, is_stale, place: place.map(Arc::new) })
     }
 }
 
@@ -275,20 +310,5 @@ mod tests {
         check(r#"</v2/a/tags/list>; rel="next""#, None);
         check("nonsense", None);
         check("<", None);
-    }
-
-    #[test]
-    fn a_page_is_cut_and_always_goes_on() {
-        let check = |tags: &[&str], n: usize, last: Option<&str>, more: bool, expected: (&[&str], bool)| {
-            let page = cut(tags.iter().map(|tag| Tag::parse(tag).unwrap()).collect(), n, last, more);
-            let tags: Vec<_> = page.tags.iter().map(Tag::as_str).collect();
-            assert_eq!((tags.as_slice(), page.more), expected);
-        };
-        check(&["a", "b"], 2, None, false, (&["a", "b"], false));
-        check(&["a", "b"], 2, None, true, (&["a", "b"], true));
-        check(&["a", "b", "c"], 2, None, false, (&["a", "b"], true));
-        check(&["a", "b", "c"], 2, Some("a"), false, (&["b", "c"], false));
-        check(&["b"], 2, Some("a"), false, (&["b"], false));
-        check(&["a"], 2, Some("a"), false, (&[], false));
     }
 }

@@ -17,6 +17,8 @@ use super::{Error, Upstream, client};
 use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Speaker, Tag};
+use crate::parsing::{self, Place};
+use crate::shares::Owner;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Warnings that an answer is stale: RFC 7234, and berth's own.
@@ -64,7 +66,7 @@ impl Standing {
 }
 
 /// A manifest as it came. By digest its bytes are proven, by tag they are not; it is a manifest in either case.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Fetched {
     /// Its bytes.
     pub body: Bytes,
@@ -78,6 +80,8 @@ pub struct Fetched {
     pub speaker: Speaker,
     /// If it was asked for by tag: how fresh that is.
     pub standing: Standing,
+    /// Its place in memory, until it is stored.
+    pub place: Option<Place>,
 }
 
 impl Upstream {
@@ -152,7 +156,7 @@ impl Upstream {
             })
             .await
         {
-            match stop.upstream().read_manifest(stop.server(), answer, reference, deadline).await {
+            match stop.upstream().read_manifest((stop.server(), context), answer, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => rounds.failed(stop, error),
             }
@@ -176,7 +180,7 @@ impl Upstream {
 
     async fn read_manifest(
         &self,
-        server: &Server,
+        (server, context): (&Server, &RequestContext),
         answer: Answer,
         reference: &Reference,
         deadline: Instant,
@@ -185,15 +189,13 @@ impl Upstream {
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
         let speaker = self.speaker();
-        let body = client::read(body, MANIFEST_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
-        let reference = reference.clone();
-        // Four megabytes take a few milliseconds to hash and parse: too long for the runtime.
-        let verified = tokio::task::spawn_blocking(move || {
-            let manifest = verify(content_type.as_deref(), &body, &reference)?;
-            Ok(Fetched { body, manifest, endpoint, public, speaker, standing })
-        })
-        .await;
-        verified.unwrap_or(Err(Error::Malformed("a manifest that cannot be read")))
+        let (until, mut place) = ((self.client.timeouts.idle, deadline), None);
+        let owner = Owner::new(&self.registry, context.client());
+        let body = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
+        let (bytes, reference) = (body.clone(), reference.clone());
+        let verify = move || verify(content_type.as_deref(), &bytes, &reference);
+        let manifest = parsing::parse(body.len(), verify).await?;
+        Ok(Fetched { body, manifest, endpoint, public, speaker, standing, place })
     }
 
     /// How fresh an answer about a tag is.
@@ -206,6 +208,7 @@ fn verify(content_type: Option<&str>, body: &[u8], reference: &Reference) -> Res
     let manifest = Manifest::parse(content_type, body).map_err(|error| match error {
         InvalidManifest::Schema1 => Error::Malformed("a schema 1 manifest, which clients no longer take"),
         InvalidManifest::TooLarge => Error::Malformed("a manifest larger than clients take"),
+        InvalidManifest::TooManyParts => Error::Malformed("a manifest of more parts than any image has"),
         _ => Error::Malformed("something else than a manifest that clients take"),
     })?;
     match reference {

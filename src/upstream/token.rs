@@ -13,7 +13,6 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AG
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use lru::LruCache;
-use serde_json::Value;
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
@@ -22,6 +21,7 @@ use super::client::{self, Client, Way};
 use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
 use super::{jwt, retry, secret};
+use crate::oci::json::{self, Scalar};
 
 /// Enough for every repository of a busy site; a token has a few kilobytes.
 const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
@@ -238,16 +238,17 @@ fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>
 
 /// `token` and `access_token` mean the same; `expires_in` is a number, though some write it as a text.
 pub(super) fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
-    let mut reply: Value = serde_json::from_slice(body).ok()?;
-    let mut text = |name: &str| match reply.get_mut(name).map(Value::take) {
-        Some(Value::String(text)) if !text.is_empty() => Some(text),
+    let names = ["token", "access_token", "expires_in"];
+    let [token, access_token, expires_in] = json::scalars(body, names)?;
+    let text = |scalar| match scalar {
+        Scalar::Text(text) if !text.is_empty() => Some(text),
         _ => None,
     };
-    let token = text("token").or_else(|| text("access_token"))?;
-    let seconds = match reply.get("expires_in") {
-        Some(Value::Number(number)) => number.as_f64(),
-        Some(Value::String(text)) => text.parse().ok(),
-        _ => None,
+    let token = text(token).or_else(|| text(access_token))?;
+    let seconds = match expires_in {
+        Scalar::Number(number) => Some(number),
+        Scalar::Text(text) => text.parse().ok(),
+        Scalar::Other => None,
     };
     let lifetime = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
     Some((token, lifetime))
@@ -271,6 +272,9 @@ mod tests {
         check(r#"{"token":"t","expires_in":1e300}"#, Some(("t", None)));
         check(r#"{"token":""}"#, None);
         check(r#"{"token":1}"#, None);
+        check(r#"{"token":null,"access_token":"t","x":[{"token":"u"}]}"#, Some(("t", None)));
+        check(r#"{"token":["t"],"expires_in":{}}"#, None);
+        check(r#"{"token":"t","token":"u"}"#, None);
         check("[]", None);
         check("<html>", None);
     }

@@ -1,7 +1,6 @@
 //! Clients that mean no good: what they may cost, and that nobody else is harmed.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,13 +28,6 @@ async fn statuses(address: SocketAddr, request: &[u8]) -> Vec<String> {
 /// The bytes of a request that asks for the connection to be closed behind its answer.
 fn request(line: &str, rest: &str) -> Vec<u8> {
     format!("{line}\r\nHost: localhost\r\nConnection: close\r\n{rest}\r\n").into_bytes()
-}
-
-/// Memory that a process has ever had, in bytes.
-fn peak_memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
 #[tokio::test]
@@ -283,7 +275,7 @@ async fn clients_that_never_read_their_body_cost_little_and_stop_nobody() {
     let berth = Berth::with("docker.io", &upstream).start().await;
     let blob = image.layer();
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200).len() as u64, blob.len());
-    let before = peak_memory(berth.pid());
+    let before = berth.peak_memory();
     let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", blob.path(REPO));
     let mut idle = Vec::new();
     for _ in 0..READERS {
@@ -295,7 +287,7 @@ async fn clients_that_never_read_their_body_cost_little_and_stop_nobody() {
     }
     let reply = within_deadline("somebody else", berth.get(&blob.path(REPO))).await;
     assert_eq!(reply.expect(200).len() as u64, blob.len());
-    let grown = peak_memory(berth.pid()).saturating_sub(before);
+    let grown = berth.peak_memory().saturating_sub(before);
     assert!(grown < READERS * (2 << 20), "{grown} bytes for {READERS} readers");
     drop(idle);
 }
@@ -316,12 +308,12 @@ async fn thousands_of_names_that_are_not_there_are_soon_forgotten() {
         }
     };
     flood(0).await;
-    let before = peak_memory(berth.pid());
+    let before = berth.peak_memory();
     upstream.forget();
     flood(2000).await;
     upstream.forget();
     flood(4000).await;
-    let grown = peak_memory(berth.pid()).saturating_sub(before);
+    let grown = berth.peak_memory().saturating_sub(before);
     assert!(grown < 24 << 20, "{grown} bytes for 4000 names");
     let folder = std::fs::read_dir(berth.data_dir().join("repos/docker.io/library")).unwrap();
     assert_eq!(folder.count(), 1, "names that are not there leave nothing on disk");

@@ -19,6 +19,7 @@ mod crash;
 mod crash_itself;
 mod crowd;
 mod disk;
+mod documents;
 mod doors;
 mod drain;
 mod evict;

@@ -93,9 +93,58 @@ fn children_are_config_and_layers_but_never_the_subject() {
     let manifest = Manifest::parse(None, body.as_bytes()).unwrap();
     let children: Vec<_> = manifest.children().map(|child| child.digest().map(|it| it.to_string())).collect();
     assert_eq!(children, [Some(DIGEST.to_owned()), None]);
-    assert_eq!(manifest.subject.and_then(|subject| subject.digest()), Digest::parse(DIGEST).ok());
-    assert_eq!(manifest.artifact_type.as_deref(), Some("application/vnd.example"));
-    assert_eq!(manifest.annotations["a"], "b");
+    assert!(manifest.children().all(|child| child.manifest_type().is_none()));
+}
+
+#[test]
+fn an_index_says_what_its_manifests_are() {
+    let body = format!(
+        r#"{{"manifests":[{{"mediaType":"{OCI_MANIFEST}","size":3,"platform":{{"os":"linux","architecture":"arm",
+        "variant":"v7","os.features":["x"]}}}},{{"platform":"nonsense","mediaType":"{SCHEMA_1}"}},{{"platform":{{
+        "os":{{}}}}}},{{"platform":null}}]}}"#
+    );
+    let manifest = Manifest::parse(None, body.as_bytes()).unwrap();
+    let [first, others @ ..] = &manifest.manifests[..] else { panic!("{manifest:?}") };
+    assert_eq!((first.manifest_type(), first.size), (Some(OCI_MANIFEST), 3));
+    let platform = first.platform.as_ref().unwrap();
+    assert_eq!((&*platform.os, &*platform.architecture, &*platform.variant), ("linux", "arm", "v7"));
+    assert_eq!(others, vec![Descriptor::default(); 3]);
+}
+
+/// CVE-2021-41190, as clients see it that take names in any letter case.
+#[test]
+fn a_document_means_one_thing_in_every_letter_case() {
+    for body in [
+        r#"{"config":{},"Layers":[],"manifests":[]}"#,
+        r#"{"config":{},"layers":[],"MANIFESTS":null}"#,
+        r#"{"config":{},"layers":[],"manifeſts":[]}"#,
+        r#"{"config":{},"layers":[],"man\u0069fests":[]}"#,
+        r#"{"config":{},"layers":[],"Layers":[]}"#,
+        r#"{"config":{},"Config":{},"layers":[]}"#,
+        r#"{"config":{"digest":"a","DIGEST":"b"},"layers":[]}"#,
+        r#"{"config":{},"layers":[{"size":1,"Size":2}]}"#,
+        r#"{"config":["application/x","sha256:0",1],"layers":[]}"#,
+    ] {
+        assert!(Manifest::parse(Some(OCI_MANIFEST), body.as_bytes()).is_err(), "{body}");
+    }
+    let image = format!(r#"{{"Config":{{"Digest":"{DIGEST}"}},"LAYERS":[{{}}]}}"#);
+    let image = Manifest::parse(Some(OCI_MANIFEST), image.as_bytes()).unwrap();
+    assert_eq!((image.kind, image.blobs.len()), (Kind::Image, 2));
+    assert_eq!(image.blobs[0].digest(), Digest::parse(DIGEST).ok());
+}
+
+#[test]
+fn only_so_many_descriptors_are_read() {
+    let many = |count: usize| vec!["{}"; count].join(",");
+    let index = |count: usize| format!(r#"{{"manifests":[{}]}}"#, many(count));
+    assert_eq!(summary(None, &index(DESCRIPTORS_MAX)), format!("{OCI_INDEX} Index {DESCRIPTORS_MAX}"));
+    let refused = format!("manifest with more than {DESCRIPTORS_MAX} descriptors");
+    assert_eq!(summary(None, &index(DESCRIPTORS_MAX + 1)), refused);
+    // All of a document together.
+    let image = |layers: usize| format!(r#"{{"subject":{{}},"config":{{}},"layers":[{}]}}"#, many(layers));
+    let read = summary(None, &image(DESCRIPTORS_MAX - 2));
+    assert_eq!(read, format!("{OCI_MANIFEST} Image {}", DESCRIPTORS_MAX - 1));
+    assert_eq!(summary(None, &image(DESCRIPTORS_MAX - 1)), refused);
 }
 
 #[test]

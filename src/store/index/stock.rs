@@ -118,6 +118,12 @@ impl Index {
         self.change(|trees| trees.parts.insert(key::digest(manifest), value));
     }
 
+    /// What a manifest refers to, if that has been noted.
+    pub(in crate::store) fn parts(&self, manifest: &Digest) -> Option<Vec<Short>> {
+        let value = self.with(|trees| trees.parts.get(key::digest(manifest)))??;
+        Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
+    }
+
     /// Whether it is a manifest that refers to anything.
     pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
         self.with(|trees| trees.parts.contains_key(key::digest(manifest))) == Some(true)

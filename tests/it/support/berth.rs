@@ -142,6 +142,11 @@ impl Berth {
         self.process.pid()
     }
 
+    /// The most memory that it has ever had, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        files::peak_memory(self.pid())
+    }
+
     /// Its configuration file.
     pub(crate) fn config(&self) -> PathBuf {
         self.data_dir.with_extension("toml")

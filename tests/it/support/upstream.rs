@@ -149,6 +149,13 @@ impl Upstream {
         self
     }
 
+    /// Tags an image with all of these names.
+    pub(crate) fn tags(&self, repository: &str, tags: impl Iterator<Item = String>, image: &Image) -> &Self {
+        self.content().put(repository, None, image);
+        self.content().tag(repository, tags, image);
+        self
+    }
+
     /// Holds a blob that no manifest names.
     pub(crate) fn blob(&self, repository: &str, blob: &Blob) -> &Self {
         self.content().put_blob(repository, blob);

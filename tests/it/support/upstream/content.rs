@@ -47,6 +47,12 @@ impl Content {
         }
     }
 
+    pub(super) fn tag(&mut self, repository: &str, tags: impl Iterator<Item = String>, image: &Image) {
+        let digest = image.digest().to_string();
+        let repository = self.repositories.entry(repository.to_owned()).or_default();
+        repository.tags.extend(tags.map(|tag| (tag, digest.clone())));
+    }
+
     pub(super) fn put_blob(&mut self, repository: &str, blob: &Blob) {
         let repository = self.repositories.entry(repository.to_owned()).or_default();
         repository.blobs.insert(blob.digest.to_string(), blob.content.clone());

@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     Limited(u64),
     /// 200 with the page of a captive portal.
     Html,
+    /// 200 with this media type and content.
+    Content(&'static str, Bytes),
     /// 307 to the same path at another origin.
     Redirect(String),
     /// 307 to this URL.
@@ -145,6 +147,7 @@ impl Fault {
                 *answer = Answer::error(429, "TOOMANYREQUESTS").header("Retry-After", &seconds.to_string());
             }
             Self::Html => *answer = Answer::new(200, "text/html", "<!doctype html><title>Log in</title>"),
+            Self::Content(media_type, body) => *answer = Answer::new(200, media_type, body),
             Self::Redirect(origin) => redirect(answer, &format!("{origin}{}", request.target)),
             Self::RedirectTo(url) => redirect(answer, &url),
             Self::Garbage(bytes) => answer.garbage = Some(Bytes::from_static(bytes)),
