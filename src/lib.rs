@@ -16,12 +16,13 @@
 //!
 //! # Layers
 //! ```text
-//! 7  main, cli
-//! 6  app
-//! 5  config                   the parts' sections, put together
-//! 4  http
-//! 3  cache
-//! 2  store   upstream         never each other
+//! 8  main, cli
+//! 7  app
+//! 6  config                   the parts' sections, put together
+//! 5  http
+//! 4  cache
+//! 3  store   upstream         never each other
+//! 2  shares                   of what is scarce
 //! 1  context   pace   singleflight   telemetry   watch
 //! 0  oci   sync               nothing of ours; oci does no I/O and reads no clock
 //! ```
@@ -39,6 +40,7 @@
 //! - **fallback**: another registry that is asked when a registry's own endpoints have no answer; **hedge**: a second
 //!   endpoint asked beside one that is late.
 //! - **public**: came from upstream without a credential, so that any repository may share it.
+//! - **owner**: for which client, at which registry, something is done; **share**: what an owner has of a limit.
 //! - **stale**: served although upstream would have had to confirm it and could not.
 //! - **ref**: a small file that is the truth about a tag, a manifest or a grant; the **index** is derived from
 //!   refs and may be lost.
@@ -55,6 +57,7 @@ pub mod context;
 pub mod http;
 pub mod oci;
 pub mod pace;
+pub mod shares;
 pub mod singleflight;
 pub mod store;
 pub mod sync;

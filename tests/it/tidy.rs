@@ -9,9 +9,10 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["oci", "sync"],
     &["context", "pace", "singleflight", "telemetry", "watch"],
+    &["shares"],
     &["store", "upstream"],
     &["cache"],
     &["http"],

@@ -1,0 +1,301 @@
+//! Shares of what is scarce: a semaphore that no owner can take the whole of.
+//!
+//! Every piece of work has an [`Owner`]: the registry that it asks, and the client for whom. What is scarce is shared out
+//! between registries, and what a registry has between its clients. Shares are work-conserving: whoever is alone may have
+//! all but a small reserve, and the reserve is what the next owner finds at once. How it is decided is in `table`, which
+//! knows no time and no task.
+//!
+//! Those who wait for more than there is are served in turn: what is released goes to the registry that has least, there
+//! to the client that has least, and to the oldest of its requests. The queue is bounded, and so are the places in it that
+//! one owner may take. A future that is dropped has left the queue; a [`Permit`] that is dropped is released.
+//!
+//! Who holds a permit for long asks it now and then whether it should [`give_way`](Permit::give_way).
+//!
+//! There is one lock, held for a pass over those who wait and hold, and never across an await.
+
+mod table;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+use crate::context::Client;
+use crate::oci::Registry;
+use crate::sync::lock;
+use table::Table;
+
+/// Who has work done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The registry that is asked.
+    pub registry: Registry,
+    /// For whom.
+    pub client: Client,
+}
+
+impl Owner {
+    /// What is done at `registry` for `client`.
+    pub fn new(registry: &Registry, client: Client) -> Self {
+        Self { registry: registry.clone(), client }
+    }
+}
+
+/// How much there is, and how many may wait for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Units to share out: seats, bytes.
+    pub total: u64,
+    /// Requests in the queue, of all owners. Beyond it whoever has most in the queue loses the youngest.
+    pub waiting: usize,
+    /// Requests in the queue, of one owner.
+    pub waiting_of_one: usize,
+}
+
+/// The queue is longer than what could be served in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many wait for the same already")]
+pub struct Busy;
+
+/// Something scarce, and those who have some of it or wait for some. Clones share it.
+#[derive(Clone)]
+pub struct Shares(Arc<Mutex<State>>);
+
+struct State {
+    table: Table,
+    /// Whoever waits, by the number of its ticket.
+    answers: HashMap<u64, oneshot::Sender<Result<(), Busy>>>,
+}
+
+impl State {
+    /// Serves whoever can be served now.
+    fn settle(&mut self) {
+        while let Some(number) = self.table.grant() {
+            self.answer(number, Ok(()));
+        }
+    }
+
+    /// One that does not listen any more has not let go of its ticket yet, and will.
+    fn answer(&mut self, number: u64, answer: Result<(), Busy>) {
+        let listens = self.answers.remove(&number).map(|sender| sender.send(answer));
+        debug_assert!(listens.is_some(), "every ticket in the queue has somebody who waits for it");
+    }
+}
+
+impl Shares {
+    /// All of it free.
+    pub fn new(limits: Limits) -> Self {
+        Self(Arc::new(Mutex::new(State { table: Table::new(limits), answers: HashMap::new() })))
+    }
+
+    /// So much of it for `owner`, as soon as it is its turn. More than one owner may have is cut to that.
+    ///
+    /// # Errors
+    /// [`Busy`], at once or when others have displaced it in the queue.
+    pub async fn acquire(&self, owner: Owner, amount: u64) -> Result<Permit, Busy> {
+        self.join(owner, amount)?.await
+    }
+
+    /// The same without a wait.
+    ///
+    /// # Errors
+    /// [`Busy`], if there is not so much, or it is the turn of others.
+    pub fn try_acquire(&self, owner: Owner, amount: u64) -> Result<Permit, Busy> {
+        let mut waiting = self.join(owner, amount)?;
+        waiting.answer.try_recv().map_err(|_| Busy)?.map(|()| waiting.permit())
+    }
+
+    /// Whether anybody waits for some of it.
+    pub fn is_contended(&self) -> bool {
+        self.state().table.waiting() > 0
+    }
+
+    fn join(&self, owner: Owner, amount: u64) -> Result<Waiting, Busy> {
+        let (sender, answer) = oneshot::channel();
+        let mut state = self.state();
+        let amount = state.table.cut(amount);
+        let (number, displaced) = state.table.join(&owner, amount)?;
+        state.answers.insert(number, sender);
+        if let Some(displaced) = displaced {
+            state.answer(displaced, Err(Busy));
+        }
+        state.settle();
+        Ok(Waiting { shares: self.clone(), owner, amount, number, answer, is_over: false })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+}
+
+/// A place in the queue, until it is dropped.
+struct Waiting {
+    shares: Shares,
+    owner: Owner,
+    amount: u64,
+    number: u64,
+    answer: oneshot::Receiver<Result<(), Busy>>,
+    is_over: bool,
+}
+
+impl Waiting {
+    fn permit(&mut self) -> Permit {
+        self.is_over = true;
+        let (shares, owner) = (self.shares.clone(), self.owner.clone());
+        Permit { shares, owner, amount: self.amount, is_giving: false }
+    }
+}
+
+impl Future for Waiting {
+    type Output = Result<Permit, Busy>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| {
+            // Its sender is never dropped without an answer.
+            answer.unwrap_or(Err(Busy))?;
+            Ok(self.permit())
+        })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut state = self.shares.state();
+        if state.answers.remove(&self.number).is_some() {
+            state.table.leave(&self.owner, self.number);
+        } else if let Ok(Ok(())) = self.answer.try_recv() {
+            // Its turn came, and nobody was there to hear of it.
+            state.table.release(&self.owner, self.amount, false);
+        }
+        state.settle();
+    }
+}
+
+/// Some of what is scarce, until it is dropped.
+pub struct Permit {
+    shares: Shares,
+    owner: Owner,
+    amount: u64,
+    is_giving: bool,
+}
+
+impl Permit {
+    /// Whether its holder should let go of it now: somebody waits who has less, and not enough others have been told
+    /// the same. Once it is so, it stays so.
+    pub fn give_way(&mut self) -> bool {
+        if !self.is_giving {
+            self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount);
+        }
+        self.is_giving
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.shares.state();
+        state.table.release(&self.owner, self.amount, self.is_giving);
+        state.settle();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { total: 16, waiting: 8, waiting_of_one: 4 };
+
+    fn owner(registry: &str, client: u8) -> Owner {
+        let client = Client::At(Ipv4Addr::new(10, 0, 0, client).into());
+        Owner::new(&registry.parse().unwrap(), client)
+    }
+
+    /// All that one owner may have.
+    fn take_all(shares: &Shares, owner: &Owner) -> Vec<Permit> {
+        std::iter::from_fn(|| shares.try_acquire(owner.clone(), 1).ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn one_alone_has_all_but_the_reserve_and_others_start_at_once() {
+        let shares = Shares::new(LIMITS);
+        let greedy = take_all(&shares, &owner("a.test", 1));
+        assert_eq!(greedy.len(), 14);
+        assert!(!shares.is_contended());
+        let _neighbour = shares.try_acquire(owner("a.test", 2), 1).expect("another client of the registry");
+        let _other = shares.try_acquire(owner("b.test", 1), 1).expect("another registry");
+        assert!(shares.try_acquire(owner("b.test", 1), 1).is_err(), "nothing is left");
+        drop(greedy);
+        assert_eq!(take_all(&shares, &owner("c.test", 1)).len(), 12);
+    }
+
+    #[tokio::test]
+    async fn what_is_released_goes_to_who_has_least() {
+        let shares = Shares::new(LIMITS);
+        let mut greedy = take_all(&shares, &owner("a.test", 1));
+        let ask = |owner| {
+            let shares = shares.clone();
+            tokio::spawn(async move { shares.acquire(owner, 1).await.unwrap() })
+        };
+        let more = ask(owner("a.test", 1));
+        yield_now().await;
+        assert!(shares.is_contended());
+        let first = [ask(owner("b.test", 1)), ask(owner("c.test", 1))];
+        for asked in first {
+            greedy.push(asked.await.unwrap());
+        }
+        let next = ask(owner("b.test", 1));
+        yield_now().await;
+        assert!(greedy[0].give_way(), "b.test has one, and asks");
+        greedy.drain(..3);
+        greedy.push(next.await.unwrap());
+        assert!(!more.is_finished());
+        greedy.clear();
+        more.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_leaves_nothing_behind() {
+        let shares = Shares::new(LIMITS);
+        let held = take_all(&shares, &owner("a.test", 1));
+        let mut waiting = Box::pin(shares.acquire(owner("a.test", 1), 1));
+        assert!(is_pending(&mut waiting).await);
+        assert!(shares.is_contended());
+        drop(waiting);
+        assert!(!shares.is_contended());
+        let mut waiting = Box::pin(shares.acquire(owner("a.test", 1), 1));
+        assert!(is_pending(&mut waiting).await);
+        drop(held);
+        assert!(!shares.is_contended(), "its turn came, and it has not heard of it");
+        drop(waiting);
+        assert_eq!(take_all(&shares, &owner("a.test", 1)).len(), 14, "all is free again");
+    }
+
+    async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        tokio::time::timeout(std::time::Duration::ZERO, future).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_shared_too() {
+        let shares = Shares::new(LIMITS);
+        let _held = [take_all(&shares, &owner("a.test", 1)), take_all(&shares, &owner("b.test", 1))];
+        let ask = |owner| {
+            let shares = shares.clone();
+            tokio::spawn(async move { shares.acquire(owner, 1).await.is_ok() })
+        };
+        let crowd: Vec<_> = (0..10).map(|number| ask(owner("a.test", 1 + number % 2))).collect();
+        yield_now().await;
+        let other = ask(owner("b.test", 1));
+        yield_now().await;
+        let refused = crowd.iter().filter(|asked| asked.is_finished()).count();
+        assert_eq!(refused, 3, "two beyond what an owner may have in the queue, one displaced");
+        assert!(!other.is_finished(), "it has a place in the queue");
+    }
+}
