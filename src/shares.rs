@@ -54,6 +54,15 @@ pub struct Limits {
     pub waiting_of_one: usize,
 }
 
+/// For whom a permit may be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Owners that have less: other registries, or other clients of the same.
+    Less,
+    /// These, and the same owner: what the permit is held for stands still.
+    LessOrSame,
+}
+
 /// The queue is longer than what could be served in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many wait for the same already")]
@@ -185,13 +194,18 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether its holder should let go of it now: somebody waits who has less, and not enough others have been told
-    /// the same. Once it is so, it stays so.
-    pub fn give_way(&mut self) -> bool {
+    /// Whether its holder should let go of it now: so much is waited for, and not enough others have been told the same.
+    /// Once it is so, it stays so.
+    pub fn give_way(&mut self, to: To) -> bool {
         if !self.is_giving {
-            self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount);
+            self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount, to);
         }
         self.is_giving
+    }
+
+    /// Whether [`Permit::give_way`] would say so.
+    pub fn is_wanted(&self, to: To) -> bool {
+        self.is_giving || self.shares.state().table.is_wanted(&self.owner, self.amount, to)
     }
 }
 
@@ -253,7 +267,7 @@ mod tests {
         }
         let next = ask(owner("b.test", 1));
         yield_now().await;
-        assert!(greedy[0].give_way(), "b.test has one, and asks");
+        assert!(greedy[0].give_way(To::Less), "b.test has one, and asks");
         greedy.drain(..3);
         greedy.push(next.await.unwrap());
         assert!(!more.is_finished());

@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Busy, Limits, Owner};
+use super::{Busy, Limits, Owner, To};
 use crate::context::Client;
 use crate::oci::Registry;
 
@@ -227,22 +227,31 @@ impl Table {
         });
     }
 
-    /// Whether one that holds `amount` for `owner` should let go of it: somebody waits who will still not have more than
-    /// this owner afterwards, counting what others have been told to give. If so, it is counted, too.
-    pub(super) fn give_way(&mut self, owner: &Owner, amount: u64) -> bool {
+    /// Whether somebody waits for what is held for `owner`, `amount` of it, counting what others have been told to give.
+    /// Who has less is one who will not have more than this owner afterwards.
+    pub(super) fn is_wanted(&self, owner: &Owner, amount: u64, to: To) -> bool {
         let Some(own) = self.registries.get(&owner.registry) else { return false };
         let Some(own_line) = own.clients.get(&owner.client) else { return false };
         let promised = self.giving + amount;
         let is_less = |theirs: u64, ours: u64, giving: u64| theirs + promised <= ours - giving - amount;
-        let neighbours = own.clients.iter().filter(|(client, line)| {
-            **client != owner.client && is_less(line.held, own_line.held, own_line.giving)
+        let of_registry = own.clients.iter().filter(|(client, line)| {
+            if **client == owner.client {
+                to == To::LessOrSame
+            } else {
+                is_less(line.held, own_line.held, own_line.giving)
+            }
         });
         let registries = self.registries.iter().filter(|(registry, share)| {
             **registry != owner.registry && is_less(share.held, own.held, own.giving)
         });
         let others = registries.flat_map(|(_, share)| share.clients.values());
-        let wanted: u64 = neighbours.map(|(_, line)| line).chain(others).map(Line::wanted).sum();
-        let is_wanted = wanted >= promised;
+        let wanted: u64 = of_registry.map(|(_, line)| line).chain(others).map(Line::wanted).sum();
+        wanted >= promised
+    }
+
+    /// The same, and if so it is counted as told to be given.
+    pub(super) fn give_way(&mut self, owner: &Owner, amount: u64, to: To) -> bool {
+        let is_wanted = self.is_wanted(owner, amount, to);
         if is_wanted {
             self.giving += amount;
             self.change(owner, |share, line| {
@@ -371,7 +380,7 @@ mod tests {
                 return;
             }
             let (owner, amount, _) = self.held[at % len].clone();
-            let gives = self.table.give_way(&owner, amount);
+            let gives = self.table.give_way(&owner, amount, To::Less);
             let has_less = |other: &Owner| {
                 let same = other.registry == owner.registry;
                 same && self.has(|it| it == other) < self.has(|it| *it == owner)
