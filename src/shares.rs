@@ -1,9 +1,9 @@
 //! Shares of what is scarce: a semaphore that no owner can take the whole of.
 //!
-//! Every piece of work has an [`Owner`]: the registry that it asks, and the client for whom. What is scarce is shared out
-//! between registries, and what a registry has between its clients. Shares are work-conserving: whoever is alone may have
-//! all but a small reserve, and the reserve is what the next owner finds at once. How it is decided is in `table`, which
-//! knows no time and no task.
+//! Every piece of work has an [`Owner`] (registry, client), and no owner can take the whole of a limit from others. Shares
+//! are work-conserving: a lone owner may use all that nobody asks for, minus a small reserve, and the reserve is what the
+//! next owner finds at once. What is scarce is shared out between registries, and what a registry has between its clients.
+//! How it is decided is in `table`, which knows no time and no task.
 //!
 //! Those who wait for more than there is are served in turn: what is released goes to the registry that has least, there
 //! to the client that has least, and to the oldest of its requests. The queue is bounded, and so are the places in it that
@@ -57,10 +57,12 @@ pub struct Limits {
 /// For whom a permit may be given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
-    /// Owners that have less: other registries, or other clients of the same.
+    /// Owners that have less, also afterwards: other registries, or other clients of the same.
     Less,
-    /// These, and the same owner: what the permit is held for stands still.
-    LessOrSame,
+    /// These, and those who will then have what this one had: whoever has nothing, from whoever has one.
+    Next,
+    /// These, and the same owner.
+    Same,
 }
 
 /// The queue is longer than what could be served in time.

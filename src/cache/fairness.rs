@@ -2,10 +2,12 @@
 //!
 //! Every transfer has an [`Owner`]: the registry that it asks, and the client that began it. No owner may take all of a
 //! limit from others (see [`crate::shares`]). That alone does not help against a registry that sends a byte a second: what
-//! it holds is never released. So a transfer that holds something asks every [`WINDOW`] whether it is too slow to keep it.
-//! It never is while nobody waits. While somebody waits who has less, it must bring [`BYTES_MIN`] in a window, and twice as
-//! much in each further window for which somebody has waited, up to [`DOUBLINGS_MAX`] times. What brings nothing
-//! for [`STILL_WINDOWS`] gives way to others of the same owner, too.
+//! it holds is never released. So a transfer that holds something looks every [`WINDOW`] whether it is too slow to keep it.
+//! It never is while nobody waits. One that brings less than [`BYTES_MIN`] in a window gives way to whoever will not have
+//! more than its own owner had. To whoever has less than its owner, also one gives way that is faster: for each further
+//! window in which such an owner waits it must bring twice as much, up to [`DOUBLINGS_MAX`] times, because a hostile
+//! registry can keep up any rate that is low enough. What has brought nothing for [`STILL_WINDOWS`] gives way to others of
+//! the same owner, too.
 //!
 //! What gives way has lost nothing: its partial file stays, and the next request goes on from there.
 
@@ -88,7 +90,9 @@ impl Rate {
         let least = BYTES_MIN << self.waits.min(DOUBLINGS_MAX);
         self.waits = if is_wanted { self.waits + 1 } else { 0 };
         if self.still >= STILL_WINDOWS {
-            Some(To::LessOrSame)
+            Some(To::Same)
+        } else if gained < BYTES_MIN {
+            Some(To::Next)
         } else {
             (is_wanted && gained < least).then_some(To::Less)
         }
@@ -144,12 +148,11 @@ mod tests {
         check(BYTES_MIN, true, None);
         (0..20).for_each(|_| check(BYTES_MIN << DOUBLINGS_MAX, true, None));
         check((BYTES_MIN << DOUBLINGS_MAX) - 1, true, Some(To::Less));
-        check(0, true, Some(To::Less));
-        check(STILL_BYTES, false, None);
-        (1..STILL_WINDOWS).for_each(|_| check(STILL_BYTES - 1, false, None));
-        check(STILL_BYTES - 1, false, Some(To::LessOrSame));
-        check(0, true, Some(To::LessOrSame));
-        check(STILL_BYTES, false, None);
+        check(STILL_BYTES, false, Some(To::Next));
+        (1..STILL_WINDOWS).for_each(|_| check(STILL_BYTES - 1, false, Some(To::Next)));
+        check(STILL_BYTES - 1, false, Some(To::Same));
+        check(0, true, Some(To::Same));
+        check(STILL_BYTES, false, Some(To::Next));
     }
 
     #[test]

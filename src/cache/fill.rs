@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::config::Complete;
 use super::error::Error;
@@ -120,7 +120,9 @@ impl Filler {
             Err(Failure::Mismatch { .. }) => End::Failed(Error::Mismatch),
             Err(Failure::Error(error)) => End::Failed(error),
         };
-        if let End::Failed(error) = &current.end {
+        if let End::Failed(Error::Displaced) = &current.end {
+            info!(digest = %current.flight.digest, repository = %current.flight.origin, "a transfer hardly moved and gave its seat to others that wait; what it has is kept");
+        } else if let End::Failed(error) = &current.end {
             debug!(digest = %current.flight.digest, repository = %current.flight.origin, %error, "a transfer failed");
         }
     }

@@ -228,15 +228,15 @@ impl Table {
     }
 
     /// Whether somebody waits for what is held for `owner`, `amount` of it, counting what others have been told to give.
-    /// Who has less is one who will not have more than this owner afterwards.
     pub(super) fn is_wanted(&self, owner: &Owner, amount: u64, to: To) -> bool {
         let Some(own) = self.registries.get(&owner.registry) else { return false };
         let Some(own_line) = own.clients.get(&owner.client) else { return false };
         let promised = self.giving + amount;
-        let is_less = |theirs: u64, ours: u64, giving: u64| theirs + promised <= ours - giving - amount;
+        let kept = if to == To::Less { amount } else { 0 };
+        let is_less = |theirs: u64, ours: u64, giving: u64| theirs + promised <= ours - giving - kept;
         let of_registry = own.clients.iter().filter(|(client, line)| {
             if **client == owner.client {
-                to == To::LessOrSame
+                to == To::Same
             } else {
                 is_less(line.held, own_line.held, own_line.giving)
             }
@@ -459,6 +459,31 @@ mod tests {
         check(16, 14, 15);
         check(64, 56, 60);
         check(256, 224, 240);
+    }
+
+    #[test]
+    fn who_has_one_gives_it_to_who_has_none_if_it_must() {
+        let mut table = Table::new(Limits { total: 16, ..LIMITS });
+        let owners: Vec<_> = (0..15).map(|number| owner(number * 3)).collect();
+        for owner in &owners {
+            table.join(owner, 1).unwrap();
+            table.grant().expect("there is room for one each");
+        }
+        let check = |table: &Table, expected: [bool; 3]| {
+            let wanted = [To::Less, To::Next, To::Same].map(|to| table.is_wanted(&owners[0], 1, to));
+            assert_eq!(wanted, expected);
+        };
+        check(&table, [false; 3]);
+        table.join(&owners[0], 1).unwrap();
+        assert_eq!(table.grant(), None);
+        check(&table, [false, false, true]);
+        table.join(&owner(45), 1).unwrap();
+        assert_eq!(table.grant(), None);
+        check(&table, [false, true, true]);
+        assert!(table.give_way(&owners[1], 1, To::Next));
+        check(&table, [false, false, true]);
+        table.release(&owners[1], 1, true);
+        assert_eq!(table.grant(), Some(17), "it goes to the newcomer");
     }
 
     #[test]
