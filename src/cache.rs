@@ -19,6 +19,7 @@ mod config;
 mod direct;
 mod doubts;
 mod error;
+mod fairness;
 mod fetch;
 mod fill;
 mod flight;
@@ -26,6 +27,8 @@ pub mod freshness;
 mod listing;
 mod manifests;
 mod missing;
+mod places;
+mod pump;
 mod reader;
 mod refresh;
 mod schedule;
@@ -40,13 +43,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
+use crate::shares::Shares;
 use crate::singleflight::SingleFlight;
 use crate::store::{PartialKey, Store};
 use crate::sync::lock;
@@ -63,9 +66,9 @@ pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
 pub use refresh::{Outcome, Refreshed};
 
-use direct::{DIRECT_MAX, Detour};
+use direct::Detour;
 use doubts::Doubts;
-use fill::{COMPLETIONS_MAX, Filler};
+use fill::Filler;
 use flight::{Asker, Entry, Flights};
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
@@ -76,8 +79,6 @@ const MEMORIES_MAX: usize = 16_384;
 const TROUBLE_MEMORY: Duration = Duration::from_secs(10);
 /// Times a request looks again, because what it waited for was not for it.
 const LOOKS_MAX: usize = 4;
-/// HEADs that prove a new manifest's content to its repository, at once, in the whole process.
-const PROOFS_MAX: usize = 4;
 /// How long the end of the process waits for transfers to put down what they have.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at them.
@@ -109,8 +110,7 @@ struct Shared {
     store: Store,
     metrics: Arc<Metrics>,
     flights: Arc<Flights>,
-    /// Room for [`COMPLETIONS_MAX`].
-    completions: Arc<Semaphore>,
+    completions: Shares,
     // What is shared is shared by requests of one level only: see `RequestContext`.
     manifests: SingleFlight<(Repo, Digest, usize), Result<Manifest, Error>>,
     checks: SingleFlight<(Repo, Tag, usize), Result<tags::Known, Error>>,
@@ -123,8 +123,9 @@ struct Shared {
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
     /// Room for transfers that the disk cannot take.
-    direct: Arc<Semaphore>,
-    behind: Arc<Semaphore>,
+    direct: Shares,
+    /// Room for questions behind an answer.
+    behind: Shares,
 }
 
 impl Cache {
@@ -141,7 +142,7 @@ impl Cache {
             store,
             metrics,
             flights: Flights::new(),
-            completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
+            completions: Shares::new(fairness::COMPLETIONS),
             manifests: SingleFlight::default(),
             checks: SingleFlight::default(),
             claims: SingleFlight::default(),
@@ -149,8 +150,8 @@ impl Cache {
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
-            direct: Arc::new(Semaphore::new(DIRECT_MAX)),
-            behind: Arc::new(Semaphore::new(PROOFS_MAX)),
+            direct: Shares::new(fairness::DIRECT),
+            behind: Shares::new(fairness::PROOFS),
         };
         Self::of(Arc::new(shared), upstreams, rules, config)
     }
@@ -166,7 +167,7 @@ impl Cache {
             flights: Arc::clone(&shared.flights),
             metrics: Arc::clone(&shared.metrics),
             complete: config.complete,
-            completions: Arc::clone(&shared.completions),
+            completions: shared.completions.clone(),
         };
         let one_with = upstreams.iter().map(|upstream| {
             let same = upstreams
@@ -404,7 +405,7 @@ impl Cache {
             name: repo.name.clone(),
             digest: *digest,
             metrics: Arc::clone(&self.0.metrics),
-            permits: Arc::clone(&self.0.direct),
+            permits: self.0.direct.clone(),
         })
     }
 

@@ -1,9 +1,9 @@
 //! Shares of what is scarce: a semaphore that no owner can take the whole of.
 //!
-//! Every piece of work has an [`Owner`]: the registry that it asks, and the client for whom. What is scarce is shared out
-//! between registries, and what a registry has between its clients. Shares are work-conserving: whoever is alone may have
-//! all but a small reserve, and the reserve is what the next owner finds at once. How it is decided is in `table`, which
-//! knows no time and no task.
+//! Every piece of work has an [`Owner`] (registry, client), and no owner can take the whole of a limit from others. Shares
+//! are work-conserving: a lone owner may use all that nobody asks for, minus a small reserve, and the reserve is what the
+//! next owner finds at once. What is scarce is shared out between registries, and what a registry has between its clients.
+//! How it is decided is in `table`, which knows no time and no task.
 //!
 //! Those who wait for more than there is are served in turn: what is released goes to the registry that has least, there
 //! to the client that has least, and to the oldest of its requests. The queue is bounded, and so are the places in it that
@@ -52,6 +52,17 @@ pub struct Limits {
     pub waiting: usize,
     /// Requests in the queue, of one owner.
     pub waiting_of_one: usize,
+}
+
+/// For whom a permit may be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Owners that have less, also afterwards: other registries, or other clients of the same.
+    Less,
+    /// These, and those who will then have what this one had: whoever has nothing, from whoever has one.
+    Next,
+    /// These, and the same owner.
+    Same,
 }
 
 /// The queue is longer than what could be served in time.
@@ -185,13 +196,18 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether its holder should let go of it now: somebody waits who has less, and not enough others have been told
-    /// the same. Once it is so, it stays so.
-    pub fn give_way(&mut self) -> bool {
+    /// Whether its holder should let go of it now: so much is waited for, and not enough others have been told the same.
+    /// Once it is so, it stays so.
+    pub fn give_way(&mut self, to: To) -> bool {
         if !self.is_giving {
-            self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount);
+            self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount, to);
         }
         self.is_giving
+    }
+
+    /// Whether [`Permit::give_way`] would say so.
+    pub fn is_wanted(&self, to: To) -> bool {
+        self.is_giving || self.shares.state().table.is_wanted(&self.owner, self.amount, to)
     }
 }
 
@@ -253,7 +269,7 @@ mod tests {
         }
         let next = ask(owner("b.test", 1));
         yield_now().await;
-        assert!(greedy[0].give_way(), "b.test has one, and asks");
+        assert!(greedy[0].give_way(To::Less), "b.test has one, and asks");
         greedy.drain(..3);
         greedy.push(next.await.unwrap());
         assert!(!more.is_finished());

@@ -14,22 +14,25 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::error::Error;
+use super::fairness::Hold;
 use super::flight::HOLD_BACK;
+use super::pump::Pump;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, RepoName, Verifier};
+use crate::shares::{Owner, Shares};
 use crate::store::BlobFile;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, Upstream};
 
-/// Transfers of this kind at once.
-pub(super) const DIRECT_MAX: usize = 64;
-
+/// How long a request waits for its turn: half of the time that there is for the head of its answer.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A range that begins later than this is asked for on its own, if it may go out unproven.
 const FAR: u64 = 1 << 20;
 /// Bytes hashed at once of what a failed flight has left.
@@ -43,44 +46,71 @@ pub(super) struct Detour {
     pub(super) name: RepoName,
     pub(super) digest: Digest,
     pub(super) metrics: Arc<Metrics>,
-    /// Room for [`DIRECT_MAX`] transfers.
-    pub(super) permits: Arc<Semaphore>,
+    /// Room for transfers of this kind.
+    pub(super) permits: Shares,
 }
 
 impl Detour {
     /// All of the content.
     pub(super) async fn whole(self) -> Result<Direct, Error> {
-        let permit = self.permit()?;
-        let stream = self.upstream.blob(&self.context, &self.name, &self.digest, None, None, &[]).await?;
+        let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        Ok(Direct::new(self, stream, Some(verifier), 0, permit))
+        self.open(hold, 0, None, Some(verifier)).await
     }
 
     /// What lies behind `position`, to go out unproven.
     pub(super) async fn unproven(self, position: u64, total: u64) -> Result<Direct, Error> {
-        let permit = self.permit()?;
-        let stream = self.from(position, total).await?;
-        Ok(Direct::new(self, stream, None, 0, permit))
+        let hold = self.turn().await?;
+        self.open(hold, position, Some(total), None).await
     }
 
     /// What lies behind `position`, the bytes before it being in `file`.
     pub(super) async fn rest(self, file: BlobFile, position: u64, total: u64) -> Result<Direct, Error> {
-        let permit = self.permit()?;
+        let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        let stream = self.from(position, total).await?;
-        Ok(Direct::new(self, stream, Some(verifier), position, permit))
+        self.open(hold, position, Some(total), Some(verifier)).await
     }
 
-    async fn from(&self, position: u64, total: u64) -> Result<BlobStream, Error> {
+    /// Passes on what lies behind `position`; `verifier` has seen what lies before it.
+    async fn open(
+        self,
+        mut hold: Hold,
+        position: u64,
+        total: Option<u64>,
+        verifier: Option<Verifier>,
+    ) -> Result<Direct, Error> {
+        let stream = self.from(&mut hold, position, total).await?;
+        Ok(Direct {
+            verifier,
+            hashed: position,
+            waiting: VecDeque::new(),
+            position: stream.start,
+            received: stream.start,
+            total: stream.total,
+            pump: Some(Pump::start(stream, hold)),
+            detour: self,
+        })
+    }
+
+    async fn from(&self, hold: &mut Hold, position: u64, total: Option<u64>) -> Result<BlobStream, Error> {
         let range = (position > 0).then_some(Range::From(position));
-        Ok(self.upstream.blob(&self.context, &self.name, &self.digest, range, Some(total), &[]).await?)
+        tokio::select! {
+            stream = self.upstream.blob(&self.context, &self.name, &self.digest, range, total, &[]) => Ok(stream?),
+            () = hold.is_lost(|| 0) => Err(Error::Displaced),
+        }
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| Error::Busy)
+    /// Waits for a place among the transfers of this kind.
+    async fn turn(&self) -> Result<Hold, Error> {
+        let owner = Owner::new(self.upstream.registry(), self.context.client());
+        let turn = timeout(self.context.patience(TURN_WAIT_MAX), self.permits.acquire(owner, 1));
+        match turn.await {
+            Ok(Ok(permit)) => Ok(Hold::new(permit, 0)),
+            Ok(Err(_)) | Err(_) => Err(Error::Busy),
+        }
     }
 }
 
@@ -100,7 +130,9 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
 /// One transfer from upstream to one client.
 pub(super) struct Direct {
     detour: Detour,
-    stream: BlobStream,
+    total: u64,
+    /// None only while another takes its place.
+    pump: Option<Pump>,
     /// None once the digest was found right, or if it will never be known.
     verifier: Option<Verifier>,
     /// Position in the content up to which the verifier has seen it.
@@ -111,32 +143,11 @@ pub(super) struct Direct {
     position: u64,
     /// Position in the content behind the last byte that was received.
     received: u64,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Direct {
-    /// Passes `stream` on; `verifier` has seen the first `hashed` bytes of the content.
-    fn new(
-        detour: Detour,
-        stream: BlobStream,
-        verifier: Option<Verifier>,
-        hashed: u64,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
-        Self {
-            detour,
-            verifier,
-            hashed,
-            waiting: VecDeque::new(),
-            position: stream.start,
-            received: stream.start,
-            stream,
-            _permit: permit,
-        }
-    }
-
     pub(super) fn total(&self) -> u64 {
-        self.stream.total
+        self.total
     }
 
     /// The next bytes from `start`, which never goes back, and not beyond `end`. `held`: the end of the content
@@ -161,17 +172,19 @@ impl Direct {
 
     /// Leaves out what nobody wants, and with it the proof.
     async fn jump(&mut self, start: u64) -> Result<(), Error> {
-        self.stream.leave();
-        self.stream = self.detour.from(start, self.stream.total).await?;
+        let pump = self.pump.take().ok_or(Error::GivenUp)?;
+        let mut hold = pump.stop().await?;
+        let stream = self.detour.from(&mut hold, start, Some(self.total)).await?;
         self.verifier = None;
         self.waiting.clear();
-        self.position = self.stream.start;
-        self.received = self.stream.start;
+        self.position = stream.start;
+        self.received = stream.start;
+        self.pump = Some(Pump::start(stream, hold));
         Ok(())
     }
 
     async fn receive(&mut self) -> Result<(), Error> {
-        let Some(chunk) = self.stream.chunk().await? else { return Err(Error::GivenUp) };
+        let chunk = self.pump.as_mut().ok_or(Error::GivenUp)?.chunk().await?;
         let Detour { upstream, metrics, digest, .. } = &self.detour;
         metrics.received(Kind::Blob, upstream.registry().as_str(), chunk.len() as u64);
         let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);

@@ -41,6 +41,9 @@ pub enum Error {
     /// A limit of berth's own was reached; try again later.
     #[error("too many transfers are under way")]
     Busy,
+    /// The transfer was too slow to keep what others wait for.
+    #[error("the transfer was too slow to go on while others waited for its place")]
+    Displaced,
     /// No byte arrived for too long.
     #[error("no byte arrived from upstream for {0:?}")]
     Stalled(Duration),
@@ -59,6 +62,7 @@ impl Error {
             | Self::Missing(_)
             | Self::Mismatch
             | Self::Busy
+            | Self::Displaced
             | Self::Stalled(_)
             | Self::GivenUp => true,
         }

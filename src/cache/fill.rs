@@ -14,19 +14,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::config::Complete;
 use super::error::Error;
+use super::fairness::Hold;
 use super::fetch::{Fetch, Line, range_of};
 use super::flight::{End, Flight, Flights, HOLD_BACK};
 use super::schedule::{self, BLOCK, Need, Schedule};
 use super::writer::{Given, Writer, Written};
 use crate::oci::range::Span;
 use crate::oci::{Range, Speaker};
+use crate::shares::Shares;
 use crate::store::{self, Grant, Next, Partial, Pieces, Proof, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, BlobStream, Upstream};
@@ -39,8 +41,6 @@ const IN_USE_LOOKS: u32 = 100;
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two looks whether a reader has come to where nothing is under way.
 const LOOK: Duration = Duration::from_secs(1);
-/// Blobs whose rest is fetched although nobody asked for it, at once.
-pub(super) const COMPLETIONS_MAX: usize = 4;
 
 /// What fills need.
 pub(super) struct Filler {
@@ -48,8 +48,8 @@ pub(super) struct Filler {
     pub(super) flights: Arc<Flights>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) complete: Complete,
-    /// Room for [`COMPLETIONS_MAX`].
-    pub(super) completions: Arc<Semaphore>,
+    /// Room to fetch what nobody asked for.
+    pub(super) completions: Shares,
 }
 
 /// How one try ended without success.
@@ -120,7 +120,9 @@ impl Filler {
             Err(Failure::Mismatch { .. }) => End::Failed(Error::Mismatch),
             Err(Failure::Error(error)) => End::Failed(error),
         };
-        if let End::Failed(error) = &current.end {
+        if let End::Failed(Error::Displaced) = &current.end {
+            info!(digest = %current.flight.digest(), repository = %current.flight.origin, "a transfer hardly moved and gave its seat to others that wait; what it has is kept");
+        } else if let End::Failed(error) = &current.end {
             debug!(digest = %current.flight.digest(), repository = %current.flight.origin, %error, "a transfer failed");
         }
     }
@@ -132,21 +134,21 @@ impl Filler {
         upstream: &Arc<Upstream>,
         avoid: &[usize],
     ) -> Result<Outcome, Failure> {
-        let _seat = tokio::select! {
-            seat = self.flights.seats.acquire() => seat.map_err(|_| Error::Busy)?,
-            () = flight.abandoned() => return Err(Error::GivenUp.into()),
-        };
-        let prepared = tokio::select! {
-            prepared = self.prepare(flight, upstream, avoid) => prepared?,
-            () = flight.abandoned() => return Err(Error::GivenUp.into()),
-        };
+        let (mut seat, prepared) = self.begin(flight, upstream, avoid).await?;
         let Prepared { answer, partial, schedule } = prepared;
         let line = Line::new(flight, upstream, &self.metrics, &answer.stream, schedule);
         let (chunks, writing) = Writer::spawn(flight, partial);
-        let mut course = Course { filler: self, line: Arc::clone(&line), chunks, fetches: JoinSet::new() };
+        let mut course = Course {
+            filler: self,
+            line: Arc::clone(&line),
+            chunks,
+            fetches: JoinSet::new(),
+            completion: None,
+        };
         let flown = tokio::select! {
             flown = course.run(answer) => flown,
             () = flight.abandoned() => Err(Error::GivenUp),
+            () = seat.is_lost(|| flight.bytes()) => Err(Error::Displaced),
         };
         course.stop().await;
         let Written { partial, digest: actual } = writing.await.map_err(|_| Error::GivenUp)??;
@@ -167,6 +169,29 @@ impl Filler {
             (Ok(Outcome::Whole), None) => Err(Error::GivenUp.into()),
             (Ok(Outcome::Parts), _) => Ok(Outcome::Parts),
             (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    /// A seat, and what the flight begins with. One that brings no answer while others wait for its seat goes back into
+    /// the queue: its readers have heard nothing yet.
+    async fn begin(
+        &self,
+        flight: &Arc<Flight>,
+        upstream: &Arc<Upstream>,
+        avoid: &[usize],
+    ) -> Result<(Hold, Prepared), Failure> {
+        loop {
+            let permit = tokio::select! {
+                permit = self.flights.seats.acquire(flight.owner(), 1) => permit.map_err(|_| Error::Busy)?,
+                () = flight.abandoned() => return Err(Error::GivenUp.into()),
+            };
+            flight.be_seated();
+            let mut seat = Hold::new(permit, flight.bytes());
+            tokio::select! {
+                prepared = self.prepare(flight, upstream, avoid) => return Ok((seat, prepared?)),
+                () = flight.abandoned() => return Err(Error::GivenUp.into()),
+                () = seat.is_lost(|| 0) => self.flights.unseat(flight),
+            }
         }
     }
 
@@ -338,6 +363,8 @@ struct Course<'a> {
     line: Arc<Line>,
     chunks: mpsc::Sender<Given>,
     fetches: JoinSet<Result<(), Error>>,
+    /// Held to the end of the flight, once it fetches what nobody asked for.
+    completion: Option<Hold>,
 }
 
 impl Course<'_> {
@@ -353,8 +380,6 @@ impl Course<'_> {
             // It takes the room of a transfer.
             None => drop(answer),
         }
-        // Held to the end of the flight, once it fetches what nobody asked for.
-        let mut _completion = None;
         loop {
             self.dispatch();
             if !self.fetches.is_empty() {
@@ -365,19 +390,29 @@ impl Course<'_> {
                 return Ok(Outcome::Whole);
             }
             self.pause().await?;
-            if self.filler.complete.is_worth_it(line.flight.taken_bytes(), line.total) {
-                tokio::select! {
-                    permit = self.filler.completions.acquire() => {
-                        _completion = permit.ok();
-                        line.schedule().ask_whole();
-                    }
-                    () = line.flight.stirred() => {}
-                }
-            } else if timeout(LINGER, line.flight.stirred()).await.is_err()
+            let is_worth_it = self.filler.complete.is_worth_it(line.flight.taken_bytes(), line.total);
+            if is_worth_it && self.may_complete().await {
+                continue;
+            }
+            if timeout(LINGER, line.flight.stirred()).await.is_err()
                 && self.filler.flights.retire(&line.flight)
             {
                 return Ok(Outcome::Parts);
             }
+        }
+    }
+
+    /// Waits for room to fetch the rest; false if there is none to be had. Also returns when more is asked.
+    async fn may_complete(&mut self) -> bool {
+        let flight = &self.line.flight;
+        tokio::select! {
+            permit = self.filler.completions.acquire(flight.owner(), 1) => {
+                let Ok(permit) = permit else { return false };
+                self.completion = Some(Hold::new(permit, flight.bytes()));
+                self.line.schedule().ask_whole();
+                true
+            }
+            () = flight.stirred() => true,
         }
     }
 
@@ -399,11 +434,19 @@ impl Course<'_> {
 
     /// Waits until there may be a request to make, or a connection has failed for good.
     async fn watch(&mut self) -> Result<(), Error> {
-        self.line.flight.set_idle(false);
+        let flight = &self.line.flight;
+        flight.set_idle(false);
+        let is_lost = async {
+            match &mut self.completion {
+                Some(completion) => completion.is_lost(|| flight.bytes()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             Some(fetched) = self.fetches.join_next() => fetched.map_err(|_| Error::GivenUp)?,
-            () = self.line.flight.stirred() => Ok(()),
+            () = flight.stirred() => Ok(()),
             () = tokio::time::sleep(LOOK) => Ok(()),
+            () = is_lost => Err(Error::Displaced),
         }
     }
 
@@ -441,7 +484,7 @@ mod tests {
             flights: Flights::new(),
             metrics: Arc::new(Metrics::new()),
             complete: Complete::Auto,
-            completions: Arc::new(Semaphore::new(COMPLETIONS_MAX)),
+            completions: Shares::new(crate::cache::fairness::COMPLETIONS),
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);

@@ -28,24 +28,26 @@ mod word;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 pub(super) use self::progress::{End, HOLD_BACK};
 use self::progress::{Progress, toward, visible};
 use self::word::Word;
 use super::error::Error;
-
+use super::fairness::{self, UNATTENDED_MAX};
+use super::places::{Place, Places};
 use super::schedule::Need;
 use super::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Repo};
+use crate::shares::{Owner, Shares};
 use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
 use crate::telemetry::metrics::Source;
@@ -53,10 +55,6 @@ use crate::upstream::Claim;
 
 /// A reader that sees no progress for so long is cut, so that its client can resume or fall back.
 pub(super) const STALL: Duration = Duration::from_secs(20);
-/// Transfers at once; each has a thread of the blocking pool that writes and hashes.
-const FLIGHTS_MAX: usize = 256;
-/// Flights that go on although nobody reads them any more.
-const UNATTENDED_MAX: usize = 32;
 /// Contents of which it is remembered what readers took.
 const TAKEN_MAX: usize = 1024;
 
@@ -79,34 +77,13 @@ pub(super) struct Flight {
     wake: Notify,
     /// Everything was asked for, so that the proof is worth its hashing.
     is_whole: AtomicBool,
+    /// It has a seat, and goes on when its readers leave.
+    is_seated: AtomicBool,
     /// Nothing is under way: it merely waits a while for more to do.
     is_idle: AtomicBool,
     /// Asked to stop. Set under the table's lock, so who joins later knows.
     is_stopping: AtomicBool,
     abandoned: Notify,
-}
-
-/// Where the readers are.
-#[derive(Default)]
-struct Places {
-    all: Vec<Arc<Place>>,
-    /// What was asked by readers that the flight has not yet heard of.
-    asked: Vec<Option<Range>>,
-}
-
-/// Where a reader is in what it asked for.
-struct Place {
-    asked: Option<Range>,
-    position: AtomicU64,
-}
-
-impl Place {
-    fn need(&self, total: u64) -> Option<Need> {
-        let span = self.asked.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)).ok()?;
-        let start = span.start.max(self.position.load(Ordering::Relaxed));
-        let is_open = matches!(self.asked, None | Some(Range::From(_)));
-        (start < span.end).then_some(Need { span: Span { start, ..span }, is_open })
-    }
 }
 
 impl Flight {
@@ -123,6 +100,7 @@ impl Flight {
             taken,
             wake: Notify::new(),
             is_whole: AtomicBool::new(false),
+            is_seated: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
             abandoned: Notify::new(),
@@ -168,12 +146,12 @@ impl Flight {
 
     /// What was asked since the last call.
     pub(super) fn asked(&self) -> Vec<Option<Range>> {
-        std::mem::take(&mut lock(&self.places).asked)
+        lock(&self.places).take_asked()
     }
 
     /// What its readers still want of `total` bytes, in the order in which they came.
     pub(super) fn needs(&self, total: u64) -> Vec<Need> {
-        lock(&self.places).all.iter().filter_map(|place| place.need(total)).collect()
+        lock(&self.places).needs(total)
     }
 
     /// Resolves when readers have come or left.
@@ -199,6 +177,21 @@ impl Flight {
     /// Whether it is moving nothing at the moment.
     pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.store(is_idle, Ordering::Relaxed);
+    }
+
+    /// For whom it is, at which registry.
+    pub(super) fn owner(&self) -> Owner {
+        Owner::new(&self.origin.registry, self.context.client())
+    }
+
+    /// Bytes that are here.
+    pub(super) fn bytes(&self) -> u64 {
+        self.progress.borrow().have.bytes()
+    }
+
+    /// It has a seat from here on.
+    pub(super) fn be_seated(&self) {
+        self.is_seated.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was asked to stop.
@@ -229,8 +222,8 @@ impl Flight {
 pub(super) struct Flights {
     table: Mutex<HashMap<PartialKey, Arc<Flight>>>,
     taken: Mutex<LruCache<PartialKey, Taken>>,
-    /// Room for [`FLIGHTS_MAX`] transfers; the rest wait in their requests' own time.
-    pub(super) seats: Semaphore,
+    /// Seats, one for each flight that moves bytes; the rest wait in their requests' own time.
+    pub(super) seats: Shares,
 }
 
 /// Who asks for a digest's flight.
@@ -264,7 +257,7 @@ impl Flights {
         Arc::new(Self {
             table: Mutex::default(),
             taken: Mutex::new(taken),
-            seats: Semaphore::new(FLIGHTS_MAX),
+            seats: Shares::new(fairness::FLIGHTS),
         })
     }
 
@@ -328,13 +321,22 @@ impl Flights {
     /// Takes a flight out of the table, unless somebody has asked for more just now.
     pub(super) fn retire(&self, flight: &Arc<Flight>) -> bool {
         let mut table = self.lock();
-        if !lock(&flight.places).asked.is_empty() {
+        if !lock(&flight.places).are_heard_of() {
             return false;
         }
         if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             table.remove(&flight.key);
         }
         true
+    }
+
+    /// A flight goes back to those that wait for a seat.
+    pub(super) fn unseat(&self, flight: &Arc<Flight>) {
+        let _table = self.lock();
+        flight.is_seated.store(false, Ordering::Relaxed);
+        if flight.readers.load(Ordering::Relaxed) == 0 {
+            flight.abandon();
+        }
     }
 
     /// Stops every flight; their partial files stay. Returns how many there were.
@@ -346,14 +348,7 @@ impl Flights {
 
     fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<Range>) -> Reader {
         flight.readers.fetch_add(1, Ordering::Relaxed);
-        let place = Arc::new(Place { asked, position: AtomicU64::new(0) });
-        {
-            let mut places = lock(&flight.places);
-            places.all.push(Arc::clone(&place));
-            if !places.asked.contains(&asked) {
-                places.asked.push(asked);
-            }
-        }
+        let place = lock(&flight.places).enter(asked);
         flight.wake.notify_one();
         let progress = flight.progress.subscribe();
         let moved_nothing = flight.is_idle.load(Ordering::Relaxed);
@@ -362,13 +357,20 @@ impl Flights {
 
     /// A reader has left: a flight without readers goes on, unless too many do.
     fn reader_left(&self, flight: &Arc<Flight>, place: &Arc<Place>) {
-        lock(&flight.places).all.retain(|other| !Arc::ptr_eq(other, place));
+        lock(&flight.places).leave(place);
         flight.wake.notify_one();
         let table = self.lock();
         if flight.readers.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        if table.values().filter(|flight| flight.is_unattended()).count() > UNATTENDED_MAX {
+        if !flight.is_seated.load(Ordering::Relaxed) {
+            // It has cost nothing yet.
+            return flight.abandon();
+        }
+        // The one that has been left first: among equals it is the one to end.
+        let others = table.values().filter(|other| !Arc::ptr_eq(other, flight));
+        let all = std::iter::once(flight).chain(others).filter(|flight| flight.is_unattended());
+        if let Some(flight) = fairness::one_too_many(all, UNATTENDED_MAX, |flight| flight.owner()) {
             flight.abandon();
         }
     }
@@ -437,14 +439,14 @@ impl Reader {
 
     /// Up to where there is something to read from `position` on; `held` as for [`Reader::beyond`].
     pub(super) fn there(&mut self, position: u64, held: bool) -> u64 {
-        self.place.position.store(position, Ordering::Relaxed);
+        self.place.go_to(position);
         visible(&self.progress.borrow_and_update(), position, held)
     }
 
     /// Waits until there is something to read beyond `position`, and says up to where. `held`: the end must
     /// wait for the proof.
     pub(super) async fn beyond(&mut self, position: u64, held: bool) -> Result<u64, Error> {
-        self.place.position.store(position, Ordering::Relaxed);
+        self.place.go_to(position);
         let (mut nearest, mut deadline) = (None, Instant::now() + STALL);
         loop {
             {

@@ -151,21 +151,25 @@ impl Cache {
         if let Err(error) = keep(&self.0.store, repo, &digest, body.clone(), &record).await {
             warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
         }
-        self.prove_behind(repo, &manifest);
+        self.prove_behind(repo, &manifest, context.client());
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
         Ok((Manifest { document, source: Source::Miss, warning: None, age: None }, standing))
     }
 
     /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
     /// repository, so that the image can be pulled offline later.
-    fn prove_behind(&self, repo: &Repo, manifest: &manifest::Manifest) {
+    fn prove_behind(&self, repo: &Repo, manifest: &manifest::Manifest, client: Client) {
         let manifests = manifest.manifests.iter().map(|part| (Kind::Manifest, part));
         let parts = manifests.chain(manifest.blobs.iter().map(|part| (Kind::Blob, part)));
         let parts: Vec<_> = parts.filter_map(|(kind, part)| Some((kind, part.digest()?))).collect();
         let (cache, repo) = (self.clone(), repo.clone());
         tokio::spawn(async move {
             for (kind, digest) in parts {
-                let Ok(_permit) = cache.0.behind.acquire().await else { return };
+                let owner = Owner::new(&repo.registry, client);
+                let Ok(_permit) = cache.0.behind.acquire(owner, 1).await else {
+                    debug!(repository = %repo, "content that is here is not proven to be this repository's too before it is asked for: too much else is being proven");
+                    return;
+                };
                 if let Err(error) = cache.prove_part(&repo, kind, &digest).await {
                     debug!(repository = %repo, %digest, %error, "content that is here could not be proven to be this repository's too");
                 }

@@ -211,7 +211,7 @@ pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Bo
             outage("stored content cannot be read or written: see this mirror's log")
         }
         Error::Damaged => outage("stored content is damaged, and will be fetched again: try again"),
-        Error::Busy => outage("too many transfers are under way: try again"),
+        Error::Busy | Error::Displaced => outage("too many transfers are under way: try again"),
         Error::Stalled(_) => outage("no byte arrived from upstream in time"),
         Error::GivenUp => outage("the transfer was given up: try again"),
     }

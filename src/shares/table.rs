@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Busy, Limits, Owner};
+use super::{Busy, Limits, Owner, To};
 use crate::context::Client;
 use crate::oci::Registry;
 
@@ -227,22 +227,31 @@ impl Table {
         });
     }
 
-    /// Whether one that holds `amount` for `owner` should let go of it: somebody waits who will still not have more than
-    /// this owner afterwards, counting what others have been told to give. If so, it is counted, too.
-    pub(super) fn give_way(&mut self, owner: &Owner, amount: u64) -> bool {
+    /// Whether somebody waits for what is held for `owner`, `amount` of it, counting what others have been told to give.
+    pub(super) fn is_wanted(&self, owner: &Owner, amount: u64, to: To) -> bool {
         let Some(own) = self.registries.get(&owner.registry) else { return false };
         let Some(own_line) = own.clients.get(&owner.client) else { return false };
         let promised = self.giving + amount;
-        let is_less = |theirs: u64, ours: u64, giving: u64| theirs + promised <= ours - giving - amount;
-        let neighbours = own.clients.iter().filter(|(client, line)| {
-            **client != owner.client && is_less(line.held, own_line.held, own_line.giving)
+        let kept = if to == To::Less { amount } else { 0 };
+        let is_less = |theirs: u64, ours: u64, giving: u64| theirs + promised <= ours - giving - kept;
+        let of_registry = own.clients.iter().filter(|(client, line)| {
+            if **client == owner.client {
+                to == To::Same
+            } else {
+                is_less(line.held, own_line.held, own_line.giving)
+            }
         });
         let registries = self.registries.iter().filter(|(registry, share)| {
             **registry != owner.registry && is_less(share.held, own.held, own.giving)
         });
         let others = registries.flat_map(|(_, share)| share.clients.values());
-        let wanted: u64 = neighbours.map(|(_, line)| line).chain(others).map(Line::wanted).sum();
-        let is_wanted = wanted >= promised;
+        let wanted: u64 = of_registry.map(|(_, line)| line).chain(others).map(Line::wanted).sum();
+        wanted >= promised
+    }
+
+    /// The same, and if so it is counted as told to be given.
+    pub(super) fn give_way(&mut self, owner: &Owner, amount: u64, to: To) -> bool {
+        let is_wanted = self.is_wanted(owner, amount, to);
         if is_wanted {
             self.giving += amount;
             self.change(owner, |share, line| {
@@ -371,7 +380,7 @@ mod tests {
                 return;
             }
             let (owner, amount, _) = self.held[at % len].clone();
-            let gives = self.table.give_way(&owner, amount);
+            let gives = self.table.give_way(&owner, amount, To::Less);
             let has_less = |other: &Owner| {
                 let same = other.registry == owner.registry;
                 same && self.has(|it| it == other) < self.has(|it| *it == owner)
@@ -450,6 +459,31 @@ mod tests {
         check(16, 14, 15);
         check(64, 56, 60);
         check(256, 224, 240);
+    }
+
+    #[test]
+    fn who_has_one_gives_it_to_who_has_none_if_it_must() {
+        let mut table = Table::new(Limits { total: 16, ..LIMITS });
+        let owners: Vec<_> = (0..15).map(|number| owner(number * 3)).collect();
+        for owner in &owners {
+            table.join(owner, 1).unwrap();
+            table.grant().expect("there is room for one each");
+        }
+        let check = |table: &Table, expected: [bool; 3]| {
+            let wanted = [To::Less, To::Next, To::Same].map(|to| table.is_wanted(&owners[0], 1, to));
+            assert_eq!(wanted, expected);
+        };
+        check(&table, [false; 3]);
+        table.join(&owners[0], 1).unwrap();
+        assert_eq!(table.grant(), None);
+        check(&table, [false, false, true]);
+        table.join(&owner(45), 1).unwrap();
+        assert_eq!(table.grant(), None);
+        check(&table, [false, true, true]);
+        assert!(table.give_way(&owners[1], 1, To::Next));
+        check(&table, [false, false, true]);
+        table.release(&owners[1], 1, true);
+        assert_eq!(table.grant(), Some(17), "it goes to the newcomer");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::support::{Berth, Fault, Gate, Image, Upstream, eventually, within_deadline};
 
 const REPO: &str = "library/crowd";
-/// Transfers at once (`FLIGHTS_MAX`).
-const FLIGHTS: usize = 256;
+/// Transfers at once of one client at one registry (`FLIGHTS`, but for the reserve).
+const FLIGHTS: usize = 224;
 /// Transfers that go on without a reader (`UNATTENDED_MAX`).
 const UNATTENDED: usize = 32;
 

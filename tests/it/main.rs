@@ -52,6 +52,7 @@ mod rotation;
 mod samples;
 mod scale;
 mod serve;
+mod shares;
 mod support_itself;
 mod tags;
 mod tidy;
