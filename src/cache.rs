@@ -286,7 +286,7 @@ impl Cache {
                     tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
                     (reader, Source::Miss)
                 }
-                Entry::Apart => return self.pass_through(repo, digest, context).await,
+                Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
                 Entry::Foreign => {
                     claim = Some(self.claim(repo, digest, context).await?);
                     continue;
@@ -295,7 +295,7 @@ impl Cache {
             match reader.file().await {
                 Ok(Some(file)) if claim.is_some_and(|claim: Claim| claim.size != file.size) => {
                     self.refuted(repo, digest);
-                    return self.pass_through(repo, digest, context).await;
+                    return Box::pin(self.pass_through(repo, digest, context)).await;
                 }
                 Ok(Some(file)) => {
                     let source = match source {

@@ -51,7 +51,7 @@ pub struct Referrers {
     /// How it was come by.
     pub source: Source,
     /// Its place in memory, until it is on its way to the client.
-    place: Option<Arc<Place>>,
+    pub place: Option<Arc<Place>>,
 }
 
 /// A list that was kept, in memory.

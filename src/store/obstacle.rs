@@ -101,6 +101,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    fn write(path: impl AsRef<Path>, content: &[u8]) -> std::io::Result<()> {
+        std::io::Write::write_all(&mut fs::File::create(path)?, content)
+    }
     use crate::store::disk::Look;
 
     fn disk() -> (tempfile::TempDir, Arc<Disk>) {
@@ -124,7 +128,7 @@ mod tests {
         for expected in [&[][..], &["file"], &["file", "file.1"]] {
             fs::create_dir_all(&target).unwrap();
             if !expected.is_empty() {
-                fs::write(target.join("below"), b"mine").unwrap();
+                write(target.join("below"), b"mine").unwrap();
             }
             disk.replace(&target, b"one", Look::PLAIN).unwrap();
             assert_eq!(fs::read(&target).unwrap(), b"one");
@@ -143,7 +147,7 @@ mod tests {
         let target = disk.root().join("x/y/file");
         disk.replace(&target, b"one", Look::PLAIN).unwrap();
         fs::remove_dir_all(disk.root().join("x")).unwrap();
-        fs::write(disk.root().join("x"), b"mine").unwrap();
+        write(disk.root().join("x"), b"mine").unwrap();
         disk.replace(&target, b"two", Look::PLAIN).unwrap();
         assert_eq!((fs::read(&target).unwrap(), aside(&disk)), (b"two".to_vec(), vec!["x".to_owned()]));
         fs::remove_dir_all(disk.partials()).unwrap();
@@ -158,7 +162,7 @@ mod tests {
     #[test]
     fn what_is_in_the_place_of_the_quarantine_gives_way_too() {
         let (_folder, disk) = disk();
-        fs::write(disk.quarantine(), b"mine").unwrap();
+        write(disk.quarantine(), b"mine").unwrap();
         let target = disk.root().join("file");
         fs::create_dir_all(target.join("below")).unwrap();
         disk.replace(&target, b"one", Look::PLAIN).unwrap();
@@ -171,7 +175,7 @@ mod tests {
         let (folder, disk) = disk();
         let target = disk.root().join("file");
         let elsewhere = folder.path().join("elsewhere");
-        fs::write(&elsewhere, b"mine").unwrap();
+        write(&elsewhere, b"mine").unwrap();
         let pipe = || {
             rustix::fs::mknodat(rustix::fs::CWD, &target, rustix::fs::FileType::Fifo, 0o644.into(), 0)
                 .unwrap();
@@ -200,7 +204,7 @@ mod tests {
         let (_folder, disk) = disk();
         let target = disk.root().join("file");
         // Neither can be moved: the place to put it is taken twice.
-        fs::write(disk.quarantine(), b"").unwrap();
+        write(disk.quarantine(), b"").unwrap();
         fs::create_dir_all(disk.root().join("quarantine.rejected/below")).unwrap();
         fs::create_dir_all(target.join("below")).unwrap();
         let error = disk.replace(&target, b"one", Look::PLAIN).unwrap_err();

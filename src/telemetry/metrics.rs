@@ -263,6 +263,16 @@ impl Families<'_> {
         self.register(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
+    /// Each kind is there from the start, at zero.
+    fn storage_errors(&self) -> IntCounterVec {
+        let (name, help) = ("berth_storage_errors_total", "What the disk did not take, or give back");
+        let errors = self.counters(name, help, &["kind"]);
+        for kind in ["full", "read_only", "io"] {
+            errors.with_label_values(&[kind]);
+        }
+        errors
+    }
+
     fn by_kind(&self, name: &str, help: &str) -> ByKind {
         let family = self.counters(name, help, &["type"]);
         ByKind(Kind::ALL.map(|kind| family.with_label_values(&[kind.as_str()])))
@@ -301,11 +311,6 @@ impl Metrics {
         let registry = Registry::new();
         let new = Families(&registry);
         let by_type = |name: &str, help: &str| new.by_kind(name, help);
-        let storage_errors =
-            new.counters("berth_storage_errors_total", "What the disk did not take, or give back", &["kind"]);
-        for kind in ["full", "read_only", "io"] {
-            storage_errors.with_label_values(&[kind]);
-        }
         let clients_limited =
             new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
         new.version();
@@ -360,7 +365,7 @@ impl Metrics {
             budget_used: new.gauge("berth_budget_used_bytes", "Bytes that blobs and partial files take"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
-            storage_errors,
+            storage_errors: new.storage_errors(),
             degraded: new.gauge("berth_degraded", "1 while the disk does not take what it is given"),
             quarantined: new.counter("berth_quarantined_total", "Stored files that were found damaged"),
             verified: Verified::counters(&new),

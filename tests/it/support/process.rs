@@ -156,6 +156,19 @@ pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) {
     written.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }
 
+/// The most memory that a process has ever had, in bytes.
+pub(crate) fn peak_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// What a process has read from files and sockets so far, in bytes.
+pub(crate) fn read_bytes(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,17 +181,4 @@ mod tests {
             assert!(is_listed, "tests/run does not install {package} for {program}");
         }
     }
-}
-
-/// The most memory that a process has ever had, in bytes.
-pub(crate) fn peak_memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// What a process has read from files and sockets so far, in bytes.
-pub(crate) fn read_bytes(pid: u32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
-    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
