@@ -266,7 +266,7 @@ impl Cache {
                 return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
-            let context = &upstream.settle(context, digest);
+            let context = &upstream.settle(context, digest)?;
             let entry = self.0.flights.enter(*digest, repo, public, granted, asked, context);
             let (mut reader, source) = match entry {
                 Entry::Join(reader) => (reader, Source::Join),
@@ -295,6 +295,8 @@ impl Cache {
                 Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
                 // Nor what is heard on a way round the parents.
                 Err(_) if reader.context().is_bypass() && !context.is_bypass() => {}
+                // Nor is a claim to have come round in a circle anybody else's.
+                Err(error) if error.is_loop() && !reader.context().may_bypass() && context.may_bypass() => {}
                 Err(error) => return Err(self.remember(repo, &blob_path(digest), context, error)),
             }
         }
@@ -344,11 +346,13 @@ impl Cache {
         if let Some(total) = self.0.flights.total(digest, repo, granted) {
             return Ok((total, Source::Join));
         }
-        let context = upstream.settle(context, digest);
+        let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (upstream, name, asked, way) =
             (Arc::clone(upstream), repo.name.clone(), *digest, context.clone());
-        let work = || async move { Ok(upstream.head_blob(&way, &name, &asked).await?) };
+        let work = |progress| async move {
+            Ok(upstream.head_blob(&way.with_progress(progress), &name, &asked).await?)
+        };
         let (size, joined) = self.0.sizes.run(key, work).await;
         let source = if joined { Source::Join } else { Source::Miss };
         match size.unwrap_or(Err(Error::GivenUp)) {
@@ -383,12 +387,12 @@ impl Cache {
     async fn prove(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<(), Error> {
         self.not_absent(repo, &blob_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let context = upstream.settle(context, digest);
+        let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (store, repository, digest, way) = (self.0.store.clone(), repo.clone(), *digest, context.clone());
-        let work = || async move {
+        let work = |progress| async move {
             let repo = repository;
-            let size = upstream.head_blob(&way, &repo.name, &digest).await?;
+            let size = upstream.head_blob(&way.with_progress(progress), &repo.name, &digest).await?;
             // Some servers say yes to everything.
             if store.blob(&digest).await?.is_some_and(|stored| stored.size != size) {
                 return Err(Error::Mismatch);
@@ -407,7 +411,7 @@ impl Cache {
     fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
         let upstream = Arc::clone(self.upstream(repo)?);
         Ok(Detour {
-            context: upstream.settle(context, digest),
+            context: upstream.settle(context, digest)?,
             upstream,
             name: repo.name.clone(),
             digest: *digest,
@@ -427,7 +431,11 @@ impl Cache {
     /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
     /// never be asked again.
     fn remember(&self, repo: &Repo, path: &str, context: &RequestContext, error: Error) -> Error {
-        if context.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
+        let is_claimed = error.is_loop() && !context.is_of_client();
+        if is_claimed
+            || context.is_bypass()
+            || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired())
+        {
             return error;
         }
         if error.is_absence() {

@@ -7,6 +7,7 @@
 //! decides that, this module says whether a repository is public.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -136,7 +137,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Option<Referrers>, Error> {
         let upstream = self.upstream(repo)?;
-        let context = &upstream.settle(context, digest);
+        let context = &upstream.settle(context, digest)?;
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
         let known = self.0.store.referrers(repo, digest).await?;
         let kept = |source| known.as_ref().map(|known| Referrers { body: known.body.clone(), source });
@@ -156,20 +157,17 @@ impl Cache {
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
-                    tokio::spawn(
-                        async move { cache.ask_for_referrers(upstream, &repo, &digest, &context).await },
-                    );
+                    tokio::spawn(async move {
+                        cache.ask_for_referrers(upstream, &repo, &digest, &context, None).await
+                    });
                     return Ok(kept(Source::Hit));
                 }
                 Verdict::Refuse => return Ok(None),
                 Verdict::CheckFirst => CHECK_DEADLINE,
                 Verdict::CheckOrRefuse => REFERRERS_DEADLINE,
             };
-            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, context);
-            match timeout(context.patience(limit), asked)
-                .await
-                .unwrap_or(Err(upstream::Error::Timeout.into()))
-            {
+            let limit = Some(context.patience(limit));
+            match self.ask_for_referrers(Arc::clone(upstream), repo, digest, context, limit).await {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
                     debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");
@@ -179,17 +177,19 @@ impl Cache {
         }
     }
 
-    /// Asks upstream, together with whoever else is asking, and keeps what it says.
+    /// Asks upstream, together with whoever else is asking, and keeps what it says. After `limit` it goes on alone.
     async fn ask_for_referrers(
         &self,
         upstream: Arc<Upstream>,
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
+        limit: Option<Duration>,
     ) -> Result<Referrers, Error> {
         let key = (repo.clone(), *digest, context.level());
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
-        let work = || async move {
+        let work = |progress| async move {
+            let context = context.with_progress(progress);
             let listed = upstream.referrers(&context, &repo.name, &digest).await?;
             let listed = listed.unwrap_or(ReferrerList { body: EMPTY_INDEX, is_stale: false });
             if listed.is_stale || context.is_bypass() {
@@ -201,7 +201,11 @@ impl Cache {
             }
             Ok(listed)
         };
-        let (listed, joined) = self.0.referrers.run(key, work).await;
+        let ended = match limit {
+            Some(limit) => self.0.referrers.run_within(limit, key, work).await,
+            None => Some(self.0.referrers.run(key, work).await),
+        };
+        let (listed, joined) = ended.ok_or(upstream::Error::Timeout)?;
         listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,

@@ -76,6 +76,7 @@ impl Changes {
         let http::Config {
             listen,
             allow,
+            peers,
             htpasswd,
             tls,
             access_log,
@@ -86,6 +87,7 @@ impl Changes {
         } = old;
         self.restart("http.listen", listen, &new.listen);
         self.place("http.allow", allow, &new.allow);
+        self.place("http.peers", peers, &new.peers);
         self.place("http.htpasswd", htpasswd, &new.htpasswd);
         match (tls, &new.tls) {
             (Some(old), Some(new)) => {

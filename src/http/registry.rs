@@ -28,9 +28,10 @@ use super::content::{account_for, identify, not_modified, octets, of_blob, of_ma
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Outlet;
+use super::peers::Peers;
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
-    content, failure, log_in, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
+    in_a_loop, log_in, outage, unavailable, unrouted, value, wrong_address,
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
@@ -89,6 +90,7 @@ pub struct Serving {
     cache: Cache,
     registries: Registries,
     access: Access,
+    peers: Peers,
     limits: Option<Arc<Limits>>,
     login_limits: Option<Arc<Limits>>,
     metrics: Arc<Metrics>,
@@ -121,7 +123,8 @@ impl Serving {
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
         let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
-        Ok(Self { cache, registries, access, limits, login_limits, metrics, access_log, list_private })
+        let peers = Peers::new(&config.peers);
+        Ok(Self { cache, registries, access, peers, limits, login_limits, metrics, access_log, list_private })
     }
 
     /// Where its content comes from.
@@ -149,8 +152,13 @@ impl Serving {
             Some(refusal) => Err(Box::new(refusal)),
             None => {
                 let verdict = self.access.judge(peer.ip(), &head.headers).await;
-                if let Verdict::Allowed(Some(name)) = &verdict {
-                    context = context.with_login(name);
+                if let Verdict::Allowed(name) = &verdict {
+                    if let Some(name) = name {
+                        context = context.with_login(name);
+                    }
+                    if !is_of_client && self.peers.has(peer.ip(), name.as_deref()) {
+                        context = context.from_peer(&head.headers);
+                    }
                 }
                 self.admit(verdict)
             }
@@ -203,8 +211,8 @@ impl Serving {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
-        let mut response = if asked.context.is_echo() {
-            asked_by_itself()
+        let mut response = if asked.context.is_loop() {
+            in_a_loop()
         } else {
             match self.at_hand(asked, &route, account) {
                 Some(response) => response,
@@ -241,7 +249,11 @@ impl Serving {
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
                     warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
                 }
-                unavailable(&error, subject)
+                // The berth that asks may have somebody else to ask.
+                match error.is_loop() && !asked.context.is_of_client() {
+                    true => in_a_loop(),
+                    false => unavailable(&error, subject),
+                }
             }
             Err(_) => outage("upstream did not answer in time; the transfer may go on: try again"),
         }

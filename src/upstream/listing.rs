@@ -203,6 +203,7 @@ impl Upstream {
     ) -> Result<(HeaderMap, Bytes, Option<String>), Error> {
         let answer = self.exchange(server, ask, deadline).await?;
         let (head, body) = answer.response.into_parts();
+        let _seat = answer.seat;
         let body = client::read(body, PAGE_BYTES_MAX, self.client.timeouts.idle, deadline).await?;
         let next = next_query(&head.headers);
         Ok((head.headers, body, next))
