@@ -14,9 +14,13 @@
 //! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
 //!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
 //!   at all (`client`).
-//! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
-//! - Parents are asked before the registry, each for its part; no request comes back to where it has been, and none waits
-//!   for itself (`parents`, [`crate::context`]).
+//! - An endpoint that asks to be left alone is, and none is asked more than the operator allows, nor more at once than
+//!   it should be, whatever clients ask for (`limit`). A path that answers 503 is left alone for seconds, and no other
+//!   for it (`path_pauses`).
+//! - What this machine lacks is never held against an endpoint (`error`), and a name server that says nothing holds up
+//!   nothing but what needs it (`lookups`).
+//! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
+//!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
 //! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!

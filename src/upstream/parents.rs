@@ -170,7 +170,7 @@ impl Upstream {
         self.settle_by(context, &self.key_of_tag(name, tag))
     }
 
-    fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
+    pub(super) fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
         let has_parent = |context: &RequestContext| {
             self.parents().is_some_and(|parents| !parents.order(key, context).is_empty())
         };

@@ -119,9 +119,11 @@ impl<'a> Rounds<'a> {
         let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
         let (last, first): (Vec<_>, Vec<_>) = all.partition(|stop| avoid.contains(&stop.server().index()));
-        let left = first.into_iter().chain(last).collect();
+        // It would be asked in the place of the parents that are left out.
+        let is_loop = !context.may_bypass() && upstream.settle_by(context, key).is_err();
+        let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
         let (again, hint, may_bypass) = (VecDeque::new(), Duration::ZERO, context.may_bypass());
-        let (last, late, is_loop) = (None, None, false);
+        let (last, late) = (None, None);
         Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last, late, may_bypass, is_loop }
     }
 
