@@ -278,7 +278,7 @@ impl Cache {
                 return Err(upstream::Error::Offline.into());
             }
             let public = upstream.is_public(&repo.name).await;
-            let context = &upstream.settle(context, digest);
+            let context = &upstream.settle(context, digest)?;
             let asker = Asker { repo, granted, claim, asked, context };
             let (mut reader, source) = match self.0.flights.enter(&key, public, &asker) {
                 Entry::Join(reader) => (reader, Source::Join),
@@ -311,6 +311,8 @@ impl Cache {
                 Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
                 // Nor what is heard on a way round the parents.
                 Err(_) if reader.context().is_bypass() && !context.is_bypass() => {}
+                // Nor is a claim to have come round in a circle anybody else's.
+                Err(error) if error.is_loop() && !reader.context().may_bypass() && context.may_bypass() => {}
                 Err(error) => return Err(self.remember(repo, &blob_path(digest), context, error)),
             }
         }
@@ -400,7 +402,7 @@ impl Cache {
     fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
         let upstream = Arc::clone(self.upstream(repo)?);
         Ok(Detour {
-            context: upstream.settle(context, digest),
+            context: upstream.settle(context, digest)?,
             upstream,
             name: repo.name.clone(),
             digest: *digest,
@@ -420,7 +422,11 @@ impl Cache {
     /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
     /// never be asked again.
     fn remember(&self, repo: &Repo, path: &str, context: &RequestContext, error: Error) -> Error {
-        if context.is_bypass() || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired()) {
+        let is_claimed = error.is_loop() && !context.is_of_client();
+        if is_claimed
+            || context.is_bypass()
+            || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired())
+        {
             return error;
         }
         if error.is_absence() {

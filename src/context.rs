@@ -7,15 +7,19 @@
 //! No request may wait for itself, also not by way of work that others have begun: two berths that point at each other
 //! and are both asked for one blob would each wait for the other's transfer. So all work has a level: the number of
 //! berths that its request has come through. What it asks of a parent arrives there with one more, and joins only work
-//! of that level or a higher one. Levels rise along every chain of waits; after [`HOPS_MAX`], or where the request has
-//! been before, the registry itself is asked, which is the highest level.
+//! of that level or a higher one. Levels rise along every chain of waits; where no parent is left, the registry itself is
+//! asked, which is the highest level.
 //!
-//! Anybody can write such a header. All it gains is a transfer of its own, of which there is a limited number: where it
-//! goes round the parents, what it fails at is not remembered for others.
+//! Every endpoint of the configuration is told the berths that a request has come through. A request that has come
+//! through this one before, or through more than [`HOPS_MAX`], is in a loop and is answered so at once.
+//!
+//! Anybody can write such headers. Of a peer that has proven itself they count: for how long it waits, for which of its
+//! clients it asks, and that it goes round the parents which it has come through. What it fails at there is not remembered
+//! for others. Of anybody else only loops are seen, and the levels kept.
 
 pub mod via;
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -24,12 +28,15 @@ use http::header::VIA;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
+use crate::sync::Progress;
 use via::{Instance, hops};
 
-/// Berths that a request may have come through and still be passed on to a parent: more tiers than any site has.
-const HOPS_MAX: usize = 4;
+/// Berths that a request may have come through: more tiers than any site has.
+pub const HOPS_MAX: usize = 4;
 /// How many milliseconds the berth that asks will wait for the head of the answer.
 pub const DEADLINE: HeaderName = HeaderName::from_static("berth-deadline");
+/// Which of its clients a berth asks for, as a number that means nothing elsewhere. Parents alone are told.
+const CLIENT: HeaderName = HeaderName::from_static("berth-client");
 /// Whether a content came without any credential from its registry (`?1`, RFC 9651), so that it is for everybody.
 pub const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
 const YES: HeaderValue = HeaderValue::from_static("?1");
@@ -48,6 +55,8 @@ pub enum Client {
     At(IpAddr),
     /// A request with this login, from wherever.
     Login(Login),
+    /// A client of another berth, which has passed its request on.
+    Behind(Behind),
     /// berth itself, behind any request.
     #[default]
     Own,
@@ -60,9 +69,18 @@ pub struct Login(u64);
 impl Login {
     /// The login of this name.
     pub fn named(name: &str) -> Self {
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(KEY.hash_one(name))
+        Self(hash(name))
     }
+}
+
+/// A client of another berth, hashed as that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Behind(u64);
+
+/// A hash that only this process can make.
+fn hash(value: impl Hash) -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(value)
 }
 
 /// What is known of a request besides what it asks for. The default is of berth's own work.
@@ -70,26 +88,35 @@ impl Login {
 pub struct RequestContext {
     client: Client,
     hops: Vec<Instance>,
+    /// Whether the berth that has passed it on is a peer.
+    is_proven: bool,
     /// Whether the registry itself is to be asked.
     is_local: bool,
     /// Whether that is for where it has come from: a client's own request would go to a parent.
     is_bypass: bool,
     /// When the berth that asks will wait no longer, with time left for it to go on.
     until: Option<Instant>,
+    /// What the shared work that is done for it hears.
+    progress: Option<Progress>,
 }
 
 impl RequestContext {
     /// What a request of the client, or the berth, at this address says about itself.
     pub fn read(client: IpAddr, headers: &HeaderMap) -> Self {
-        let (client, hops) = (Client::At(client), hops(headers));
-        if hops.is_empty() {
-            return Self { client, ..Self::default() };
-        }
+        Self { client: Client::At(client), hops: hops(headers), ..Self::default() }
+    }
+
+    /// The same, now that it is known to come from a peer, if a berth has passed it on.
+    pub fn from_peer(self, headers: &HeaderMap) -> Self {
+        let Some(first) = self.hops.first() else { return self };
+        let named = headers.get(CLIENT).and_then(|value| u64::from_str_radix(value.to_str().ok()?, 16).ok());
+        // Without a name it is told apart by the berth that it came to first.
+        let client = Client::Behind(Behind(hash((self.client, named, named.is_none().then_some(first)))));
         let told = headers.get(DEADLINE).and_then(|value| value.to_str().ok()?.parse().ok());
         let told = told.map(Duration::from_millis).filter(|wait| *wait >= WAIT_MIN);
         // A wait of centuries is none.
         let until = told.and_then(|wait| Instant::now().checked_add(wait - wait / MARGIN_PART));
-        Self { client, is_local: !may_go_on(&hops), hops, until, ..Self::default() }
+        Self { client, is_proven: true, until, ..self }
     }
 
     /// The client whose request it is.
@@ -107,9 +134,31 @@ impl RequestContext {
         self.hops.is_empty()
     }
 
-    /// Whether this very process has sent it, to itself.
-    pub fn is_echo(&self) -> bool {
-        self.hops.last() == Some(&Instance::own())
+    /// Whether it has come through this very process before, or so far that it must go round in some circle.
+    pub fn is_loop(&self) -> bool {
+        self.hops.len() > HOPS_MAX || self.hops.contains(&Instance::own())
+    }
+
+    /// Whether a berth that it is passed on to will not take it for a loop.
+    pub fn may_go_on(&self) -> bool {
+        self.hops.len() < HOPS_MAX
+    }
+
+    /// Whether it may go round the parents: it begins here, or a peer has passed it on.
+    pub fn may_bypass(&self) -> bool {
+        self.is_of_client() || self.is_proven
+    }
+
+    /// The same, for shared work that hears how far it has come.
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress: Some(progress), ..self }
+    }
+
+    /// Upstream has begun to answer.
+    pub fn answered(&self) {
+        if let Some(progress) = &self.progress {
+            progress.answered();
+        }
     }
 
     /// Berths that it has come through: it may wait for work of this level and of higher ones.
@@ -167,21 +216,24 @@ impl RequestContext {
         self.hops.contains(&instance)
     }
 
-    /// Says to a parent where the request has come from, and that its answer is waited for so long.
-    pub fn stamp(&self, headers: &mut HeaderMap, wait: Duration) {
+    /// Says to an endpoint which berths the request has come through.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
         let hops = self.hops.iter().copied().chain([Instance::own()]);
         let via: Vec<_> = hops.map(|hop| format!("1.1 {hop}")).collect();
         headers.extend(HeaderValue::try_from(via.join(", ")).map(|via| (VIA, via)));
+    }
+
+    /// Says to a parent for whom it is asked, and that its answer is waited for so long.
+    pub fn stamp_for_parent(&self, headers: &mut HeaderMap, wait: Duration) {
+        if self.client != Client::Own {
+            let client = HeaderValue::try_from(format!("{:016x}", hash(self.client)));
+            headers.extend(client.map(|client| (CLIENT, client)));
+        }
         // Who began this work may have left meanwhile, and others wait for it.
         let patience = Some(self.patience(wait)).filter(|patience| *patience >= WAIT_MIN).unwrap_or(wait);
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         headers.insert(DEADLINE, milliseconds.into());
     }
-}
-
-/// Whether a request that has come so far may be passed on to a parent.
-fn may_go_on(hops: &[Instance]) -> bool {
-    hops.len() <= HOPS_MAX && !hops.contains(&Instance::own())
 }
 
 /// Says to the berth that asked who answers.
@@ -211,31 +263,63 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.extend(via.iter().map(|line| (VIA, line.parse().unwrap())));
         headers.extend(deadline.map(|deadline| (DEADLINE, deadline.parse().unwrap())));
-        RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers)
+        RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers).from_peer(&headers)
     }
 
     #[test]
-    fn only_berths_count_and_after_four_or_oneself_the_registry_is_asked() {
+    fn a_peer_tells_its_clients_apart_and_nobody_else_does() {
+        let parent = Ipv4Addr::new(10, 0, 0, 1).into();
+        let at_parent = |passed_on: &RequestContext, is_peer: bool| {
+            let mut headers = HeaderMap::new();
+            passed_on.stamp(&mut headers);
+            passed_on.stamp_for_parent(&mut headers, Duration::from_secs(8));
+            let context = RequestContext::read(parent, &headers);
+            if is_peer { context.from_peer(&headers) } else { context }
+        };
+        let node = |last: u8| RequestContext::read(Ipv4Addr::new(10, 1, 0, last).into(), &HeaderMap::new());
+        let seen = |last: u8, is_peer: bool| at_parent(&node(last), is_peer).client();
+        assert_eq!(seen(1, true), seen(1, true));
+        assert_ne!(seen(1, true), seen(2, true));
+        assert_eq!((seen(1, false), seen(2, false)), (Client::At(parent), Client::At(parent)));
+        // By way of one more.
+        let further = |last: u8| at_parent(&at_parent(&node(last), true), true).client();
+        assert_eq!(further(1), further(1));
+        assert_ne!(further(1), further(2));
+        assert_eq!(node(1).from_peer(&HeaderMap::new()).client(), node(1).client(), "a client of its own");
+        let own = at_parent(&RequestContext::default(), true);
+        assert!(matches!(own.client(), Client::Behind(_)) && own.may_bypass());
+        assert!(!at_parent(&node(1), false).may_bypass() && node(1).may_bypass());
+    }
+
+    #[test]
+    fn whoever_is_no_peer_has_no_deadline() {
+        let mut headers = HeaderMap::new();
+        headers.insert(VIA, format!("1.1 {}", Instance(1)).parse().unwrap());
+        headers.insert(DEADLINE, "1000".parse().unwrap());
+        let read = || RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers);
+        let most = Duration::from_secs(19);
+        assert_eq!((read().patience(most), read().hops()), (most, 1));
+        assert!(read().from_peer(&headers).patience(most) < most);
+    }
+
+    #[test]
+    fn only_berths_count_and_more_than_four_or_oneself_are_a_loop() {
         let own = format!("1.1 {}", Instance::own());
         let other = |number: u64| format!("1.1 {}", Instance(number));
-        let check = |via: &[&str], hops: usize, local: bool, echo: bool| {
+        let check = |via: &[&str], hops: usize, is_loop: bool| {
             let context = context(via, None);
-            assert_eq!(
-                (context.hops(), context.is_local(), context.is_echo()),
-                (hops, local, echo),
-                "{via:?}"
-            );
-            assert_eq!(context.level(), if local { usize::MAX } else { hops }, "{via:?}");
+            assert_eq!((context.hops(), context.is_loop()), (hops, is_loop), "{via:?}");
+            assert_eq!(context.level(), hops, "{via:?}");
         };
-        check(&[], 0, false, false);
-        check(&["1.1 squid (Squid/6)", "1.0 berth-1, HTTP/1.1 berth-zzzzzzzzzzzzzzzz"], 0, false, false);
-        check(&[&other(1), "1.1 squid"], 1, false, false);
-        check(&[&format!("{}, {}", other(1), other(2)), &other(3)], 3, false, false);
-        check(&[&[other(1), other(2), other(3), other(4)].join(",")], 4, false, false);
-        check(&[&[other(1), other(2), other(3), other(4), other(5)].join(",")], 5, true, false);
-        check(&[&own, &other(1)], 2, true, false);
-        check(&[&own], 1, true, true);
-        check(&[&vec![other(7); 100].join(",")], HOPS_READ_MAX, true, false);
+        check(&[], 0, false);
+        check(&["1.1 squid (Squid/6)", "1.0 berth-1, HTTP/1.1 berth-zzzzzzzzzzzzzzzz"], 0, false);
+        check(&[&other(1), "1.1 squid"], 1, false);
+        check(&[&format!("{}, {}", other(1), other(2)), &other(3)], 3, false);
+        check(&[&[other(1), other(2), other(3), other(4)].join(",")], 4, false);
+        check(&[&[other(1), other(2), other(3), other(4), other(5)].join(",")], 5, true);
+        check(&[&own, &other(1)], 2, true);
+        check(&[&own], 1, true);
+        check(&[&vec![other(7); 100].join(",")], HOPS_READ_MAX, true);
     }
 
     #[tokio::test(start_paused = true)]
@@ -256,7 +340,8 @@ mod tests {
 
         let told = |context: &RequestContext| {
             let mut headers = HeaderMap::new();
-            context.stamp(&mut headers, Duration::from_secs(8));
+            context.stamp(&mut headers);
+            context.stamp_for_parent(&mut headers, Duration::from_secs(8));
             (hops(&headers).len(), headers[DEADLINE].to_str().unwrap().to_owned())
         };
         let child = context(&[&via], Some("4000"));

@@ -15,6 +15,7 @@ mod idle;
 mod journal;
 mod limits;
 mod outlet;
+mod peers;
 pub(crate) mod registry;
 mod response;
 mod seats;
@@ -81,6 +82,8 @@ pub struct Config {
     pub hosts: Vec<HostName>,
     /// Networks that may connect; empty: everybody.
     pub allow: Vec<IpNet>,
+    /// Berths that may speak for their clients: networks, and users of `htpasswd`.
+    pub peers: Vec<peers::Peer>,
     /// A file of `user:bcrypt` lines; clients must then log in.
     pub htpasswd: Option<PathBuf>,
     /// Certificate and key; without them the data plane speaks plain HTTP.
@@ -103,6 +106,7 @@ impl Default for Config {
             listen: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000)],
             hosts: Vec::new(),
             allow: Vec::new(),
+            peers: Vec::new(),
             htpasswd: None,
             tls: None,
             access_log: true,
@@ -141,6 +145,14 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
         config.htpasswd.is_some() || config.login_limits == limits::LoginConfig::default(),
         "http.login_limits: expected http.htpasswd with it: without that nobody logs in"
     );
+    for peer in &config.peers {
+        if let peers::Peer::Login(name) = peer {
+            ensure!(
+                config.htpasswd.is_some(),
+                "http.peers: `{name}`: expected a network, or http.htpasswd with it: without that nobody logs in"
+            );
+        }
+    }
     access::Access::load(&config.allow, config.htpasswd.as_deref(), None).map(drop)
 }
 

@@ -1,19 +1,24 @@
 //! Work that many may ask for and that is done once: whoever comes while it is under way waits for its result.
 //!
-//! The work is a task of its own, owned by nobody's connection: it goes on when those who asked for it leave,
-//! and a slow or vanished client never delays the others. The table holds only what is under way, so it is
-//! bounded by the requests being answered.
+//! The work is a task of its own, owned by nobody's connection: a slow or vanished client never delays the others. It
+//! stops when the last who waited for it has left, so that what nobody wants costs upstream nothing, unless it was begun
+//! [behind](SingleFlight::begin) an answer or is [past the point](Progress::answered) from which it is worth its end. The
+//! table holds only what is under way, so it is bounded by the requests being answered.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::sync::lock;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::sync::{Progress, lock};
 
 /// The work under way, by what it is for.
 pub struct SingleFlight<K, V> {
-    table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    table: Arc<Mutex<HashMap<K, Arc<Flight<V>>>>>,
 }
 
 impl<K, V> Default for SingleFlight<K, V> {
@@ -22,29 +27,62 @@ impl<K, V> Default for SingleFlight<K, V> {
     }
 }
 
+/// One piece of work.
+struct Flight<V> {
+    result: watch::Receiver<Option<V>>,
+    progress: Progress,
+    /// Changed under the table's lock alone, so that nobody joins what is being stopped.
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Default)]
+struct Waiters {
+    count: usize,
+    /// None until it is spawned.
+    task: Option<AbortHandle>,
+}
+
 impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// The result of the work for `key`, begun by `work` unless it is under way; true when it was.
+    /// The result of the work for `key`, begun by `work` unless it is under way; true when it was. Work that is begun
+    /// stops when nobody waits for it any more.
     ///
     /// None if the work panicked: its task is gone and has left no result.
-    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Option<V>, bool)
+    pub async fn run<F>(&self, key: K, work: impl FnOnce(Progress) -> F) -> (Option<V>, bool)
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (mut result, joined) = self.enter(key, work);
-        let value = result.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
-        (value, joined)
+        self.enter(key, work).result().await
     }
 
-    /// Begins the work for `key` unless it is under way, and waits for nothing.
-    pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F)
+    /// The same for somebody who waits for `limit` at most: None after that, and the work goes on, so that it is known
+    /// the next time. It stops if whoever waits leaves before.
+    pub async fn run_within<F>(
+        &self,
+        limit: Duration,
+        key: K,
+        work: impl FnOnce(Progress) -> F,
+    ) -> Option<(Option<V>, bool)>
     where
         F: Future<Output = V> + Send + 'static,
     {
-        drop(self.enter(key, work));
+        let mut waiter = self.enter(key, work);
+        let ended = timeout(limit, waiter.result()).await.ok();
+        if ended.is_none() {
+            waiter.flight.progress.answered();
+        }
+        ended
+    }
+
+    /// Begins the work for `key` unless it is under way, and waits for nothing. It goes on to its end.
+    pub fn begin<F>(&self, key: K, work: impl FnOnce(Progress) -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        self.enter(key, work).flight.progress.answered();
     }
 
     /// Whoever comes from now on does not wait for what is under way for these keys, but begins anew.
@@ -52,47 +90,95 @@ where
         lock(&self.table).retain(|key, _| !is_meant(key));
     }
 
-    fn enter<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<V>>, bool)
+    fn enter<F>(&self, key: K, work: impl FnOnce(Progress) -> F) -> Waiter<K, V>
     where
         F: Future<Output = V> + Send + 'static,
     {
         let mut table = lock(&self.table);
-        if let Some(result) = table.get(&key) {
-            return (result.clone(), true);
+        if let Some(flight) = table.get(&key) {
+            lock(&flight.waiters).count += 1;
+            return self.waiter(key, Arc::clone(flight), true);
         }
         let (sender, result) = watch::channel(None);
-        table.insert(key.clone(), result.clone());
-        let leave = Leave { table: Arc::clone(&self.table), key, own: result.clone() };
-        let work = work();
-        tokio::spawn(async move {
+        let progress = Progress::default();
+        let waiters = Mutex::new(Waiters { count: 1, task: None });
+        let flight = Arc::new(Flight { result, progress: progress.clone(), waiters });
+        table.insert(key.clone(), Arc::clone(&flight));
+        let leave = Leave { table: Arc::clone(&self.table), key: key.clone(), own: flight.result.clone() };
+        let work = work(progress);
+        let task = tokio::spawn(async move {
             let value = work.await;
             drop(leave);
             sender.send_replace(Some(value));
         });
-        (result, false)
+        lock(&flight.waiters).task = Some(task.abort_handle());
+        self.waiter(key, flight, false)
+    }
+
+    fn waiter(&self, key: K, flight: Arc<Flight<V>>, has_joined: bool) -> Waiter<K, V> {
+        Waiter { table: Arc::clone(&self.table), key, flight, has_joined }
+    }
+}
+
+/// Somebody who waits. The last of them takes the work along, unless that goes on alone.
+struct Waiter<K: Eq + Hash, V> {
+    table: Arc<Mutex<HashMap<K, Arc<Flight<V>>>>>,
+    key: K,
+    flight: Arc<Flight<V>>,
+    has_joined: bool,
+}
+
+impl<K: Eq + Hash, V: Clone> Waiter<K, V> {
+    async fn result(&mut self) -> (Option<V>, bool) {
+        let mut result = self.flight.result.clone();
+        let value = result.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
+        (value, self.has_joined)
+    }
+}
+
+impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
+    fn drop(&mut self) {
+        let mut table = lock(&self.table);
+        let mut waiters = lock(&self.flight.waiters);
+        waiters.count -= 1;
+        if waiters.count > 0 || self.flight.progress.goes_on_alone() {
+            return;
+        }
+        leave(&mut table, &self.key, &self.flight.result);
+        let task = waiters.task.take();
+        drop((table, waiters));
+        if let Some(task) = task {
+            task.abort();
+        }
     }
 }
 
 /// Takes the work out of the table, also when it panics.
 struct Leave<K: Eq + Hash, V> {
-    table: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    table: Arc<Mutex<HashMap<K, Arc<Flight<V>>>>>,
     key: K,
     own: watch::Receiver<Option<V>>,
 }
 
 impl<K: Eq + Hash, V> Drop for Leave<K, V> {
     fn drop(&mut self) {
-        let mut table = lock(&self.table);
-        // It may be detached, and another's be in its place.
-        if table.get(&self.key).is_some_and(|current| current.same_channel(&self.own)) {
-            table.remove(&self.key);
-        }
+        leave(&mut lock(&self.table), &self.key, &self.own);
+    }
+}
+
+fn leave<K: Eq + Hash, V>(table: &mut HashMap<K, Arc<Flight<V>>>, key: &K, own: &watch::Receiver<Option<V>>) {
+    // It may be detached, and another's be in its place.
+    if table.get(key).is_some_and(|current| current.result.same_channel(own)) {
+        table.remove(key);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
 
     use super::*;
 
@@ -104,7 +190,7 @@ mod tests {
         let ask = || {
             let (once, runs, mut gate) = (Arc::clone(&once), Arc::clone(&runs), gate.clone());
             async move {
-                let work = move || async move {
+                let work = move |_| async move {
                     gate.wait_for(|open| *open).await.unwrap();
                     runs.fetch_add(1, Ordering::SeqCst)
                 };
@@ -118,7 +204,71 @@ mod tests {
             assert_eq!(answer.await.unwrap(), Some(0));
         }
         assert_eq!(runs.load(Ordering::SeqCst), 1);
-        assert_eq!(once.run(1, || async { 7 }).await, (Some(7), false));
+        assert_eq!(once.run(1, |_| async { 7 }).await, (Some(7), false));
+    }
+
+    /// Says when it is dropped.
+    struct Dropped(Arc<Notify>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+
+    #[tokio::test]
+    async fn work_stops_with_the_last_who_waits_for_it() {
+        let once = Arc::new(SingleFlight::<u8, u8>::default());
+        let stopped = Arc::<Notify>::default();
+        let ask = || {
+            let (once, dropped) = (Arc::clone(&once), Dropped(Arc::clone(&stopped)));
+            tokio::spawn(async move {
+                let work = |_| async move {
+                    let _dropped = dropped;
+                    pending().await
+                };
+                once.run(1, work).await
+            })
+        };
+        let (first, second) = (ask(), ask());
+        tokio::task::yield_now().await;
+        // What the second would have done is dropped unused.
+        stopped.notified().await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        assert_eq!(lock(&once.table).len(), 1, "the second still waits");
+        second.abort();
+        stopped.notified().await;
+        assert!(lock(&once.table).is_empty());
+        assert_eq!(once.run(1, |_| async { 3 }).await, (Some(3), false), "begun anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_goes_on_alone_behind_an_answer_after_a_limit_and_once_upstream_answers() {
+        let once = Arc::new(SingleFlight::<u8, u8>::default());
+        let (open, gate) = watch::channel(false);
+        let wait = |answers: bool| {
+            let mut gate = gate.clone();
+            move |progress: Progress| async move {
+                if answers {
+                    progress.answered();
+                }
+                gate.wait_for(|open| *open).await.unwrap();
+                1
+            }
+        };
+        once.begin(1, wait(false));
+        assert!(once.run_within(Duration::from_secs(1), 2, wait(false)).await.is_none());
+        let (asking, work) = (Arc::clone(&once), wait(true));
+        let left = tokio::spawn(async move { asking.run(3, work).await });
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        left.abort();
+        assert!(left.await.unwrap_err().is_cancelled());
+        let again = |key| once.run(key, |_| async { 0 });
+        let joined = async { tokio::join!(again(1), again(2), again(3)) };
+        let (joined, _) = tokio::join!(joined, async { open.send_replace(true) });
+        assert_eq!(joined, ((Some(1), true), (Some(1), true), (Some(1), true)));
     }
 
     #[tokio::test]
@@ -130,12 +280,12 @@ mod tests {
             gate.wait_for(|open| *open).await.unwrap();
             value
         };
-        once.begin(1, || wait(gate.clone(), 1));
-        let first = tokio::spawn(async move { old.run(1, || async { 0 }).await });
+        once.begin(1, |_| wait(gate.clone(), 1));
+        let first = tokio::spawn(async move { old.run(1, |_| async { 0 }).await });
         tokio::task::yield_now().await;
         once.detach(|key| *key == 1);
-        once.begin(1, || wait(other, 2));
-        let again = || once.run(1, || async { 0 });
+        once.begin(1, |_| wait(other, 2));
+        let again = || once.run(1, |_| async { 0 });
         open.send_replace(true);
         assert_eq!(again().await, (Some(2), true));
         assert_eq!(first.await.unwrap(), (Some(1), true));
@@ -145,7 +295,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_leaves_the_table_usable() {
         let once = SingleFlight::<u8, u8>::default();
-        assert_eq!(once.run(1, || async { panic!("in a test") }).await.0, None);
-        assert_eq!(once.run(1, || async { 2 }).await.0, Some(2));
+        assert_eq!(once.run(1, |_| async { panic!("in a test") }).await.0, None);
+        assert_eq!(once.run(1, |_| async { 2 }).await.0, Some(2));
     }
 }

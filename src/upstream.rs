@@ -14,9 +14,13 @@
 //! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
 //!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
 //!   at all (`client`).
-//! - An endpoint that asks to be left alone is, and none is asked more than the operator allows (`limit`).
-//! - Parents are asked before the registry, each for its part; no request comes back to where it has been, and none waits
-//!   for itself (`parents`, [`crate::context`]).
+//! - An endpoint that asks to be left alone is, and none is asked more than the operator allows, nor more at once than
+//!   it should be, whatever clients ask for (`limit`). A path that answers 503 is left alone for seconds, and no other
+//!   for it (`path_pauses`).
+//! - What this machine lacks is never held against an endpoint (`error`), and a name server that says nothing holds up
+//!   nothing but what needs it (`lookups`).
+//! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
+//!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
 //! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
@@ -46,8 +50,10 @@ mod kept;
 mod limit;
 mod listing;
 mod login;
+mod lookups;
 mod manifest;
 mod parents;
+mod path_pauses;
 mod program;
 mod proxy;
 mod quota;
@@ -413,14 +419,14 @@ impl Upstream {
         match probe {
             Probe::Up => {
                 let begun = Instant::now();
-                if self.answers(server, self.client.timeouts.header).await {
+                if self.answers(server, self.client.timeouts.header).await == Some(true) {
                     server.probed(begun.elapsed());
                     server.succeeded();
                 }
             }
             Probe::Look => {
                 let within = server.look_within().min(self.client.timeouts.header);
-                if !self.answers(server, within).await {
+                if self.answers(server, within).await == Some(false) {
                     server.condemn();
                     self.opened.notify_one();
                 }
@@ -446,31 +452,34 @@ impl Upstream {
 
     /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
     /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
-    /// it is a parent.
-    async fn answers(&self, server: &Server, within: Duration) -> bool {
+    /// it is a parent. `None` if this machine lacks what it takes to ask.
+    async fn answers(&self, server: &Server, within: Duration) -> Option<bool> {
         let url = server.endpoint().at("", None);
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
         for _ in 0..=redirect::HOPS_MAX {
-            let Ok(mut request) = Ask::look(&walk.url) else { return false };
+            let Ok(mut request) = Ask::look(&walk.url) else { return Some(false) };
             if !walk.elsewhere {
                 self.headers.add_to(request.headers_mut());
-                if self.peer().is_some() {
-                    RequestContext::default().stamp(request.headers_mut(), within);
-                }
+                self.stamp(&RequestContext::default(), &mut request, within);
             }
             let sent = self.client.send(walk.way, request, within).await;
             self.meets_berth(server, &sent);
-            let Ok(response) = sent else { return false };
+            let response = match sent {
+                Ok(response) => response,
+                Err(Error::Local { .. }) => return None,
+                Err(_) => return Some(false),
+            };
             let status = response.status();
             if !redirect::is_redirect(status) {
                 let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-                return !status.is_server_error() && !is_of_proxy && !exchange::is_portal(&response);
+                let is_usable = !status.is_server_error() && !is_of_proxy;
+                return Some(is_usable && !exchange::is_portal(&response));
             }
             if walk.on(response.headers()).is_err() {
-                return false;
+                return Some(false);
             }
         }
-        false
+        Some(false)
     }
 
     /// When a request that begins now must have its answer.

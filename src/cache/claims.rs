@@ -66,10 +66,12 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<(Claim, bool), Error> {
         let upstream = Arc::clone(self.upstream(repo)?);
-        let context = upstream.settle(context, digest);
+        let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (name, asked, way) = (repo.name.clone(), *digest, context.clone());
-        let work = || async move { Ok(upstream.claim_of_blob(&way, &name, &asked).await?) };
+        let work = |progress| async move {
+            Ok(upstream.claim_of_blob(&way.with_progress(progress), &name, &asked).await?)
+        };
         let (claim, joined) = self.0.claims.run(key, work).await;
         match claim.unwrap_or(Err(Error::GivenUp)) {
             Ok(claim) => Ok((claim, joined)),

@@ -68,6 +68,11 @@ impl Error {
         }
     }
 
+    /// Whether the request has come round in a circle of berths.
+    pub fn is_loop(&self) -> bool {
+        matches!(self, Self::Upstream(error) if **error == upstream::Error::Loop)
+    }
+
     /// Whether it is upstream's own word that there is no such thing, or none for us.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Upstream(error) if !error.is_outage())

@@ -7,6 +7,7 @@
 //! decides that, this module says whether a repository is public.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -153,7 +154,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Option<Referrers>, Error> {
         let upstream = self.upstream(repo)?;
-        let context = &upstream.settle(context, digest);
+        let context = &upstream.settle(context, digest)?;
         let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
         let mut kept = self.kept_referrers(repo, digest, context.client()).await?;
         let fetched_at = kept.as_ref().map(|kept| kept.record.fetched_at);
@@ -179,9 +180,9 @@ impl Cache {
                 Verdict::ServeAndCheck => {
                     let (cache, upstream) = (self.clone(), Arc::clone(upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
-                    tokio::spawn(
-                        async move { cache.ask_for_referrers(upstream, &repo, &digest, &context).await },
-                    );
+                    tokio::spawn(async move {
+                        cache.ask_for_referrers(upstream, &repo, &digest, &context, None).await
+                    });
                     return serve(kept, Source::Hit).await;
                 }
                 Verdict::Refuse => return Ok(None),
@@ -190,11 +191,8 @@ impl Cache {
             };
             // Who waits for upstream, and for a place there, holds none.
             kept = None;
-            let asked = self.ask_for_referrers(Arc::clone(upstream), repo, digest, context);
-            match timeout(context.patience(limit), asked)
-                .await
-                .unwrap_or(Err(upstream::Error::Timeout.into()))
-            {
+            let limit = Some(context.patience(limit));
+            match self.ask_for_referrers(Arc::clone(upstream), repo, digest, context, limit).await {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
                     debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");
@@ -219,17 +217,19 @@ impl Cache {
         Ok(record.map(|record| Kept { record, place }))
     }
 
-    /// Asks upstream, together with whoever else is asking, and keeps what it says.
+    /// Asks upstream, together with whoever else is asking, and keeps what it says. After `limit` it goes on alone.
     async fn ask_for_referrers(
         &self,
         upstream: Arc<Upstream>,
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
+        limit: Option<Duration>,
     ) -> Result<Referrers, Error> {
         let key = (repo.clone(), *digest, context.level());
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
-        let work = || async move {
+        let work = |progress| async move {
+            let context = context.with_progress(progress);
             let listed = upstream.referrers(&context, &repo.name, &digest).await?;
             let listed = listed.unwrap_or(ReferrerList {
                 body: EMPTY_INDEX,
@@ -246,7 +246,11 @@ impl Cache {
             }
             Ok(listed)
         };
-        let (listed, joined) = self.0.referrers.run(key, work).await;
+        let ended = match limit {
+            Some(limit) => self.0.referrers.run_within(limit, key, work).await,
+            None => Some(self.0.referrers.run(key, work).await),
+        };
+        let (listed, joined) = ended.ok_or(upstream::Error::Timeout)?;
         listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, place, .. }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,

@@ -87,11 +87,11 @@ impl Cache {
         }
         self.not_absent(repo, &manifest_path(digest))?;
         let upstream = Arc::clone(self.upstream(repo)?);
-        let context = upstream.settle(context, digest);
+        let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, context.clone());
-        let work = || async move {
-            let (repo, context) = (repository, way);
+        let work = |progress| async move {
+            let (repo, context) = (repository, way.with_progress(progress));
             // It may have been stored while this request was on its way here.
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);

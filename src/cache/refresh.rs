@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::Cache;
 use super::error::Error;
@@ -81,16 +81,21 @@ impl Cache {
         self.0.doubts.forget(repo, tag);
         let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);
         let context = RequestContext::default();
-        let work = || self.checking(upstream, repo, tag, &context);
-        let check = async || self.0.checks.run(check_key(upstream, repo, tag, &context), work).await;
+        let work = |progress| self.checking(upstream, repo, tag, context.clone().with_progress(progress));
+        let key = check_key(upstream, repo, tag, &context)?;
+        let until = Instant::now() + DEADLINE;
+        let check = async || {
+            let left = until.saturating_duration_since(Instant::now());
+            self.0.checks.run_within(left, key.clone(), work).await
+        };
         let checks = async {
-            match check().await {
+            match check().await? {
                 // It had begun before, and may have been answered before whatever this is about has happened.
-                (_, true) => check().await.0,
-                (result, false) => result,
+                (_, true) => Some(check().await?.0),
+                (result, false) => Some(result),
             }
         };
-        let checked = timeout(DEADLINE, checks).await.unwrap_or(Some(Err(upstream::Error::Timeout.into())));
+        let checked = checks.await.unwrap_or(Some(Err(upstream::Error::Timeout.into())));
         let outcome = match (before, checked.unwrap_or(Err(Error::GivenUp))) {
             (_, Ok(Known { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
             (None, Ok(Known { record, .. })) => Outcome::New { digest: record.digest },

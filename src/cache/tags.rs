@@ -13,7 +13,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::doubts::Heard;
@@ -111,8 +110,11 @@ impl Cache {
                     return self.serve_stale(repo, tag, &record, WARNING_REMOVED, context).await;
                 }
                 Verdict::ServeAndCheck => {
-                    let key = check_key(upstream, repo, tag, context);
-                    self.0.checks.begin(key, || self.checking(upstream, repo, tag, context));
+                    if let Ok(key) = check_key(upstream, repo, tag, context) {
+                        self.0.checks.begin(key, |progress| {
+                            self.checking(upstream, repo, tag, context.clone().with_progress(progress))
+                        });
+                    }
                     return self.serve(repo, &record, None, context).await;
                 }
                 Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
@@ -227,13 +229,13 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Known, Error> {
         let upstream = self.upstream(repo)?;
-        let work = || self.checking(upstream, repo, tag, context);
-        let running = self.0.checks.run(check_key(upstream, repo, tag, context), work);
+        let work = |progress| self.checking(upstream, repo, tag, context.clone().with_progress(progress));
+        let key = check_key(upstream, repo, tag, context)?;
         let (result, joined) = match deadline {
-            None => running.await,
-            Some(limit) => match timeout(limit, running).await {
-                Ok(ended) => ended,
-                Err(_) => {
+            None => self.0.checks.run(key, work).await,
+            Some(limit) => match self.0.checks.run_within(limit, key, work).await {
+                Some(ended) => ended,
+                None => {
                     // Upstream had no chance when who asks is in a hurry.
                     if limit >= CHECK_DEADLINE / 2 && !upstream.is_retired() {
                         self.0.doubts.failed(repo, tag);
@@ -255,9 +257,9 @@ impl Cache {
         upstream: &Arc<Upstream>,
         repo: &Repo,
         tag: &Tag,
-        context: &RequestContext,
+        context: RequestContext,
     ) -> impl Future<Output = Result<Known, Error>> + Send + use<> {
-        let (cache, upstream, context) = (self.clone(), Arc::clone(upstream), context.clone());
+        let (cache, upstream) = (self.clone(), Arc::clone(upstream));
         let (repo, tag) = (repo.clone(), tag.clone());
         async move { cache.look_and_note(&upstream, &repo, &tag, &context).await }
     }
@@ -275,7 +277,9 @@ impl Cache {
             Ok(known) if known.is_stale => self.0.doubts.failed(repo, tag),
             // Also when those who waited for it have given up, and noted that.
             Ok(_) => self.0.doubts.clear(repo, tag),
-            Err(_) if upstream.is_retired() || upstream.settle_tag(context, &repo.name, tag).is_bypass() => {}
+            Err(_) if upstream.is_retired() => {}
+            Err(error) if error.is_loop() && !context.is_of_client() => {}
+            Err(_) if upstream.settle_tag(context, &repo.name, tag).is_ok_and(|way| way.is_bypass()) => {}
             Err(error) => {
                 debug!(repository = %repo, %tag, %error, "a tag could not be checked");
                 if error.is_outage() {
@@ -406,8 +410,8 @@ pub(super) fn check_key(
     repo: &Repo,
     tag: &Tag,
     context: &RequestContext,
-) -> (Repo, Tag, usize) {
-    (repo.clone(), tag.clone(), upstream.settle_tag(context, &repo.name, tag).level())
+) -> Result<(Repo, Tag, usize), Error> {
+    Ok((repo.clone(), tag.clone(), upstream.settle_tag(context, &repo.name, tag)?.level()))
 }
 
 /// For how many seconds a tag has gone unconfirmed; none if it never was confirmed, or nobody knows when.

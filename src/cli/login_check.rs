@@ -115,6 +115,8 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         Error::Unreachable { .. } | Error::Timeout => {
             "check `endpoints`, the network, `proxy`, and `ca` for certificates of one's own"
         }
+        Error::Loop => "check `endpoints`: this mirror asks itself, by way of another",
+        Error::Local { .. } => "raise the limits of what runs berth, such as `ulimit -n`",
         Error::Unavailable { .. } | Error::Malformed(_) => {
             "check `endpoints`, and what answers there instead of a registry that is well, such as a proxy"
         }

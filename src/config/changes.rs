@@ -80,6 +80,7 @@ impl Changes {
             listen,
             hosts,
             allow,
+            peers,
             htpasswd,
             tls,
             access_log,
@@ -91,6 +92,7 @@ impl Changes {
         self.restart("http.listen", listen, &new.listen);
         self.place("http.hosts", hosts, &new.hosts);
         self.place("http.allow", allow, &new.allow);
+        self.place("http.peers", peers, &new.peers);
         self.place("http.htpasswd", htpasswd, &new.htpasswd);
         match (tls, &new.tls) {
             (Some(old), Some(new)) => {

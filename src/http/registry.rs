@@ -29,9 +29,10 @@ use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Outlet;
+use super::peers::Peers;
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, asked_by_itself, busy, cache_status,
-    content, failure, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
+    in_a_loop, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
@@ -93,6 +94,7 @@ pub struct Serving {
     /// Names of a listener on loopback.
     hosts: Vec<HostName>,
     access: Access,
+    peers: Peers,
     limits: Option<Arc<Limits>>,
     login_limits: Option<Arc<Limits>>,
     metrics: Arc<Metrics>,
@@ -125,8 +127,19 @@ impl Serving {
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
         let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
-        let hosts = config.hosts.clone();
-        Ok(Self { cache, registries, hosts, access, limits, login_limits, metrics, access_log, list_private })
+        let (hosts, peers) = (config.hosts.clone(), Peers::new(&config.peers));
+        Ok(Self {
+            cache,
+            registries,
+            hosts,
+            access,
+            peers,
+            limits,
+            login_limits,
+            metrics,
+            access_log,
+            list_private,
+        })
     }
 
     /// Where its content comes from.
@@ -156,8 +169,13 @@ impl Serving {
             None if reach == Reach::Loopback && !self.has_host(&head) => Err(Box::new(misdirected())),
             None => {
                 let verdict = self.access.judge(peer.ip(), &head.headers).await;
-                if let Verdict::Allowed(Some(name)) = &verdict {
-                    context = context.with_login(name);
+                if let Verdict::Allowed(name) = &verdict {
+                    if let Some(name) = name {
+                        context = context.with_login(name);
+                    }
+                    if !is_of_client && self.peers.has(peer.ip(), name.as_deref()) {
+                        context = context.from_peer(&head.headers);
+                    }
                 }
                 self.admit(verdict)
             }
@@ -215,8 +233,8 @@ impl Serving {
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
-        let mut response = if asked.context.is_echo() {
-            asked_by_itself()
+        let mut response = if asked.context.is_loop() {
+            in_a_loop()
         } else {
             match self.at_hand(asked, &route, account) {
                 Some(response) => response,
@@ -253,7 +271,11 @@ impl Serving {
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
                     warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
                 }
-                unavailable(&error, subject)
+                // The berth that asks may have somebody else to ask.
+                match error.is_loop() && !asked.context.is_of_client() {
+                    true => in_a_loop(),
+                    false => unavailable(&error, subject),
+                }
             }
             Err(_) => outage("upstream did not answer in time; the transfer may go on: try again"),
         }

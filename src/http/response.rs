@@ -176,9 +176,13 @@ pub(super) fn misdirected() -> Response<Body> {
     )
 }
 
-/// A request that this process has sent to itself, taking itself for a parent.
-pub(super) fn asked_by_itself() -> Response<Body> {
-    failure(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, "this mirror is its own parent")
+/// A request of another berth that has come through this one before, or through too many.
+pub(super) fn in_a_loop() -> Response<Body> {
+    failure(
+        StatusCode::LOOP_DETECTED,
+        ErrorCode::Unavailable,
+        "mirrors ask one another in a circle: check their endpoints, parents and [http] peers",
+    )
 }
 
 /// What cannot be had now, and may be had soon.
@@ -243,6 +247,10 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
             later(*retry_after, "this mirror may not ask more of upstream now, and this is not stored yet")
         }
         Error::Unavailable { .. } => outage("upstream answered with an error"),
+        Error::Loop => outage("this mirror asks itself by way of another: check its endpoints and parents"),
+        Error::Local { .. } => outage(
+            "this mirror has no file descriptor, port or memory left to ask upstream with: see its log",
+        ),
         Error::Unreachable { .. } => outage("upstream cannot be reached"),
         Error::Timeout => outage("upstream did not answer in time"),
         Error::Malformed(what) => outage(&format!("upstream answered with {what}")),

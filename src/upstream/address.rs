@@ -21,7 +21,9 @@ use url::{Host, Url};
 
 use super::config::HostName;
 use super::error::Refusal;
+use super::lookups::lookups;
 use super::redirect::is_same_origin;
+use crate::oci::Registry;
 
 /// Longest part of a foreign host name that is repeated in an error.
 const HOST_CHARACTERS_MAX: usize = 253;
@@ -124,23 +126,27 @@ pub(super) struct Guard {
 }
 
 /// Addresses by name: those of the configuration, else those that the system finds.
-pub(super) struct Names(BTreeMap<HostName, Vec<IpAddr>>);
+pub(super) struct Names {
+    /// On whose behalf.
+    registry: Registry,
+    configured: BTreeMap<HostName, Vec<IpAddr>>,
+}
 
 impl Names {
-    /// With these addresses in the place of the system's.
-    pub(super) fn new(configured: BTreeMap<HostName, Vec<IpAddr>>) -> Arc<Self> {
-        Arc::new(Self(configured))
+    /// For an upstream of `registry`, with these addresses in the place of the system's.
+    pub(super) fn new(registry: Registry, configured: BTreeMap<HostName, Vec<IpAddr>>) -> Arc<Self> {
+        Arc::new(Self { registry, configured })
     }
 
     /// What the configuration says of a host.
     fn configured(&self, host: &str) -> Option<Vec<IpAddr>> {
-        self.0.iter().find(|(name, _)| name.is(host)).map(|(_, addresses)| addresses.clone())
+        self.configured.iter().find(|(name, _)| name.is(host)).map(|(_, addresses)| addresses.clone())
     }
 
     async fn lookup(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         match self.configured(host) {
             Some(addresses) => Ok(addresses),
-            None => Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect()),
+            None => lookups().find(&self.registry, host).await,
         }
     }
 }
@@ -295,10 +301,14 @@ mod tests {
         check("64:ff9b:1::1", Class::Reserved);
     }
 
+    fn names() -> Arc<Names> {
+        Names::new(Registry::parse("r.example").unwrap(), BTreeMap::new())
+    }
+
     #[tokio::test]
     async fn only_the_upstreams_own_network_is_open_to_it() {
         let check = async |endpoint: &str, target: &str, allowed: bool| {
-            let guard = Guard::new(vec![Url::parse(endpoint).unwrap()], Names::new(BTreeMap::new()));
+            let guard = Guard::new(vec![Url::parse(endpoint).unwrap()], names());
             let judged = guard.allowed("h", vec![target.parse().unwrap()]).await;
             assert_eq!(judged.is_ok(), allowed, "{endpoint} {target}");
         };
@@ -318,7 +328,7 @@ mod tests {
 
     #[tokio::test]
     async fn forbidden_addresses_of_a_name_are_left_out() {
-        let guard = Guard::new(vec![Url::parse("https://1.2.3.4").unwrap()], Names::new(BTreeMap::new()));
+        let guard = Guard::new(vec![Url::parse("https://1.2.3.4").unwrap()], names());
         let [good, bad]: [IpAddr; 2] = [[8, 8, 8, 8].into(), [127, 0, 0, 1].into()];
         assert_eq!(guard.allowed("h", vec![bad, good]).await, Ok(vec![good]));
         let refusal = Refusal::Address { host: "h".into(), class: Class::Loopback };

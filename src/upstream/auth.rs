@@ -15,6 +15,7 @@ use super::challenge::{self, Bearer, Challenge};
 use super::client::{Client, Way};
 use super::config::{Config, HostName};
 use super::error::{Error, Refusal};
+use super::limit::Seat;
 use super::login::Login;
 use super::token::{self, Key, Token, Tokens};
 use super::{realm, secret};
@@ -125,10 +126,11 @@ impl Auth {
         Self { registry: config.registry.clone(), realm_hosts, tokens: Tokens::new() }
     }
 
-    /// What to send with a request for `name`, or for no repository; may ask the token server.
+    /// What to send with a request for `name`, or for no repository; may ask the token server, once it has a `seat`.
     pub(super) async fn authorize(
         &self,
         client: &Client,
+        seat: impl Future<Output = Result<Seat, Error>>,
         scheme: Option<&Scheme>,
         name: Option<&RepoName>,
         login: Option<&Login>,
@@ -148,7 +150,10 @@ impl Auth {
         };
         let key = Arc::new(realm.key(name, login));
         let started = Instant::now();
-        let fetch = token::fetch(client, realm.way, &key, login, deadline);
+        let fetch = async {
+            let _seat = seat.await?;
+            token::fetch(client, realm.way, &key, login, deadline).await
+        };
         // The time also bounds the wait for somebody else's fetch.
         let token =
             timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)??;

@@ -165,9 +165,9 @@ impl Upstream {
             (range, _) => range,
         };
         let ask = Ask::get(name, format!("blobs/{digest}")).along(context).telling(late);
-        let ask = Ask { range: range.map(|range| range.to_string()), ..ask };
+        let ask = Ask { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
         let transfer = self.transfer(context.client(), deadline).await?;
-        let Answer { response, public } = self.exchange(server, &ask, deadline).await?;
+        let Answer { response, public, .. } = self.exchange(server, &ask, deadline).await?;
         let headers = response.headers();
         check_content(headers)?;
         let (span, total) = if response.status() == StatusCode::PARTIAL_CONTENT {

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -29,11 +29,14 @@ use super::address::{Forbidden, Guard, Names, Resolver};
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
 use super::identity::Identity;
+use super::limit::Limit;
+use super::lookups::Crowded;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
 use crate::shares::Owner;
+use crate::sync::lock;
 use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
@@ -49,6 +52,10 @@ const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 
 /// When a document for which there was no place in time may be asked for again.
 const PLACE_RETRY: Duration = Duration::from_secs(2);
+/// When to come back if too many names wait to be looked up: most of them have been by then.
+const NAMES_RETRY: Duration = Duration::from_secs(5);
+/// Between two log lines about what this machine lacks.
+const LACK_WARNED_EVERY: Duration = Duration::from_secs(10);
 
 type Http = legacy::Client<HttpsConnector<Dialer>, Full<Bytes>>;
 
@@ -87,7 +94,7 @@ impl Client {
     ) -> Result<Self, BuildError> {
         let tls = tls(&config.ca)?;
         let endpoints = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
-        let names = Names::new(config.addresses.clone());
+        let names = Names::new(config.registry.clone(), config.addresses.clone());
         let guard = Arc::new(Guard::new(endpoints, Arc::clone(&names)));
         let proxies = Arc::new(Proxies::new(&config.proxy));
         let connector = |resolver| connector(resolver, config.timeouts.connect);
@@ -144,7 +151,13 @@ impl Client {
             answer = timeout(within, self.dispatch(way, request)) => answer.unwrap_or(Err(Error::Timeout)),
             () = hopeless => Err(Error::Timeout),
         };
-        self.tell(Event::Ended(outcome(&answer)));
+        match &answer {
+            Err(Error::Local { reason }) => {
+                self.tell(Event::Refused(Limit::Machine));
+                warn_of_lack(reason);
+            }
+            answer => self.tell(Event::Ended(outcome(answer))),
+        }
         answer
     }
 
@@ -320,6 +333,9 @@ fn judge(error: &legacy::Error) -> Error {
             if let Some(Forbidden(refusal)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
                 return Error::Refused(refusal.clone());
             }
+            if error.get_ref().is_some_and(|inner| inner.is::<Crowded>()) {
+                return Error::Busy { retry_after: NAMES_RETRY };
+            }
             if error.kind() == std::io::ErrorKind::TimedOut {
                 return Error::Timeout;
             }
@@ -329,12 +345,26 @@ fn judge(error: &legacy::Error) -> Error {
     Error::unreachable(error)
 }
 
+/// Says what this machine lacks, now and then: every request finds it out.
+fn warn_of_lack(reason: &str) {
+    static WARNED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut warned = lock(&WARNED);
+    if warned.is_none_or(|at| at.elapsed() >= LACK_WARNED_EVERY) {
+        *warned = Some(Instant::now());
+        tracing::error!(
+            reason,
+            "berth lacks what a connection needs (file descriptors, ports, memory), so upstreams cannot be asked: raise its limits, such as LimitNOFILE= of its systemd unit"
+        );
+    }
+}
+
 fn outcome(answer: &Result<Response<Incoming>, Error>) -> Outcome {
     match answer {
         Ok(response) => match response.status() {
             StatusCode::NOT_FOUND => Outcome::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Outcome::Denied,
             StatusCode::TOO_MANY_REQUESTS => Outcome::Limited,
+            StatusCode::LOOP_DETECTED => Outcome::Loop,
             status if status.is_success() || status.is_redirection() => Outcome::Ok,
             _ => Outcome::Error,
         },

@@ -4,8 +4,11 @@
 //! because a refusal that does not say which host it was about cannot be put right.
 
 use std::error::Error as StdError;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use super::address::Class;
 use super::cloud::NoLogin;
@@ -47,6 +50,15 @@ pub enum Error {
     Unavailable {
         /// The status.
         status: u16,
+    },
+    /// The request has come round in a circle of berths: there is nobody else to ask there.
+    #[error("upstream is a mirror that asks this one")]
+    Loop,
+    /// This machine has no file descriptor, port or memory left for a connection: nothing was sent.
+    #[error("this machine lacks what a connection to upstream needs: {reason}")]
+    Local {
+        /// What the kernel says.
+        reason: Arc<str>,
     },
     /// No answer at all.
     #[error("upstream cannot be reached: {reason}")]
@@ -138,10 +150,14 @@ impl Error {
         !matches!(self, Self::NotFound | Self::Denied)
     }
 
-    /// No connection, or one that broke; keeps the lowest cause.
+    /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
         let mut lowest = error;
-        while let Some(source) = lowest.source() {
+        loop {
+            if let Some(error) = lowest.downcast_ref::<io::Error>().and_then(local) {
+                return Self::Local { reason: error.to_string().into() };
+            }
+            let Some(source) = lowest.source() else { break };
             lowest = source;
         }
         let reason: String = lowest.to_string().chars().take(REASON_CHARACTERS_MAX).collect();
@@ -156,11 +172,13 @@ impl Error {
             }
             Self::Unavailable { status: 408 | 500 | 502..=599 }
             | Self::Unreachable { .. }
+            | Self::Local { .. }
             | Self::Timeout => Next::Again,
             Self::NotFound
             | Self::Denied
             | Self::Limited { .. }
             | Self::Busy { .. }
+            | Self::Loop
             | Self::Unavailable { .. }
             | Self::LoginRefused
             | Self::NoLogin(_)
@@ -171,6 +189,17 @@ impl Error {
             | Self::Refused(_) => Next::Elsewhere,
         }
     }
+}
+
+/// What this machine lacks by this error, if that is what it is about. An error that wraps another is not asked for it
+/// as a source.
+pub(super) fn local(error: &io::Error) -> Option<&io::Error> {
+    const LACKING: [Errno; 5] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    if error.raw_os_error().is_some_and(|code| LACKING.iter().any(|errno| errno.raw_os_error() == code)) {
+        return Some(error);
+    }
+    error.get_ref()?.downcast_ref::<io::Error>().and_then(local)
 }
 
 /// A part could not be built from its configuration; the cause names no secret.
@@ -195,7 +224,7 @@ pub enum BuildError {
         path: std::path::PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file holds something else than expected.
     #[error("{path} is not {expected}")]
@@ -224,6 +253,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_this_machine_lacks_says_nothing_about_upstream() {
+        let check = |error: io::Error, is_local: bool| {
+            let wrapped = io::Error::other(io::Error::other(error));
+            let judged = Error::unreachable(&wrapped);
+            assert_eq!(matches!(judged, Error::Local { .. }), is_local, "{judged}");
+        };
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            check(io::Error::from_raw_os_error(errno.raw_os_error()), true);
+        }
+        for errno in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::HOSTUNREACH, Errno::NETUNREACH] {
+            check(io::Error::from_raw_os_error(errno.raw_os_error()), false);
+        }
+        check(io::Error::other("handshake"), false);
+    }
+
+    #[test]
     fn an_error_says_what_to_do_next() {
         let check = |error: Error, next: Next, outage: bool| {
             assert_eq!((error.next(), error.is_outage()), (next, outage), "{error}");
@@ -240,7 +285,9 @@ mod tests {
         check(Error::Unavailable { status: 501 }, Next::Elsewhere, true);
         check(Error::Unavailable { status: 400 }, Next::Elsewhere, true);
         check(Error::Timeout, Next::Again, true);
+        check(Error::Local { reason: "too many open files".into() }, Next::Again, true);
         check(Error::DigestMismatch, Next::Elsewhere, true);
+        check(Error::Loop, Next::Elsewhere, true);
         check(Error::Offline, Next::Elsewhere, true);
         check(Refusal::TooManyRedirects.into(), Next::Elsewhere, true);
     }

@@ -41,6 +41,8 @@ pub enum Outcome {
     Denied,
     /// 429.
     Limited,
+    /// 508, by which a berth says that it has been asked for this before.
+    Loop,
     /// Any other status, or no connection.
     Error,
     /// No answer in time.
@@ -49,8 +51,8 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 6] =
-        [Self::Ok, Self::NotFound, Self::Denied, Self::Limited, Self::Error, Self::Timeout];
+    pub const ALL: [Self; 7] =
+        [Self::Ok, Self::NotFound, Self::Denied, Self::Limited, Self::Loop, Self::Error, Self::Timeout];
 
     /// Its name in metrics.
     pub fn as_str(self) -> &'static str {
@@ -59,6 +61,7 @@ impl Outcome {
             Self::NotFound => "not_found",
             Self::Denied => "denied",
             Self::Limited => "limited",
+            Self::Loop => "loop",
             Self::Error => "error",
             Self::Timeout => "timeout",
         }

@@ -19,11 +19,13 @@ use url::Url;
 use super::auth::{self, Authorization, Refused};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
+use super::limit::Seat;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
-use super::{Upstream, redirect, rename, retry};
+use super::{Upstream, path_pauses, redirect, rename, retry};
 use crate::context::RequestContext;
+use crate::context::via::Instance;
 use crate::oci::RepoName;
 
 /// How berth names itself to upstreams.
@@ -40,9 +42,11 @@ pub(super) struct Ask<'a> {
     pub(super) query: Option<String>,
     pub(super) accept: Option<&'static str>,
     pub(super) range: Option<String>,
+    /// Whether it brings a blob, which has limits of its own.
+    pub(super) is_transfer: bool,
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
-    /// Where the request has come from; parents are told.
+    /// Where the request has come from; the endpoint is told.
     pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
     pub(super) late: Option<&'a Late>,
@@ -59,6 +63,7 @@ impl<'a> Ask<'a> {
             query: None,
             accept: None,
             range: None,
+            is_transfer: false,
             is_login: false,
             context,
             late: None,
@@ -129,12 +134,15 @@ pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
     /// Whether it came without any credential.
     pub(super) public: bool,
+    /// Its share of the upstream's limit, until the answer is read.
+    pub(super) seat: Option<Seat>,
 }
 
 /// An answer of any status, and whether it came from another place than the endpoint.
 pub(super) struct Reply {
     pub(super) response: Response<Incoming>,
     pub(super) elsewhere: bool,
+    pub(super) seat: Option<Seat>,
 }
 
 impl Upstream {
@@ -219,8 +227,10 @@ impl Upstream {
     ) -> Result<Answer, Error> {
         let scheme = server.scheme();
         let scope = ask.scope(name);
-        let mut tried = match self.auth.authorize(&self.client, scheme.as_ref(), scope, login, deadline).await
-        {
+        let seat = || self.seat(&ask.context, deadline);
+        let authorized =
+            self.auth.authorize(&self.client, seat(), scheme.as_ref(), scope, login, deadline).await;
+        let mut tried = match authorized {
             Ok(tried) => tried,
             Err(error) => {
                 // The token server may have moved: the next request hears of the new one.
@@ -232,26 +242,30 @@ impl Upstream {
         if !reply.elsewhere
             && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         {
+            // Whoever has a seat never waits for another.
+            reply.seat = None;
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
             let again =
                 self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
             if let Some(again) = again {
-                tried =
-                    self.auth.authorize(&self.client, Some(&again), ask.scope(name), login, deadline).await?;
+                let again = Some(&again);
+                tried = self.auth.authorize(&self.client, seat(), again, scope, login, deadline).await?;
                 reply = self.follow(server, ask, name, &tried, deadline).await?;
-                if scheme.as_ref() != Some(&again) {
-                    server.learn(Some(again));
+                if scheme.as_ref() != again {
+                    server.learn(again.cloned());
                 }
             }
         }
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
+        let seat = reply.seat.take();
+        ask.context.answered();
         let judged = judge(reply, login.is_some());
-        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public }) };
+        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
             Ok(response) => {
                 let public = peer.hear(ask.name, response.headers(), public);
-                Ok(Answer { response, public })
+                Ok(Answer { response, public, seat })
             }
             // What a berth cannot get now says nothing about how often it may be asked.
             Err(Error::Limited { .. }) if peer.is_berth() => Err(Error::Unavailable { status: 503 }),
@@ -268,8 +282,9 @@ impl Upstream {
         tried: &Authorization,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        self.admit(server, ask.context.client(), deadline).await?;
         let url = self.with_namespace(ask.url(server, name));
+        let path = url.path().to_owned();
+        let seat = self.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
@@ -278,9 +293,7 @@ impl Upstream {
             if !walk.elsewhere {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
-                if self.peer().is_some() {
-                    ask.context.stamp(request.headers_mut(), within);
-                }
+                self.stamp(&ask.context, &mut request, within);
             }
             let sent = match hop {
                 0 => self.client.send_unless(self.silence(server, ask.late), walk.way, request, within).await,
@@ -295,14 +308,22 @@ impl Upstream {
             }
             let response = sent?;
             if !walk.elsewhere && !is_berth {
-                self.heed(server, &response, sent_at);
+                self.heed(server, &path, &response, sent_at);
             }
             if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere: walk.elsewhere });
+                return Ok(Reply { response, elsewhere: walk.elsewhere, seat });
             }
             walk.on(response.headers())?;
         }
         Err(Refusal::TooManyRedirects.into())
+    }
+
+    /// Says to an endpoint of the configuration where a request has come from.
+    pub(super) fn stamp<B>(&self, context: &RequestContext, request: &mut Request<B>, within: Duration) {
+        context.stamp(request.headers_mut());
+        if self.peer().is_some() {
+            context.stamp_for_parent(request.headers_mut(), within);
+        }
     }
 
     /// A mirror of many registries is told which one is meant.
@@ -346,13 +367,14 @@ impl Upstream {
         }
     }
 
-    /// Notes whether an endpoint answered, and after what time. A 500 may be about one image; gateway errors are about
-    /// the server.
+    /// Notes whether an endpoint answered, and after what time. A 5xx may be about one image or repository: a look at
+    /// the endpoint decides. What this machine lacks says nothing about the endpoint.
     fn note(&self, server: &Server, sent: &Result<Response<Incoming>, Error>, wait: Duration) {
         let is_answer = match sent {
-            Ok(response) if matches!(response.status().as_u16(), 502..=504) => false,
+            Ok(response) if matches!(response.status().as_u16(), 502..=504) => return self.doubt(server),
             // Says nothing about the server; `doubt` finds out.
             Ok(response) if response.status().is_server_error() || is_portal(response) => return,
+            Err(Error::Local { .. } | Error::Busy { .. }) => return,
             Err(Error::Timeout | Error::Unreachable { .. }) => false,
             Ok(_) | Err(_) => true,
         };
@@ -367,7 +389,7 @@ impl Upstream {
 
 /// What an answer's status means.
 pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
-    let Reply { response, elsewhere } = reply;
+    let Reply { response, elsewhere, .. } = reply;
     let status = response.status();
     match status.as_u16() {
         200 | 206 => Ok(response),
@@ -380,9 +402,10 @@ pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>
         // A page is from something in between, such as a firewall; registries explain themselves in JSON.
         403 if !elsewhere && !is_page(response.headers()) => Err(Error::Denied),
         416 => Err(Error::Changed),
+        508 if !elsewhere && Instance::answering(response.headers()).is_some() => Err(Error::Loop),
         429 => Err(Error::Limited { retry_after: retry::retry_after(response.headers()) }),
-        503 if let retry_after @ Some(_) = retry::retry_after(response.headers()) => {
-            Err(Error::Limited { retry_after })
+        503 if let Some(wait) = retry::retry_after(response.headers()) => {
+            Err(Error::Limited { retry_after: Some(wait.min(path_pauses::PAUSE_MAX)) })
         }
         status => Err(Error::Unavailable { status }),
     }

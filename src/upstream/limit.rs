@@ -2,7 +2,9 @@
 //!
 //! Whoever finds a limit reached queues within its own deadline, and clients take turns (`turns`). Who cannot have its
 //! turn in time hears so, with the time after which to come back; as a rule at once, and only for want of room for
-//! a transfer at its deadline, because nobody knows when a transfer ends.
+//! a transfer or a request at its deadline, because nobody knows when one ends.
+//!
+//! Whatever clients ask for, and whether or not they wait for it, no more than `concurrent_requests` are under way.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,21 +20,31 @@ use super::quota::{Reading, Reserve};
 use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
 use super::{Event, Upstream, retry};
-use crate::context;
+use crate::context::{self, RequestContext};
 use crate::pace::{BytesPerSecond, Pace, PerSecond};
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
 
+/// Requests to one upstream at once that are no transfers of blobs, where the configuration does not say. Nobody who
+/// pulls needs more: each takes a round trip or two. A registry is left in peace by it, whatever clients ask for.
+const CONCURRENT_REQUESTS: usize = 64;
+/// Each number of berths that a request has come through has seats of its own, or berths that ask each other in a ring
+/// would wait for one another's.
+const LEVELS: usize = context::HOPS_MAX + 1;
+
 /// A request whose turn comes has at least this part of the usual time for the head of its answer.
 const ANSWER_PART: u32 = 4;
 
-/// `[upstream.limits]`: how much may be asked of one upstream. What is not set is not limited.
+/// `[upstream.limits]`: how much may be asked of one upstream. What is not set is not limited, but for
+/// `concurrent_requests`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Requests to its endpoints in a second; those to token servers and redirect targets do not count.
     pub requests_per_second: Option<PerSecond>,
+    /// Requests to its endpoints and token servers at once, but for those that bring blobs.
+    pub concurrent_requests: Option<NonZeroUsize>,
     /// Connections that bring blobs, at once.
     pub concurrent_transfers: Option<NonZeroUsize>,
     /// Bytes of blobs in a second, all transfers together.
@@ -46,12 +58,16 @@ pub struct LimitsConfig {
 pub enum Limit {
     /// `requests_per_second`.
     Requests,
+    /// `concurrent_requests`.
+    ConcurrentRequests,
     /// `concurrent_transfers`.
     Transfers,
     /// Upstream's own `Retry-After`.
     RetryAfter,
     /// The manifests that upstream gives out.
     Quota,
+    /// File descriptors, ports or memory that this machine lacks.
+    Machine,
 }
 
 impl Limit {
@@ -59,9 +75,11 @@ impl Limit {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
+            Self::ConcurrentRequests => "concurrent_requests",
             Self::Transfers => "transfers",
             Self::RetryAfter => "retry_after",
             Self::Quota => "quota",
+            Self::Machine => "machine",
         }
     }
 }
@@ -69,6 +87,7 @@ impl Limit {
 /// The limits of one upstream at run time.
 pub(super) struct Limits {
     requests: Option<Turns<Pace>>,
+    seats: [Turns<Arc<Semaphore>>; LEVELS],
     transfers: Option<Turns<Arc<Semaphore>>>,
     bytes: Option<Arc<Pace>>,
 }
@@ -78,7 +97,10 @@ impl Limits {
         let room = |count: NonZeroUsize| {
             Turns::new(Arc::new(Semaphore::new(count.get().min(Semaphore::MAX_PERMITS))))
         };
+        let seats = config.concurrent_requests.map_or(CONCURRENT_REQUESTS, NonZeroUsize::get);
+        let seats = seats.min(Semaphore::MAX_PERMITS);
         Self {
+            seats: std::array::from_fn(|_| Turns::new(Arc::new(Semaphore::new(seats)))),
             requests: config.requests_per_second.map(|pace| Turns::new(Pace::new(pace))),
             transfers: config.concurrent_transfers.map(room),
             bytes: config.bytes_per_second.map(|speed| Arc::new(Pace::of_bytes(speed))),
@@ -87,24 +109,46 @@ impl Limits {
 }
 
 impl Upstream {
-    /// Waits until a request may be sent to `server` for `client`.
+    /// Waits until a request for `path` may be sent to `server`.
     ///
     /// # Errors
     /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
     pub(super) async fn admit(
         &self,
         server: &Server,
-        client: context::Client,
+        path: &str,
+        needs_seat: bool,
+        context: &RequestContext,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Seat>, Error> {
         self.check_rest(server)?;
-        let Some(requests) = &self.limits.requests else { return Ok(()) };
-        if requests.at_once().is_none() {
-            self.queue(Limit::Requests, requests, client, deadline).await?;
+        if let Some(requests) = &self.limits.requests
+            && requests.at_once().is_none()
+        {
+            self.queue(Limit::Requests, requests, context.client(), deadline).await?;
             // It may have asked to be left alone meanwhile.
             self.check_rest(server)?;
         }
-        Ok(())
+        let seat = match needs_seat {
+            true => Some(self.seat(context, deadline).await?),
+            false => None,
+        };
+        self.check_rest(server)?;
+        server.check_path(path).map_err(|left| self.left_alone(left))?;
+        Ok(seat)
+    }
+
+    /// Waits until there is a seat for one more request that is no transfer.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if there is none in time.
+    pub(super) async fn seat(&self, context: &RequestContext, deadline: Instant) -> Result<Seat, Error> {
+        let seats = &self.limits.seats[context.hops().min(LEVELS - 1)];
+        let seat = match seats.at_once() {
+            Some(seat) => seat,
+            None => self.queue(Limit::ConcurrentRequests, seats, context.client(), deadline).await?,
+        };
+        Ok(Seat { _permit: seat })
     }
 
     /// Waits for a turn.
@@ -131,9 +175,12 @@ impl Upstream {
     }
 
     fn check_rest(&self, server: &Server) -> Result<(), Error> {
-        let Some(left) = server.rests_for() else { return Ok(()) };
+        server.rests_for().map_or(Ok(()), |left| Err(self.left_alone(left)))
+    }
+
+    fn left_alone(&self, left: Duration) -> Error {
         self.client.tell(Event::Refused(Limit::RetryAfter));
-        Err(Error::Limited { retry_after: Some(left) })
+        Error::Limited { retry_after: Some(left) }
     }
 
     /// Takes one of the manifests that `server` still gives out.
@@ -148,15 +195,15 @@ impl Upstream {
     }
 
     /// Takes to heart what an answer of `server` says about further requests.
-    pub(super) fn heed<B>(&self, server: &Server, response: &Response<B>, sent_at: Instant) {
+    pub(super) fn heed<B>(&self, server: &Server, path: &str, response: &Response<B>, sent_at: Instant) {
         let (status, headers) = (response.status(), response.headers());
         let wait = retry::retry_after(headers);
         match (status, wait) {
-            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => {
-                server.rest(wait);
-            }
+            (StatusCode::TOO_MANY_REQUESTS, Some(wait)) => server.rest(wait),
             (StatusCode::TOO_MANY_REQUESTS, None) => server.exhausted(),
-            _ => {}
+            // Of one repository, perhaps.
+            (StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => server.pause_path(path, wait),
+            _ => server.path_answers(path),
         }
         if let Some(reading) = Reading::read(headers)
             && server.hear(reading, sent_at)
@@ -189,6 +236,11 @@ impl Upstream {
         let latest = deadline.checked_sub(self.client.timeouts.header / ANSWER_PART);
         latest.map_or(deadline, |latest| latest.max(Instant::now()))
     }
+}
+
+/// The room that a request takes which is no transfer, until it is dropped.
+pub(super) struct Seat {
+    _permit: OwnedSemaphorePermit,
 }
 
 /// The room that a transfer takes until it is dropped, and its part of the speed.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use url::form_urlencoded;
 
 use super::exchange::{Ask, media_type};
+use super::limit::Seat;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Fetched, Upstream, client};
@@ -67,6 +68,8 @@ struct Page {
     body: Incoming,
     /// The query of the next.
     next: Option<String>,
+    /// Held until the body has been read.
+    seat: Option<Seat>,
 }
 
 impl Upstream {
@@ -106,7 +109,7 @@ impl Upstream {
             let ask = Ask::get(name, "tags/list".to_owned()).along(context);
             let ask = Ask { query, accept: Some("application/json"), ..ask };
             let mut place = None;
-            let Page { body, next, .. } = self.open_page(server, &ask, deadline).await?;
+            let Page { body, next, seat: _seat, .. } = self.open_page(server, &ask, deadline).await?;
             let body = self.read_page(&owner, body, deadline, &mut place).await?;
             let read = parsing::parse(body.len(), move || {
                 let _place = place;
@@ -159,7 +162,8 @@ impl Upstream {
         for number in 0..PAGES_MAX {
             let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
             let ask = Ask { query, accept: Some(OCI_INDEX), ..ask };
-            let Page { headers, body, next } = match self.open_page(server, &ask, deadline).await {
+            let Page { headers, body, next, seat: _seat } = match self.open_page(server, &ask, deadline).await
+            {
                 Ok(page) => page,
                 Err(Error::NotFound | Error::Unavailable { status: 405 | 501 }) if number == 0 => {
                     return Ok(None);
@@ -213,7 +217,8 @@ impl Upstream {
     async fn open_page(&self, server: &Server, ask: &Ask<'_>, deadline: Instant) -> Result<Page, Error> {
         let answer = self.exchange(server, ask, deadline).await?;
         let (head, body) = answer.response.into_parts();
-        Ok(Page { next: next_query(&head.headers), headers: head.headers, body })
+        let next = next_query(&head.headers);
+        Ok(Page { next, headers: head.headers, body, seat: answer.seat })
     }
 
     /// The body of a page; `place` is for all that are kept together.

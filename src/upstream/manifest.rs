@@ -186,6 +186,7 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         let (head, body) = answer.response.into_parts();
+        let _seat = answer.seat;
         let content_type = media_type(&head.headers).map(str::to_owned);
         let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
         let speaker = self.speaker();

@@ -27,6 +27,7 @@ use url::Host;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
+use super::lookups::lookups;
 use super::proxy::Proxy;
 use super::server::Server;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
@@ -128,8 +129,9 @@ impl Peer {
         *lock(&self.instance) == Some(Instance::own())
     }
 
-    fn is_on(&self, context: &RequestContext) -> bool {
-        lock(&self.instance).is_some_and(|instance| context.has(instance))
+    /// Whether it would take the request for a loop.
+    fn refuses(&self, context: &RequestContext) -> bool {
+        lock(&self.instance).is_some_and(|instance| context.has(instance) || !context.may_go_on())
     }
 
     /// Hears who answers; true if it is news that this is this very process.
@@ -152,25 +154,38 @@ impl Peer {
 
 impl Upstream {
     /// Where a request for a content goes on to: the same context, unless no parent is to be asked.
-    pub fn settle(&self, context: &RequestContext, digest: &Digest) -> RequestContext {
+    ///
+    /// # Errors
+    /// [`Error::Loop`] if it claims to have come through all parents that there are for it, and no peer says so.
+    pub fn settle(&self, context: &RequestContext, digest: &Digest) -> Result<RequestContext, Error> {
         self.settle_by(context, &digest.to_string())
     }
 
     /// The same for a tag.
-    pub fn settle_tag(&self, context: &RequestContext, name: &RepoName, tag: &Tag) -> RequestContext {
+    ///
+    /// # Errors
+    /// As [`Upstream::settle`].
+    pub fn settle_tag(
+        &self,
+        context: &RequestContext,
+        name: &RepoName,
+        tag: &Tag,
+    ) -> Result<RequestContext, Error> {
         self.settle_by(context, &self.key_of_tag(name, tag))
     }
 
-    fn settle_by(&self, context: &RequestContext, key: &str) -> RequestContext {
+    pub(super) fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
         let has_parent = |context: &RequestContext| {
             self.parents().is_some_and(|parents| !parents.order(key, context).is_empty())
         };
         if has_parent(context) {
-            context.clone()
-        } else if !context.is_of_client() && has_parent(&RequestContext::default()) {
-            context.bypass()
+            Ok(context.clone())
+        } else if context.is_of_client() || !has_parent(&RequestContext::default()) {
+            Ok(context.local())
+        } else if context.may_bypass() {
+            Ok(context.bypass())
         } else {
-            context.local()
+            Err(Error::Loop)
         }
     }
 
@@ -268,8 +283,8 @@ impl Parents {
         if configured.iter().any(|(_, address)| address.is_some()) {
             return Some(configured);
         }
-        let looked_up = timeout(RESOLVE_MAX, tokio::net::lookup_host((name, 0))).await.ok()?.ok()?;
-        let addresses: Vec<_> = looked_up.map(|address| address.ip()).collect();
+        let looked_up = lookups().find(&self.template.registry, name);
+        let addresses = timeout(RESOLVE_MAX, looked_up).await.ok()?.ok()?;
         (!addresses.is_empty()).then(|| places(endpoint, &addresses))
     }
 
@@ -339,7 +354,7 @@ impl Parents {
         let mut all = self.all();
         all.sort_by_cached_key(|parent| std::cmp::Reverse(weight(&parent.identity, key)));
         let until_self = all.into_iter().take_while(|parent| !parent.peer().is_some_and(Peer::is_self));
-        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.is_on(context)));
+        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.refuses(context)));
         rest.map(|parent| Arc::clone(&parent.upstream)).collect()
     }
 

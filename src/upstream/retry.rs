@@ -99,6 +99,10 @@ pub(super) struct Rounds<'a> {
     last: Option<Error>,
     /// Told when a stop is late, as long as another may be asked beside it.
     late: Option<&'a Late>,
+    /// Whether it may go round parents that have been asked before.
+    may_bypass: bool,
+    /// Whether a stop has found the request to be in a loop.
+    is_loop: bool,
 }
 
 impl<'a> Rounds<'a> {
@@ -115,9 +119,12 @@ impl<'a> Rounds<'a> {
         let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
         let (last, first): (Vec<_>, Vec<_>) = all.partition(|stop| avoid.contains(&stop.server().index()));
-        let left = first.into_iter().chain(last).collect();
-        let (again, hint) = (VecDeque::new(), Duration::ZERO);
-        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last: None, late: None }
+        // It would be asked in the place of the parents that are left out.
+        let is_loop = !context.may_bypass() && upstream.settle_by(context, key).is_err();
+        let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
+        let (again, hint, may_bypass) = (VecDeque::new(), Duration::ZERO, context.may_bypass());
+        let (last, late) = (None, None);
+        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last, late, may_bypass, is_loop }
     }
 
     /// The same for a request that tells `late` when its answer is late: one other endpoint may be asked beside.
@@ -267,6 +274,15 @@ impl<'a> Rounds<'a> {
             self.left.retain(|stop| !stop.is_parent());
             self.again.retain(|stop| !stop.is_parent());
         }
+        if error == Error::Loop {
+            self.is_loop = true;
+            if stop.is_parent() && !self.may_bypass {
+                // Whoever says that it has come through a parent does not get the registry asked in its place.
+                self.left.clear();
+                self.again.clear();
+            }
+            return;
+        }
         // It may be about one image, or a portal or a broken server that will say so of every image.
         if peer.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
             stop.upstream().doubt(stop.server());
@@ -291,6 +307,11 @@ impl<'a> Rounds<'a> {
 
     /// What to say when there is nobody left to ask.
     pub(super) fn give_up(self) -> Error {
+        // Where one of several is in a loop, the others have said what there is to say. But it may be that only the chain
+        // which the request claims is to blame: that must not become anybody's answer.
+        if self.is_loop && (self.last.is_none() || !self.may_bypass) {
+            return Error::Loop;
+        }
         self.last.unwrap_or_else(|| match self.upstream.servers.is_empty() {
             true => {
                 Error::Unreachable { reason: "there is no other endpoint than those of the parents".into() }

@@ -12,6 +12,7 @@ use super::circuit::Circuit;
 use super::config::Endpoint;
 use super::hedge;
 use super::login::Identity;
+use super::path_pauses::PathPauses;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
@@ -56,6 +57,7 @@ pub(super) struct Server {
     condemned: Notify,
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
+    paused: Mutex<PathPauses>,
     quota: Mutex<Quota>,
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
@@ -66,8 +68,8 @@ impl Server {
     pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve) -> Self {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
-        let (waits, condemned) = (Mutex::default(), Notify::new());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, quota, refusals, scheme }
+        let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
+        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
     }
 
     /// Its place in the configuration.
@@ -210,6 +212,26 @@ impl Server {
     pub(super) fn rests_for(&self) -> Option<Duration> {
         let left = (*lock(&self.rests_until))?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether a request for `path` may be sent.
+    ///
+    /// # Errors
+    /// For how long the path is left alone.
+    pub(super) fn check_path(&self, path: &str) -> Result<(), Duration> {
+        lock(&self.paused).check(path, Instant::now())
+    }
+
+    /// Notes that `path` asks to be left alone for so long. That says nothing about other paths.
+    pub(super) fn pause_path(&self, path: &str, wait: Duration) {
+        if lock(&self.paused).pause(path, wait, Instant::now()) {
+            tracing::warn!(endpoint = %self.endpoint, path, seconds = wait.as_secs(), "an upstream endpoint answers 503 for a path: that path alone is left alone, for some seconds");
+        }
+    }
+
+    /// Notes that `path` answers.
+    pub(super) fn path_answers(&self, path: &str) {
+        lock(&self.paused).end(path);
     }
 
     /// Takes one of the manifests that it still gives out, until the answer is here.

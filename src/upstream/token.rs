@@ -4,8 +4,7 @@
 //! another and a changed credential must not go on living in old tokens. While one request asks, the others
 //! that need the same token wait for it, and take its failure too rather than ask again one by one.
 
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -22,10 +21,17 @@ use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
 use super::{jwt, retry, secret};
 use crate::oci::json::{self, Scalar};
+use crate::sync::lock;
 
-/// Enough for every repository of a busy site; a token has a few kilobytes.
-const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
-/// As ggcr caps it; a JWT with many grants has some ten kilobytes.
+/// Tokens of one upstream: enough for every repository of a busy site.
+const TOKENS_MAX: usize = 10_000;
+/// Bytes of all tokens of one upstream with what they are for. A token mostly has one or two kilobytes.
+const TOKENS_BYTES_MAX: usize = 4 << 20;
+/// What a token takes beside its own bytes and those that say what it is for.
+const SLOT_BYTES: usize = 512;
+/// Between two looks for tokens that are over.
+const SWEPT_EVERY: Duration = Duration::from_secs(60);
+/// Bytes of a token server's reply, and so of a token. As ggcr caps it; a JWT with many grants has some ten kilobytes.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// What a reply without `expires_in` means, and the least that any means (distribution, "Token Authentication").
 const LIFETIME_MIN: Duration = Duration::from_secs(60);
@@ -76,9 +82,30 @@ pub(super) struct Key {
     pub(super) identity: Option<Identity>,
 }
 
-/// All tokens of one upstream.
-pub(super) struct Tokens {
-    slots: Mutex<LruCache<Arc<Key>, Arc<tokio::sync::Mutex<Slot>>>>,
+impl Key {
+    /// What it takes in memory, with the slot that it is for.
+    fn bytes(&self) -> usize {
+        let service = self.service.as_ref().map_or(0, String::len);
+        SLOT_BYTES + self.realm.as_str().len() + service + self.scopes.iter().map(String::len).sum::<usize>()
+    }
+}
+
+/// All tokens of one upstream. Clients choose the repositories that there is a token for, and a token server how large
+/// they are: together they never take more than [`TOKENS_BYTES_MAX`], and the one that has gone unused for longest goes
+/// first.
+pub(super) struct Tokens(Mutex<Slots>);
+
+struct Slots {
+    by_key: LruCache<Arc<Key>, Entry>,
+    bytes: usize,
+    swept: Instant,
+}
+
+struct Entry {
+    slot: Arc<tokio::sync::Mutex<Slot>>,
+    bytes: usize,
+    /// When it is of no more use.
+    ends: Instant,
 }
 
 /// What is known of one token.
@@ -96,7 +123,8 @@ enum Slot {
 impl Tokens {
     /// Without any token.
     pub(super) fn new() -> Self {
-        Self { slots: Mutex::new(LruCache::new(TOKENS_MAX)) }
+        let (by_key, swept) = (LruCache::unbounded(), Instant::now());
+        Self(Mutex::new(Slots { by_key, bytes: 0, swept }))
     }
 
     /// The token for `key`, which `fetch` gets if there is none.
@@ -106,8 +134,8 @@ impl Tokens {
         fetch: impl Future<Output = Result<Token, Error>>,
     ) -> Result<Arc<Token>, Error> {
         let started = Instant::now();
-        let slot = self.slot(key);
-        let mut slot = slot.lock().await;
+        let shared = self.slot(key);
+        let mut slot = shared.lock().await;
         match &*slot {
             Slot::Token(token) if Instant::now() < token.renew => return Ok(token.clone()),
             Slot::Failed(error, at) if *at >= started => return Err(error.clone()),
@@ -117,10 +145,12 @@ impl Tokens {
             Ok(token) => {
                 let token = Arc::new(token);
                 *slot = Slot::Token(token.clone());
+                lock(&self.0).note(key, &shared, token.header.len(), token.renew);
                 Ok(token)
             }
             Err(error) => {
                 *slot = Slot::Failed(error.clone(), Instant::now());
+                lock(&self.0).note(key, &shared, 0, Instant::now());
                 Err(error)
             }
         }
@@ -136,9 +166,53 @@ impl Tokens {
     }
 
     fn slot(&self, key: &Arc<Key>) -> Arc<tokio::sync::Mutex<Slot>> {
-        // The cache is whole whenever this lock is free.
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.get_or_insert(Arc::clone(key), Arc::default).clone()
+        lock(&self.0).enter(key, Instant::now())
+    }
+}
+
+impl Slots {
+    /// The slot of `key`, made if there is none.
+    fn enter(&mut self, key: &Arc<Key>, now: Instant) -> Arc<tokio::sync::Mutex<Slot>> {
+        if let Some(entry) = self.by_key.get(key) {
+            return Arc::clone(&entry.slot);
+        }
+        if now.duration_since(self.swept) >= SWEPT_EVERY {
+            self.sweep(now);
+        }
+        let (slot, bytes) = (Arc::<tokio::sync::Mutex<Slot>>::default(), key.bytes());
+        self.bytes += bytes;
+        self.by_key.put(Arc::clone(key), Entry { slot: Arc::clone(&slot), bytes, ends: now + SWEPT_EVERY });
+        self.trim();
+        slot
+    }
+
+    /// Notes what a slot holds now, and until when that is of use.
+    fn note(&mut self, key: &Arc<Key>, slot: &Arc<tokio::sync::Mutex<Slot>>, bytes: usize, ends: Instant) {
+        let is_it = |entry: &&mut Entry| Arc::ptr_eq(&entry.slot, slot);
+        // It may have been dropped meanwhile, while it was waited for.
+        let Some(entry) = self.by_key.get_mut(key).filter(is_it) else { return };
+        let bytes = key.bytes() + bytes;
+        self.bytes = self.bytes + bytes - entry.bytes;
+        (entry.bytes, entry.ends) = (bytes, ends);
+        self.trim();
+    }
+
+    /// Drops what is of no more use.
+    fn sweep(&mut self, now: Instant) {
+        self.swept = now;
+        let over = self.by_key.iter().filter(|(_, entry)| entry.ends <= now);
+        let over: Vec<_> = over.map(|(key, _)| Arc::clone(key)).collect();
+        for key in over {
+            self.bytes -= self.by_key.pop(&key).map_or(0, |entry| entry.bytes);
+        }
+    }
+
+    /// Drops the least recently used until the rest fits. Whoever waits for one of them has it nevertheless.
+    fn trim(&mut self) {
+        while self.bytes > TOKENS_BYTES_MAX || self.by_key.len() > TOKENS_MAX {
+            let Some((_, entry)) = self.by_key.pop_lru() else { return };
+            self.bytes -= entry.bytes;
+        }
     }
 }
 
@@ -317,6 +391,48 @@ mod tests {
         assert!(Arc::ptr_eq(&second, &fetch("3").await), "the first has been replaced already");
         tokens.forget(&key(), &second).await;
         assert_eq!(fetch("3").await.header, "Bearer 3");
+    }
+
+    fn key_of(number: usize) -> Arc<Key> {
+        Arc::new(Key { scopes: vec![format!("repository:a/{number}:pull")], ..Key::clone(&key()) })
+    }
+
+    async fn keep(tokens: &Tokens, number: usize, bytes: usize) -> bool {
+        let is_new = std::cell::Cell::new(false);
+        let fetch = async {
+            is_new.set(true);
+            Ok(Token::new(&"x".repeat(bytes), None, Instant::now()).unwrap())
+        };
+        tokens.get(&key_of(number), fetch).await.unwrap();
+        is_new.get()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_tokens_of_many_names_take_a_bounded_part_of_the_memory() {
+        let tokens = Tokens::new();
+        let state = || {
+            let slots = lock(&tokens.0);
+            let counted: usize = slots.by_key.iter().map(|(_, entry)| entry.bytes).sum();
+            assert_eq!(slots.bytes, counted);
+            (slots.by_key.len(), slots.bytes)
+        };
+        for number in 0..3200 {
+            assert!(keep(&tokens, number, 60 << 10).await);
+            // One that is in use stays.
+            assert!(!keep(&tokens, 0, 60 << 10).await);
+        }
+        let (count, bytes) = state();
+        assert!(bytes <= TOKENS_BYTES_MAX && count > 50, "{count} tokens, {bytes} bytes");
+        assert!(!keep(&tokens, 3199, 1).await && keep(&tokens, 1, 1).await);
+        for number in 0..2 * TOKENS_MAX {
+            keep(&tokens, 10_000 + number, 1).await;
+        }
+        assert!(state().0 <= TOKENS_MAX);
+        // All are over: the next one that comes finds them gone.
+        tokio::time::advance(LIFETIME_MIN + SWEPT_EVERY).await;
+        keep(&tokens, 5, 1000).await;
+        let (count, bytes) = state();
+        assert!(count == 1 && bytes < 3000, "{count} tokens, {bytes} bytes");
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use super::exchange::{self, AGENT, Reply};
 use super::login::Login;
 use super::parents::Parents;
 use super::server::Server;
+use crate::context::RequestContext;
 use crate::oci::RepoName;
 
 /// Stands for a repository of a project. No more than its scope is asked for, so it need not exist.
@@ -127,7 +128,9 @@ impl Upstream {
         let deadline = self.deadline();
         let by_registry = |error| (Party::Registry, error);
         let ask = async |scheme: Option<&Scheme>| {
-            let tried = self.auth.authorize(&self.client, scheme, name, login, deadline).await;
+            let context = RequestContext::default();
+            let seat = self.seat(&context, deadline);
+            let tried = self.auth.authorize(&self.client, seat, scheme, name, login, deadline).await;
             let tried = tried.map_err(|error| (Party::TokenServer, error))?;
             let response = self.knock(server, &tried, deadline).await.map_err(by_registry)?;
             Ok((tried, response))
@@ -150,7 +153,7 @@ impl Upstream {
             }
             None => first,
         };
-        let reply = Reply { response, elsewhere: false };
+        let reply = Reply { response, elsewhere: false, seat: None };
         exchange::judge(reply, login.is_some()).map_err(by_registry)?;
         Ok(if login.is_some() { Found::Accepted } else { Found::Open })
     }
@@ -167,6 +170,7 @@ impl Upstream {
             .body(Full::default())
             .map_err(|_| Error::Malformed("an endpoint that cannot be asked"))?;
         self.headers.add_to(request.headers_mut());
+        self.stamp(&RequestContext::default(), &mut request, self.client.timeouts.header);
         request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
         let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
         self.client.send(Way::Direct, request, within).await

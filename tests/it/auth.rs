@@ -38,6 +38,37 @@ fn rewrite(path: &Path, text: &str) {
     File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
+/// F18: tokens for names that clients invent took ten thousand times what a token server makes of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_tokens_for_invented_names_take_little_memory() {
+    const NAMES: usize = 1500;
+    let upstream = Upstream::start().await;
+    upstream.auth(Auth::Bearer).anonymous("").tokens_have(40_000);
+    let berth = Berth::with("r.example", &upstream).start().await;
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", berth.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap() / 1024
+    };
+    let ask = async |from: usize, to: usize| {
+        for first in (from..to).step_by(30) {
+            let asks: Vec<_> =
+                (first..first + 30).map(|name| berth.get(&format!("/v2/app-{name}/tags/list"))).collect();
+            for reply in together(30, move |at| asks[at].clone().into_future()).await {
+                reply.expect(404);
+            }
+        }
+    };
+    // What that many requests at once take is no memory of tokens.
+    ask(0, 150).await;
+    let before = memory();
+    ask(150, NAMES).await;
+    let after = memory();
+    assert!(upstream.tokens() >= NAMES);
+    // Kept they would take 54 MiB.
+    assert!(after <= before + 24, "{before} MiB, then {after} MiB");
+}
+
 #[tokio::test]
 async fn a_login_comes_from_where_the_configuration_says() {
     let password = file_of(&format!("{PASSWORD}\n"));

@@ -181,27 +181,69 @@ async fn blobs_come_no_faster_than_allowed() {
 
 #[tokio::test]
 async fn an_upstream_that_asks_to_be_left_alone_is() {
-    let with_wait = |status: u16| [Fault::Status(status), Fault::Header("Retry-After", "60".to_owned())];
-    for status in [429, 503] {
-        let (upstream, setup, image) = limited(3, "").await;
-        let berth = setup.sections(CHECK_ALWAYS).start().await;
-        berth.get(TAG).await.expect(200);
-        berth.get(&image.blobs[0].path(REPO)).await.expect(200);
-        upstream.forget();
-        for fault in with_wait(status) {
-            upstream.on("GET", &image.blobs[1].path(REPO)).fault(fault);
-        }
-        let first = later(&berth.get(&image.blobs[1].path(REPO)).await);
-        assert!((58..=60).contains(&first), "{status}: {first}");
-        assert!(later(&berth.get(&image.blobs[2].path(REPO)).await) <= 60);
-        assert!(later(&berth.get("/v2/library/other/manifests/1").await) <= 60);
-        // What is here is served all the same.
-        let reply = berth.get(TAG).await;
+    let (upstream, setup, image) = limited(3, "").await;
+    let berth = setup.sections(CHECK_ALWAYS).start().await;
+    berth.get(TAG).await.expect(200);
+    berth.get(&image.blobs[0].path(REPO)).await.expect(200);
+    upstream.forget();
+    upstream.on("GET", &image.blobs[1].path(REPO)).fault(Fault::Limited(60));
+    let first = later(&berth.get(&image.blobs[1].path(REPO)).await);
+    assert!((58..=60).contains(&first), "{first}");
+    assert!(later(&berth.get(&image.blobs[2].path(REPO)).await) <= 60);
+    assert!(later(&berth.get("/v2/library/other/manifests/1").await) <= 60);
+    // What is here is served all the same.
+    let reply = berth.get(TAG).await;
+    assert_eq!(reply.expect(200), &image.manifest);
+    reply.expect_stale();
+    berth.get(&image.blobs[0].path(REPO)).await.expect(200);
+    assert_eq!(upstream.requests().len(), 1);
+    assert!(refused(&berth, "retry_after").await >= 3.0);
+}
+
+/// F14: one throttled repository shut the registry for as long as its `Retry-After` said.
+#[tokio::test]
+async fn a_path_that_answers_503_is_left_alone_for_seconds_and_no_other_is() {
+    const OTHERS: usize = 60;
+    let (upstream, setup, image) = limited(1, "").await;
+    for number in 0..OTHERS {
+        upstream.image(&format!("other/app-{number}"), "1", &image);
+    }
+    upstream.on("*", "/throttled/").fault(Fault::Status(503));
+    upstream.on("*", "/throttled/").fault(Fault::Header("Retry-After", "3600".to_owned()));
+    upstream.image("throttled/app", "1", &image);
+    let berth = setup.start().await;
+    let path = "/v2/throttled/app/manifests/1";
+    for _ in 0..5 {
+        let wait = later(&berth.get(path).await);
+        assert!(wait <= 30, "{wait}");
+    }
+    assert_eq!(upstream.count("*", "/throttled/"), 1, "it is left alone meanwhile");
+    let asks: Vec<_> =
+        (0..OTHERS).map(|number| berth.get(&format!("/v2/other/app-{number}/manifests/1"))).collect();
+    for reply in together(OTHERS, move |at| asks[at].clone().into_future()).await {
         assert_eq!(reply.expect(200), &image.manifest);
-        reply.expect_stale();
-        berth.get(&image.blobs[0].path(REPO)).await.expect(200);
-        assert_eq!(upstream.requests().len(), 1, "{status}");
-        assert!(refused(&berth, "retry_after").await >= 3.0);
+    }
+    upstream.behave();
+    eventually("it is asked again, within seconds", async || berth.get(path).await.status == 200).await;
+}
+
+/// F14: nor do the other errors of gateways, with or without a wait.
+#[tokio::test]
+async fn the_gateway_errors_of_one_repository_shut_no_other() {
+    for status in [500, 502, 503, 504] {
+        let (upstream, setup, image) = limited(1, "").await;
+        upstream.on("*", "/broken/").fault(Fault::Status(status));
+        let berth = setup.start().await;
+        let asks: Vec<_> =
+            (0..8).map(|number| berth.get(&format!("/v2/broken/app/manifests/{number}"))).collect();
+        for reply in together(asks.len(), move |at| asks[at].clone().into_future()).await {
+            reply.expect(503);
+        }
+        for number in 0..20 {
+            let other = format!("other/app-{number}");
+            upstream.image(&other, "1", &image);
+            berth.get(&format!("/v2/{other}/manifests/1")).await.expect(200);
+        }
     }
 }
 

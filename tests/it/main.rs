@@ -4,6 +4,7 @@
 
 mod support;
 
+mod abandoned;
 mod access;
 mod admin;
 mod auth;
@@ -35,7 +36,9 @@ mod layout;
 mod limits;
 mod listing;
 mod login_check;
+mod loops;
 mod lying;
+mod names;
 mod never_asked;
 mod obstacles;
 mod offline;

@@ -1,6 +1,7 @@
 //! A configuration in the making, as the TOML text that an operator would write.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -25,6 +26,8 @@ pub(crate) struct Setup {
     pub(super) has_file: bool,
     /// How many files it may have open.
     pub(super) files: Option<u32>,
+    /// The name server that it asks, on port 53.
+    pub(super) name_server: Option<IpAddr>,
     /// Whom clients of its data plane trust, if that speaks TLS.
     pub(super) ca: Option<PathBuf>,
 }
@@ -51,6 +54,7 @@ impl Setup {
             data_dir: None,
             has_file: true,
             files: None,
+            name_server: None,
             ca: None,
         };
         setup.registry(registry)
@@ -138,6 +142,12 @@ impl Setup {
     /// May have so many files open, sockets included.
     pub(crate) fn files(mut self, files: u32) -> Self {
         self.files = Some(files);
+        self
+    }
+
+    /// Asks this name server alone, on port 53.
+    pub(crate) fn name_server(mut self, address: IpAddr) -> Self {
+        self.name_server = Some(address);
         self
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Door {
     pub(super) anonymous: Vec<String>,
     pub(super) realm: Option<String>,
     pub(super) expires_in: Option<u64>,
+    /// Bytes that each token is longer than it need be.
+    pub(super) padding: usize,
     /// Tokens below this serial are worth nothing any more.
     first_valid_serial: u64,
 }
@@ -50,6 +52,7 @@ impl Default for Door {
             anonymous: Vec::new(),
             realm: None,
             expires_in: Some(300),
+            padding: 0,
             first_valid_serial: 0,
         }
     }
@@ -149,6 +152,7 @@ impl Door {
                 record += &format!(" {name}");
             }
         }
+        record += &format!(" {}", "x".repeat(self.padding));
         let mut body = json!({ "token": BASE64_STANDARD.encode(record) });
         if let Some(seconds) = self.expires_in {
             body["expires_in"] = json!(seconds);
