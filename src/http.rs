@@ -141,7 +141,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
         config.htpasswd.is_some() || config.login_limits == limits::LoginConfig::default(),
         "http.login_limits: expected http.htpasswd with it: without that nobody logs in"
     );
-    access::Access::load(&config.allow, config.htpasswd.as_deref(), None).map(drop)
+    access::check(config.htpasswd.as_deref())
 }
 
 /// What answers behind a listener.
