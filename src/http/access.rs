@@ -226,7 +226,8 @@ async fn follow(mut watch: Watch, path: PathBuf, users: Arc<ArcSwap<Users>>) {
     loop {
         watch.changed().await;
         let file = path.clone();
-        let loaded = spawn_blocking(move || Users::load(&file)).await.unwrap_or_else(|fault| Err(fault.into()));
+        let loaded =
+            spawn_blocking(move || Users::load(&file)).await.unwrap_or_else(|fault| Err(fault.into()));
         match loaded {
             Ok(loaded) => {
                 info!(file = %path.display(), users = loaded.count(), "htpasswd has changed and is read again");
@@ -305,9 +306,7 @@ mod tests {
         let judge = async |logins: Vec<String>| {
             let judged = logins.into_iter().map(|login| {
                 let access = Arc::clone(&access);
-                tokio::spawn(async move {
-                    access.judge("10.0.0.1".parse().unwrap(), &basic(&login)).await
-                })
+                tokio::spawn(async move { access.judge("10.0.0.1".parse().unwrap(), &basic(&login)).await })
             });
             let mut verdicts = Vec::new();
             for verdict in judged.collect::<Vec<_>>() {

@@ -65,8 +65,7 @@ impl Users {
 
     fn add(&mut self, line: &str) -> anyhow::Result<()> {
         let (user, text) = line.split_once(':').context("expected user:hash")?;
-        let parts: HashParts =
-            text.parse().ok().context("expected a bcrypt hash, as `htpasswd -B` makes")?;
+        let parts: HashParts = text.parse().ok().context("expected a bcrypt hash, as `htpasswd -B` makes")?;
         let cost = parts.get_cost();
         ensure!(COSTS.contains(&cost), "expected a bcrypt cost of 4 to 17, as `htpasswd -B -C` takes");
         self.cost = self.cost.max(Some(cost));

@@ -403,7 +403,11 @@ mod tests {
         type Case<'a> = (&'a [(&'a str, u64, u32)], &'a [(&'a str, u64)], &'a [(&'a str, u64)]);
         let cases: [Case<'_>; 7] = [
             (&[], &[(guesser, ALICE), (guesser, BERT)], &[(guesser, ALICE), (guesser, BERT)]),
-            (&[(guesser, ALICE, 1)], &[(guesser, ALICE), (guesser, BERT)], &[(guesser, BERT), (guesser, ALICE)]),
+            (
+                &[(guesser, ALICE, 1)],
+                &[(guesser, ALICE), (guesser, BERT)],
+                &[(guesser, BERT), (guesser, ALICE)],
+            ),
             // After five the next has to wait.
             (&[(guesser, ALICE, 5)], &[(guesser, ALICE), (guesser, BERT)], &[(guesser, BERT)]),
             // The same user from elsewhere has to wait for nothing.
@@ -417,11 +421,25 @@ mod tests {
             // So do IPv6 sites, however many networks they have, and the networks of a site.
             (
                 &[],
-                &[("2001:db8:1:1::1", 3), ("2001:db8:1:2::1", 3), ("2001:db8:1:1::2", 4), ("2001:db8:2::1", BERT)],
-                &[("2001:db8:1:1::1", 3), ("2001:db8:2::1", BERT), ("2001:db8:1:2::1", 3), ("2001:db8:1:1::2", 4)],
+                &[
+                    ("2001:db8:1:1::1", 3),
+                    ("2001:db8:1:2::1", 3),
+                    ("2001:db8:1:1::2", 4),
+                    ("2001:db8:2::1", BERT),
+                ],
+                &[
+                    ("2001:db8:1:1::1", 3),
+                    ("2001:db8:2::1", BERT),
+                    ("2001:db8:1:2::1", 3),
+                    ("2001:db8:1:1::2", 4),
+                ],
             ),
             // Every address of an IPv6 network is the same guesser.
-            (&[("2001:db8::1", ALICE, 5)], &[("2001:db8::2", ALICE), ("2001:db8::3", BERT)], &[("2001:db8::3", BERT)]),
+            (
+                &[("2001:db8::1", ALICE, 5)],
+                &[("2001:db8::2", ALICE), ("2001:db8::3", BERT)],
+                &[("2001:db8::3", BERT)],
+            ),
         ];
         for (wrong, waiting, expected) in cases {
             let mut queue = Queue::new();
@@ -487,7 +505,8 @@ mod tests {
     fn only_so_many_run_and_one_of_a_user() {
         let mut queue = Queue::new();
         let now = Instant::now();
-        let mut tickets = [ALICE, ALICE, BERT, 3].map(|user| enter(&mut queue, owner("10.0.0.1", user), now).unwrap());
+        let mut tickets =
+            [ALICE, ALICE, BERT, 3].map(|user| enter(&mut queue, owner("10.0.0.1", user), now).unwrap());
         assert_eq!([queue.next(now), queue.next(now)], [Some(tickets[0]), Some(tickets[2])]);
         assert_eq!(queue.next(now), None, "{RUNNING_MAX} run");
         queue.end(tickets[2], false, now);
@@ -512,9 +531,15 @@ mod tests {
         for at in 0..WAITING_MAX - queue.waiting.len() {
             enter(&mut queue, owner(&format!("10.1.{}.{}", at / 250, at % 250), BERT), now).unwrap();
         }
-        assert!(enter(&mut queue, owner("10.0.0.9", BERT), now).is_some(), "in the place of the fullest site's");
+        assert!(
+            enter(&mut queue, owner("10.0.0.9", BERT), now).is_some(),
+            "in the place of the fullest site's"
+        );
         assert_eq!(queue.waiting.len(), WAITING_MAX);
-        assert!(enter(&mut queue, owner("2001:db8:1:9::9", BERT), now).is_none(), "of the fullest site itself");
+        assert!(
+            enter(&mut queue, owner("2001:db8:1:9::9", BERT), now).is_none(),
+            "of the fullest site itself"
+        );
     }
 
     #[test]
