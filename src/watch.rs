@@ -70,18 +70,16 @@ pub fn read_text(path: &Path) -> io::Result<String> {
 pub async fn at_rest(path: &Path) -> Option<Stamp> {
     let since = Instant::now();
     let mut before = None;
-    loop {
+    while since.elapsed() < RESTLESS_MAX {
         let path = path.to_owned();
-        let now = spawn_blocking(move || stamp(&path).ok()).await.ok().flatten();
-        if now.is_some() && now == before {
+        let now = spawn_blocking(move || stamp(&path).ok()).await.ok()?;
+        if before == Some(now) {
             return now;
         }
-        if since.elapsed() >= RESTLESS_MAX {
-            return None;
-        }
-        before = now;
+        before = Some(now);
         sleep(REST).await;
     }
+    None
 }
 
 /// Some files, and what they looked like when they were last read.

@@ -38,7 +38,9 @@ pub(super) struct Sealed {
 impl Sealed {
     /// `room` is kept up to date.
     pub(super) fn new(mut stream: TlsStream<Idle<TcpStream>>, room: Room) -> Self {
-        stream.get_mut().1.set_buffer_limit(Some(room.bytes()));
+        let (socket, session) = stream.get_mut();
+        room.set(free_bytes(socket.as_fd()).unwrap_or(0));
+        session.set_buffer_limit(Some(room.bytes()));
         Self { stream, room }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Private images lie in it. The data folder itself decides ([`Mode`]): below it nothing is ever for others, and all
 //! content is for the group as well, so that a group is let in, or shut out again, by the mode of one folder. A data folder
-//! that was made before, or by hand, is closed at start, whatever its mode was; what lies deep in it need not be touched,
-//! because nobody gets there.
+//! that was made before, or by hand, is closed at start, whatever its mode was, and so is what lies at its top; what lies
+//! deeper need not be touched, because nobody gets there.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -12,14 +12,23 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// Of a folder below the data folder. What others may, in folders of earlier versions, is taken back.
-pub(super) const FOLDER_MODE: u32 = 0o750;
-/// Where berth keeps content and its own things, in the data folder.
-const OWN_FOLDERS: [&str; 7] =
-    ["blobs", "blobs/sha256", "blobs/sha512", "repos", "partial", "index", "quarantine"];
-/// What may be found in a data folder that is berth's alone; the last is of the file system.
-const OWN_NAMES: [&str; 9] =
-    ["blobs", "repos", "partial", "index", "quarantine", "lock", "pins.json", "admin-token", "lost+found"];
+/// The permissions of a folder below the data folder.
+const FOLDER_MODE: u32 = 0o750;
+/// What is berth's in a data folder.
+const OWN_NAMES: [&str; 10] = [
+    "blobs",
+    "blobs/sha256",
+    "blobs/sha512",
+    "repos",
+    "partial",
+    "index",
+    "quarantine",
+    "lock",
+    "pins.json",
+    "admin-token",
+];
+/// What a file system puts into its own topmost folder.
+const LOST_AND_FOUND: &str = "lost+found";
 /// Permissions, without those bits that say how new files are made.
 const PERMISSIONS: u32 = 0o777;
 
@@ -69,35 +78,41 @@ pub fn close_to_others(folder: &Path, mode: Mode) {
         let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     }
     if let Err(error) = close(folder, mode) {
-        tracing::warn!(folder = %folder.display(), %error, "the data folder may be open to other users of this machine: `chmod` it");
+        tracing::debug!(folder = %folder.display(), %error, "the data folder stays as open as it is");
+    }
+    for name in OWN_NAMES {
+        if let Err(error) = close_below(&folder.join(name)) {
+            tracing::warn!(folder = %folder.display(), name, %error, "other users of this machine may be able to read this: `chmod` it");
+        }
     }
 }
 
 fn close(folder: &Path, mode: Mode) -> io::Result<()> {
     let found = fs::metadata(folder)?;
-    match mode.wanted(bits(&found)) {
-        Some(_) if is_shared(folder, &found) => {
-            tracing::warn!(folder = %folder.display(), "the data folder holds other things than berth's, and stays as open as it is; what is berth's in it is closed");
-        }
-        Some(wanted) => fs::set_permissions(folder, Permissions::from_mode(wanted))?,
-        None => {}
+    let Some(wanted) = mode.wanted(bits(&found)) else { return Ok(()) };
+    if is_shared(folder, &found) {
+        tracing::warn!(folder = %folder.display(), "the data folder holds other things than berth's, and stays as open as it is; what is berth's in it is closed");
+        return Ok(());
     }
-    for name in OWN_FOLDERS {
-        let path = folder.join(name);
-        let Ok(found) = fs::symlink_metadata(&path) else { continue };
-        let closed = bits(&found) & (!PERMISSIONS | FOLDER_MODE);
-        if found.is_dir() && closed != bits(&found) {
-            fs::set_permissions(&path, Permissions::from_mode(closed))?;
-        }
+    fs::set_permissions(folder, Permissions::from_mode(wanted))
+}
+
+/// Takes from others what they may do with something of berth's in the data folder.
+fn close_below(path: &Path) -> io::Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    let closed = bits(&found) & !0o007;
+    if found.is_symlink() || closed == bits(&found) {
+        return Ok(());
     }
-    Ok(())
+    fs::set_permissions(path, Permissions::from_mode(closed))
 }
 
 /// Whether a folder is not only berth's, such as `/tmp`: its mode is then for others to decide.
 fn is_shared(folder: &Path, metadata: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
     // An index that was broken lies beside it for a while.
-    let is_own = |name: &str| OWN_NAMES.contains(&name) || name.starts_with("index.");
+    let is_own =
+        |name: &str| OWN_NAMES.contains(&name) || name == LOST_AND_FOUND || name.starts_with("index.");
     let is_foreign = |name: &str| !is_own(name) && !name.starts_with('.');
     let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
     bits(metadata) & STICKY != 0
