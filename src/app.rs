@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::http::admin::{Admin, Guard, orders};
 use crate::http::{self, Data, Plane, Reach, Seats, Serving, Tls};
 use crate::oci::route::Registries;
-use crate::store::{Rate, Store};
+use crate::store::{self, Rate, Store};
 use crate::telemetry::Metrics;
 
 pub use reload::Source;
@@ -74,6 +74,8 @@ impl App {
         let Self { config, registries, members, metrics, tls } = self;
         let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);
         let files = raise_file_limit();
+        let (folder, mode) = (config.data_dir.clone(), config.data_mode);
+        let _ = tokio::task::spawn_blocking(move || store::close_to_others(&folder, mode)).await;
         let limits = config.cache.limits(config.pins.clone());
         let store = Store::open_within(&config.data_dir, limits, Arc::clone(&metrics))
             .await
@@ -125,13 +127,13 @@ impl App {
         }
         // Whoever still orders a reload is told that there is none.
         drop(ordered);
-        let drain_seconds = running.config.http.drain_seconds;
-        info!(drain_seconds, "stopping: no new connections, bodies may finish");
+        let drain_time = running.config.http.drain;
+        info!(drain_seconds = drain_time.as_secs_f64(), "stopping: no new connections, bodies may finish");
         notify_systemd(&[sd_notify::NotifyState::Stopping]);
         running.admin.drain();
         stop_data.send_replace(true);
         tokio::select! {
-            () = drain_within(Duration::from_secs(drain_seconds), &mut data_plane) => {}
+            () = drain_within(drain_time, &mut data_plane) => {}
             () = signals.stop() => warn!("asked to stop a second time: bodies are cut"),
             () = ignore(&mut hang_up) => {}
         }

@@ -14,6 +14,7 @@
 //! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
 //! content and the same work under way, and whoever has the old one goes on with it.
 
+mod chunk;
 mod claims;
 mod config;
 mod direct;
@@ -57,6 +58,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{self, Claim, ReferrerList, State, Upstream};
 
+pub use chunk::Room;
 pub use config::{Complete, Config};
 pub use error::Error;
 pub use freshness::{OnRemoved, Rule, Rules};

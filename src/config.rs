@@ -18,7 +18,7 @@ use crate::cache::{self, Rule, Rules};
 use crate::http::{self, admin};
 use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
-use crate::store::Pin;
+use crate::store::{self, Pin};
 use crate::upstream;
 
 pub use changes::Changes;
@@ -48,6 +48,8 @@ const MAY_BE_LOGIN: [&str; 5] = ["credentials", "password", "headers", "token", 
 pub struct Config {
     /// Where content is kept.
     pub data_dir: PathBuf,
+    /// Who else may look into it.
+    pub data_mode: store::Mode,
     /// What a name without a registry means.
     pub default_upstream: DefaultUpstream,
     /// No upstream is ever asked, whatever its own setting: what is here is all there is.
@@ -77,6 +79,7 @@ impl Default for Config {
         let docker_hub = Registry::parse(Registry::DOCKER_HUB).expect("a registry");
         Self {
             data_dir: data_dir_default(),
+            data_mode: store::Mode::default(),
             default_upstream: DefaultUpstream(Some(docker_hub)),
             offline: false,
             public_registries: true,
@@ -117,10 +120,29 @@ impl Config {
     }
 
     fn read(path: &Path) -> anyhow::Result<Self> {
+        Self::parse(&Self::text(path)?)
+    }
+
+    fn text(path: &Path) -> anyhow::Result<String> {
         let mut text = String::new();
         File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
         ensure!(text.len() as u64 <= FILE_BYTES_MAX, "expected at most {FILE_BYTES_MAX} bytes");
-        Self::parse(&text)
+        Ok(text)
+    }
+
+    /// Whether a file sets anything at all. One that was cut off, or is just being written, often does not; and what it
+    /// says without a word, all defaults, is hardly ever meant where there was more before.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no TOML.
+    pub fn has_keys(path: &Path) -> anyhow::Result<bool> {
+        fn has_key(table: &toml::Table) -> bool {
+            table.values().any(|value| value.as_table().is_none_or(has_key))
+        }
+        let here = || format!("configuration {}", path.display());
+        let text = Self::text(path).with_context(here)?;
+        let table = text.parse().map_err(|error| anyhow!(describe(&error, &text))).with_context(here)?;
+        Ok(has_key(&table))
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
@@ -191,6 +213,21 @@ impl Config {
     /// How fresh tags must be.
     pub fn rules(&self) -> Rules {
         Rules::new(self.tags.clone())
+    }
+
+    /// Checks that a configuration which follows this one does not open what this one closes. It may be the first half of a
+    /// file, and a door that stands open for a minute is open.
+    ///
+    /// # Errors
+    /// Names the listener and the keys.
+    pub fn check_next(&self, next: &Self) -> anyhow::Result<()> {
+        match (self.http.open_listener(), next.http.open_listener()) {
+            (None, Some(address)) => bail!(
+                "http.listen {address}: expected http.allow, http.htpasswd or http.tls.client_ca, as there is now: without \
+                 them it is open to everybody. If that is meant, restart berth"
+            ),
+            (Some(_) | None, _) => Ok(()),
+        }
     }
 
     /// Checks what no section can check alone.

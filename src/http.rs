@@ -10,6 +10,7 @@ mod answers;
 mod asked;
 mod body;
 mod content;
+mod head;
 mod hosts;
 mod idle;
 mod journal;
@@ -18,6 +19,8 @@ mod outlet;
 mod peers;
 pub(crate) mod registry;
 mod response;
+#[expect(unsafe_code, reason = "asks the kernel for something that has no safe name")]
+mod room;
 mod seats;
 pub(crate) mod tls;
 
@@ -46,13 +49,17 @@ pub use registry::{Data, Serving};
 pub use seats::Seats;
 pub use tls::Tls;
 
+use crate::cache::Room;
+use crate::units;
 use crate::upstream::HostName;
 
 use answers::Answers;
 use body::Body;
+use head::{Lines, Watched};
 use idle::Idle;
 use limits::Visit;
-use outlet::{Outlet, Plain};
+use outlet::{Outlet, Plain, Transport};
+use room::Sealed;
 use seats::{Rarely, Seat};
 
 /// Bytes of a request's head; hyper answers 431 beyond it.
@@ -61,16 +68,13 @@ const HEAD_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 100;
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Encrypted bytes of a connection that wait for its client: with rustls's own 64 KiB there are four times as many
-/// calls to the kernel, and a tenth more CPU time for a blob.
-const TLS_BUFFER_BYTES: usize = 512 * 1024;
 /// Pause after the system had no file descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection that answers nothing any more may take for its last bytes when berth stops.
 const LAST_BYTES_MAX: Duration = Duration::from_secs(3);
 
-/// How long bodies may take to finish when berth is asked to stop, in seconds.
-pub const DRAIN_SECONDS_DEFAULT: u64 = 25;
+/// How long bodies may take to finish when berth is asked to stop.
+const DRAIN: Duration = Duration::from_secs(25);
 
 /// The data plane: `[http]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -93,7 +97,8 @@ pub struct Config {
     /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential.
     pub list_private: bool,
     /// How long bodies may take to finish when berth is asked to stop.
-    pub drain_seconds: u64,
+    #[serde(rename = "drain_seconds", deserialize_with = "units::duration")]
+    pub drain: Duration,
     /// What one client may take.
     pub limits: limits::Config,
     /// What one login of `htpasswd` may take.
@@ -111,7 +116,7 @@ impl Default for Config {
             tls: None,
             access_log: true,
             list_private: false,
-            drain_seconds: DRAIN_SECONDS_DEFAULT,
+            drain: DRAIN,
             limits: limits::Config::default(),
             login_limits: limits::LoginConfig::default(),
         }
@@ -153,7 +158,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
             );
         }
     }
-    access::Access::load(&config.allow, config.htpasswd.as_deref(), None).map(drop)
+    access::check(config.htpasswd.as_deref())
 }
 
 /// What answers behind a listener.
@@ -238,15 +243,15 @@ async fn connection(
         None => {
             let outlet = Outlet::default();
             let stream = Idle::new(Plain::new(stream, outlet.clone()), Arc::clone(&answers));
-            exchange(stream, peer, plane, Some(outlet), answers, stop).await
+            exchange(stream, peer, plane, Transport::Plain(outlet), answers, stop).await
         }
         Some(tls) => {
             let handshake =
                 timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(Idle::new(stream, Arc::clone(&answers))));
             let stream = handshake.await.map_err(|_| "the TLS handshake took too long".to_owned())?;
-            let mut stream = stream.map_err(|error| error.to_string())?;
-            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER_BYTES));
-            exchange(stream, peer, plane, None, answers, stop).await
+            let room = Room::unknown();
+            let stream = Sealed::new(stream.map_err(|error| error.to_string())?, room.clone());
+            exchange(stream, peer, plane, Transport::Tls(room), answers, stop).await
         }
     }
 }
@@ -255,24 +260,35 @@ async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     plane: Plane,
-    outlet: Option<Outlet>,
+    transport: Transport,
     answers: Arc<Answers>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let beginning = Arc::clone(&answers);
     let ours = Arc::new((plane.greet(peer), plane));
+    let lines = Lines::default();
+    let stream = Watched::new(stream, lines.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let ours = Arc::clone(&ours);
-        let (outlet, answer) = (outlet.clone(), beginning.begin());
+        let (transport, answer) = (transport.clone(), beginning.begin());
+        let is_last = lines.are_bare();
         async move {
             let answer = answer.ok_or("another connection has its seat")?;
             let (visit, plane) = &*ours;
-            let response = plane.answer(peer, visit, request, outlet).await;
+            let mut response = match head::fault(request.version(), request.headers()) {
+                None => plane.answer(peer, visit, request, transport).await,
+                Some(fault) => head::refuse(fault),
+            };
+            if is_last {
+                head::close(&mut response);
+            }
             Ok::<Response<Body>, &str>(response.map(|body| body.under_way(answer)))
         }
     });
     let connection = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
+        // By itself that is noticed only when more than so many bytes are read and the head is still not whole.
+        .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -310,12 +326,12 @@ impl Plane {
         peer: SocketAddr,
         visit: &Visit,
         request: Request<Incoming>,
-        outlet: Option<Outlet>,
+        transport: Transport,
     ) -> Response<Body> {
         match self {
             Self::Data(data, reach) => {
                 let serving = data.now();
-                serving.answer(peer, *reach, visit, request, outlet).await
+                serving.answer(peer, *reach, visit, request, transport).await
             }
             Self::Admin(admin) => admin.answer(peer.ip(), request).await,
             Self::Metrics(admin) => admin.show(&request).await,

@@ -25,7 +25,7 @@
 //! 3  parsing                  of documents that strangers wrote
 //! 2  shares                   of what is scarce
 //! 1  context   pace   singleflight   telemetry   watch
-//! 0  clock   oci   sync       nothing of ours; oci does no I/O and reads no clock
+//! 0  clock   oci   sync   units   nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -65,5 +65,6 @@ pub mod singleflight;
 pub mod store;
 pub mod sync;
 pub mod telemetry;
+pub mod units;
 pub mod upstream;
 pub mod watch;

@@ -7,13 +7,13 @@
 //! that nobody could be refused at once, and it takes no debts: of bytes it is known only after the read how many there
 //! were.
 
-use std::num::NonZeroU64;
-use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 use tokio::time::Instant;
+
+use crate::units::ByteRate;
 
 /// What was not used is kept for so long, and may then be used at once.
 const BURST: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ impl Pace {
     }
 
     /// A pace of bytes.
-    pub fn of_bytes(speed: BytesPerSecond) -> Self {
+    pub fn of_bytes(speed: ByteRate) -> Self {
         // As exact as anybody means it.
         Self { per_second: speed.0.get() as f64, used_until: Mutex::default() }
     }
@@ -103,43 +103,6 @@ impl<'de> Deserialize<'de> for PerSecond {
     }
 }
 
-/// How fast bytes may go by: `"8MiB"` in a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BytesPerSecond(pub NonZeroU64);
-
-/// Why a text is no number of bytes per second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected bytes per second such as \"8MiB\"")]
-pub struct InvalidSpeed;
-
-impl FromStr for BytesPerSecond {
-    type Err = InvalidSpeed;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSpeed> {
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidSpeed)?;
-        let (number, unit) = text.split_at(unit_at);
-        let unit_bytes: u64 = match unit {
-            "B" => 1,
-            "kB" => 1000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(InvalidSpeed),
-        };
-        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_bytes));
-        bytes.and_then(NonZeroU64::new).map(Self).ok_or(InvalidSpeed)
-    }
-}
-
-impl<'de> Deserialize<'de> for BytesPerSecond {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,9 +147,6 @@ mod tests {
         assert_eq!(per_second("2").unwrap(), PerSecond(2.0));
         for bad in ["0", "-1", "0.0001", "1e10", "nan", "'1'"] {
             assert!(per_second(bad).is_err(), "{bad}");
-        }
-        for bad in ["", "8", "0MiB", "8 MiB", "-1MiB", "1.5MiB", "off", "99999999999GiB"] {
-            assert_eq!(bad.parse::<BytesPerSecond>(), Err(InvalidSpeed), "{bad}");
         }
     }
 }

@@ -65,6 +65,23 @@ pub fn read_text(path: &Path) -> io::Result<String> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
 
+/// Waits until a file has looked the same twice in a row; then what this returns is what it looks like. None if it did
+/// not come to rest within some seconds, or is not there.
+pub async fn at_rest(path: &Path) -> Option<Stamp> {
+    let since = Instant::now();
+    let mut before = None;
+    while since.elapsed() < RESTLESS_MAX {
+        let path = path.to_owned();
+        let now = spawn_blocking(move || stamp(&path).ok()).await.ok()?;
+        if before == Some(now) {
+            return now;
+        }
+        before = Some(now);
+        sleep(REST).await;
+    }
+    None
+}
+
 /// Some files, and what they looked like when they were last read.
 pub struct Watch {
     paths: Vec<PathBuf>,
@@ -226,5 +243,26 @@ mod tests {
             () = watch.changed() => {}
         }
         assert!(began.elapsed() >= RESTLESS_MAX, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_at_rest_when_it_has_looked_the_same_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        assert_eq!(at_rest(&path).await, None, "there is none");
+        write(&path, "0");
+        assert_eq!(at_rest(&path).await, stamp(&path).ok());
+        let writes = async {
+            loop {
+                let next = folder.path().join("next");
+                write(&next, "1");
+                fs::rename(&next, &path).unwrap();
+                sleep(REST / 2).await;
+            }
+        };
+        tokio::select! {
+            () = writes => unreachable!("it never ends"),
+            rest = at_rest(&path) => assert_eq!(rest, None, "it is written all the time"),
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! A configuration that changes while berth runs.
 //!
 //! It is read again on SIGHUP, on an order of the admin plane, and when its file changes. What was read is validated
-//! whole and everything that it needs is built before anything changes. Then it is put in the place of the old one: for
+//! whole and everything that it needs is built before anything changes. It must not change meanwhile, must say something,
+//! and must not open a listener that is closed: a file that is just being written, or was cut off, is often a valid one.
+//! (At start an empty file is right, like none: it takes nothing away.) Then it is put in the place of the old one: for
 //! requests by a single swap, so that each is answered by one of the two. If anything is wrong with it, or differs that
 //! only a restart can change, the old one stays in force, all of it.
 //!
@@ -31,7 +33,7 @@ use crate::http::{self, Data, Serving, Tls, tls};
 use crate::store::{Rate, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
-use crate::watch::Watch;
+use crate::watch::{Watch, at_rest, stamp};
 
 /// How often a configuration that was refused is tried again.
 const TRY_EVERY: Duration = Duration::from_secs(5);
@@ -119,6 +121,7 @@ impl Running {
             warn!(cause, "nothing is reloaded: {}", NotReloaded::NoFile);
             return Err(NotReloaded::NoFile);
         };
+        let at_rest = at_rest(&source.path).await;
         source.watch.look();
         let (load, file) = (Arc::clone(&source.load), source.path.display().to_string());
         let before = Before {
@@ -132,9 +135,19 @@ impl Running {
         let next = spawn_blocking(move || {
             // A pipe could be waited for in vain. At the start it may well be one: it can be read once.
             let is_other = fs::metadata(&path).is_ok_and(|found| !found.is_file());
-            ensure!(!is_other, "configuration {}: expected a regular file", path.display());
+            ensure!(!is_other, "configuration {file}: expected a regular file");
             let config = load()?;
-            Next::build(config, &before).with_context(|| format!("configuration {file}"))
+            ensure!(
+                Config::has_keys(&path)?,
+                "configuration {file}: expected at least one key: a file without any would take back all that the one before says. To run without a configuration, restart berth"
+            );
+            let next = Next::build(config, &before).with_context(|| format!("configuration {file}"))?;
+            // What was read may else be half of it.
+            ensure!(
+                at_rest.is_some() && stamp(&path).ok() == at_rest,
+                "configuration {file}: expected that it stays as it is while it is read: it is being written"
+            );
+            Ok(next)
         });
         let next = next.await.unwrap_or_else(|fault| Err(fault.into()));
         let refused_before = self.refusal.take();
@@ -208,6 +221,7 @@ impl Next {
     fn build(config: Config, before: &Before) -> anyhow::Result<Self> {
         let Changes { in_place: mut changed, by_restart } = before.config.changes(&config);
         ensure!(by_restart.is_empty(), "{}", by_restart.join("; "));
+        before.config.check_next(&config)?;
         let registries = config.registries()?;
         http::check(&config.http)?;
         let members = Member::build_all(&config.upstreams, &before.members, &before.metrics)?;

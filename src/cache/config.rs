@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::store::{Limits, Pin, Rate, Size};
+use crate::units;
 
 /// Most of a disk that is berth's own, with room for its small files and for others' mistakes.
 const MAX_BYTES: Size = Size::Share(80.0);
@@ -12,7 +13,7 @@ const MAX_BYTES: Size = Size::Share(80.0);
 /// work on the machine of somebody who tries it out, and those disks are rather full.
 const MIN_FREE: Size = Size::Share(5.0);
 /// A pull of a large image over a slow line, with pauses; podman has no way to get a single layer from elsewhere.
-const LEASE_SECONDS: u64 = 15 * 60;
+const LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// What is kept: `[cache]`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -23,7 +24,8 @@ pub struct Config {
     /// What is left free on the file system, whoever uses the rest.
     pub min_free: Size,
     /// How long what is here of an image stays after its manifest was served.
-    pub lease_seconds: u64,
+    #[serde(rename = "lease_seconds", deserialize_with = "units::duration")]
+    pub lease: Duration,
     /// What becomes of a blob of which only parts were asked for.
     pub complete: Complete,
     /// How fast stored files are looked at in the background, whether they are still what their names say.
@@ -35,7 +37,7 @@ impl Default for Config {
         Self {
             max_bytes: MAX_BYTES,
             min_free: MIN_FREE,
-            lease_seconds: LEASE_SECONDS,
+            lease: LEASE,
             complete: Complete::default(),
             scrub: Rate::default(),
         }
@@ -45,8 +47,8 @@ impl Default for Config {
 impl Config {
     /// What the store must know of it.
     pub fn limits(&self, pins: Vec<Pin>) -> Limits {
-        let Self { max_bytes, min_free, lease_seconds, .. } = *self;
-        Limits { max_bytes, min_free, lease: Duration::from_secs(lease_seconds), pins }
+        let Self { max_bytes, min_free, lease, .. } = *self;
+        Limits { max_bytes, min_free, lease, pins }
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::clock::{age, is_within};
 use crate::oci::{Repo, Tag};
+use crate::units::{self, Given};
 
 /// How long a tag is served without asking upstream whether it moved.
 pub const CHECK_AFTER_DEFAULT: Duration = Duration::from_secs(5 * 60);
@@ -28,7 +29,7 @@ pub struct Rule {
     #[serde(default)]
     pub immutable: bool,
     /// For how long a tag is served without asking, such as `"5m"`.
-    #[serde(default = "check_after_default", deserialize_with = "duration")]
+    #[serde(default = "check_after_default", deserialize_with = "units::duration")]
     pub check_after: Duration,
     /// Serve at once what is known and ask upstream behind the answer.
     #[serde(default)]
@@ -133,8 +134,10 @@ impl StaleLimit {
 
 impl<'de> Deserialize<'de> for StaleLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "forever" { Ok(Self::Forever) } else { Ok(Self::For(parse_duration(&text)?)) }
+        match Given::deserialize(deserializer)? {
+            Given::Text(text) if text == "forever" => Ok(Self::Forever),
+            given => given.duration().map(Self::For).map_err(de::Error::custom),
+        }
     }
 }
 
@@ -212,16 +215,6 @@ pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: Word) -> Verdict
 
 fn check_after_default() -> Duration {
     CHECK_AFTER_DEFAULT
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?)
-}
-
-fn parse_duration<E: de::Error>(text: &str) -> Result<Duration, E> {
-    humantime::parse_duration(text).map_err(|error| {
-        E::custom(format!("`{text}`: {error}; expected a duration such as \"30s\", \"5m\" or \"12h\""))
-    })
 }
 
 #[cfg(test)]

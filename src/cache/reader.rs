@@ -2,7 +2,7 @@
 //!
 //! Four sources, one type: a stored file, parts that earlier flights have left, a file that a flight is filling,
 //! and, when the disk cannot take it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever
-//! the blob's size, and less where the kernel sends the file. A failure after the head was sent is an error here and
+//! the blob's size, and less where the kernel sends the file; no chunk is larger than what its client takes at once. A failure after the head was sent is an error here and
 //! a cut connection at the client: no error text is ever put into a body.
 
 use std::fs::File;
@@ -10,12 +10,12 @@ use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
 use tracing::warn;
 
+use super::chunk::{self, Chunk, Room};
 use super::direct::{Detour, Direct};
 use super::error::Error;
 use super::flight::{HOLD_BACK, Reader};
@@ -26,13 +26,6 @@ use crate::oci::range::Span;
 use crate::store::{BlobFile, Left, Mapped, Pending, Store};
 use crate::telemetry::metrics::Source;
 
-/// Bytes read at once.
-const CHUNK_BYTES: u64 = 256 * 1024;
-/// The same while few read: their clients, which wait for every chunk, are woken half as often, and that costs the sender
-/// more than the memory. Over TLS one client got a tenth more.
-const CHUNK_BYTES_OF_FEW: u64 = 512 * 1024;
-/// So many are few.
-const FEW_MAX: usize = 4;
 /// Bytes sent at once from a mapped file.
 const MAPPED_BYTES: u64 = 1 << 20;
 /// Bytes that one client is sent in a row while others wait for their turn: from memory nothing else would stop it.
@@ -48,10 +41,10 @@ pub struct Blob {
 }
 
 /// How bytes of a file come to the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Way {
-    /// Through a buffer, for who looks at them: TLS encrypts.
-    Copied,
+    /// Through a buffer, for who looks at them: TLS encrypts. As many at once as there is room for.
+    Copied(Room),
     /// From where the kernel has them: for a plain socket, which does not look.
     Mapped,
 }
@@ -117,10 +110,14 @@ impl Blob {
             let whole = (held && start == 0).then_some(client);
             *pending = suspect.store.begin_reading(&suspect.digest, file, whole);
         }
-        let mapped = match &self.from {
+        let mapped = match (&self.from, &way) {
             // Without room for another mapping, reading still works. There is none of nothing.
-            From::Stored { file, .. } | From::Flight { file, .. } if way == Way::Mapped => file.mapped().ok(),
+            (From::Stored { file, .. } | From::Flight { file, .. }, Way::Mapped) => file.mapped().ok(),
             _ => None,
+        };
+        let room = match way {
+            Way::Copied(room) => Some(room),
+            Way::Mapped => None,
         };
         let end = end.min(self.total);
         let tally = match &self.from {
@@ -128,17 +125,7 @@ impl Blob {
             From::Flight { reader, .. } if start > 0 || end < self.total => Some(reader.taken()),
             From::Stored { .. } | From::Flight { .. } | From::Direct(_) => None,
         };
-        Reading {
-            from: self.from,
-            mapped,
-            start,
-            position: start,
-            end,
-            held,
-            tally,
-            in_a_row: 0,
-            buffer: None,
-        }
+        Reading { from: self.from, mapped, start, position: start, end, held, tally, in_a_row: 0, room }
     }
 }
 
@@ -155,7 +142,8 @@ pub struct Reading {
     tally: Option<Taken>,
     /// Bytes read since others had their turn.
     in_a_row: u64,
-    buffer: Option<Buffer>,
+    /// How much its connection takes at once; none if it takes anything.
+    room: Option<Room>,
 }
 
 impl Reading {
@@ -230,20 +218,18 @@ impl Reading {
         {
             return Ok(Some(self.taken(bytes)));
         }
-        let (position, len) = (self.position, (there - self.position).min(Buffer::chunk_bytes()));
-        let buffer = self.buffer.take().unwrap_or_default();
-        let buffer = match &mut self.from {
+        let position = self.position;
+        let len = chunk::bytes(self.room.as_ref()).min(there - position);
+        let bytes = match &mut self.from {
             From::Stored { file, .. } | From::Flight { file, .. } => {
-                read_at(file.clone(), position, len, buffer).await?
+                read_at(file.clone(), position, len).await?
             }
-            From::Left(file, _) => read_at(Arc::clone(file), position, len, buffer).await?,
+            From::Left(file, _) => read_at(Arc::clone(file), position, len).await?,
             From::Direct(direct) => {
                 let bytes = direct.next(position, self.end, self.held).await?;
                 return Ok(Some(self.taken(bytes)));
             }
         };
-        let bytes = buffer.bytes();
-        self.buffer = Some(buffer);
         Ok(Some(self.taken(bytes)))
     }
 
@@ -298,79 +284,19 @@ async fn bring(mapped: Mapped, range: Range<usize>) -> Result<Option<Bytes>, Err
     in_pool(move || mapped.bring(range)).await
 }
 
-/// Where chunks are read to: the same memory again and again, while each is sent before the next is read. It is
-/// cleared once and not for every chunk, which was a twentieth of the work of sending a blob over TLS.
-struct Buffer {
-    memory: Arc<Vec<u8>>,
-    /// How much of it was read.
-    len: usize,
-}
-
-/// Buffers there are.
-static BUFFERS: AtomicUsize = AtomicUsize::new(0);
-
-impl Default for Buffer {
-    fn default() -> Self {
-        BUFFERS.fetch_add(1, Ordering::Relaxed);
-        Self { memory: Arc::default(), len: 0 }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        BUFFERS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Buffer {
-    /// How many bytes are read at once.
-    fn chunk_bytes() -> u64 {
-        if BUFFERS.load(Ordering::Relaxed) <= FEW_MAX { CHUNK_BYTES_OF_FEW } else { CHUNK_BYTES }
-    }
-
-    /// Room for a chunk of `len` bytes.
-    fn room(&mut self, len: usize) -> &mut [u8] {
-        if Arc::get_mut(&mut self.memory).is_none_or(|memory| memory.len() < len) {
-            self.memory = Arc::new(vec![0; len]);
-        }
-        self.len = len;
-        &mut Arc::get_mut(&mut self.memory).expect("nobody else has it")[..len]
-    }
-
-    /// What was read.
-    fn bytes(&self) -> Bytes {
-        Bytes::from_owner(Chunk { memory: Arc::clone(&self.memory), len: self.len })
-    }
-}
-
-/// A chunk on its way to the connection.
-struct Chunk {
-    memory: Arc<Vec<u8>>,
-    len: usize,
-}
-
-impl AsRef<[u8]> for Chunk {
-    fn as_ref(&self) -> &[u8] {
-        &self.memory[..self.len]
-    }
-}
-
 /// Reads some of the `len` bytes at `position`: at once what is in memory, as nearly all is that many want. A
 /// page that must come from the disk would block a worker of the runtime, so it blocks a thread of the pool.
-async fn read_at(
-    file: impl AsRef<File> + Send + 'static,
-    position: u64,
-    len: u64,
-    mut buffer: Buffer,
-) -> Result<Buffer, Error> {
-    let len = usize::try_from(len).expect("at most a chunk");
-    let room = &mut [IoSliceMut::new(buffer.room(len))];
-    let in_memory = preadv2(file.as_ref(), room, position, ReadWriteFlags::NOWAIT);
+async fn read_at(file: impl AsRef<File> + Send + 'static, position: u64, len: u64) -> Result<Bytes, Error> {
+    let mut chunk = Chunk::of(usize::try_from(len).expect("at most a chunk"));
+    let in_memory =
+        preadv2(file.as_ref(), &mut [IoSliceMut::new(chunk.room())], position, ReadWriteFlags::NOWAIT);
     if let Ok(count @ 1..) = in_memory {
-        buffer.len = count;
-        return Ok(buffer);
+        return Ok(chunk.into_bytes(count));
     }
-    in_pool(move || file.as_ref().read_exact_at(buffer.room(len), position).map(|()| buffer)).await
+    in_pool(move || {
+        file.as_ref().read_exact_at(chunk.room(), position).map(|()| chunk.into_bytes(usize::MAX))
+    })
+    .await
 }
 
 async fn in_pool<T: Send + 'static>(

@@ -21,6 +21,7 @@ impl Folder {
     pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         let path = &config.data_dir;
         ensure!(path.is_dir(), "there is no data folder {}", path.display());
+        store::close_to_others(path, config.data_mode);
         let limits = config.cache.limits(config.pins.clone());
         let (pid, admin) = match Store::open_within(path, limits, Arc::default()).await {
             Ok(store) => return Ok(Self::Ours(store)),

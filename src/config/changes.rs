@@ -24,6 +24,7 @@ impl Config {
         let mut changes = Changes::default();
         let Self {
             data_dir,
+            data_mode,
             default_upstream,
             offline,
             public_registries,
@@ -36,6 +37,7 @@ impl Config {
             pins,
         } = self;
         changes.restart("data_dir", data_dir, &new.data_dir);
+        changes.restart("data_mode", data_mode, &new.data_mode);
         changes.place("default_upstream", default_upstream, &new.default_upstream);
         changes.place("offline", offline, &new.offline);
         changes.place("public_registries", public_registries, &new.public_registries);
@@ -85,7 +87,7 @@ impl Changes {
             tls,
             access_log,
             list_private,
-            drain_seconds,
+            drain,
             limits,
             login_limits,
         } = old;
@@ -110,16 +112,16 @@ impl Changes {
         }
         self.place("http.access_log", access_log, &new.access_log);
         self.place("http.list_private", list_private, &new.list_private);
-        self.place("http.drain_seconds", drain_seconds, &new.drain_seconds);
+        self.place("http.drain_seconds", drain, &new.drain);
         self.place("http.limits", limits, &new.limits);
         self.place("http.login_limits", login_limits, &new.login_limits);
     }
 
     fn cache(&mut self, old: &cache::Config, new: &cache::Config) {
-        let cache::Config { max_bytes, min_free, lease_seconds, complete, scrub } = old;
+        let cache::Config { max_bytes, min_free, lease, complete, scrub } = old;
         self.place("cache.max_bytes", max_bytes, &new.max_bytes);
         self.place("cache.min_free", min_free, &new.min_free);
-        self.place("cache.lease_seconds", lease_seconds, &new.lease_seconds);
+        self.place("cache.lease_seconds", lease, &new.lease);
         self.place("cache.complete", complete, &new.complete);
         self.place("cache.scrub", scrub, &new.scrub);
     }
@@ -165,6 +167,7 @@ mod tests {
         };
         check("", "", &[], &[]);
         check("data_dir = '/x'", "data_dir = '/y'", &[], &["data_dir"]);
+        check("", "data_mode = '0750'", &[], &["data_mode"]);
         check(
             "",
             "default_upstream = 'none'\noffline = true\npublic_registries = false",

@@ -1,40 +1,48 @@
 //! Who may use the data plane: by network (`allow`) and by name (`htpasswd`).
 //!
-//! Passwords are bcrypt only. A check costs tens of milliseconds of CPU by design, so checks run off the
-//! runtime, few at a time, and a login that was right is remembered by its hash, together with the line of the
-//! file that it was right for. An unknown user costs as much as a wrong password. What a client sends here may be its registry's own secret
-//! (protocol.md B.7): it is never logged and never kept.
+//! A password check costs tens of milliseconds of CPU by design, so checks run off the runtime, few at a time, and queue
+//! by whose they are (`queue`). A login that was right is remembered by its hash, together with the line of the
+//! file that it was right for, and never waits; nor does one that was wrong a moment ago. What a client sends here may be
+//! its registry's own secret (protocol.md B.7): it is never logged and never kept.
+//!
+//! The file is looked at in the background: a request never touches it.
 
-use std::collections::HashMap;
+mod htpasswd;
+mod queue;
+
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use ipnet::IpNet;
 use lru::LruCache;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::task::{AbortHandle, spawn_blocking};
 use tracing::{info, warn};
 
+use super::seats::{Rarely, network};
 use crate::oci::{Algorithm, Digest};
+use crate::singleflight::SingleFlight;
 use crate::sync::lock;
-use crate::watch::{self, Stamp, stamp};
+use crate::watch::Watch;
 
-/// Password checks at once; more wait.
-const CHECKS_MAX: usize = 2;
-/// How long a login waits for its check; nobody is kept until a container runtime gives up.
-const CHECK_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Logins remembered as right.
-const REMEMBERED_MAX: usize = 1024;
-/// Bytes of a login that are looked at; bcrypt itself uses 72 of the password.
+use htpasswd::{Hash, Users, is_cut_by_bcrypt};
+use queue::Checks;
+
+/// Memory for logins that were right, and as much for those that were wrong. A user has one right login, so that nobody
+/// can push out those of others.
+const REMEMBERED_BYTES_MAX: usize = 512 * 1024;
+/// What one of them takes: its hash, and the list and the table of the cache.
+const REMEMBERED_BYTES: usize = size_of::<Digest>() + 64;
+/// Logins that fit into it.
+const REMEMBERED_MAX: NonZeroUsize =
+    NonZeroUsize::new(REMEMBERED_BYTES_MAX / REMEMBERED_BYTES).expect("not zero");
+/// Bytes of a login that are looked at: user and password, encoded.
 const LOGIN_BYTES_MAX: usize = 4096;
 
 /// The guard of the data plane.
@@ -45,16 +53,28 @@ pub(crate) struct Access {
 
 struct Logins {
     path: PathBuf,
-    file: Mutex<Users>,
-    /// Hashes of logins that were right, each with the bcrypt hash that it was right for.
-    right: Mutex<LruCache<Digest, ()>>,
-    checks: Semaphore,
+    users: Arc<ArcSwap<Users>>,
+    /// Reads the file again when it changes; ends with this.
+    follower: AbortHandle,
+    checked: Arc<Checked>,
+    checks: Arc<Checks>,
+    /// Checks under way: connections of one client with one login wait for one check.
+    under_way: SingleFlight<(IpAddr, Digest), Outcome>,
+    cut: Rarely,
 }
 
-struct Users {
-    /// bcrypt hash by user.
-    hashes: HashMap<String, String>,
-    stamp: Option<Stamp>,
+/// Logins that were checked, each with the bcrypt hash that it was checked against.
+struct Checked {
+    right: Mutex<LruCache<Digest, ()>>,
+    wrong: Mutex<LruCache<Digest, ()>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Right,
+    Wrong,
+    /// There were too many checks before it.
+    NotChecked,
 }
 
 /// What the guard says.
@@ -70,9 +90,17 @@ pub(crate) enum Verdict {
     Busy,
 }
 
+/// Checks that `htpasswd` can be read.
+///
+/// # Errors
+/// Names the line, and what was expected.
+pub(crate) fn check(htpasswd: Option<&Path>) -> anyhow::Result<()> {
+    htpasswd.map_or(Ok(()), |path| Users::load(path).map(drop))
+}
+
 impl Access {
     /// A guard for `allow` and the users of `htpasswd`. If the guard `before` this one has the same file, it looks
-    /// after that already.
+    /// after that already. To be called in a runtime.
     pub(crate) fn load(
         allow: &[IpNet],
         htpasswd: Option<&Path>,
@@ -94,96 +122,123 @@ impl Access {
         }
         let Some(logins) = &self.logins else { return Verdict::Allowed(None) };
         let Some((user, password)) = login(headers) else { return Verdict::LogIn };
-        logins.check(user, password).await
+        logins.check(client, user, password).await
     }
 }
 
 impl Logins {
     fn load(path: &Path) -> anyhow::Result<Self> {
-        let users = Users::load(path)?;
-        let right = LruCache::new(NonZeroUsize::new(REMEMBERED_MAX).expect("not zero"));
+        // Before it is read: what happens to it meanwhile must be noticed.
+        let watch = Watch::new(vec![path.to_owned()]);
+        let users = Arc::new(ArcSwap::from_pointee(Users::load(path)?));
+        let follower = tokio::spawn(follow(watch, path.to_owned(), Arc::clone(&users))).abort_handle();
+        let remembered = || Mutex::new(LruCache::new(REMEMBERED_MAX));
         Ok(Self {
             path: path.to_owned(),
-            file: Mutex::new(users),
-            right: Mutex::new(right),
-            checks: Semaphore::new(CHECKS_MAX),
+            users,
+            follower,
+            checked: Arc::new(Checked { right: remembered(), wrong: remembered() }),
+            checks: Checks::new(),
+            under_way: SingleFlight::default(),
+            cut: Rarely::default(),
         })
     }
 
-    async fn check(&self, user: String, password: String) -> Verdict {
-        self.reload_if_changed();
-        let (hash, is_known) = lock(&self.file).hash(&user);
-        let login = format!("{} {user} {} {password} {hash}", user.len(), password.len());
-        let login = Digest::of(Algorithm::Sha256, login.as_bytes());
-        let was_right = || lock(&self.right).get(&login).is_some();
-        if was_right() {
-            return Verdict::Allowed(Some(user));
-        }
-        let Ok(Ok(_permit)) = timeout(CHECK_WAIT_MAX, self.checks.acquire()).await else {
-            return Verdict::Busy;
-        };
-        // Of many connections with one login, the first has checked it for all.
-        if was_right() {
-            return Verdict::Allowed(Some(user));
-        }
-        let checking = spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
-        let is_right = checking.await.unwrap_or(false) && is_known;
-        if !is_right {
+    async fn check(&self, client: IpAddr, user: String, password: String) -> Verdict {
+        let hash = self.users.load().hash(&user);
+        if is_cut_by_bcrypt(&password) {
+            self.refuse_cut(client, &user, &hash);
             return Verdict::LogIn;
         }
-        lock(&self.right).put(login, ());
-        Verdict::Allowed(Some(user))
+        let login = format!("{} {user} {} {password} {}", user.len(), password.len(), hash.text());
+        let login = Digest::of(Algorithm::Sha256, login.as_bytes());
+        let outcome = match self.checked.outcome(&login) {
+            Some(outcome) => outcome,
+            None => self.check_hash(client, &user, password, hash, login).await,
+        };
+        match outcome {
+            Outcome::Right => Verdict::Allowed(Some(user)),
+            Outcome::Wrong => Verdict::LogIn,
+            Outcome::NotChecked => Verdict::Busy,
+        }
     }
 
-    fn reload_if_changed(&self) {
-        if stamp(&self.path).ok() == lock(&self.file).stamp {
-            return;
+    async fn check_hash(
+        &self,
+        client: IpAddr,
+        user: &str,
+        password: String,
+        hash: Hash,
+        login: Digest,
+    ) -> Outcome {
+        let (checks, checked, user) = (Arc::clone(&self.checks), Arc::clone(&self.checked), user.to_owned());
+        let work = |_| async move {
+            let Some(turn) = checks.turn(client, &user).await else { return Outcome::NotChecked };
+            // The same login may have been checked meanwhile, for another address.
+            if let Some(outcome) = checked.outcome(&login) {
+                return outcome;
+            }
+            match spawn_blocking(move || hash.is_of(&password)).await {
+                Ok(true) => {
+                    lock(&checked.right).put(login, ());
+                    Outcome::Right
+                }
+                Ok(false) => {
+                    lock(&checked.wrong).put(login, ());
+                    turn.was_wrong();
+                    Outcome::Wrong
+                }
+                Err(_) => Outcome::NotChecked,
+            }
+        };
+        let (outcome, _) = self.under_way.run((network(client), login), work).await;
+        outcome.unwrap_or(Outcome::NotChecked)
+    }
+
+    /// A password that is wrong only because bcrypt does not see all of it should not be a riddle. The name is told if it
+    /// is one of the file's: any other may be a secret.
+    fn refuse_cut(&self, client: IpAddr, user: &str, hash: &Hash) {
+        if self.cut.is_time() {
+            let user = if hash.is_of_user { user } else { "of no user" };
+            warn!(%client, user, "a password of more than 72 bytes, or with a zero byte, is refused: bcrypt takes a part of it for the whole");
         }
-        match Users::load(&self.path) {
-            Ok(users) => {
-                info!(file = %self.path.display(), users = users.hashes.len(), "htpasswd has changed and is read again");
-                *lock(&self.file) = users;
+    }
+}
+
+impl Drop for Logins {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl Checked {
+    /// What is known of a login.
+    fn outcome(&self, login: &Digest) -> Option<Outcome> {
+        if lock(&self.right).get(login).is_some() {
+            return Some(Outcome::Right);
+        }
+        lock(&self.wrong).get(login).map(|()| Outcome::Wrong)
+    }
+}
+
+/// Reads the users again whenever their file changes.
+async fn follow(mut watch: Watch, path: PathBuf, users: Arc<ArcSwap<Users>>) {
+    loop {
+        watch.changed().await;
+        let file = path.clone();
+        let loaded =
+            spawn_blocking(move || Users::load(&file)).await.unwrap_or_else(|fault| Err(fault.into()));
+        match loaded {
+            Ok(loaded) => {
+                info!(file = %path.display(), users = loaded.count(), "htpasswd has changed and is read again");
+                users.store(Arc::new(loaded));
             }
             Err(error) => {
                 warn!(
                     error = format!("{error:#}"),
                     "htpasswd has changed and cannot be read; the users before stay"
                 );
-                lock(&self.file).stamp = stamp(&self.path).ok();
             }
-        }
-    }
-}
-
-impl Users {
-    fn load(path: &Path) -> anyhow::Result<Self> {
-        let stamp = stamp(path).ok();
-        let text = watch::read_text(path).with_context(|| format!("htpasswd {}", path.display()))?;
-        let mut hashes = HashMap::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let here = || format!("htpasswd {}: line {}", path.display(), number + 1);
-            let (user, hash) =
-                line.split_once(':').with_context(|| format!("{}: expected user:hash", here()))?;
-            if !["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| hash.starts_with(prefix)) {
-                bail!("{}: expected a bcrypt hash, as `htpasswd -B` makes", here());
-            }
-            hashes.insert(user.to_owned(), hash.to_owned());
-        }
-        Ok(Self { hashes, stamp })
-    }
-
-    /// The hash of a user's password, and whether there is such a user: without, it is the hash of somebody
-    /// else, whose check takes as long.
-    fn hash(&self, user: &str) -> (String, bool) {
-        /// Of nothing that anybody can type, for a file without users.
-        const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuuQ6sVhzcAs1BPvGZvRDEbDKy0v6kBJCi";
-        match self.hashes.get(user) {
-            Some(hash) => (hash.clone(), true),
-            None => (self.hashes.values().next().map_or(NOBODY, String::as_str).to_owned(), false),
         }
     }
 }
@@ -243,10 +298,27 @@ mod tests {
         check("10.1.2.3", HeaderMap::new(), Verdict::LogIn).await;
     }
 
-    #[test]
-    fn only_bcrypt_is_taken() {
-        let file = htpasswd("anna:$apr1$abc$def\n");
-        let error = Access::load(&[], Some(file.path()), None).err().map(|error| error.to_string()).unwrap();
-        assert!(error.contains("line 1") && error.contains("bcrypt"), "{error}");
+    #[tokio::test]
+    async fn one_check_does_for_all_connections_with_a_login() {
+        let file = htpasswd(&format!("anna:{}\n", bcrypt::hash("secret", 4).unwrap()));
+        let access = Access::load(&[], Some(file.path()), None).unwrap();
+        let access = Arc::new(access);
+        let judge = async |logins: Vec<String>| {
+            let judged = logins.into_iter().map(|login| {
+                let access = Arc::clone(&access);
+                tokio::spawn(async move { access.judge("10.0.0.1".parse().unwrap(), &basic(&login)).await })
+            });
+            let mut verdicts = Vec::new();
+            for verdict in judged.collect::<Vec<_>>() {
+                verdicts.push(verdict.await.unwrap());
+            }
+            verdicts
+        };
+        // More than may wait for one user, which they would with passwords of their own.
+        let verdicts = judge(vec!["anna:secret".to_owned(); 100]).await;
+        assert!(verdicts.iter().all(|verdict| *verdict == allowed()), "{verdicts:?}");
+        let verdicts = judge((0..20).map(|at| format!("anna:{at}")).collect()).await;
+        assert!(verdicts.contains(&Verdict::Busy) && verdicts.contains(&Verdict::LogIn), "{verdicts:?}");
+        assert_eq!(judge(vec!["anna:secret".to_owned()]).await, [allowed()], "it is remembered");
     }
 }

@@ -11,7 +11,7 @@ use hyper::{HeaderMap, Method, Response, Uri};
 use tokio::time::timeout;
 
 use super::body::Body;
-use super::outlet::Outlet;
+use super::outlet::Transport;
 use super::response::value;
 use crate::cache::{Blob, Way};
 use crate::context::RequestContext;
@@ -30,8 +30,8 @@ pub(super) struct Asked {
     pub(super) headers: HeaderMap,
     /// Where it has come from.
     pub(super) context: RequestContext,
-    /// Where its connection sends files by itself; none if it looks at what it sends, as TLS does.
-    pub(super) outlet: Option<Outlet>,
+    /// How its connection takes the answer.
+    pub(super) transport: Transport,
 }
 
 impl Asked {
@@ -75,10 +75,18 @@ impl Asked {
 
     /// The bytes of a blob from `start` up to `end` as a body; `held` as for [`Blob::read`].
     pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
-        let way = if self.outlet.is_some() { Way::Mapped } else { Way::Copied };
-        let reading = blob.read((start, end), held, way, self.context.client());
-        let sending = self.outlet.as_ref().and_then(|outlet| outlet.set(reading.mapped()));
-        Body::reading(reading, end - start, sending)
+        let client = self.context.client();
+        match &self.transport {
+            Transport::Plain(outlet) => {
+                let reading = blob.read((start, end), held, Way::Mapped, client);
+                let sending = outlet.set(reading.mapped());
+                Body::reading(reading, end - start, sending)
+            }
+            Transport::Tls(room) => {
+                let reading = blob.read((start, end), held, Way::Copied(room.clone()), client);
+                Body::reading(reading, end - start, None)
+            }
+        }
     }
 
     /// Links to the rest of a list: a path of this host, so that it is right behind any proxy.

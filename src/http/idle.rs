@@ -5,6 +5,7 @@
 //! elsewhere, by the time for its head.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -59,6 +60,12 @@ impl<S> Idle<S> {
             self.answers.wrote();
         }
         self.watch(context, result)
+    }
+}
+
+impl<S: AsFd> AsFd for Idle<S> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

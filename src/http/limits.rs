@@ -25,9 +25,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::Body;
 use super::response::later;
 use super::seats::network;
-use crate::pace::{BytesPerSecond, Pace, PerSecond};
+use crate::pace::{Pace, PerSecond};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ClientLimit;
+use crate::units::ByteRate;
 
 /// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
 /// forgotten first, and begins anew.
@@ -50,7 +51,7 @@ pub struct Config {
     /// Requests in a second, over all its connections.
     pub requests_per_second: Option<PerSecond>,
     /// Bytes of bodies in a second, over all its connections.
-    pub bytes_per_second: Option<BytesPerSecond>,
+    pub bytes_per_second: Option<ByteRate>,
 }
 
 /// What one login may take, over all its connections. What is not set is not limited.
@@ -60,7 +61,7 @@ pub struct LoginConfig {
     /// Requests in a second.
     pub requests_per_second: Option<PerSecond>,
     /// Bytes of bodies in a second.
-    pub bytes_per_second: Option<BytesPerSecond>,
+    pub bytes_per_second: Option<ByteRate>,
 }
 
 impl From<&LoginConfig> for Config {
@@ -140,7 +141,7 @@ impl Limits {
         if !is_seated {
             client.connections.fetch_sub(1, Ordering::Relaxed);
         }
-        let step_bytes = bytes_per_second.map_or(STEP_BYTES_MAX, |BytesPerSecond(bytes)| step(bytes));
+        let step_bytes = bytes_per_second.map_or(STEP_BYTES_MAX, |ByteRate(bytes)| step(bytes));
         Arc::new(Guest { limits: Arc::clone(self), client, is_seated, step_bytes })
     }
 }

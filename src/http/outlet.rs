@@ -28,6 +28,7 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::cache::Room;
 use crate::store::{Mapped, MappedWeak};
 
 /// A shorter slice is written: a copy of it costs less than a further call to the kernel.
@@ -70,6 +71,15 @@ impl Outlet {
         let offset = mapped.offset_of(slice)?;
         Some((mapped, offset))
     }
+}
+
+/// How a connection takes the bodies of its answers.
+#[derive(Clone)]
+pub(super) enum Transport {
+    /// It sends files by itself.
+    Plain(Outlet),
+    /// It encrypts what it is given, and takes so much at once.
+    Tls(Room),
 }
 
 /// A TCP connection without TLS.

@@ -28,7 +28,7 @@ use super::content::{account_for, identify, not_modified, octets, of_blob, of_ma
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
-use super::outlet::Outlet;
+use super::outlet::Transport;
 use super::peers::Peers;
 use super::response::{
     API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
@@ -147,14 +147,14 @@ impl Serving {
         &self.cache
     }
 
-    /// Answers a request of `peer`; its connection may send files by itself.
+    /// Answers a request of `peer`, for a connection that takes bodies by `transport`.
     pub(super) async fn answer(
         &self,
         peer: SocketAddr,
         reach: Reach,
         visit: &Visit,
         request: Request<Incoming>,
-        outlet: Option<Outlet>,
+        transport: Transport,
     ) -> Response<Body> {
         let guest = visit.guest(self.limits.as_ref());
         let (head, body) = request.into_parts();
@@ -183,7 +183,7 @@ impl Serving {
         let (mut response, user) = match admitted {
             Ok(user) => {
                 let Parts { method, uri, headers, .. } = head;
-                let asked = Asked { method, uri, headers, context, outlet };
+                let asked = Asked { method, uri, headers, context, transport };
                 (self.respond(&asked, &mut account).await, user)
             }
             Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),

@@ -216,6 +216,10 @@ pub(super) fn network(client: IpAddr) -> IpAddr {
 pub(super) struct Rarely(Mutex<Option<Instant>>);
 
 impl Rarely {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
     pub(super) fn is_time(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_time = last.is_none_or(|last| last.elapsed() >= SAY_EVERY);

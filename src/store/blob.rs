@@ -219,7 +219,7 @@ mod tests {
             assert!(!blobs.put(&digest, b"content").unwrap());
             assert_eq!(blobs.open(&digest).unwrap().unwrap().size, 7);
             let path = folder.path().join("blobs").join(algorithm.as_str()).join(digest.hex());
-            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o444);
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o440);
 
             let error = blobs.put(&digest, b"other").unwrap_err();
             assert!(matches!(error, Error::DigestMismatch { .. }));
@@ -241,7 +241,7 @@ mod tests {
         assert!(blobs.open(&digest).unwrap().is_none(), "half of it");
         file.write_all(b"ent").unwrap();
         assert_eq!(blobs.open(&digest).unwrap().unwrap().size, 7);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o440);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::health::Condition;
+use super::privacy::open_to_group;
 use crate::oci::Digest;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -53,10 +54,11 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// Content under its digest: nobody has a reason to write to it ever again.
-    pub(super) const IMMUTABLE: Self = Self { mode: 0o444, modified: None };
+    /// Content under its digest: nobody has a reason to write to it ever again. The group is one that the data folder lets
+    /// in, if it lets in any.
+    pub(super) const IMMUTABLE: Self = Self { mode: 0o440, modified: None };
     /// A ref, which is replaced and never edited, but may be by hand.
-    pub(super) const PLAIN: Self = Self { mode: 0o644, modified: None };
+    pub(super) const PLAIN: Self = Self { mode: 0o640, modified: None };
 }
 
 impl Disk {
@@ -258,7 +260,7 @@ fn write_synced(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>, l
     write(&mut buffered)?;
     buffered.flush()?;
     drop(buffered);
-    // The umask may have taken bits away.
+    // The umask has taken bits away.
     file.set_permissions(Permissions::from_mode(look.mode))?;
     if let Some(modified) = look.modified {
         file.set_modified(modified)?;
@@ -272,7 +274,9 @@ fn make_folder(path: &Path) -> Result<(), Error> {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Error::io("make folder", path, source));
         }
-        Ok(()) | Err(_) => {}
+        // A file system that knows no modes has its own for all.
+        Ok(()) => drop(open_to_group(path)),
+        Err(_) => {}
     }
     sync_folder(parent(path))
 }
@@ -359,7 +363,7 @@ mod tests {
         disk.replace(&target, b"one", Look::IMMUTABLE).unwrap();
         disk.replace(&target, b"two", Look::IMMUTABLE).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"two");
-        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o444);
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o440);
         assert!(list(&disk.partials()).unwrap().is_empty());
         assert_eq!(read(&target, 3).unwrap().as_deref(), Some(&b"two"[..]));
         assert_eq!(read(&target, 2).unwrap(), None);

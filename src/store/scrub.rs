@@ -5,7 +5,6 @@
 //! does not begin anew; where that is lost, nothing is but time. There is at most a round a day.
 
 use std::num::NonZeroU64;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::verify::{Hashing, Verdict, conclude};
 use super::{Error, blocking};
 use crate::clock::unix_seconds;
 use crate::oci::Digest;
-use crate::pace::BytesPerSecond;
+use crate::units::{ByteRate, ByteSize, Given, InvalidByteRate};
 
 /// 200 GiB in seven hours, for half a per cent of a core.
 const BYTES_PER_SECOND: u64 = 8 << 20;
@@ -42,26 +41,16 @@ impl Default for Rate {
     }
 }
 
-/// Why a text is no rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected bytes per second such as \"8MiB\", or \"off\"")]
-pub struct InvalidRate;
-
-impl FromStr for Rate {
-    type Err = InvalidRate;
-
-    fn from_str(text: &str) -> Result<Self, InvalidRate> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        let BytesPerSecond(bytes) = text.parse().map_err(|_| InvalidRate)?;
-        Ok(Self(Some(bytes)))
-    }
-}
-
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        let rate = match Given::deserialize(deserializer)? {
+            Given::Text(text) if text == "off" => return Ok(Self(None)),
+            Given::Text(text) => text.parse(),
+            Given::Whole(bytes) => ByteSize(bytes).try_into(),
+            Given::Other(_) => Err(InvalidByteRate),
+        };
+        let ByteRate(bytes) = rate.map_err(|error| de::Error::custom(format!("{error}, or \"off\"")))?;
+        Ok(Self(Some(bytes)))
     }
 }
 
@@ -194,16 +183,17 @@ mod tests {
     use crate::oci::Algorithm;
 
     #[test]
-    fn rates_are_bytes_with_a_unit() {
-        let check = |text: &str, expected: Option<Option<u64>>| {
-            let rate = text.parse::<Rate>().ok().map(|Rate(rate)| rate.map(NonZeroU64::get));
-            assert_eq!(rate, expected, "{text}");
+    fn a_rate_is_of_bytes_or_off() {
+        let check = |value: &str, expected: Option<Option<u64>>| {
+            let read = toml::from_str::<std::collections::HashMap<String, Rate>>(&format!("rate = {value}"));
+            let rate = read.ok().map(|read| read["rate"].0.map(NonZeroU64::get));
+            assert_eq!(rate, expected, "{value}");
         };
-        check("off", Some(None));
-        check("8MiB", Some(Some(8 << 20)));
-        check("500kB", Some(Some(500_000)));
-        check("1B", Some(Some(1)));
-        for bad in ["", "8", "0MiB", "8 MiB", "-1MiB", "MiB", "80%", "8mib", "99999999999GiB"] {
+        check("'off'", Some(None));
+        check("'8MiB'", Some(Some(8 << 20)));
+        check("'1.5 MiB'", Some(Some(3 << 19)));
+        check("8000", Some(Some(8000)));
+        for bad in ["''", "0", "'0MiB'", "-1", "'80%'", "'Off'", "false"] {
             check(bad, None);
         }
     }

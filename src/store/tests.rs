@@ -151,7 +151,7 @@ async fn a_partial_file_becomes_a_blob() {
     assert_eq!((blob.size, reader.file().metadata().unwrap().len()), (100_000, 100_000));
     let path = folder.path().join("blobs/sha256").join(digest(&content).hex());
     assert_eq!(fs::read(&path).unwrap(), content.as_bytes());
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o440);
     assert_eq!(fs::read_dir(folder.path().join("partial/docker.io")).unwrap().count(), 0);
     assert_eq!(store.usage().await.used_bytes, 100_000);
     assert_eq!(left(&store, &content).await, None);

@@ -23,6 +23,7 @@ use super::rename::Rewrite;
 use super::vault::VaultConfig;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
+use crate::units;
 
 /// One registry that berth may ask.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -229,7 +230,7 @@ const TOKEN: Duration = Duration::from_secs(5);
 /// The promise is an answer within 20 s; this leaves time to find out and to send it.
 const BUDGET: Duration = Duration::from_secs(18);
 /// No setting can be longer than this.
-const SECONDS_MAX: f64 = 3600.0;
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 /// How long to wait for what, in seconds; fractions are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -260,11 +261,11 @@ impl Default for Timeouts {
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let seconds = f64::deserialize(deserializer)?;
-    if seconds > 0.0 && seconds <= SECONDS_MAX {
-        Ok(Duration::from_secs_f64(seconds))
+    let time = units::duration(deserializer)?;
+    if !time.is_zero() && time <= TIMEOUT_MAX {
+        Ok(time)
     } else {
-        Err(de::Error::custom(format!("expected more than 0 and at most {SECONDS_MAX} seconds")))
+        Err(de::Error::custom(format!("expected more than 0 and at most {} seconds", TIMEOUT_MAX.as_secs())))
     }
 }
 

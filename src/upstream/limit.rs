@@ -21,7 +21,8 @@ use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
 use super::{Event, Upstream, retry};
 use crate::context::{self, RequestContext};
-use crate::pace::{BytesPerSecond, Pace, PerSecond};
+use crate::pace::{Pace, PerSecond};
+use crate::units::ByteRate;
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ pub struct LimitsConfig {
     /// Connections that bring blobs, at once.
     pub concurrent_transfers: Option<NonZeroUsize>,
     /// Bytes of blobs in a second, all transfers together.
-    pub bytes_per_second: Option<BytesPerSecond>,
+    pub bytes_per_second: Option<ByteRate>,
     /// Where upstream says how many manifests it still gives out: what of these is kept for images never seen.
     pub reserve: Reserve,
 }

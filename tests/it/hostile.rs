@@ -118,13 +118,16 @@ async fn unusual_but_right_requests_are_answered() {
     for (line, rest) in [
         ("GET /v2/ HTTP/1.0".to_owned(), ""),
         (format!("GET {manifest} HTTP/1.0"), ""),
-        (format!("GET http://docker.io{manifest} HTTP/1.1"), ""),
-        (format!("GET {manifest} HTTP/1.1"), "Content-Length: 5\r\n\r\nhello"),
-        (format!("GET {manifest} HTTP/1.1"), "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"),
-        (format!("GET {manifest} HTTP/1.1"), "Range: bytes=99999999999999999999-\r\n"),
+        (format!("GET http://docker.io{manifest} HTTP/1.1"), "Host: localhost\r\n"),
+        (format!("GET {manifest} HTTP/1.1"), "Host: localhost\r\nContent-Length: 5\r\n\r\nhello"),
         (
             format!("GET {manifest} HTTP/1.1"),
-            "If-None-Match: \u{ff}\r\nAccept: \u{ff}\r\nAuthorization: \u{ff}\r\n",
+            "Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+        ),
+        (format!("GET {manifest} HTTP/1.1"), "Host: localhost\r\nRange: bytes=99999999999999999999-\r\n"),
+        (
+            format!("GET {manifest} HTTP/1.1"),
+            "Host: localhost\r\nIf-None-Match: \u{ff}\r\nAccept: \u{ff}\r\nAuthorization: \u{ff}\r\n",
         ),
     ] {
         let seen = statuses(address, format!("{line}\r\nConnection: close\r\n{rest}\r\n").as_bytes()).await;

@@ -561,3 +561,81 @@ async fn authorities_of_an_upstream_are_read_again_when_they_change() {
     berth.until_logged("upstream docker.io: ca").await;
     berth.pull(REPO, "1", &image).await;
 }
+
+// === What is only half of it (F22 of the attacks)
+
+#[tokio::test]
+async fn a_configuration_without_any_key_is_refused_and_the_old_one_goes_on() {
+    let ((upstream, image), (other, _)) = (registry(1).await, registry(2).await);
+    let setup = Berth::with("docker.io", &upstream).and("other.example", &other);
+    let berth = setup.clone().start().await;
+    for text in ["", "\n\n", "# data_dir = \"/x\"\n", "[http]\n", "[http]\n[http.limits]\n[cache]\n"] {
+        write(&berth.config(), text);
+        let reply = berth.reload().await;
+        assert_eq!(reply.status, 422, "{text:?}: {}", reply.text());
+        assert!(reply.text().contains("at least one key"), "{}", reply.text());
+        assert!(!is_current(&berth).await);
+        berth.get(OTHER).await.expect(200);
+    }
+    berth.until_logged("at least one key").await;
+    berth.pull(REPO, "1", &image).await;
+    assert_eq!(berth.reconfigure(&setup).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_configuration_that_opens_a_closed_listener_is_refused() {
+    let (upstream, _) = registry(1).await;
+    let users = file_of("");
+    let (net, all) = ("allow = [\"127.0.0.0/8\"]", "allow = [\"0.0.0.0/0\"]");
+    let login = format!("htpasswd = {users:?}");
+    let open = || Berth::with("docker.io", &upstream).http("listen = [\"0.0.0.0:0\"]");
+    let berth = open().http(net).start().await;
+    for next in [open(), open().http(all), open().http("allow = []")] {
+        berth.configure(&next);
+        let reply = berth.reload().await;
+        assert_eq!(reply.status, 422, "{}", reply.text());
+        assert!(reply.text().contains("http.listen 0.0.0.0:0"), "{}", reply.text());
+        assert!(reply.text().contains("http.allow"), "{}", reply.text());
+    }
+    berth.until_logged("open to everybody").await;
+    // One of them is enough, and whichever it is may change.
+    assert_eq!(berth.reconfigure(&open().http(net).http(&login)).await, ["http.htpasswd"]);
+    assert_eq!(berth.reconfigure(&open().http(&login)).await, ["http.allow"]);
+    berth.configure(&open());
+    berth.reload().await.expect(422);
+    // What was never closed, and what only this machine reaches, may be opened.
+    let listener = Berth::with("docker.io", &upstream);
+    let berth = listener.clone().http(net).start().await;
+    assert_eq!(berth.reconfigure(&listener).await, ["http.allow"]);
+    let berth = open().start().await;
+    assert_eq!(berth.reconfigure(&open().http("access_log = false")).await, ["http.access_log"]);
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_being_written_is_not_read() {
+    let ((upstream, _), (other, _)) = (registry(1).await, registry(2).await);
+    let setup = Berth::with("docker.io", &upstream);
+    let berth = setup.clone().and("other.example", &other).start().await;
+    // A valid one at every moment: it has lost its end.
+    let half = setup.toml(berth.data_dir());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (is_over, config, half) = (Arc::clone(&is_over), berth.config(), half.clone());
+        std::thread::spawn(move || {
+            for at in 0.. {
+                write(&config, format!("{half}\n# {at}\n"));
+                if is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                std::thread::yield_now();
+            }
+        })
+    };
+    let reply = berth.reload().await;
+    assert_eq!(reply.status, 422, "{}", reply.text());
+    assert!(reply.text().contains("is being written"), "{}", reply.text());
+    berth.get(OTHER).await.expect(200);
+    is_over.store(true, Ordering::SeqCst);
+    writer.join().unwrap();
+    eventually("it is read when it is at rest", async || berth.get(OTHER).await.status == 404).await;
+}

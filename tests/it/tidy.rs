@@ -10,7 +10,7 @@ const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
 const LAYERS: [&[&str]; 10] = [
-    &["clock", "oci", "sync"],
+    &["clock", "oci", "sync", "units"],
     &["context", "pace", "singleflight", "telemetry", "watch"],
     &["shares"],
     &["parsing"],

@@ -4,6 +4,7 @@ use std::fs;
 
 use tokio::net::TcpStream;
 
+use crate::support::process::heavy;
 use crate::support::{Berth, Certificate, Image, Upstream, eventually, file_of, get, raw};
 
 const REPO: &str = "library/alpine";
@@ -79,4 +80,55 @@ async fn whoever_does_not_speak_tls_harms_nobody() {
         silent.push(TcpStream::connect(berth.address()).await.unwrap());
     }
     berth.get("/v2/").await.expect(200);
+}
+
+/// Resident memory of a process.
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+/// Waits until it is about the same for a while.
+async fn resident_kib_at_rest(pid: u32) -> u64 {
+    const LOOKS: usize = 50;
+    let (mut last, mut same) = (0, 0);
+    eventually("memory is at rest", async || {
+        let now = resident_kib(pid);
+        same = if now.abs_diff(last) <= 64 { same + 1 } else { 0 };
+        last = now;
+        same >= LOOKS
+    })
+    .await;
+    last
+}
+
+/// F15 of the attacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_take_nothing_cost_little_memory_each() {
+    const READERS: usize = 300;
+    let _turn = heavy().await;
+    let upstream = Upstream::start().await;
+    let image = Image::of(7, &[16 << 20]);
+    upstream.image(REPO, "3", &image);
+    let certificate = Certificate::new();
+    let berth = Berth::with("docker.io", &upstream).tls(&certificate).start().await;
+    berth.pull(REPO, "3", &image).await;
+    let path = image.layer().path(REPO);
+    let check = async |what: &str, taken: usize| {
+        let before = resident_kib_at_rest(berth.pid()).await;
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let mut reader = berth.get(&path).open().await;
+            // More than the kernel keeps for it by itself.
+            assert_eq!(reader.bytes(taken).await, image.layer().content[..taken]);
+            readers.push(reader);
+        }
+        let each = resident_kib_at_rest(berth.pid()).await.saturating_sub(before) / READERS as u64;
+        assert!(each <= 128, "{what}: {each} KiB each");
+        println!("{what}: {each} KiB each");
+    };
+    check("that take nothing", 0).await;
+    check("that have taken much", 9 << 20).await;
+    berth.pull(REPO, "3", &image).await;
 }

@@ -1,0 +1,207 @@
+//! Heads of requests that mean different things to different programs.
+//!
+//! hyper refuses most of what is no HTTP. What it takes, and another program in front of berth may take otherwise, is
+//! refused here ([`fault`]), because whoever makes two programs disagree about where a request ends, or what it asks for,
+//! can slip one past the first of them. A line that ends without a carriage return is not shown by hyper: the answer to
+//! such a request is the last of its connection ([`Lines`]), so that nothing can hide behind it. This is no second parser:
+//! it looks for one byte.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use hyper::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Response, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tracing::warn;
+
+use super::body::Body;
+use super::response::failure;
+use super::seats::Rarely;
+use crate::oci::error::ErrorCode;
+
+/// What is wrong with a head that hyper took.
+pub(super) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_11 => return Some("expected a Host header"),
+        (Some(_), Some(_)) => return Some("expected one Host header"),
+        (Some(host), None) if !is_host(host) => return Some("expected a host, and perhaps a port, as Host"),
+        (Some(_) | None, None) | (None, Some(_)) => {}
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => None,
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => None,
+        (Some(_), _) => Some("expected no Transfer-Encoding but chunked, once"),
+    }
+}
+
+/// `host[:port]`, or nothing for a target without one (RFC 9112, 3.2).
+fn is_host(host: &HeaderValue) -> bool {
+    let host = host.as_bytes();
+    host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
+}
+
+/// Refuses a request, and closes its connection: it is not known where the next one begins.
+pub(super) fn refuse(fault: &str) -> Response<Body> {
+    static OFTEN: Rarely = Rarely::new();
+    if OFTEN.is_time() {
+        warn!(fault, "a request is refused: programs disagree about what its head means");
+    }
+    let mut response = failure(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, fault);
+    close(&mut response);
+    response
+}
+
+/// Makes an answer the last of its connection.
+pub(super) fn close(response: &mut Response<Body>) {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// Whether a line came without a carriage return on a connection. In a body that is as it should be, and costs no more
+/// than a new connection. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Lines(Arc<AtomicBool>);
+
+impl Lines {
+    /// Whether one did.
+    pub(super) fn are_bare(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Looks at bytes that were read behind `before`.
+    fn look(&self, before: u8, bytes: &[u8]) {
+        let is_bare = |at: usize| at.checked_sub(1).map_or(before, |at| bytes[at]) != b'\r';
+        if memchr::memchr_iter(b'\n', bytes).any(is_bare) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// `stream`, with a look at the lines that come in.
+pub(super) struct Watched<S> {
+    stream: S,
+    lines: Lines,
+    /// The last byte that came.
+    last: u8,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, lines: Lines) -> Self {
+        Self { stream, lines, last: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let bytes = &buffer.filled()[before..];
+        if let Some(last) = bytes.last() {
+            self.lines.look(self.last, bytes);
+            self.last = *last;
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[test]
+    fn heads_that_are_ambiguous_are_refused() {
+        let check = |version, lines: &[(&'static str, &str)], is_fine: bool| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            }
+            assert_eq!(fault(version, &headers).is_none(), is_fine, "{version:?} {lines:?}");
+        };
+        let (old, now) = (Version::HTTP_10, Version::HTTP_11);
+        check(now, &[], false);
+        check(old, &[], true);
+        for fine in ["a", "a:1", "127.0.0.1:5000", "[::1]:5000", "[::1]", "a_b.example", ""] {
+            check(now, &[("host", fine)], true);
+            check(now, &[("host", fine), ("host", fine)], false);
+            check(old, &[("host", fine), ("host", "other")], false);
+        }
+        for bad in ["a b", "a,b", "a@b", "a/b", "http://a", "\u{e4}", "]:::[%00/../.."] {
+            check(now, &[("host", bad)], false);
+        }
+        for (codings, is_fine) in [
+            (&["chunked"][..], true),
+            (&["Chunked"], true),
+            (&["chunked, chunked"], false),
+            (&["chunked", "chunked"], false),
+            (&["gzip, chunked"], false),
+            (&["identity"], false),
+            (&["chunked,"], false),
+        ] {
+            let lines: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
+            check(now, &[&[("host", "a")], &*lines].concat(), is_fine);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bare_line_is_found_wherever_reads_cut_it() {
+        for (text, expected) in [
+            ("a\r\nb\r\n\r\n", false),
+            ("a\r\nb\n\r\n", true),
+            ("\r\n", false),
+            ("a\n", true),
+            ("\n", true),
+            ("\n\n", true),
+            ("a\r\r\n", false),
+            ("no line", false),
+        ] {
+            for piece in 1..=text.len() {
+                let lines = Lines::default();
+                let mut watched = Watched::new(text.as_bytes(), lines.clone());
+                let mut read = vec![0; piece];
+                while watched.read(&mut read).await.unwrap() > 0 {}
+                assert_eq!(lines.are_bare(), expected, "{text:?} in pieces of {piece}");
+            }
+        }
+    }
+}
