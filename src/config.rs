@@ -294,9 +294,9 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     format!("line {number}: {key}:{value} {message}")
 }
 
-/// Whether a text in front of a `=` can be nothing but keys.
+/// Whether a text in front of a `=` is a key, or several joined by dots, and nothing besides.
 fn is_key(text: &str) -> bool {
-    text.chars().all(|c| c.is_alphanumeric() || " \t._-'\"".contains(c))
+    text.trim().chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
 /// A message without the values that it quotes. Numbers stand in backticks, as do the names of keys.

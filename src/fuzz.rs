@@ -5,16 +5,16 @@
 //! in. Few are made of nothing but words, or of noise. An input that breaks a property is made smaller as long as it
 //! does, and is written to the corpus, so that it is tried first from then on.
 //!
-//! The tests try [`CASES`] inputs a target. `BERTH_FUZZ_CASES=1000000 BERTH_FUZZ_SEED=7 cargo test fuzz` is a long
-//! run: another seed, other inputs.
+//! The tests try [`CASES`] inputs for each target. `BERTH_FUZZ_CASES=1000000 BERTH_FUZZ_SEED=7 cargo test --lib fuzzed` is
+//! a long run: another seed, other inputs.
 //!
 //! Why not cargo-fuzz: it needs a nightly compiler, and the house has one toolchain, a stable one.
 
 mod change;
 mod heap;
 
-use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Target {
             Ok(()) => {}
             Err(TestError::Fail(reason, input)) => {
                 let path = folder.join(name_of(&input));
-                let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&path, &input));
+                let written = File::create(&path).and_then(|mut file| file.write_all(&input));
                 panic!("seed {seed}: {reason}\n{}\nkept as {}: {written:?}", shown(&input), path.display());
             }
             Err(TestError::Abort(reason)) => panic!("{reason}"),
@@ -120,11 +120,8 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// The beginning of an input, so that it can be read and copied.
 fn shown(input: &[u8]) -> String {
-    let mut shown = format!("b\"{}\"", input[..input.len().min(SHOWN_BYTES_MAX)].escape_ascii());
-    if input.len() > SHOWN_BYTES_MAX {
-        let _ = write!(shown, "… {} bytes in all", input.len());
-    }
-    shown
+    let start = &input[..input.len().min(SHOWN_BYTES_MAX)];
+    format!("b\"{}\", {} bytes in all", start.escape_ascii(), input.len())
 }
 
 /// The file of an input, named by what is in it.

@@ -339,7 +339,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.json");
         target.holds(|input| {
-            fs::write(&path, input).unwrap();
+            File::create(&path).unwrap().write_all(input).unwrap();
             let fields = open(&path).unwrap().unwrap().read(&mut |entry| {
                 let tag = crate::store::layout::entry_tag(&entry);
                 assert!(tag.is_none_or(|tag| !tag.as_str().contains('/') && !tag.as_str().starts_with('.')));

@@ -13,6 +13,6 @@ mod play;
 mod verdict;
 mod world;
 
-pub(crate) use case::Case;
-pub(crate) use play::{play, prelude};
+pub(crate) use case::{Case, Entry};
+pub(crate) use play::{play, prelude, sweep};
 pub(crate) use world::World;

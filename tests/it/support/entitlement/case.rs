@@ -311,9 +311,11 @@ impl Case {
         registry.sources().iter().filter_map(held).collect()
     }
 
-    /// Whether the first who is asked at this place has the content, gives it, and keeps nobody waiting.
+    /// Whether the first who is asked at this place is nobody's but the registry's own, has the content, gives it, and
+    /// keeps nobody waiting.
     pub(crate) fn is_served_at(&self, place: Place) -> bool {
-        self.stance(place.registry.sources()[0]) == Stance::Honest && self.may_read(place)
+        let first = place.registry.sources()[0];
+        !first.may_lie() && self.stance(first) == Stance::Honest && self.may_read(place)
     }
 
     /// Whether the registry itself lets berth read the content at this place, if it has it.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use super::case::{Case, Place, Registry, Source, Step, What};
 use super::verdict::{Seen, judge};
-use super::world::World;
+use super::world::{Gates, World};
 use crate::support::Berth;
 
 /// How long an answer may take that nothing stands in the way of: less than a runtime's patience.
@@ -39,7 +39,7 @@ pub(crate) async fn prelude(world: &World, case: &Case) {
 ///
 /// # Errors
 /// The step, and what its client should not have seen.
-pub(crate) async fn play(world: &World, case: &Case, gates: super::world::Gates) -> Result<(), String> {
+pub(crate) async fn play(world: &World, case: &Case, gates: Gates) -> Result<(), String> {
     let mut waiting = Vec::new();
     for step in &case.steps {
         let mut asked = begin(world.berth(step.entry), case, *step);
@@ -58,8 +58,16 @@ pub(crate) async fn play(world: &World, case: &Case, gates: super::world::Gates)
         check(world, case, &asked)?;
     }
     // What was kept of all that counts for whoever comes later, too.
-    let mut random = fastrand::Rng::with_seed(case.seed ^ 0x5eed);
-    for _ in 0..SWEEP {
+    sweep(world, case, SWEEP).await
+}
+
+/// Asks some places for the content once more, when all is over.
+///
+/// # Errors
+/// The place, and what its client should not have seen.
+pub(crate) async fn sweep(world: &World, case: &Case, places: usize) -> Result<(), String> {
+    let mut random = fastrand::Rng::with_seed(case.seed ^ places as u64);
+    for _ in 0..places {
         let registry = Registry::ALL[random.usize(..Registry::ALL.len())];
         let place = Place { registry, repository: random.usize(..registry.repositories().len()) };
         let what = if case.is_manifest && random.bool() { What::Manifest } else { What::Get };

@@ -72,6 +72,11 @@ impl World {
         }
     }
 
+    /// Restarts the daemon that stands alone. The parent would come back at another address.
+    pub(crate) async fn restart(&mut self) {
+        self.alone.restart().await;
+    }
+
     /// Has each source take its stance.
     pub(crate) fn arm(&self, case: &Case) -> Gates {
         let mut gates = Vec::new();
