@@ -9,10 +9,14 @@
 
 use std::sync::Arc;
 
+use berth::store::Pieces;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::support::entitlement::{Case, Entry, World, play, prelude, sweep};
+use crate::support::entitlement::{
+    Case, Course, Entry, Place, Registry, Seen, Size, Source, Stance, What, World, judge, play, prelude,
+    sweep,
+};
 
 /// What every run of the tests plays.
 const CASES: u64 = 200;
@@ -79,4 +83,45 @@ async fn play_all(complete: &str, cases: Vec<Case>) -> Vec<String> {
     }
     failed.extend(sweeping.join_all().await);
     failed.into_iter().flatten().collect()
+}
+
+#[test]
+fn the_model_tells_whose_a_byte_is() {
+    let is_wanted = |case: &Case| {
+        !case.is_manifest
+            && case.stance(Source::Private) == Stance::Honest
+            && case.stance(Source::Evil) == Stance::Claims(Size::Wrong)
+            && case.stance(Source::EvilLogin) == Stance::Lies(Size::Right, Course::Whole)
+    };
+    let case = (0..).map(Case::new).find(is_wanted).unwrap();
+    let (content, size) = (case.content.manifest.clone(), case.size());
+    let seen = |body: &[u8]| Seen {
+        status: 200,
+        total: Some(size),
+        start: 0,
+        body: body.to_vec(),
+        is_complete: false,
+    };
+    let check = |registry, repository, seen: &Seen, who_sent: &[Source], is_right: bool| {
+        let sent = who_sent.iter().map(|source| (*source, Pieces::prefix(size))).collect();
+        let judged = judge(&case, Place { registry, repository }, What::Get, seen, &sent);
+        assert_eq!(judged.is_ok(), is_right, "{registry:?} {repository}: {judged:?}");
+    };
+    let right = seen(&content);
+    check(Registry::Private, 0, &right, &[Source::Private], true);
+    check(Registry::Private, 1, &right, &[Source::Private], case.is_in_both);
+    check(Registry::Private, 2, &right, &[Source::Private], false);
+    for registry in [Registry::Evil, Registry::EvilLogin, Registry::Open, Registry::Guarded] {
+        check(registry, 0, &right, &[Source::Private], false);
+        check(registry, 0, &right, &[Source::Open], true);
+    }
+    check(Registry::Evil, 1, &right, &[Source::Private, Source::Evil], true);
+    let lie = seen(&case.sent_by(Source::EvilLogin).unwrap());
+    check(Registry::EvilLogin, 0, &lie, &[], true);
+    check(Registry::Evil, 0, &lie, &[], false);
+    check(Registry::EvilLogin, 0, &Seen { is_complete: true, ..lie }, &[], false);
+    let empty = |total| Seen { total: Some(total), ..seen(&[]) };
+    check(Registry::Evil, 0, &empty(case.wrong_size(Source::Evil)), &[], true);
+    check(Registry::Open, 0, &empty(case.wrong_size(Source::Evil)), &[], false);
+    check(Registry::Evil, 0, &empty(size), &[Source::Private], false);
 }

@@ -219,8 +219,9 @@ fn fuzzed_manifests_are_bounded_in_what_they_become() {
         assert!(peak <= FIXED_BYTES_MAX + BYTES_PER_BYTE_MAX * body.len(), "{peak} bytes of {}", body.len());
         let Ok(manifest) = parsed else { return };
         assert!(is_manifest_type(&manifest.media_type));
-        for child in manifest.children().chain(&manifest.subject) {
-            assert!(child.digest().is_none_or(|digest| digest.to_string() == child.digest));
+        assert!(manifest.children().count() <= body.len() / 2);
+        for child in manifest.children() {
+            assert!(child.digest().is_none_or(|digest| Digest::parse(&digest.to_string()) == Ok(digest)));
         }
     });
 }

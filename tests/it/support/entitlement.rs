@@ -13,6 +13,7 @@ mod play;
 mod verdict;
 mod world;
 
-pub(crate) use case::{Case, Entry};
+pub(crate) use case::{Case, Course, Entry, Place, Registry, Size, Source, Stance, What};
 pub(crate) use play::{play, prelude, sweep};
+pub(crate) use verdict::{Seen, judge};
 pub(crate) use world::World;

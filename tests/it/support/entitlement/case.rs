@@ -239,7 +239,8 @@ impl Case {
             _ if random.u8(..3) == 0 => Stance::Honest,
             _ => Stance::Absent,
         });
-        let tiers = random.u8(..3) == 0;
+        let (tiers, is_in_both) = (random.u8(..3) == 0, random.bool());
+        let more = random.usize(1..6);
         let owned =
             Registry::ALL.into_iter().find(|it| it.sources().contains(&owner)).unwrap_or(Registry::Open);
         let mut step = |owned: Option<Registry>| step(&mut random, tiers, owned, size, is_manifest);
@@ -252,9 +253,7 @@ impl Case {
         // Who has it is mostly asked first: else there is nothing to steal.
         let first = step(Some(owned));
         steps.push(Step { place: Place { repository: 0, ..first.place }, ..first });
-        let more = 1 + (seed.rotate_left(17) % 5) as usize;
         steps.extend((0..more).map(|_| step(None)));
-        let is_in_both = random.bool();
         Self { seed, is_manifest, content, digest, stances, is_in_both, prelude, steps }
     }
 
@@ -270,9 +269,8 @@ impl Case {
     /// What the source sends for the digest, if it sends anything.
     pub(crate) fn sent_by(&self, source: Source) -> Option<Bytes> {
         match self.stance(source) {
-            Stance::Absent => None,
+            Stance::Absent | Stance::Claims(_) => None,
             Stance::Honest | Stance::Held(_) => Some(self.content.manifest.clone()),
-            Stance::Claims(_) => Some(self.wrong(source, Size::Right).manifest),
             Stance::Lies(size, _) => Some(self.wrong(source, size).manifest),
         }
     }
@@ -285,6 +283,35 @@ impl Case {
         }
         let longer = if size == Size::Right { 0 } else { 1000 + source as usize };
         layer(&mut random, self.content.manifest.len() + longer)
+    }
+
+    /// What a liar publishes: a document that names the content as its own.
+    pub(crate) fn trap(&self, source: Source) -> Image {
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let size = if self.seed.is_multiple_of(2) { self.size() } else { 7 };
+        let named = |media_type: &str| json!({ "mediaType": media_type, "digest": self.digest.to_string(), "size": size });
+        let config = Blob::new(Algorithm::Sha256, format!("config of {} {source:?}", self.seed).into());
+        let own = json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": config.digest.to_string(), "size": config.len() });
+        let body = match self.seed % 3 {
+            0 => {
+                json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [named(media_type)] })
+            }
+            1 => {
+                json!({ "schemaVersion": 2, "mediaType": media_type, "config": own, "layers": [named("application/vnd.oci.image.layer.v1.tar")], "subject": named(media_type) })
+            }
+            _ => {
+                json!({ "schemaVersion": 2, "mediaType": media_type, "config": named("application/vnd.oci.image.config.v1+json"), "layers": [] })
+            }
+        };
+        let subject = (self.seed % 3 == 1).then_some(self.digest);
+        let media_type =
+            if self.seed.is_multiple_of(3) { "application/vnd.oci.image.index.v1+json" } else { media_type };
+        Image {
+            blobs: vec![config],
+            subject,
+            artifact_type: Some("application/vnd.example".to_owned()),
+            ..document(media_type, body.to_string().into())
+        }
     }
 
     /// The size that the source claims, if it has a word about it.
@@ -439,36 +466,5 @@ fn document(media_type: &'static str, manifest: Bytes) -> Image {
         children: Vec::new(),
         subject: None,
         artifact_type: None,
-    }
-}
-
-impl Case {
-    /// What a liar publishes: a document that names the content as its own.
-    pub(crate) fn trap(&self, source: Source) -> Image {
-        let media_type = "application/vnd.oci.image.manifest.v1+json";
-        let size = if self.seed.is_multiple_of(2) { self.size() } else { 7 };
-        let named = |media_type: &str| json!({ "mediaType": media_type, "digest": self.digest.to_string(), "size": size });
-        let config = Blob::new(Algorithm::Sha256, format!("config of {} {source:?}", self.seed).into());
-        let own = json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": config.digest.to_string(), "size": config.len() });
-        let body = match self.seed % 3 {
-            0 => {
-                json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [named(media_type)] })
-            }
-            1 => {
-                json!({ "schemaVersion": 2, "mediaType": media_type, "config": own, "layers": [named("application/vnd.oci.image.layer.v1.tar")], "subject": named(media_type) })
-            }
-            _ => {
-                json!({ "schemaVersion": 2, "mediaType": media_type, "config": named("application/vnd.oci.image.config.v1+json"), "layers": [] })
-            }
-        };
-        let subject = (self.seed % 3 == 1).then_some(self.digest);
-        let media_type =
-            if self.seed.is_multiple_of(3) { "application/vnd.oci.image.index.v1+json" } else { media_type };
-        Image {
-            blobs: vec![config],
-            subject,
-            artifact_type: Some("application/vnd.example".to_owned()),
-            ..document(media_type, body.to_string().into())
-        }
     }
 }
