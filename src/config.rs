@@ -316,9 +316,10 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     let is_about = |word: &&str| line.contains(word) || section.contains(word);
     let may_be_login = MAY_BE_LOGIN.iter().any(is_about) || line.contains('@');
     let key = match line.split_once('=') {
-        Some((key, _)) => key.trim(),
-        None if may_be_login => "a login",
-        None => line,
+        // A value of several lines may have such a sign in it.
+        Some((key, _)) if !may_be_login || is_key(key) => key.trim(),
+        _ if may_be_login => "a login",
+        _ => line,
     };
     if may_be_login {
         return format!("line {number}: {key}: {}", without_quoted(message));
@@ -330,6 +331,11 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     format!("line {number}: {key}:{value} {message}")
 }
 
+/// Whether a text in front of a `=` is a key, or several joined by dots, and nothing besides.
+fn is_key(text: &str) -> bool {
+    text.trim().chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
 /// A message without the values that it quotes. Numbers stand in backticks, as do the names of keys.
 fn without_quoted(message: &str) -> String {
     // A quote within a value has a backslash before it, and so has a backslash.
@@ -339,6 +345,7 @@ fn without_quoted(message: &str) -> String {
     let parts = unquoted.split('`').enumerate();
     let show = |(at, part): (usize, &str)| match at % 2 {
         0 => part.to_owned(),
+        _ if part.contains('@') => "`…`".to_owned(),
         _ if part.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) => "`…`".to_owned(),
         _ => format!("`{part}`"),
     };
@@ -489,5 +496,76 @@ mod tests {
             &["h.example", "fallback: endpoints"],
         );
         check(&format!("{before}{fallback}\nmirror = true"), &["mirror", "unknown field"]);
+    }
+
+    #[test]
+    fn fuzzed_files_are_a_configuration_or_an_error_without_secrets() {
+        let target = crate::fuzz::Target {
+            name: "config",
+            words: &[
+                "[",
+                "]",
+                "[[",
+                "]]",
+                "{",
+                "}",
+                "=",
+                "\"",
+                "'",
+                "\"\"\"",
+                "\n",
+                "#",
+                ",",
+                ".",
+                "true",
+                "1",
+                "-1",
+                "1e400",
+                "\\u0000",
+                "[[upstream]]",
+                "registry = ",
+                "endpoints = ",
+                "credentials = ",
+                "password = \"hunter2\"",
+                "token = \"hunter2\"",
+                "headers = ",
+                "[cache]",
+                "[http]",
+                "[admin]",
+                "[[tags]]",
+                "[[pin]]",
+                "[parents]",
+                "[[upstream.fallback]]",
+                "listen = ",
+                "allow = ",
+                "max_bytes = ",
+                "check_after = ",
+                "match = ",
+                "\"80%\"",
+                "\"5m\"",
+                "\"https://u:hunter2@h.example\"",
+                "\"*/*:*\"",
+                "18446744073709551616",
+                "é",
+            ],
+        };
+        target.holds(|input| {
+            let Ok(text) = std::str::from_utf8(input) else { return };
+            match read(text) {
+                Ok(config) => {
+                    assert!(!config.http.listen.is_empty() && !config.upstreams.is_empty());
+                    let _ = config.to_string();
+                }
+                Err(error) => {
+                    let is_secret = |line: &str| {
+                        ["password", "token", "headers", "credentials", "@"]
+                            .iter()
+                            .any(|word| line.contains(word))
+                    };
+                    let are_secret = text.lines().filter(|line| line.contains("hunter2")).all(is_secret);
+                    assert!(!are_secret || !format!("{error:#}").contains("hunter2"), "{error:#}");
+                }
+            }
+        });
     }
 }

@@ -351,4 +351,47 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(told(&child), (2, "8000".to_owned()), "others may wait for what it began");
     }
+
+    #[test]
+    fn fuzzed_headers_of_berths_are_few_and_make_nobody_wait_longer() {
+        let target = crate::fuzz::Target {
+            name: "via",
+            words: &[
+                "1.1 ",
+                "HTTP/1.1 ",
+                "berth-",
+                "0123456789abcdef",
+                "ffffffffffffffff",
+                "squid (x)",
+                ",",
+                " ",
+                "\t",
+                "\n",
+                "8000",
+                "999",
+                "-1",
+                "é",
+                "18446744073709551615",
+            ],
+        };
+        let most = Duration::from_secs(19);
+        target.holds(|input| {
+            let mut headers = HeaderMap::new();
+            for line in input.split(|byte| *byte == b'\n') {
+                let Ok(value) = HeaderValue::from_bytes(line) else { continue };
+                let name = if line.first().is_some_and(u8::is_ascii_digit) && line.len() > 6 {
+                    VIA
+                } else {
+                    DEADLINE
+                };
+                headers.append(name, value);
+            }
+            let context = RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers);
+            assert!(context.hops() <= HOPS_READ_MAX && (context.hops() <= HOPS_MAX || context.is_local()));
+            assert!(context.patience(most) <= most && context.patience_to_check(most) <= most);
+            let mut next = HeaderMap::new();
+            context.stamp(&mut next, most);
+            assert_eq!(hops(&next).len(), (context.hops() + 1).min(HOPS_READ_MAX));
+        });
+    }
 }

@@ -56,6 +56,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod context;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod oci;
 pub mod pace;

@@ -15,6 +15,8 @@ use super::digest::{Algorithm, Digest, InvalidDigest};
 pub const NAME_CHARACTERS_MAX: usize = 255;
 /// Longest tag (distribution-spec).
 pub const TAG_CHARACTERS_MAX: usize = 128;
+/// Where Docker Hub has the images whose name is one word.
+const OFFICIAL: &str = "library/";
 /// Length of a digest within a tag: the specification cuts a SHA-512.
 const REFERRERS_HEX_CHARACTERS: usize = 64;
 
@@ -141,10 +143,12 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// The repository `name` of `registry`; a one-word name of Docker Hub means `library/…`.
+    /// The repository `name` of `registry`; a one-word name of Docker Hub means `library/…`, unless that is too long to be
+    /// a name: there is no such image.
     pub fn new(registry: Registry, name: RepoName) -> Self {
-        let name = if registry.as_str() == Registry::DOCKER_HUB && !name.as_str().contains('/') {
-            RepoName(format!("library/{}", name.as_str()).into())
+        let is_official = registry.as_str() == Registry::DOCKER_HUB && !name.as_str().contains('/');
+        let name = if is_official && name.as_str().len() + OFFICIAL.len() <= NAME_CHARACTERS_MAX {
+            RepoName(format!("{OFFICIAL}{}", name.as_str()).into())
         } else {
             name
         };

@@ -237,4 +237,45 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzzed_ranges_lie_within_the_content() {
+        let target = crate::fuzz::Target {
+            name: "range",
+            words: &[
+                "bytes",
+                "=",
+                "-",
+                "/",
+                "*",
+                ",",
+                " ",
+                "\t",
+                "0",
+                "1",
+                "99",
+                "+1",
+                "0x",
+                "\n",
+                "18446744073709551615",
+                "18446744073709551616",
+            ],
+        };
+        target.holds(|input| {
+            let text = String::from_utf8_lossy(input);
+            let (header, total) = text.split_once('\n').unwrap_or((&text, "1000"));
+            let total = total.trim().parse().unwrap_or(1000);
+            if let Some(range) = Range::parse(header) {
+                assert_eq!(Range::parse(&range.to_string()), Some(range));
+                if let Ok(span) = range.resolve(total) {
+                    assert!(span.start < span.end && span.end <= total);
+                    let said = ContentRange { span, total: Some(total) };
+                    assert_eq!(ContentRange::parse(&span.content_range(total)), Some(said));
+                }
+            }
+            if let Some(ContentRange { span, total }) = ContentRange::parse(header) {
+                assert!(span.start < span.end && total.is_none_or(|total| span.end <= total));
+            }
+        });
+    }
 }

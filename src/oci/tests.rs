@@ -62,3 +62,75 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fuzzed_names_read_back_and_are_safe_as_paths() {
+    let target = crate::fuzz::Target {
+        name: "name",
+        words: &[
+            "a",
+            "0",
+            "Z",
+            "/",
+            "..",
+            ".",
+            "-",
+            "--",
+            "_",
+            "__",
+            "___",
+            ":",
+            "@",
+            "[",
+            "]",
+            "[::1]",
+            ":5000",
+            "_5000_",
+            "docker.io",
+            "localhost",
+            "library/",
+            "sha256:",
+            "sha512:",
+            "sha256-",
+            "é",
+            "\0",
+            "\n",
+            " ",
+            "linux/arm64/v8",
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        ],
+    };
+    target.holds(|input| {
+        let text = String::from_utf8_lossy(input);
+        if let Ok(registry) = Registry::parse(&text) {
+            let folder = registry.to_folder();
+            assert!(is_safe_path(&folder) && !folder.contains(['/', ':']), "{folder}");
+            assert_eq!(Registry::from_folder(&folder), Some(registry));
+        }
+        if let Some(registry) = Registry::from_folder(&text) {
+            assert_eq!(Registry::from_folder(&registry.to_folder()), Some(registry));
+        }
+        if let Ok(name) = RepoName::parse(&text) {
+            assert!(is_safe_path(name.as_str()) && name.as_str().len() <= name::NAME_CHARACTERS_MAX);
+        }
+        if let Ok(tag) = Tag::parse(&text) {
+            assert!(tag.as_str().len() <= name::TAG_CHARACTERS_MAX && is_safe_path(&format!("t{tag}")));
+            let _ = (tag.is_of_referrers(), tag.is_about_digest());
+        }
+        if let Ok(digest) = Digest::parse(&text) {
+            assert_eq!(digest.to_string(), text);
+            assert_eq!(Digest::from_file_name(&digest.file_name()), Some(digest));
+            assert!(Tag::of_referrers(&digest).is_of_referrers());
+        }
+        if let Ok(reference) = Reference::parse(&text) {
+            assert_eq!(reference.to_string(), text);
+        }
+        if let Ok(image) = text.parse::<Image>() {
+            assert_eq!(image.to_string().parse(), Ok(image));
+        }
+        if let Ok(platform) = text.parse::<Platform>() {
+            assert_eq!(platform.to_string(), text);
+        }
+        assert!(printable(&text).bytes().all(|byte| byte.is_ascii_graphic()));
+    });
+}

@@ -306,4 +306,47 @@ mod tests {
         check(r#"{"annotations":null}"#, false, true);
         assert!(read("7").digest.is_none() && read(r#"{"digest":"blake3:00"}"#).digest.is_none());
     }
+
+    #[test]
+    fn fuzzed_layouts_of_other_tools_are_read_or_left_alone() {
+        let target = crate::fuzz::Target {
+            name: "index-json",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "null",
+                "{},",
+                "\"manifests\":",
+                "\"digest\":",
+                "\"size\":",
+                "\"mediaType\":",
+                "\"annotations\":",
+                "\"org.opencontainers.image.ref.name\":",
+                "\"platform\":",
+                "sha256:",
+                "latest",
+                "-1",
+                "1e309",
+                "\\u0000",
+                "../",
+            ],
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index.json");
+        target.holds(|input| {
+            File::create(&path).unwrap().write_all(input).unwrap();
+            let fields = open(&path).unwrap().unwrap().read(&mut |entry| {
+                let tag = crate::store::layout::entry_tag(&entry);
+                assert!(tag.is_none_or(|tag| !tag.as_str().contains('/') && !tag.as_str().starts_with('.')));
+                let _ = crate::store::layout::entry_digest(&entry);
+                Ok(())
+            });
+            assert!(fields.unwrap().is_none_or(|fields| !fields.contains_key("manifests")));
+        });
+    }
 }

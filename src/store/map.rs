@@ -296,4 +296,30 @@ mod tests {
         assert_eq!(Map::read(&file).unwrap().pieces, Pieces::prefix(100_000));
         assert_eq!(file.metadata().unwrap().len(), 2 * PAGE_BYTES as u64);
     }
+
+    #[test]
+    fn fuzzed_records_name_bytes_in_order_and_within_the_blob() {
+        let target = crate::fuzz::Target {
+            name: "map",
+            words: &["berthma2", "\0\0\0\0\0\0\0\0", "\0\0\0\0\0\0\0\u{1}", "\u{7f}"],
+        };
+        target.holds(|input| {
+            // Once as it is, and once as somebody would write it who can count a checksum.
+            let count = input.get(56..64).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()));
+            let len = usize::try_from(count)
+                .ok()
+                .and_then(|count| count.checked_mul(SPAN_BYTES)?.checked_add(FIELDS_BYTES));
+            let fields = &input[..len.unwrap_or(usize::MAX).min(input.len())];
+            let signed = [fields, Digest::of(Algorithm::Sha256, fields).raw()].concat();
+            for page in [input, &signed] {
+                let (peak, map) = crate::fuzz::peak(|| Map::decode(page));
+                assert!(peak <= 4 * PAGE_BYTES, "{peak}");
+                let Some(map) = map else { continue };
+                let spans = map.pieces.spans();
+                assert!(spans.iter().all(|span| span.start < span.end && span.end <= map.total));
+                assert!(spans.windows(2).all(|two| two[0].end < two[1].start), "{spans:?}");
+                assert_eq!(Map::decode(&map.encode()), Some(map));
+            }
+        });
+    }
 }

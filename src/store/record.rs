@@ -168,4 +168,46 @@ mod tests {
         );
         assert_eq!(decode::<Grant>(&file), Some(grant));
     }
+
+    #[test]
+    fn fuzzed_records_read_back_as_they_are_written() {
+        let target = crate::fuzz::Target {
+            name: "record",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "null",
+                "true",
+                "\"digest\":",
+                "\"media_type\":",
+                "\"size\":",
+                "\"fetched_at\":",
+                "\"checked_at\":",
+                "\"public\":",
+                "\"previous\":",
+                "\"body\":",
+                "-1",
+                "18446744073709551615",
+                "1e3",
+                "\\u0000",
+                "sha256:",
+                "sha512:",
+            ],
+        };
+        fn check<T: Serialize + DeserializeOwned>(input: &[u8]) {
+            let Some(written) = decode::<T>(input).map(|record| encode(&record)) else { return };
+            assert_eq!(decode::<T>(&written).map(|record| encode(&record)), Some(written));
+        }
+        target.holds(|input| {
+            check::<TagRecord>(input);
+            check::<ManifestRecord>(input);
+            check::<ReferrersFile>(input);
+            check::<Grant>(input);
+        });
+    }
 }

@@ -301,4 +301,46 @@ mod tests {
             prop_assert_eq!(parse([line.as_bytes()]), [Challenge::Bearer(expected)]);
         }
     }
+
+    #[test]
+    fn fuzzed_challenges_are_few_and_of_plain_text() {
+        let target = crate::fuzz::Target {
+            name: "challenge",
+            words: &[
+                "Bearer ",
+                "bearer",
+                "Basic ",
+                "Negotiate",
+                "Digest ",
+                "realm",
+                "service",
+                "scope",
+                "error",
+                "=",
+                "\"",
+                "\\",
+                ",",
+                " ",
+                "\t",
+                "\n",
+                "https://h/t",
+                "repository:a:pull,push",
+                "\u{7f}",
+                "é",
+            ],
+        };
+        target.holds(|input| {
+            let challenges = parse(input.split(|byte| *byte == b'\n'));
+            assert!(challenges.len() <= CHALLENGES_MAX);
+            for challenge in challenges {
+                let Challenge::Bearer(Bearer { realm, service, scope, error }) = challenge else { continue };
+                assert!(!realm.is_empty());
+                for text in [Some(realm), service, scope, error].into_iter().flatten() {
+                    assert!(
+                        text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.len() <= input.len()
+                    );
+                }
+            }
+        });
+    }
 }

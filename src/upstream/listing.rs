@@ -316,4 +316,39 @@ mod tests {
         check("nonsense", None);
         check("<", None);
     }
+
+    #[test]
+    fn fuzzed_links_lead_to_a_query_only() {
+        let target = crate::fuzz::Target {
+            name: "link",
+            words: &[
+                "<",
+                ">",
+                ";",
+                ",",
+                "=",
+                "\"",
+                "?",
+                "&",
+                "#",
+                " ",
+                "rel",
+                "next",
+                "prev",
+                "https://evil",
+                "/v2/a/tags/list",
+                "n=2",
+                "last=b",
+                "\n",
+            ],
+        };
+        target.holds(|input| {
+            let lines = input.split(|byte| *byte == b'\n');
+            let values = lines.filter_map(|line| http::HeaderValue::from_bytes(line).ok());
+            let headers = HeaderMap::from_iter(values.map(|value| (LINK, value)));
+            if let Some(query) = next_query(&headers) {
+                assert!(query.len() <= QUERY_BYTES_MAX && !query.contains(['>', '\n']));
+            }
+        });
+    }
 }

@@ -348,4 +348,60 @@ mod tests {
         let printed = format!("{:?} {:?}", login("hunter2"), login("hunter2").identity());
         assert_eq!(printed, r#"Basic { username: "u", password: Secret } Identity"#);
     }
+
+    #[test]
+    fn fuzzed_files_give_a_login_only_for_its_own_path() {
+        let target = crate::fuzz::Target {
+            name: "docker-config",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "null",
+                "\"auths\":",
+                "\"credHelpers\":",
+                "\"credsStore\":",
+                "\"auth\":",
+                "\"username\":",
+                "\"password\":",
+                "\"identitytoken\":",
+                "\"registrytoken\":",
+                "r.example",
+                "https://",
+                "/v1/",
+                "/v2/",
+                "*.example",
+                "*",
+                ".*.",
+                "docker.io",
+                "index.docker.io",
+                ":8443",
+                "dTpw",
+                "=",
+                "\\u0000",
+                "../",
+                "é",
+            ],
+        };
+        let registries = ["r.example", "docker.io", "r.example:8443"].map(|it| Registry::parse(it).unwrap());
+        let names = ["team-a/app", "team-a", "x"].map(|it| RepoName::parse(it).unwrap());
+        target.holds(|input| {
+            for registry in &registries {
+                let Ok(logins) = Logins::parse(input, registry) else { continue };
+                for name in &names {
+                    let Some(found) = logins.find(name) else { continue };
+                    let is_for = |path: &str| {
+                        path.is_empty()
+                            || name.as_str() == path
+                            || name.as_str().starts_with(&format!("{}/", path.trim_end_matches('/')))
+                    };
+                    assert!(logins.all().any(|(path, login)| login == found && is_for(path)), "{name}");
+                }
+            }
+        });
+    }
 }

@@ -256,4 +256,41 @@ mod tests {
         assert_eq!(Reserve::default().of(100), 20);
         assert_eq!(Reserve::Percent(100).of(u64::MAX), u64::MAX / 100);
     }
+
+    #[test]
+    fn fuzzed_quotas_are_never_believed_beyond_a_day() {
+        let target = crate::fuzz::Target {
+            name: "quota",
+            words: &[
+                "0",
+                "1",
+                "100",
+                ";",
+                "w=",
+                " ",
+                "-1",
+                "\n",
+                "21600",
+                "18446744073709551615",
+                "18446744073709551616",
+                "1e9",
+                "+1",
+            ],
+        };
+        target.holds(|input| {
+            let mut lines = input.splitn(2, |byte| *byte == b'\n').map(http::HeaderValue::from_bytes);
+            let (Some(Ok(limit)), Some(Ok(remaining))) = (lines.next(), lines.next()) else { return };
+            let Some(reading) =
+                Reading::read(&HeaderMap::from_iter([(LIMIT, limit), (REMAINING, remaining)]))
+            else {
+                return;
+            };
+            assert!(reading.window <= WINDOW_MAX);
+            let (mut quota, now) = (Quota::new(Reserve::default()), Instant::now());
+            quota.hear(reading, now, now);
+            // A window of no length is over at once.
+            assert_eq!(quota.spend(now).is_ok(), reading.remaining > 0 || reading.window.is_zero());
+            let _ = quota.is_short(now);
+        });
+    }
 }

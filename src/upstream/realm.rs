@@ -102,4 +102,58 @@ mod tests {
         check("https://registry", "https://token/t", false);
         check("https://[::1]:5000", "https://[::1]:5001/t", true);
     }
+
+    #[test]
+    fn fuzzed_realms_are_near_their_registry_and_hold_no_login() {
+        let target = crate::fuzz::Target {
+            name: "realm",
+            words: &[
+                "\n",
+                "https://",
+                "http://",
+                "ftp:",
+                "//",
+                "/",
+                "\\",
+                "@",
+                ":",
+                "#",
+                "?",
+                "..",
+                "quay.io",
+                "evil.com",
+                "login.example.org",
+                "co.uk",
+                "127.0.0.1",
+                "0x7f.1",
+                "[::1]",
+                "[::ffff:127.0.0.1]",
+                "user:pw",
+                "\t",
+                "%00",
+                "%2e",
+                "。",
+                "ß",
+            ],
+        };
+        let allowed = [HostName::parse("login.example.org").unwrap()];
+        target.holds(|input| {
+            let text = String::from_utf8_lossy(input);
+            let (endpoint, realm) = text.split_once('\n').unwrap_or(("https://quay.io", &text));
+            let Ok(endpoint) = Url::parse(endpoint) else { return };
+            let Some(registry) = endpoint.host_str().and_then(|host| Registry::parse(host).ok()) else {
+                return;
+            };
+            let Ok((url, way)) = judge(realm, &endpoint, &registry, &allowed) else { return };
+            assert!(
+                matches!(url.scheme(), "http" | "https")
+                    && (endpoint.scheme() != "https" || url.scheme() == "https")
+            );
+            assert!(url.username().is_empty() && url.password().is_none() && url.fragment().is_none());
+            let is_own = url.host() == endpoint.host() || allowed[0].is_host_of(&url);
+            assert!(way == Way::Guarded || is_own, "{endpoint} {url}");
+            let is_known = registry.as_str() == "lscr.io" && url.host_str() == Some("ghcr.io");
+            assert!(is_own || is_known || share_domain(&url, &endpoint), "{endpoint} {url}");
+        });
+    }
 }

@@ -135,4 +135,60 @@ mod tests {
         check("https://x.minio.example.com/x", Way::Guarded);
         check("https://cdn.example.com/x", Way::Guarded);
     }
+
+    #[test]
+    fn fuzzed_redirects_lead_to_the_web_without_a_login() {
+        let target = crate::fuzz::Target {
+            name: "redirect",
+            words: &[
+                "\n",
+                "https://",
+                "http://",
+                "HTTP:",
+                "file:",
+                "data:",
+                "//",
+                "/",
+                "\\",
+                "@",
+                ":",
+                "#",
+                "?",
+                "..",
+                "h.example",
+                "evil.com",
+                "127.0.0.1",
+                "2130706433",
+                "[::1]",
+                "user:pw",
+                "\t",
+                "%00",
+                "%2f",
+                "。",
+                ":443",
+                ":0",
+                ":99999",
+            ],
+        };
+        let endpoint = url("https://h.example");
+        let allowed = [HostName::parse("cdn.example").unwrap()];
+        target.holds(|input| {
+            let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+            let current =
+                String::from_utf8_lossy(&input[..line]).parse().unwrap_or_else(|_| endpoint.clone());
+            let Ok(location) = HeaderValue::from_bytes(&input[(line + 1).min(input.len())..]) else { return };
+            let Ok(target) = next(&current, &location) else { return };
+            assert!(
+                matches!(target.scheme(), "http" | "https")
+                    && target.host_str().is_some_and(|host| !host.is_empty())
+            );
+            assert!(
+                target.username().is_empty() && target.password().is_none() && target.fragment().is_none()
+            );
+            assert!(current.scheme() != "https" || target.scheme() == "https");
+            let is_direct = way(&target, &endpoint, &allowed) == Way::Direct;
+            let is_own = target.origin() == endpoint.origin() || allowed[0].is_host_of(&target);
+            assert!(!is_direct || is_own, "{target}");
+        });
+    }
 }

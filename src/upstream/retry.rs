@@ -395,4 +395,30 @@ mod tests {
         check("soon", None);
         check("", None);
     }
+
+    #[test]
+    fn fuzzed_waits_are_bounded() {
+        let target = crate::fuzz::Target {
+            name: "retry-after",
+            words: &[
+                "0",
+                "1",
+                "3600",
+                "-",
+                " ",
+                ".",
+                "Sun, 06 Nov 1994 08:49:37 GMT",
+                "Nov",
+                "9999",
+                "GMT",
+                "18446744073709551615",
+                "+1",
+                "é",
+            ],
+        };
+        target.holds(|input| {
+            let wait = parse_retry_after(&String::from_utf8_lossy(input), SystemTime::UNIX_EPOCH);
+            assert!(wait.is_none_or(|wait| wait <= RETRY_AFTER_REPORTED_MAX));
+        });
+    }
 }

@@ -450,4 +450,37 @@ mod tests {
         let next = tokens.get(&key(), async { Ok(Token::new("t", None, Instant::now()).unwrap()) }).await;
         assert_eq!(next.unwrap().header, "Bearer t");
     }
+
+    #[test]
+    fn fuzzed_replies_give_a_token_or_nothing() {
+        let target = crate::fuzz::Target {
+            name: "token",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "null",
+                "\"token\":",
+                "\"access_token\":",
+                "\"expires_in\":",
+                "-1",
+                "0.5",
+                "1e308",
+                "1e19",
+                "\"NaN\"",
+                "\"inf\"",
+                "\\u0000",
+                "18446744073709551616",
+            ],
+        };
+        target.holds(|input| {
+            if let Some((token, _)) = parse(input) {
+                assert!(!token.is_empty() && token.len() <= input.len());
+            }
+        });
+    }
 }

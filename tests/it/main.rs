@@ -23,6 +23,7 @@ mod disk;
 mod documents;
 mod doors;
 mod drain;
+mod entitled;
 mod evict;
 mod fallback;
 mod flight;

@@ -22,6 +22,7 @@ mod vault;
 
 pub(crate) mod clients;
 pub(crate) mod crash;
+pub(crate) mod entitlement;
 pub(crate) mod folder;
 pub(crate) mod many;
 pub(crate) mod process;

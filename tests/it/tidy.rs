@@ -9,7 +9,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const LINES_MAX: usize = 500;
 
 /// Top-level modules by layer; a module uses lower layers only.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
+    &["fuzz"],
     &["clock", "oci", "sync", "units"],
     &["context", "pace", "singleflight", "telemetry", "watch"],
     &["shares"],

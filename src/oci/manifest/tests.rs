@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What a manifest may become in memory: what its descriptors take, and its own texts.
+const FIXED_BYTES_MAX: usize = 64 * 1024;
+const BYTES_PER_BYTE_MAX: usize = 128;
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// `type kind children` of a good manifest, else the start of the error's text.
@@ -163,4 +166,62 @@ proptest! {
     fn no_json_panics(fields in "(\"(manifests|layers|config|size|digest|mediaType)\":[\\[\\]{}0-9\",null]{0,12},?){0,6}") {
         let _ = Manifest::parse(None, format!("{{{fields}}}").as_bytes());
     }
+}
+
+#[test]
+fn fuzzed_manifests_are_bounded_in_what_they_become() {
+    let target = crate::fuzz::Target {
+        name: "manifest",
+        words: &[
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"",
+            "{},",
+            "0,",
+            "null",
+            "true",
+            "-1",
+            "1e309",
+            "\\u0000",
+            "\\ud800",
+            "\"manifests\":",
+            "\"layers\":",
+            "\"config\":",
+            "\"blobs\":",
+            "\"subject\":",
+            "\"digest\":",
+            "\"size\":",
+            "\"mediaType\":",
+            "\"annotations\":",
+            "\"schemaVersion\":2",
+            "\"artifactType\":",
+            "\"urls\":",
+            "\"platform\":",
+            OCI_INDEX,
+            DOCKER_LIST,
+            OCI_MANIFEST,
+            DOCKER_MANIFEST,
+            OCI_ARTIFACT,
+            DIGEST,
+            "\n",
+            "application/json",
+        ],
+    };
+    target.holds(|input| {
+        let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+        let header = std::str::from_utf8(&input[..line]).ok();
+        let body = &input[(line + 1).min(input.len())..];
+        let (peak, parsed) = crate::fuzz::peak(|| Manifest::parse(header, body));
+        assert!(peak <= FIXED_BYTES_MAX + BYTES_PER_BYTE_MAX * body.len(), "{peak} bytes of {}", body.len());
+        let Ok(manifest) = parsed else { return };
+        assert!(is_manifest_type(&manifest.media_type));
+        assert!(manifest.children().count() <= body.len() / 2);
+        for child in manifest.children() {
+            assert!(child.digest().is_none_or(|digest| Digest::parse(&digest.to_string()) == Ok(digest)));
+        }
+    });
 }

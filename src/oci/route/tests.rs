@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fuzz::Target;
 use crate::oci::Registry;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -350,4 +351,81 @@ proptest! {
             prop_assert_eq!(manifest(&path), format!("ghcr.io/{name} {tag}"));
         }
     }
+}
+
+/// What paths, queries and hosts are made of.
+const WORDS: [&str; 39] = [
+    "/",
+    "//",
+    "/v2/",
+    "/v2",
+    "hub",
+    "docker.io",
+    "ghcr.io",
+    "registry.local:5000",
+    "localhost",
+    "harbor",
+    "a",
+    "library",
+    "..",
+    ".",
+    "%2e%2e",
+    "%2f",
+    "%",
+    "%00",
+    "_oci",
+    "_catalog",
+    "/manifests/",
+    "/blobs/",
+    "/tags/list",
+    "/referrers/",
+    "/blobs/uploads/",
+    "latest",
+    DIGEST,
+    "sha256:",
+    "sha512:",
+    "\n",
+    "?",
+    "&",
+    "ns=",
+    "n=",
+    "last=",
+    "artifactType=",
+    "hub.berth.example:8443",
+    "ghcr.berth.example",
+    "[::1]:5000",
+];
+
+#[test]
+fn fuzzed_requests_mean_a_configured_registry_or_nothing() {
+    let target = Target { name: "route", words: &WORDS };
+    let registries = registries();
+    let configured = ["docker.io", "ghcr.io", "harbor.example.com", "registry.local:5000", "localhost:5000"];
+    target.holds(|input| {
+        let text = String::from_utf8_lossy(input);
+        let mut lines = text.splitn(3, '\n');
+        let (path, query, host) = (lines.next().unwrap_or_default(), lines.next(), lines.next());
+        let (repo, digest) = match registries.route(&Method::GET, host, path, query) {
+            Ok(Route::Manifest { repo, reference: Reference::Digest(digest) }) => (repo, Some(digest)),
+            Ok(Route::Manifest { repo, reference: Reference::Tag(tag) }) => {
+                assert!(!tag.as_str().contains('/') && !tag.as_str().starts_with('.'));
+                (repo, None)
+            }
+            Ok(Route::Blob { repo, digest } | Route::Referrers { repo, digest, .. }) => (repo, Some(digest)),
+            Ok(Route::Tags { repo, .. }) => (repo, None),
+            Ok(Route::Base | Route::Catalog { .. } | Route::Extensions) => return,
+            Err(error) => return assert!(error.to_string().len() < 1000),
+        };
+        assert!(configured.contains(&repo.registry.as_str()), "{repo}");
+        assert_eq!(RepoName::parse(repo.name.as_str()).as_ref(), Ok(&repo.name));
+        let folder = repo.registry.to_folder();
+        for word in repo.name.as_str().split('/').chain([&*folder]) {
+            assert!(
+                !word.is_empty() && !word.starts_with(['.', '_']) && !word.contains(['/', '\\', '\0']),
+                "{repo}"
+            );
+        }
+        assert_eq!(Registry::from_folder(&folder), Some(repo.registry));
+        assert!(digest.is_none_or(|digest| Digest::parse(&digest.to_string()) == Ok(digest)));
+    });
 }

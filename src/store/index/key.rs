@@ -125,4 +125,39 @@ mod tests {
         assert_eq!(to_repo(b"no slash"), None);
         assert_eq!(to_tag(b"docker.io/a"), None);
     }
+
+    #[test]
+    fn fuzzed_keys_are_read_back_as_they_are_written() {
+        let target = crate::fuzz::Target {
+            name: "index-key",
+            words: &[
+                "\0",
+                "\u{1}",
+                "\u{2}",
+                "/",
+                "docker.io",
+                "library/alpine",
+                "latest",
+                "..",
+                "_oci",
+                ":5000",
+                "[::1]",
+                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            ],
+        };
+        let write = |entry: &Entry| match entry {
+            Entry::Blob(of) => digest(of),
+            Entry::Repo(of) => repo(of),
+            Entry::Tag(of, name) => tag(of, name.as_str()),
+            Entry::Manifest(of, about) | Entry::Grant(of, about) => repo_digest(of, about),
+        };
+        target.holds(|input| {
+            for read in [to_blob, to_repository, to_tag, to_manifest, to_grant] {
+                let Some(entry) = read(input) else { continue };
+                // Nothing but the case of a registry may differ.
+                assert!(write(&entry).eq_ignore_ascii_case(input));
+                assert_eq!(read(&write(&entry)), Some(entry));
+            }
+        });
+    }
 }

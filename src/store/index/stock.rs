@@ -264,4 +264,15 @@ mod tests {
         index.forget(&digests.iter().copied().collect());
         assert!(index.each_parts(&mut |_, _, _| panic!("forgotten")));
     }
+
+    #[test]
+    fn fuzzed_records_are_read_as_far_as_they_go() {
+        let target =
+            crate::fuzz::Target { name: "index-blob", words: &["\0", "\0\0\0\0\0\0\0\0", "\u{1}", "\u{7f}"] };
+        target.holds(|input| {
+            let known = Known::read(input);
+            assert_eq!(Known::read(&known.write()), known);
+            assert_eq!(short_of_key(input).is_some(), input.len() >= 16);
+        });
+    }
 }

@@ -247,4 +247,49 @@ mod tests {
         check(r#""/opt/my tool" --x="a b" """#, &["/opt/my tool", "--x=a b", ""]);
         check("a;b $(c)", &["a;b", "$(c)"]);
     }
+
+    #[test]
+    fn fuzzed_files_lead_to_keys_in_few_steps() {
+        let target = crate::fuzz::Target {
+            name: "aws-profile",
+            words: &[
+                "[",
+                "]",
+                "=",
+                "\n",
+                "\r\n",
+                " ",
+                "\t",
+                "#",
+                "\"",
+                "default",
+                "profile ",
+                "robot",
+                "aws_access_key_id",
+                "aws_secret_access_key",
+                "aws_session_token",
+                "role_arn",
+                "source_profile",
+                "credential_source",
+                "web_identity_token_file",
+                "credential_process",
+                "role_session_name",
+                "external_id",
+                "é",
+                "\u{a0}",
+            ],
+        };
+        target.holds(|input| {
+            let text = String::from_utf8_lossy(input);
+            let (one, other) = text.split_once("\n\n").unwrap_or((&text, ""));
+            for name in ["default", "robot", "a", ""] {
+                let Some(Chain { first, roles }) = resolve(&[one, other], name) else { continue };
+                assert!(roles.len() <= CHAIN_MAX);
+                if let First::Keys(keys) = first {
+                    assert!(!keys.id.is_empty() && !keys.secret.expose().is_empty());
+                }
+            }
+            assert!(words(&text).iter().map(String::len).sum::<usize>() <= text.len());
+        });
+    }
 }

@@ -239,7 +239,7 @@ impl Open {
         let mut taken = BytesMut::with_capacity(count);
         while taken.len() < count {
             if self.rest.is_empty() {
-                match self.next().await {
+                match self.chunk().await {
                     Some(Ok(more)) => self.rest = more,
                     Some(Err(_)) | None => break,
                 }
@@ -263,7 +263,7 @@ impl Open {
     async fn read_through(mut self, mut pace: Option<Pace>) -> Reply {
         let mut body = BytesMut::from(&*self.rest);
         let complete = loop {
-            match self.next().await {
+            match self.chunk().await {
                 None => break true,
                 Some(Err(_)) => break false,
                 Some(Ok(more)) => {
@@ -277,7 +277,8 @@ impl Open {
         Reply { status: self.status, headers: self.headers, body: body.freeze(), complete }
     }
 
-    async fn next(&mut self) -> Option<hyper::Result<Bytes>> {
+    /// The next bytes, as they come; an error where the body breaks off.
+    pub(crate) async fn chunk(&mut self) -> Option<hyper::Result<Bytes>> {
         let frame = within_deadline("more of a body", self.body.frame()).await?;
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }

@@ -162,6 +162,11 @@ impl Upstream {
         self
     }
 
+    /// Holds the manifest of an image under a digest that is not its own.
+    pub(crate) fn misnamed(&self, repository: &str, digest: &Digest, image: &Image) {
+        self.content().put_misnamed(repository, digest, image);
+    }
+
     /// Takes a tag away; the manifest stays.
     pub(crate) fn untag(&self, repository: &str, tag: &str) {
         self.content().untag(repository, tag);

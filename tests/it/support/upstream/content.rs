@@ -58,6 +58,11 @@ impl Content {
         repository.blobs.insert(blob.digest.to_string(), blob.content.clone());
     }
 
+    pub(super) fn put_misnamed(&mut self, repository: &str, digest: &Digest, image: &Image) {
+        let repository = self.repositories.entry(repository.to_owned()).or_default();
+        repository.manifests.insert(digest.to_string(), image.clone());
+    }
+
     pub(super) fn untag(&mut self, repository: &str, tag: &str) {
         self.repositories.get_mut(repository).unwrap().tags.remove(tag).unwrap();
     }
