@@ -90,7 +90,7 @@ async fn a_blob_that_became_something_else_is_fetched_once_and_stored() {
             assert_healed(&berth, &upstream, &image, what).await;
         }
     }
-    let kept = berth.data_dir().join("quarantine").join(image.layer().digest.file_name());
+    let kept = berth.data_dir().join("quarantine").join(image.layer().digest.hex());
     assert!(kept.join("mine").is_dir(), "what was in a folder is kept for a while");
 }
 
