@@ -140,10 +140,15 @@ impl App {
         data_plane.abort_all();
         running.data.cache().close().await;
         stop_rest.send_replace(true);
-        if timeout(TIDY_UP_MAX, drain(&mut rest)).await.is_err() {
-            warn!("background work did not finish in time; the next start puts things in order");
-        }
+        tidy_up(&mut rest).await;
         Ok(())
+    }
+}
+
+/// Waits a while for background work to put things in order.
+async fn tidy_up(rest: &mut JoinSet<()>) {
+    if timeout(TIDY_UP_MAX, drain(rest)).await.is_err() {
+        warn!("background work did not finish in time; the next start puts things in order");
     }
 }
 

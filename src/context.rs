@@ -390,7 +390,7 @@ mod tests {
             assert!(context.hops() <= HOPS_READ_MAX && (context.hops() <= HOPS_MAX || context.is_local()));
             assert!(context.patience(most) <= most && context.patience_to_check(most) <= most);
             let mut next = HeaderMap::new();
-            context.stamp(&mut next, most);
+            context.stamp(&mut next);
             assert_eq!(hops(&next).len(), (context.hops() + 1).min(HOPS_READ_MAX));
         });
     }

@@ -102,10 +102,11 @@ mod tests {
 
     use super::*;
 
-    fn write(path: impl AsRef<Path>, content: &[u8]) -> std::io::Result<()> {
-        std::io::Write::write_all(&mut fs::File::create(path)?, content)
-    }
     use crate::store::disk::Look;
+
+    fn write(path: impl AsRef<Path>, content: &[u8]) -> io::Result<()> {
+        io::Write::write_all(&mut fs::File::create(path)?, content)
+    }
 
     fn disk() -> (tempfile::TempDir, Arc<Disk>) {
         let folder = tempfile::tempdir().unwrap();

@@ -206,7 +206,10 @@ mod tests {
         target.holds(|input| {
             check::<TagRecord>(input);
             check::<ManifestRecord>(input);
-            check::<ReferrersFile>(input);
+            if let Some(ReferrersFile { fetched_at, body }) = decode(input) {
+                let written = encode(&NewReferrersFile { fetched_at, body: &body });
+                assert_eq!(decode::<ReferrersFile>(&written).map(|file| file.body), Some(body));
+            }
             check::<Grant>(input);
         });
     }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::pending;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -156,7 +156,8 @@ impl<'a> Rounds<'a> {
         F: Future<Output = Result<T, Error>>,
     {
         while let Some(stop) = self.next().await {
-            let mut asked = pin!(send(stop.clone()));
+            // On the heap: a request is a large future, and what waits for one would carry it along.
+            let mut asked = Box::pin(send(stop.clone()));
             let in_time = tokio::select! {
                 biased;
                 answer = asked.as_mut() => Some(answer),
@@ -166,8 +167,8 @@ impl<'a> Rounds<'a> {
                 Some(answer) => answer,
                 None => match self.beside(&stop) {
                     Some(second) => {
-                        let beside = pin!(send(second.clone()));
-                        match self.race((stop, asked), (second, beside)).await {
+                        let mut beside = Box::pin(send(second.clone()));
+                        match self.race((stop, asked.as_mut()), (second, beside.as_mut())).await {
                             Some(found) => return Some(found),
                             None => continue,
                         }
