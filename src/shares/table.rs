@@ -481,7 +481,7 @@ mod tests {
         assert_eq!(table.grant(), None);
         check(&table, [false, true, true]);
         assert!(table.give_way(&owners[1], 1, To::Next));
-        check(&table, [false, false, true]);
+        check(&table, [false; 3]);
         table.release(&owners[1], 1, true);
         assert_eq!(table.grant(), Some(17), "it goes to the newcomer");
     }

@@ -118,7 +118,7 @@ async fn logins_are_told_apart_behind_one_address() {
     let (last, first) = flood.layers().split_last().unwrap();
     let annas: Vec<_> = first.iter().map(|blob| tokio::spawn(ask(blob, "anna").try_send())).collect();
     eventually("one has all it may have", async || upstream.count("GET", "/blobs/") == FLIGHTS_OF_ONE).await;
-    let bert = within_deadline("another login's transfer", ask(last, "bert").open()).await;
+    let bert = ask(last, "bert").open().await;
     assert_eq!(bert.status, 200);
     assert_eq!(upstream.count("GET", "/blobs/"), FLIGHTS_OF_ONE + 1);
     annas.iter().for_each(JoinHandle::abort);

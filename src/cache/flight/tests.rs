@@ -80,12 +80,32 @@ async fn flights_without_readers_are_bounded() {
         let Entry::Lead(flight, reader) = enter(&flights, &number.to_string(), "a/b", true, true) else {
             panic!("nobody else asked for it")
         };
+        flight.be_seated();
         drop(reader);
         under_way.push(flight);
     }
     let last = under_way.pop().unwrap();
     tokio::time::timeout(Duration::from_secs(5), last.abandoned()).await.expect("one too many is stopped");
     assert!(tokio::time::timeout(Duration::ZERO, under_way[0].abandoned()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_flight_that_is_left_before_it_has_a_seat_ends() {
+    let flights = Flights::new();
+    let lead = || match enter(&flights, "x", "a/b", true, true) {
+        Entry::Lead(flight, reader) => (flight, reader),
+        _ => panic!("nobody else asked for it"),
+    };
+    let (flight, reader) = lead();
+    drop(reader);
+    tokio::time::timeout(Duration::from_secs(5), flight.abandoned()).await.expect("nobody wants it");
+    flights.leave(&flight);
+    let (flight, reader) = lead();
+    flight.be_seated();
+    drop(reader);
+    assert!(tokio::time::timeout(Duration::ZERO, flight.abandoned()).await.is_err(), "it goes on alone");
+    flights.unseat(&flight);
+    tokio::time::timeout(Duration::from_secs(5), flight.abandoned()).await.expect("nobody wants it");
 }
 
 #[tokio::test]
