@@ -42,11 +42,12 @@ async fn a_name_server_that_says_nothing_delays_no_hit_and_takes_no_threads() {
     eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
     let before = threads(berth.pid());
 
+    let unknown = Image::of(2, &[10]).layer().digest;
     let mut cold = JoinSet::new();
     for number in 0..COLD {
         let path = match number % 3 {
             0 => format!("/v2/dead.example/app-{number}/manifests/1"),
-            1 => format!("/v2/dead.example/app-{number}/blobs/{}", image.layer().digest),
+            1 => format!("/v2/dead.example/app-{number}/blobs/{unknown}"),
             _ => format!("/v2/dead.example/app-{number}/tags/list"),
         };
         cold.spawn(berth.get(&path).into_future());
