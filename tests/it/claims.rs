@@ -218,6 +218,36 @@ async fn a_fallbacks_word_opens_nothing_that_the_registry_sent() {
     }
 }
 
+#[tokio::test]
+async fn a_fallbacks_word_opens_nothing_either_when_a_parent_passes_it_on() {
+    let Scene { private, evil, image, _logins, .. } = scene().await;
+    let keys = format!(
+        "credentials = {{ file = {_logins:?} }}\n[[upstream.fallback]]\nendpoints = [\"{}\"]",
+        evil.url()
+    );
+    let parent = Berth::with("private.example", &private).keys(&keys).start().await;
+    let parents = format!("[parents]\nendpoints = [\"http://{}\"]", parent.address());
+    let node = Berth::with("private.example", &private).sections(&parents).start().await;
+    let layer = image.layer();
+    let gate = Gate::new();
+    private.on("GET", "/blobs/").first(1).fault(Fault::HoldAfter(200_000, gate.clone()));
+    for blob in [layer, image.config()] {
+        evil.blob(B, blob);
+    }
+    evil.on("GET", "/blobs/").fault(Fault::Status(404));
+    let stolen = layer.path(&format!("private.example/{B}"));
+    let mut reader = node.get(&layer.path(&format!("private.example/{A}"))).open().await;
+    reader.bytes(1000).await;
+    assert_eq!(node.get(&stolen).range("0-99").await.status, 404, "under way");
+    gate.open();
+    assert!(reader.read().await.complete);
+    node.pull(&format!("private.example/{A}"), "1", &image).await;
+    until_landed(&node).await;
+    for blob in [layer, image.config()] {
+        assert_eq!(node.get(&blob.path(&format!("private.example/{B}"))).await.status, 404);
+    }
+}
+
 /// The evil registry's flight goes first, and an honest registry has the same content.
 async fn two_registries(fault: Fault, evil_asks: Option<&str>) -> (Upstream, Upstream, Blob, Berth) {
     let (evil, good) = (Upstream::start().await, Upstream::start().await);
