@@ -49,7 +49,7 @@ use tracing::warn;
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
+use crate::oci::{Digest, Range, Reference, Registry, Repo, Speaker, Tag};
 use crate::shares::Shares;
 use crate::singleflight::SingleFlight;
 use crate::store::{PartialKey, Store};
@@ -329,7 +329,7 @@ impl Cache {
         left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(key)))
     }
 
-    /// The size of a blob of `repo`, for a HEAD: upstream is asked for no byte of the content.
+    /// The size of a blob of `repo`, for a HEAD, and by whose word: upstream is asked for no byte of the content.
     ///
     /// # Errors
     /// [`Error`], as for [`Cache::blob`].
@@ -338,7 +338,7 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
-    ) -> Result<(u64, Source), Error> {
+    ) -> Result<(Claim, Source), Error> {
         match self.find_size(repo, digest, context).await {
             Ok(found) => Ok(found),
             Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
@@ -350,22 +350,26 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
-    ) -> Result<(u64, Source), Error> {
-        self.upstream(repo)?;
+    ) -> Result<(Claim, Source), Error> {
+        let upstream = self.upstream(repo)?;
+        let known = |size| Claim { size, speaker: Speaker::Registry };
         if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
-            return Ok((stored.size, Source::Hit));
+            return Ok((known(stored.size), Source::Hit));
         }
         let (granted, stored) = self.0.store.find(repo, digest).await?;
         match stored {
-            Some(stored) if granted => return Ok((stored.size, Source::Hit)),
+            Some(stored) if granted => return Ok((known(stored.size), Source::Hit)),
             _ if granted => {}
             _ => self.not_absent(repo, &blob_path(digest))?,
         }
         if let Some(total) = self.0.flights.total(&self.key(repo, digest), repo, granted) {
-            return Ok((total, Source::Join));
+            // A transfer may be a fallback's.
+            let may_be_others = !granted && upstream.has_fallbacks();
+            let speaker = if may_be_others { Speaker::Fallback } else { Speaker::Registry };
+            return Ok((Claim { size: total, speaker }, Source::Join));
         }
         let (claim, joined) = self.asked_claim(repo, digest, context).await?;
-        Ok((claim.size, if joined { Source::Join } else { Source::Miss }))
+        Ok((claim, if joined { Source::Join } else { Source::Miss }))
     }
 
     /// Every upstream.

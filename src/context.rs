@@ -39,6 +39,8 @@ pub const DEADLINE: HeaderName = HeaderName::from_static("berth-deadline");
 const CLIENT: HeaderName = HeaderName::from_static("berth-client");
 /// Whether a content came without any credential from its registry (`?1`, RFC 9651), so that it is for everybody.
 pub const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
+/// Whether it is another registry, a fallback, that claims to have a content (`?1`): its word is not the registry's.
+pub const FALLBACK: HeaderName = HeaderName::from_static("berth-fallback");
 const YES: HeaderValue = HeaderValue::from_static("?1");
 /// The part of its time that the berth that asks needs to receive the answer and to go on.
 const MARGIN_PART: u32 = 8;
@@ -245,6 +247,16 @@ pub fn introduce(headers: &mut HeaderMap) {
 /// Says to the berth that asked that the content is for everybody.
 pub fn declare_public(headers: &mut HeaderMap) {
     headers.insert(PUBLIC, YES);
+}
+
+/// Says to the berth that asked that the registry itself has not said so.
+pub fn declare_fallback(headers: &mut HeaderMap) {
+    headers.insert(FALLBACK, YES);
+}
+
+/// Whether an answer is said to be a fallback's.
+pub fn is_fallback(headers: &HeaderMap) -> bool {
+    headers.get(FALLBACK) == Some(&YES)
 }
 
 /// Whether an answer is said to be for everybody.

@@ -40,6 +40,9 @@ const SHRINKS_MAX: u32 = 4096;
 /// Of a failing input, what is shown.
 const SHOWN_BYTES_MAX: usize = 2000;
 
+/// What a document may become in memory besides a few times its own bytes: as many descriptors as are read at most.
+pub(crate) const FIXED_BYTES_MAX: usize = 4 << 20;
+
 /// Something that reads bytes.
 pub(crate) struct Target {
     /// The folder of its corpus.

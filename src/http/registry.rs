@@ -36,13 +36,13 @@ use super::response::{
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
-use crate::context::{RequestContext, declare_public, introduce};
+use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
-use crate::oci::{Digest, Reference, Repo};
+use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
-use crate::upstream::HostName;
+use crate::upstream::{Claim, HostName};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -337,13 +337,16 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (size, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
+        let (Claim { size, speaker }, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
         let status = cache_status(source, false, false);
         account.cache = status;
         let mut response =
             if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, Body::empty(), size) };
         identify(&mut response, digest);
         account_for(&mut response, repo, status);
+        if speaker == Speaker::Fallback {
+            declare_fallback(response.headers_mut());
+        }
         Ok(response)
     }
 

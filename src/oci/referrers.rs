@@ -223,4 +223,58 @@ mod tests {
         assert_eq!(count(many(DESCRIPTORS_MAX).as_bytes()), Ok(DESCRIPTORS_MAX));
         assert_eq!(merge(&[many(DESCRIPTORS_MAX), many(1)]), Err(InvalidReferrers::TooMany));
     }
+
+    #[test]
+    fn fuzzed_lists_of_referrers_are_counted_and_stay_json() {
+        let target = crate::fuzz::Target {
+            name: "referrers",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "\"a\",",
+                "{},",
+                "0,",
+                "null",
+                "true",
+                "-1",
+                "1e309",
+                "\\u0000",
+                "\\ud800",
+                "\"tags\":",
+                "\"Tags\":",
+                "\"name\":",
+                "\"manifests\":",
+                "\"artifactType\":",
+                "\"application/x\"",
+                "\"annotations\":",
+                "\"digest\":",
+                "\"size\":",
+            ],
+        };
+        target.holds(|input| {
+            let (peak, all) = crate::fuzz::peak(|| count(input));
+            assert!(
+                peak <= crate::fuzz::FIXED_BYTES_MAX + 4 * input.len(),
+                "{peak} bytes of {}",
+                input.len()
+            );
+            let (peak, some) = crate::fuzz::peak(|| filter(input, "application/x"));
+            assert!(
+                peak <= crate::fuzz::FIXED_BYTES_MAX + 8 * input.len(),
+                "{peak} bytes of {}",
+                input.len()
+            );
+            let Ok(all) = all else { return assert_eq!(some.err(), all.err()) };
+            assert!(all <= DESCRIPTORS_MAX && count(&some.unwrap()).is_ok_and(|some| some <= all));
+            match merge(&[input, input]) {
+                Ok(merged) => assert_eq!(count(&merged), Ok(2 * all)),
+                Err(error) => assert!(error == InvalidReferrers::TooMany && 2 * all > DESCRIPTORS_MAX),
+            }
+        });
+    }
 }

@@ -121,4 +121,57 @@ mod tests {
             assert_eq!(TagWindow::new(9, None).read(body.as_bytes()), Err(InvalidTags), "{body}");
         }
     }
+
+    #[test]
+    fn fuzzed_lists_of_tags_are_read_for_one_page() {
+        let target = crate::fuzz::Target {
+            name: "tags",
+            words: &[
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                ":",
+                "\"",
+                "\"a\",",
+                "{},",
+                "0,",
+                "null",
+                "true",
+                "-1",
+                "1e309",
+                "\\u0000",
+                "\\ud800",
+                "\"tags\":",
+                "\"Tags\":",
+                "\"name\":",
+                "\"manifests\":",
+                "\"artifactType\":",
+                "\"application/x\"",
+                "\"annotations\":",
+                "\"digest\":",
+                "\"size\":",
+            ],
+        };
+        target.holds(|input| {
+            for (n, last) in [(3, None), (usize::MAX, Some("a"))] {
+                let (peak, window) = crate::fuzz::peak(|| {
+                    let mut window = TagWindow::new(n, last);
+                    window.read(input).map(|()| window)
+                });
+                assert!(
+                    peak <= crate::fuzz::FIXED_BYTES_MAX + 8 * input.len(),
+                    "{peak} bytes of {}",
+                    input.len()
+                );
+                let Ok(window) = window else { continue };
+                let tags = window.finish();
+                assert!(
+                    tags.len() <= n.min(TAGS_MAX)
+                        && tags.iter().all(|tag| Tag::parse(tag.as_str()).as_ref() == Ok(tag))
+                );
+            }
+        });
+    }
 }

@@ -343,10 +343,11 @@ mod tests {
             let content = open(&path).unwrap().unwrap().read(&mut |entry| {
                 let tag = entry.tag();
                 assert!(tag.is_none_or(|tag| !tag.as_str().contains('/') && !tag.as_str().starts_with('.')));
+                assert!(entry.digest.is_none_or(|digest| Digest::parse(&digest.to_string()) == Ok(digest)));
                 Ok(())
             });
-            if let Content::Index(members) = content.unwrap() {
-                assert!(!members.contains_key("manifests"));
+            if let Content::Index(others) = content.unwrap() {
+                assert!(!others.contains_key("manifests"));
             }
         });
     }

@@ -19,7 +19,7 @@ use super::limit::Transfer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
-use crate::context::RequestContext;
+use crate::context::{RequestContext, is_fallback};
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName, Speaker};
 
@@ -114,8 +114,7 @@ impl Upstream {
         rounds
             .first(|stop| async move {
                 let from = (stop.server(), context, late);
-                let size = stop.upstream().size_from(from, name, digest, deadline).await?;
-                Ok(Claim { size, speaker: stop.upstream().speaker() })
+                stop.upstream().claim_from(from, name, digest, deadline).await
             })
             .await
     }
@@ -182,7 +181,7 @@ impl Upstream {
         } else {
             let total = match content_length(headers).or(known) {
                 Some(total) => total,
-                None => self.size_from((server, context, late), name, digest, deadline).await?,
+                None => self.claim_from((server, context, late), name, digest, deadline).await?.size,
             };
             (Span::whole(total), total)
         };
@@ -206,13 +205,15 @@ impl Upstream {
 
     /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind
     /// signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
-    async fn size_from(
+    ///
+    /// A parent says whose word it passes on; of a part of a body that it sends it does not.
+    async fn claim_from(
         &self,
         (server, context, late): (&Server, &RequestContext, &Late),
         name: &RepoName,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<u64, Error> {
+    ) -> Result<Claim, Error> {
         let path = format!("blobs/{digest}");
         let ask = Ask::head(name, path.clone()).along(context).telling(late);
         match self.exchange(server, &ask, deadline).await {
@@ -221,7 +222,7 @@ impl Upstream {
                 check_content(headers)?;
                 // A careless server answers HEAD with the length of the body that HEAD does not have.
                 if let Some(total) = content_length(headers).filter(|total| *total > 0 || is_empty(digest)) {
-                    return check_size(total);
+                    return Ok(Claim { size: check_size(total)?, speaker: self.whose(is_fallback(headers)) });
                 }
             }
             Err(Error::Unavailable { status: 400 | 401 | 403 | 405 | 501 }) => {}
@@ -236,7 +237,16 @@ impl Upstream {
             StatusCode::PARTIAL_CONTENT => content_range(headers)?.total,
             _ => content_length(headers),
         };
-        check_size(total.ok_or(Error::Malformed("a blob without a length"))?)
+        let total = total.ok_or(Error::Malformed("a blob without a length"))?;
+        Ok(Claim { size: check_size(total)?, speaker: self.whose(true) })
+    }
+
+    /// Whose word an answer is; a parent may only have passed on that of a fallback.
+    fn whose(&self, may_be_fallback: bool) -> Speaker {
+        match self.speaker() {
+            Speaker::Parent if may_be_fallback => Speaker::Fallback,
+            own => own,
+        }
     }
 }
 

@@ -138,6 +138,11 @@ impl Upstream {
         }
     }
 
+    /// Whether another registry may answer in its place.
+    pub fn has_fallbacks(&self) -> bool {
+        !self.fallbacks().is_empty()
+    }
+
     /// Whether it stands for a registry that has no answer.
     pub(super) fn is_fallback(&self) -> bool {
         matches!(self.role, Role::Fallback(_))

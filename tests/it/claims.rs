@@ -200,7 +200,11 @@ async fn two_names_of_one_registry_are_one() {
     until_landed(&berth).await;
     let layer = image.layer();
     assert_eq!(berth.get(&layer.path(&format!("other.example/{B}"))).await.expect(200), &layer.content);
-    assert_eq!(private.bytes_sent(&layer.digest), layer.len(), "it was said to be there, and is not sent twice");
+    assert_eq!(
+        private.bytes_sent(&layer.digest),
+        layer.len(),
+        "it was said to be there, and is not sent twice"
+    );
     // The registry knows nobody there who may read it.
     assert_eq!(berth.get(&layer.path(&format!("other.example/{A}"))).await.status, 404);
 }
@@ -221,6 +225,36 @@ async fn a_fallbacks_word_opens_nothing_that_the_registry_sent() {
     evil.on("GET", "/blobs/").fault(Fault::Status(404));
     for blob in [image.layer(), image.config()] {
         assert_eq!(berth.get(&blob.path(&format!("private.example/{B}"))).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn a_fallbacks_word_opens_nothing_either_when_a_parent_passes_it_on() {
+    let Scene { private, evil, image, _logins, .. } = scene().await;
+    let keys = format!(
+        "credentials = {{ file = {_logins:?} }}\n[[upstream.fallback]]\nendpoints = [\"{}\"]",
+        evil.url()
+    );
+    let parent = Berth::with("private.example", &private).keys(&keys).start().await;
+    let parents = format!("[parents]\nendpoints = [\"http://{}\"]", parent.address());
+    let node = Berth::with("private.example", &private).sections(&parents).start().await;
+    let layer = image.layer();
+    let gate = Gate::new();
+    private.on("GET", "/blobs/").first(1).fault(Fault::HoldAfter(200_000, gate.clone()));
+    for blob in [layer, image.config()] {
+        evil.blob(B, blob);
+    }
+    evil.on("GET", "/blobs/").fault(Fault::Status(404));
+    let stolen = layer.path(&format!("private.example/{B}"));
+    let mut reader = node.get(&layer.path(&format!("private.example/{A}"))).open().await;
+    reader.bytes(1000).await;
+    assert_eq!(node.get(&stolen).range("0-99").await.status, 404, "under way");
+    gate.open();
+    assert!(reader.read().await.complete);
+    node.pull(&format!("private.example/{A}"), "1", &image).await;
+    until_landed(&node).await;
+    for blob in [layer, image.config()] {
+        assert_eq!(node.get(&blob.path(&format!("private.example/{B}"))).await.status, 404);
     }
 }
 
@@ -313,38 +347,35 @@ fn write_earlier_grants(berth: &Berth, repositories: &[&str], blob: &Blob) {
 
 #[tokio::test]
 async fn grants_of_an_earlier_berth_are_proven_again_where_several_registries_hold_the_content() {
-    for with_index in [false, true] {
-        let Scene { private, evil, image, setup, _logins } = scene().await;
-        let mut berth = setup.start().await;
-        let own = format!("private.example/{A}");
-        berth.pull(&own, "1", &image).await;
-        until_landed(&berth).await;
-        berth.stop().await;
-        let (stolen, kept) = (image.layer(), image.config());
-        write_earlier_grants(&berth, &[&own, EVIL], stolen);
-        write_earlier_grants(&berth, &[&own], kept);
-        if !with_index {
-            fs::remove_dir_all(berth.data_dir().join("index")).unwrap();
-        }
-        private.stop().await;
-        evil.stop().await;
-        berth.start_again().await;
-        assert_eq!(
-            berth.get(&kept.path(&own)).await.expect(200),
-            &kept.content,
-            "nobody else can have claimed it"
-        );
-        for repository in [&*own, EVIL] {
-            assert_eq!(berth.get(&stolen.path(repository)).await.status, 503, "{repository}: nobody can say");
-        }
-        private.start_again().await;
-        evil.start_again().await;
-        eventually("both are back", async || berth.get(&stolen.path(EVIL)).await.status == 404).await;
-        let again = async || berth.get(&stolen.path(&own)).await.body == stolen.content;
-        eventually("its own registry sends it once more", again).await;
-        until_landed(&berth).await;
-        assert_eq!(read_grant(&berth, &own, stolen)["proof"], "sent");
-        assert_eq!(berth.get(&stolen.path(EVIL)).await.status, 404);
-        assert_eq!(read_grant(&berth, &own, kept)["proof"], "kept");
+    let Scene { private, evil, image, setup, _logins } = scene().await;
+    let mut berth = setup.start().await;
+    let own = format!("private.example/{A}");
+    berth.pull(&own, "1", &image).await;
+    until_landed(&berth).await;
+    berth.stop().await;
+    let (stolen, kept) = (image.layer(), image.config());
+    write_earlier_grants(&berth, &[&own, EVIL], stolen);
+    write_earlier_grants(&berth, &[&own], kept);
+    // Of another version, as it would be.
+    fs::remove_dir_all(berth.data_dir().join("index")).unwrap();
+    private.stop().await;
+    evil.stop().await;
+    berth.start_again().await;
+    assert_eq!(
+        berth.get(&kept.path(&own)).await.expect(200),
+        &kept.content,
+        "nobody else can have claimed it"
+    );
+    for repository in [&*own, EVIL] {
+        assert_eq!(berth.get(&stolen.path(repository)).await.status, 503, "{repository}: nobody can say");
     }
+    private.start_again().await;
+    evil.start_again().await;
+    eventually("both are back", async || berth.get(&stolen.path(EVIL)).await.status == 404).await;
+    let again = async || berth.get(&stolen.path(&own)).await.body == stolen.content;
+    eventually("its own registry sends it once more", again).await;
+    until_landed(&berth).await;
+    assert_eq!(read_grant(&berth, &own, stolen)["proof"], "sent");
+    assert_eq!(berth.get(&stolen.path(EVIL)).await.status, 404);
+    assert_eq!(read_grant(&berth, &own, kept)["proof"], "kept");
 }
