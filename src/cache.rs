@@ -23,6 +23,7 @@ pub mod freshness;
 mod listing;
 mod manifests;
 mod missing;
+mod oversized;
 mod reader;
 mod refresh;
 mod schedule;
@@ -38,7 +39,6 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use tokio::sync::Semaphore;
-use tracing::warn;
 
 use crate::context::RequestContext;
 use crate::oci::range::Span;
@@ -63,6 +63,7 @@ use direct::{DIRECT_MAX, Detour};
 use doubts::Doubts;
 use fill::{COMPLETIONS_MAX, Filler};
 use flight::{Entry, Flights};
+use oversized::Oversized;
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
 const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
@@ -117,6 +118,7 @@ struct Shared {
     doubts: Doubts,
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
+    oversized: Oversized,
     /// Room for transfers that the disk cannot take.
     direct: Arc<Semaphore>,
     behind: Arc<Semaphore>,
@@ -145,6 +147,7 @@ impl Cache {
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
+            oversized: Oversized::default(),
             direct: Arc::new(Semaphore::new(DIRECT_MAX)),
             behind: Arc::new(Semaphore::new(PROOFS_MAX)),
         };
@@ -211,9 +214,9 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let blob = match self.find_blob(repo, digest, asked, context).await {
-            // A disk that is full, read-only or broken is no reason to have nothing.
+            // A disk that is full, read-only or broken is no reason to have nothing; nor is a budget.
             Err(Error::Store(cause)) => {
-                warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
+                self.note_unstored(repo, digest, &cause);
                 self.pass_through(repo, digest, context).await
             }
             other => other,
@@ -264,6 +267,10 @@ impl Cache {
             }
             if upstream.state() == State::Offline {
                 return Err(upstream::Error::Offline.into());
+            }
+            if self.is_oversized(repo, digest, context).await {
+                self.note_oversized(repo, digest);
+                return self.pass_through(repo, digest, context).await;
             }
             let public = upstream.is_public(&repo.name).await;
             let context = &upstream.settle(context, digest);

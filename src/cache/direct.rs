@@ -17,12 +17,13 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
 
 use super::error::Error;
 use super::flight::HOLD_BACK;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, RepoName, Verifier};
-use crate::store::BlobFile;
+use crate::store::{self, BlobFile};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, Upstream};
@@ -72,6 +73,16 @@ impl Detour {
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
         let stream = self.from(position, total).await?;
         Ok(Direct::new(self, stream, Some(verifier), position, permit))
+    }
+
+    /// Says why a transfer that had begun is not kept.
+    pub(super) fn say_why(&self, cause: &store::Error) {
+        let error = cause as &dyn std::error::Error;
+        if cause.is_by_limits() {
+            info!(digest = %self.digest, error, "a transfer has no more room: its readers get the rest unstored");
+        } else {
+            warn!(digest = %self.digest, error, "the disk failed a transfer: its readers get the rest unstored");
+        }
     }
 
     async fn from(&self, position: u64, total: u64) -> Result<BlobStream, Error> {

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
-use tracing::warn;
 
 use super::direct::{Detour, Direct};
 use super::error::Error;
@@ -245,7 +244,7 @@ impl Reading {
             Err(Error::Store(cause)) => cause,
             there => return Ok(there?.min(self.end)),
         };
-        warn!(digest = %detour.digest, error = &*cause as &dyn std::error::Error, "the disk failed a transfer: its readers get the rest unstored");
+        detour.say_why(&cause);
         let (detour, total) = (detour.as_ref().clone(), file.size);
         let rest = if !self.held {
             detour.unproven(self.position, total).await?

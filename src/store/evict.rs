@@ -10,6 +10,9 @@
 //! 3. What no image needs (a layer that other images used later than the last that went, an abandoned download)
 //!    waits for its turn by the same rule.
 //!
+//! 4. What another registry has been asked for within a week is spared, up to that registry's fair share: see
+//!    [`shares`]. Among the content of one registry there is no such thing.
+//!
 //! Never: what is held, which are the present closures of pins and of manifests that were served a moment ago,
 //! and what is being read or filled.
 //!
@@ -25,8 +28,16 @@
 //! The size of an image is no reason to keep it or to let it go: a byte costs as much to fetch again whatever
 //! it belongs to.
 
+mod refs;
+mod shares;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
+
+pub(super) use refs::{RefItem, RefLimits, plan_refs};
+pub(super) use shares::{Owner, RECENT_SECONDS};
+
+use shares::Shares;
 
 /// Uses within this long after the first are one occasion.
 const OCCASION_SECONDS: u64 = 60 * 60;
@@ -39,7 +50,7 @@ pub(super) fn worth(first_use: u64, last_use: u64) -> u64 {
     last_use + if again { AGAIN_SECONDS } else { 0 }
 }
 
-/// Everything that is stored, by numbers: a million blobs take some 40 MiB.
+/// Everything that is stored, by numbers: a million blobs take some 50 MiB.
 #[derive(Default)]
 pub(super) struct Stock {
     pub(super) blobs: Vec<Item>,
@@ -51,6 +62,12 @@ pub(super) struct Stock {
     pub(super) held: Vec<u32>,
     /// Partial files that nobody fills.
     pub(super) partials: Vec<Item>,
+    /// Bytes of the others, by their owners' numbers.
+    pub(super) filling: Vec<u64>,
+    /// The most that all may take.
+    pub(super) limit: u64,
+    /// Who needs the room. If nobody does just now, it is the one that has most.
+    pub(super) bringer: Option<Owner>,
 }
 
 /// Something that takes room.
@@ -58,6 +75,25 @@ pub(super) struct Stock {
 pub(super) struct Item {
     pub(super) bytes: u64,
     pub(super) worth: u64,
+    pub(super) owner: Owner,
+    /// Used within [`RECENT_SECONDS`].
+    pub(super) is_recent: bool,
+}
+
+/// How much is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) bytes: u64,
+    /// The end comes before a unit by which this much more would go: room that nobody needs yet is not worth an
+    /// image that fills the half of it.
+    pub(super) excess_max: u64,
+}
+
+impl Goal {
+    /// For what needs the room.
+    pub(super) fn of(bytes: u64) -> Self {
+        Self { bytes, excess_max: u64::MAX }
+    }
 }
 
 /// A manifest among the blobs.
@@ -92,26 +128,28 @@ enum Candidate {
     Partial(u32),
 }
 
-/// Chooses what to remove until `bytes` are free, or nothing is left that may go.
+/// Chooses what to remove until that much is free, or nothing is left that may go.
 ///
 /// `is_in_use` says of a blob that would go that it must not just now: its whole image then stays.
-pub(super) fn plan(stock: &Stock, bytes: u64, is_in_use: &dyn Fn(u32) -> bool) -> Plan {
+pub(super) fn plan(stock: &Stock, goal: Goal, is_in_use: &dyn Fn(u32) -> bool) -> Plan {
     let mut sorting = Sorting::new(stock);
     let mut plan = Plan::default();
-    while plan.bytes < bytes
+    while plan.bytes < goal.bytes
         && let Some(Reverse((worth, candidate))) = sorting.waiting.pop()
     {
-        match candidate {
-            Candidate::Partial(number) => {
-                plan.bytes += stock.partials[index(number)].bytes;
-                plan.units.push(Unit::Partial(number));
-            }
+        let (unit, bytes) = match candidate {
+            Candidate::Partial(number) => (Unit::Partial(number), stock.partials[index(number)].bytes),
             Candidate::Blob(number) => {
                 let Some(unit) = sorting.remove(number, worth, is_in_use) else { continue };
-                plan.bytes += unit.iter().map(|number| stock.blobs[index(*number)].bytes).sum::<u64>();
-                plan.units.push(Unit::Blobs(unit));
+                let bytes = unit.iter().map(|number| stock.blobs[index(*number)].bytes).sum::<u64>();
+                (Unit::Blobs(unit), bytes)
             }
+        };
+        if (plan.bytes + bytes).saturating_sub(goal.bytes) > goal.excess_max {
+            break;
         }
+        plan.bytes += bytes;
+        plan.units.push(unit);
     }
     plan
 }
@@ -122,6 +160,9 @@ struct Sorting<'a> {
     /// How many manifests refer to a blob that are here and stay.
     needed_by: Vec<u32>,
     held: Vec<bool>,
+    /// What was asked for within a week, itself or as a part of an image.
+    recent: Vec<bool>,
+    shares: Shares,
     waiting: BinaryHeap<Reverse<(u64, Candidate)>>,
 }
 
@@ -131,8 +172,11 @@ impl<'a> Sorting<'a> {
         for part in &stock.parts {
             needed_by[index(*part)] += 1;
         }
-        let mut sorting = Self { stock, needed_by, held: Vec::new(), waiting: BinaryHeap::new() };
-        sorting.held = sorting.closure_of_held();
+        let numbers = || (0..).zip(&stock.blobs);
+        let recent = stock.closure(numbers().filter(|(_, blob)| blob.is_recent).map(|(number, _)| number));
+        let shares = Shares::new(stock, &recent);
+        let held = stock.closure(stock.held.iter().copied());
+        let mut sorting = Self { stock, needed_by, held, recent, shares, waiting: BinaryHeap::new() };
         for number in (0..).take(stock.blobs.len()) {
             if sorting.needed_by[index(number)] == 0 && !sorting.held[index(number)] {
                 let worth = sorting.worth_of_all(number);
@@ -143,17 +187,6 @@ impl<'a> Sorting<'a> {
             sorting.waiting.push(Reverse((partial.worth, Candidate::Partial(number))));
         }
         sorting
-    }
-
-    fn closure_of_held(&self) -> Vec<bool> {
-        let mut held = vec![false; self.stock.blobs.len()];
-        let mut waiting = self.stock.held.clone();
-        while let Some(number) = waiting.pop() {
-            if !std::mem::replace(&mut held[index(number)], true) {
-                waiting.extend_from_slice(self.parts(number));
-            }
-        }
-        held
     }
 
     /// The worth of an image is that of its most wanted manifest: clients may ask for the index, for a platform's
@@ -175,7 +208,7 @@ impl<'a> Sorting<'a> {
     }
 
     /// Takes out an image, or a single blob. Returns what goes with it, itself first; nothing goes if anything of
-    /// that is in use.
+    /// that is in use, or another registry's to keep.
     fn remove(&mut self, root: u32, worth: u64, is_in_use: &dyn Fn(u32) -> bool) -> Option<Vec<u32>> {
         let stock = self.stock;
         let mut goes = vec![root];
@@ -198,7 +231,8 @@ impl<'a> Sorting<'a> {
                 }
             }
         }
-        if goes.iter().any(|number| is_in_use(*number)) {
+        let stays_whole = goes.iter().any(|number| is_in_use(*number));
+        if stays_whole || !self.shares.let_go(stock, &self.recent, &goes) {
             for part in goes.iter().flat_map(|number| stock.parts_of(*number)) {
                 self.needed_by[index(*part)] += 1;
             }
@@ -217,6 +251,18 @@ impl<'a> Sorting<'a> {
 }
 
 impl Stock {
+    /// These, and all that they refer to.
+    fn closure(&self, roots: impl Iterator<Item = u32>) -> Vec<bool> {
+        let mut closure = vec![false; self.blobs.len()];
+        let mut waiting: Vec<u32> = roots.collect();
+        while let Some(number) = waiting.pop() {
+            if !std::mem::replace(&mut closure[index(number)], true) {
+                waiting.extend_from_slice(self.parts_of(number));
+            }
+        }
+        closure
+    }
+
     /// What of all that a blob refers to is here; nothing if it is no manifest.
     fn parts_of(&self, blob: u32) -> &[u32] {
         match self.manifests.binary_search_by_key(&blob, |node| node.blob) {

@@ -70,9 +70,11 @@ impl Unchanged {
     fn has(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Blob(digest) => self.blobs.contains(&digest.algorithm()),
-            Entry::Repo(repo) | Entry::Tag(repo, _) | Entry::Manifest(repo, _) | Entry::Grant(repo, _) => {
-                self.repos.contains(repo)
-            }
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => self.repos.contains(repo),
         }
     }
 }
@@ -104,7 +106,7 @@ impl Ledger {
             unchanged.blobs.extend(Algorithm::ALL);
         }
         for repo in self.refs.repositories()? {
-            if [Kind::Tags, Kind::Manifests, Kind::Blobs]
+            if Kind::ALL
                 .iter()
                 .all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
                 && self.index.knows(&repo)
@@ -200,7 +202,24 @@ impl Ledger {
             }
             Ok(goes_on())
         })?;
+        self.refs.each_digest(repo, Kind::Referrers, &mut |digest| {
+            added += usize::from(self.learn_referrers(repo, &digest));
+            Ok(goes_on())
+        })?;
         Ok(added)
+    }
+
+    /// A list is as long as its file, and as old: nothing else of it is to be known.
+    fn learn_referrers(&self, repo: &Repo, digest: &Digest) -> bool {
+        let _guard = self.lock(repo);
+        let Some((bytes, modified_at)) = self.refs.size_and_time(repo, Ref::Referrers(digest)) else {
+            return false;
+        };
+        let is_news = self.index.referrers(repo, digest) != Some(bytes);
+        if is_news {
+            self.index.put_referrers(repo, digest, bytes, modified_at.min(unix_seconds()));
+        }
+        is_news
     }
 
     fn learn_tag(&self, repo: &Repo, tag: &Tag, trusts: bool) -> Result<bool, Error> {
@@ -238,6 +257,7 @@ impl Ledger {
             Entry::Repo(repo) => self.refs.knows(repo),
             Entry::Tag(repo, tag) => self.refs.exists(repo, Ref::Tag(tag)),
             Entry::Manifest(repo, digest) => self.refs.exists(repo, Ref::Manifest(digest)),
+            Entry::Referrers(repo, digest) => self.refs.exists(repo, Ref::Referrers(digest)),
             Entry::Grant(repo, digest) => {
                 self.refs.exists(repo, Ref::Blob(digest)) || self.refs.exists(repo, Ref::Manifest(digest))
             }
@@ -247,9 +267,11 @@ impl Ledger {
     fn unlearn(&self, entry: &Entry) -> bool {
         let _guard = match entry {
             Entry::Blob(_) => None,
-            Entry::Repo(repo) | Entry::Tag(repo, _) | Entry::Manifest(repo, _) | Entry::Grant(repo, _) => {
-                Some(self.lock(repo))
-            }
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => Some(self.lock(repo)),
         };
         let is_gone = !self.is_there(entry);
         if is_gone {

@@ -173,12 +173,13 @@ async fn partial_files_count_and_an_abandoned_one_gives_way() {
     let mut berth = setup.http("drain_seconds = 0").start().await;
     let mut reader = berth.get(&blob.path(REPO)).open().await;
     reader.bytes(500_000).await;
-    assert!(berth.metric("berth_budget_used_bytes").await >= 2_000_000.0, "all that it will be");
+    let used = berth.metric("berth_budget_used_bytes").await;
+    assert!((500_000.0..1_500_000.0).contains(&used), "what has come, and a step: {used}");
     berth.stop().await;
     upstream.behave();
     berth.start_again().await;
     assert!(folder::partial(berth.data_dir(), &blob.digest).exists());
-    assert!(berth.metric("berth_budget_used_bytes").await >= 2_000_000.0);
+    assert!(berth.metric("berth_budget_used_bytes").await >= 500_000.0);
     next_second().await;
     berth.pull(REPO, "1", &image).await;
     until_landed(&berth).await;

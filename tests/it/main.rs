@@ -7,6 +7,7 @@ mod support;
 mod access;
 mod admin;
 mod auth;
+mod budget;
 mod clients;
 mod clients_itself;
 mod clouds;

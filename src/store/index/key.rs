@@ -10,6 +10,7 @@ pub(in crate::store) enum Entry {
     Tag(Repo, Tag),
     Manifest(Repo, Digest),
     Grant(Repo, Digest),
+    Referrers(Repo, Digest),
 }
 
 pub(super) fn digest(digest: &Digest) -> Vec<u8> {
@@ -62,6 +63,11 @@ pub(super) fn to_repo(key: &[u8]) -> Option<Repo> {
     Some(Repo { registry: Registry::parse(registry).ok()?, name: RepoName::parse(name).ok()? })
 }
 
+/// The registry of a repository's key.
+pub(super) fn registry(repo: &[u8]) -> Option<&str> {
+    std::str::from_utf8(repo).ok()?.split_once('/').map(|(registry, _)| registry)
+}
+
 pub(super) fn to_tag_name(key: &[u8]) -> Option<Tag> {
     Tag::parse(std::str::from_utf8(split(key)?.1).ok()?).ok()
 }
@@ -86,6 +92,11 @@ pub(super) fn to_manifest(key: &[u8]) -> Option<Entry> {
 pub(super) fn to_grant(key: &[u8]) -> Option<Entry> {
     let (repo, digest) = split(key)?;
     Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
+}
+
+pub(super) fn to_referrers(key: &[u8]) -> Option<Entry> {
+    let (repo, digest) = split(key)?;
+    Some(Entry::Referrers(to_repo(repo)?, to_digest(digest)?))
 }
 
 pub(super) fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
