@@ -231,3 +231,60 @@ impl Cache {
         info!(repository = %repo, %digest, "a blob passes through unstored: it, or its image, is larger than max_bytes");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::oci::Algorithm;
+
+    const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+    fn blob(number: u64) -> Digest {
+        Digest::of(Algorithm::Sha256, &number.to_be_bytes())
+    }
+
+    fn manifest(blobs: impl Iterator<Item = u64>) -> Manifest {
+        let part = |number: u64| {
+            let media_type = "application/vnd.oci.image.layer.v1.tar";
+            json!({ "mediaType": media_type, "digest": blob(number).to_string(), "size": 1_u64 << 50 })
+        };
+        let layers: Vec<_> = blobs.map(part).collect();
+        let body = json!({ "schemaVersion": 2, "mediaType": TYPE, "config": layers[0], "layers": layers });
+        Manifest::parse(Some(TYPE), body.to_string().as_bytes()).unwrap()
+    }
+
+    fn repo(name: &str) -> Repo {
+        Repo::new("docker.io".parse().unwrap(), name.parse().unwrap())
+    }
+
+    #[test]
+    fn an_image_is_suspected_in_its_own_repository_and_what_another_needs_is_not() {
+        let (oversized, large) = (Oversized::default(), blob(1000));
+        oversized.suspect(&repo("a/b"), &large, &manifest(1..4));
+        let is_suspected = |name: &str, part| !oversized.trials(&repo(name), &blob(part)).is_empty();
+        assert!(is_suspected("a/b", 1) && is_suspected("a/b", 3));
+        assert!(!is_suspected("a/b", 4) && !is_suspected("a/c", 1));
+        oversized.clear(&repo("a/c"), &blob(2000), &manifest(2..3));
+        assert!(is_suspected("a/b", 2), "that was in another repository");
+        oversized.clear(&repo("a/b"), &blob(2000), &manifest(2..3));
+        assert!(is_suspected("a/b", 1) && !is_suspected("a/b", 2));
+        oversized.clear(&repo("a/b"), &large, &manifest(1..4));
+        assert!(!is_suspected("a/b", 1) && !oversized.knows(&repo("a/b"), &large));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_registry_is_bounded() {
+        let oversized = Oversized::default();
+        for number in 0..200 {
+            let parts = number * 1000..number * 1000 + 20 * number + 1;
+            oversized.suspect(&repo(&format!("a/r{number}")), &blob(number), &manifest(parts));
+        }
+        let registries = lock(&oversized.0);
+        let suspects = registries.values().next().unwrap();
+        let parts: usize = suspects.images.iter().map(|(_, suspect)| suspect.parts.len()).sum();
+        assert_eq!(parts, suspects.parts);
+        assert!(parts <= PARTS_MAX && suspects.images.len() <= IMAGES_MAX && suspects.images.len() > 3);
+    }
+}

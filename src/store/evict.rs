@@ -13,6 +13,8 @@
 //! 4. What another registry has been asked for within a week is spared, up to that registry's fair share: see
 //!    [`shares`]. Among the content of one registry there is no such thing.
 //!
+//! What a manifest names that another registry alone has is not part of its image here.
+//!
 //! Never: what is held, which are the present closures of pins and of manifests that were served a moment ago,
 //! and what is being read or filled.
 //!
@@ -60,6 +62,8 @@ pub(super) struct Stock {
     pub(super) parts: Vec<u32>,
     /// Manifests whose closure stays.
     pub(super) held: Vec<u32>,
+    /// Manifests whose closure stays as far as it is their own registry's.
+    pub(super) leased: Vec<u32>,
     /// Partial files that nobody fills.
     pub(super) partials: Vec<Item>,
     /// Bytes of the others, by their owners' numbers.
@@ -169,13 +173,16 @@ struct Sorting<'a> {
 impl<'a> Sorting<'a> {
     fn new(stock: &'a Stock) -> Self {
         let mut needed_by = vec![0; stock.blobs.len()];
-        for part in &stock.parts {
-            needed_by[index(*part)] += 1;
+        for part in stock.manifests.iter().flat_map(|node| stock.own_parts_of(node.blob)) {
+            needed_by[index(part)] += 1;
         }
         let numbers = || (0..).zip(&stock.blobs);
-        let recent = stock.closure(numbers().filter(|(_, blob)| blob.is_recent).map(|(number, _)| number));
+        let asked_for = numbers().filter(|(_, blob)| blob.is_recent).map(|(number, _)| number).collect();
+        let recent = stock.closure(asked_for, true);
         let shares = Shares::new(stock, &recent);
-        let held = stock.closure(stock.held.iter().copied());
+        let mut held = stock.closure(stock.held.clone(), false);
+        let leased = stock.closure(stock.leased.clone(), true);
+        held.iter_mut().zip(leased).for_each(|(held, is_leased)| *held |= is_leased);
         let mut sorting = Self { stock, needed_by, held, recent, shares, waiting: BinaryHeap::new() };
         for number in (0..).take(stock.blobs.len()) {
             if sorting.needed_by[index(number)] == 0 && !sorting.held[index(number)] {
@@ -197,10 +204,11 @@ impl<'a> Sorting<'a> {
         let mut seen = HashSet::new();
         let mut waiting = vec![root];
         while let Some(number) = waiting.pop() {
-            for part in self.parts(number).iter().filter(|part| !self.parts(**part).is_empty()) {
-                if seen.insert(*part) {
-                    worth = worth.max(self.stock.blobs[index(*part)].worth);
-                    waiting.push(*part);
+            let is_manifest = |part: &u32| !self.stock.parts_of(*part).is_empty();
+            for part in self.stock.own_parts_of(number).filter(is_manifest) {
+                if seen.insert(part) {
+                    worth = worth.max(self.stock.blobs[index(part)].worth);
+                    waiting.push(part);
                 }
             }
         }
@@ -216,25 +224,25 @@ impl<'a> Sorting<'a> {
         let mut at = 0;
         while let Some(number) = goes.get(at).copied() {
             at += 1;
-            for part in self.parts(number) {
-                let needed_by = &mut self.needed_by[index(*part)];
+            for part in stock.own_parts_of(number) {
+                let needed_by = &mut self.needed_by[index(part)];
                 *needed_by -= 1;
-                if *needed_by > 0 || self.held[index(*part)] {
+                if *needed_by > 0 || self.held[index(part)] {
                     continue;
                 }
                 // A manifest's worth is in that of its image; a layer may have been used later by others.
-                let is_manifest = !self.parts(*part).is_empty();
-                if is_manifest || stock.blobs[index(*part)].worth <= worth {
-                    goes.push(*part);
+                let is_manifest = !stock.parts_of(part).is_empty();
+                if is_manifest || stock.blobs[index(part)].worth <= worth {
+                    goes.push(part);
                 } else {
-                    stays.push(*part);
+                    stays.push(part);
                 }
             }
         }
         let stays_whole = goes.iter().any(|number| is_in_use(*number));
         if stays_whole || !self.shares.let_go(stock, &self.recent, &goes) {
-            for part in goes.iter().flat_map(|number| stock.parts_of(*number)) {
-                self.needed_by[index(*part)] += 1;
+            for part in goes.iter().flat_map(|number| stock.own_parts_of(*number)) {
+                self.needed_by[index(part)] += 1;
             }
             return None;
         }
@@ -244,23 +252,30 @@ impl<'a> Sorting<'a> {
         }
         Some(goes)
     }
-
-    fn parts(&self, blob: u32) -> &'a [u32] {
-        self.stock.parts_of(blob)
-    }
 }
 
 impl Stock {
-    /// These, and all that they refer to.
-    fn closure(&self, roots: impl Iterator<Item = u32>) -> Vec<bool> {
+    /// These, and all that they refer to; or only what is their own of that.
+    fn closure(&self, mut waiting: Vec<u32>, own: bool) -> Vec<bool> {
         let mut closure = vec![false; self.blobs.len()];
-        let mut waiting: Vec<u32> = roots.collect();
         while let Some(number) = waiting.pop() {
             if !std::mem::replace(&mut closure[index(number)], true) {
-                waiting.extend_from_slice(self.parts_of(number));
+                if own {
+                    waiting.extend(self.own_parts_of(number));
+                } else {
+                    waiting.extend_from_slice(self.parts_of(number));
+                }
             }
         }
         closure
+    }
+
+    /// What a blob refers to, but for what another registry alone has: a manifest can name anything, and what others
+    /// have is neither kept nor worth more because of that.
+    fn own_parts_of(&self, blob: u32) -> impl Iterator<Item = u32> {
+        let owner = self.blobs[index(blob)].owner;
+        let is_own = move |part: &u32| owner.may_speak_for(self.blobs[index(*part)].owner);
+        self.parts_of(blob).iter().copied().filter(is_own)
     }
 
     /// What of all that a blob refers to is here; nothing if it is no manifest.

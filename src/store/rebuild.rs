@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +37,12 @@ pub(super) enum Trust {
 
 impl Trust {
     fn covers(self, folder: &Path) -> bool {
-        let changed = fs::metadata(folder).map_or(i64::MAX, |metadata| metadata.ctime());
+        let changed = match fs::metadata(folder) {
+            Ok(metadata) => metadata.ctime(),
+            // The one above it has changed if it was ever there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(_) => i64::MAX,
+        };
         match self {
             Self::Since(at) => changed.cast_unsigned() < at.saturating_sub(CLOCK_GRAIN_SECONDS),
             Self::Nothing => false,

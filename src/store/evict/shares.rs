@@ -28,6 +28,12 @@ impl Owner {
     /// The first number that is a registry's.
     pub(in crate::store) const FIRST: u16 = 2;
 
+    /// Whether what is said by a manifest of the one counts for content of the other: not if that is another
+    /// registry's alone.
+    pub(super) fn may_speak_for(self, part: Self) -> bool {
+        [self, Self::NOBODY, Self::SEVERAL].contains(&part) || self == Self::SEVERAL
+    }
+
     fn index(self) -> usize {
         usize::from(self.0)
     }

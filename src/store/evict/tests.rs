@@ -214,6 +214,20 @@ fn a_registry_alone_may_use_everything_and_so_may_one_whose_neighbours_nobody_as
 }
 
 #[test]
+fn a_manifest_that_names_what_another_registry_has_keeps_nothing_of_that() {
+    let mut stock = case("theirs 60 10\nlie 1 100 = theirs own\nown 30 100", &[]).stock;
+    stock.limit = 100;
+    stock.blobs[0].owner = Owner(Owner::FIRST + 1);
+    stock.blobs[0].is_recent = false;
+    stock.leased = vec![1];
+    let kept = Sorting::new(&stock);
+    assert_eq!((kept.held, kept.recent), (vec![false, true, true], vec![false, true, true]));
+    assert_eq!(plan(&stock, Goal::of(999), &|_| false).bytes, 60);
+    stock.held = vec![1];
+    assert_eq!(plan(&stock, Goal::of(999), &|_| false).bytes, 0, "but a pin does");
+}
+
+#[test]
 fn an_image_is_as_recent_as_its_manifest() {
     let mut stock = case("image 1 100 = layer
 layer 60 10

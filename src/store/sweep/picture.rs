@@ -88,8 +88,10 @@ impl Sweeper<'_> {
                 stock.parts.extend(parts.filter_map(number_of).map(to_number));
                 let (blob, from, to) = (to_number(number), to_number(from), to_number(stock.parts.len()));
                 stock.manifests.push(Node { blob, from, to });
-                if is_leased[number] || kept.contains(&name) {
+                if kept.contains(&name) {
                     stock.held.push(blob);
+                } else if is_leased[number] {
+                    stock.leased.push(blob);
                 }
             });
         let mut owners = Owners::default();
