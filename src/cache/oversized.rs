@@ -221,7 +221,9 @@ impl Cache {
             store::Error::NoRoom { .. } => {
                 info!(repository = %repo, %digest, error, "a blob passes through unstored: no room may be made for it");
             }
-            _ => warn!(repository = %repo, %digest, error, "the disk cannot give or take a blob: it passes through unstored"),
+            _ => {
+                warn!(repository = %repo, %digest, error, "the disk cannot give or take a blob: it passes through unstored")
+            }
         }
     }
 

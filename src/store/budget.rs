@@ -327,12 +327,7 @@ impl Budget {
         self.set_partial(&mut lock(&self.partials), *key, Taken::default())
     }
 
-    fn set_partial(
-        &self,
-        partials: &mut HashMap<PartialKey, Taken>,
-        key: PartialKey,
-        taken: Taken,
-    ) -> u64 {
+    fn set_partial(&self, partials: &mut HashMap<PartialKey, Taken>, key: PartialKey, taken: Taken) -> u64 {
         let bytes = taken.bytes;
         let old = if bytes == 0 { partials.remove(&key) } else { partials.insert(key, taken) };
         let old = old.map_or(0, |old| old.bytes);

@@ -30,7 +30,9 @@ pub enum Error {
         max_bytes: u64,
     },
     /// Nothing more may go to make room within the budget: serve without storing.
-    #[error("{least} bytes are missing within max_bytes and min_free, and nothing more may be evicted for it")]
+    #[error(
+        "{least} bytes are missing within max_bytes and min_free, and nothing more may be evicted for it"
+    )]
     NoRoom {
         /// So many bytes.
         least: u64,

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use super::disk::Disk;
 use super::partial::allocate;
 use super::{Error, blocking};
-use crate::sync::lock;
 use crate::oci::range::Span;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 /// Between two tries whether a disk has recovered.

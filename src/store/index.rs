@@ -122,15 +122,8 @@ enum Part {
 
 impl Part {
     /// Each at the place that its number says.
-    const ALL: [Self; 7] = [
-        Self::Blob,
-        Self::Grant,
-        Self::Public,
-        Self::Tag,
-        Self::Manifest,
-        Self::Repo,
-        Self::Referrers,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Blob, Self::Grant, Self::Public, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
     /// What is said of content, rather than the content itself.
     const REFS: [Self; 5] = [Self::Grant, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
 }

@@ -4,7 +4,8 @@
 //! and every other manifest of the repository that no index stored there names as its child. Whatever another
 //! tool has put there stays: fields of the index itself, annotations and fields of entries that are still true,
 //! entries that berth cannot judge (an unknown digest algorithm). An entry whose manifest is not here names
-//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption.
+//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption. So does one
+//! whose ref was removed because there were too many.
 //! When nothing is left of a repository, neither entries nor refs, its folder goes too.
 //!
 //! What berth has rendered or adopted last is remembered by its looks (inode, time, size) in the index; an
@@ -195,6 +196,10 @@ impl Ledger {
                 return Ok(());
             }
             if self.is_foreign_entry(repo, &entry) {
+                if digest.is_some() && is_plain(&entry) && is_of_manifest(&entry) {
+                    // It is here and was adopted once: its ref was removed because there were too many.
+                    return Ok(());
+                }
                 kept.digests.extend(digest);
                 kept.entries.push(entry);
             } else if let Some(digest) = digest.filter(|_| !is_plain(&entry)) {
@@ -332,6 +337,11 @@ impl Lines<'_> {
 /// What was visited of the index must have been all.
 fn complete(visited: Option<io::Result<()>>) -> io::Result<()> {
     visited.unwrap_or_else(|| Err(io::Error::other("the index has failed meanwhile")))
+}
+
+/// Whether an entry says that it is about a manifest, as adoption takes it.
+fn is_of_manifest(entry: &Value) -> bool {
+    entry.get("mediaType").and_then(Value::as_str).is_some_and(manifest::is_manifest_type)
 }
 
 /// Whether an entry says nothing but what berth itself would say.

@@ -131,7 +131,8 @@ impl Mapping {
     fn remember(&self, range: &Range<usize>) {
         let blocks = self.bytes.len().div_ceil(BLOCK_BYTES);
         let end = if range.end >= self.bytes.len() { blocks } else { range.end / BLOCK_BYTES };
-        for resident_at in (range.start.div_ceil(BLOCK_BYTES)..end).map_while(|block| self.resident_at(block)) {
+        for resident_at in (range.start.div_ceil(BLOCK_BYTES)..end).map_while(|block| self.resident_at(block))
+        {
             resident_at.store(unix_seconds(), Ordering::Relaxed);
         }
     }
@@ -219,7 +220,8 @@ mod tests {
         let size = 3 * (BLOCKS_TOGETHER * BLOCK_BYTES) + 5 * BLOCK_BYTES + 7;
         file.set_len(size as u64).unwrap();
         let mapping = Mapping::of(&file, size as u64).unwrap();
-        let made = || mapping.resident_at.iter().filter_map(OnceLock::get).map(|some| some.len()).sum::<usize>();
+        let made =
+            || mapping.resident_at.iter().filter_map(OnceLock::get).map(|some| some.len()).sum::<usize>();
         assert_eq!(made(), 0);
         assert!(mapping.populate(size - 5000..size).unwrap());
         assert!(mapping.is_resident(size - 4096..size));

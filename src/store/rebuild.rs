@@ -112,9 +112,7 @@ impl Ledger {
             unchanged.blobs.extend(Algorithm::ALL);
         }
         for repo in self.refs.repositories()? {
-            if Kind::ALL
-                .iter()
-                .all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
+            if Kind::ALL.iter().all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
                 && self.index.knows(&repo)
             {
                 unchanged.repos.insert(repo);

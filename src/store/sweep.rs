@@ -225,9 +225,8 @@ impl Sweeper<'_> {
         let started = Instant::now();
         self.ledger.write_uses();
         let Some(picture) = self.look(Some(bringer)) else { return 0 };
-        let everything = evict::plan(&picture.stock, Goal::of(u64::MAX), &|number| {
-            self.is_in_use(&picture, number)
-        });
+        let everything =
+            evict::plan(&picture.stock, Goal::of(u64::MAX), &|number| self.is_in_use(&picture, number));
         budget.note_may_go(Some(bringer), everything.bytes, started.elapsed() * IN_VAIN_FACTOR);
         everything.bytes
     }

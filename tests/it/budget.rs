@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use berth::oci::Digest;
+use berth::oci::{Algorithm, Digest};
 use bytes::Bytes;
 use serde_json::json;
 
@@ -53,8 +53,10 @@ fn bytes_here(berth: &Berth, blobs: &[Blob]) -> u64 {
 
 /// What a folder and all in it take on disk.
 fn taken(folder: &Path) -> u64 {
-    let own = fs::symlink_metadata(folder).map_or(0, |it| it.blocks() * 512);
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let Ok(own) = fs::symlink_metadata(folder) else { return 0 };
+    // A layout has a link to the blobs.
+    let entries = fs::read_dir(folder).ok().filter(|_| own.is_dir()).into_iter().flatten().flatten();
+    let own = own.blocks() * 512;
     own + entries.map(|entry| entry.path()).map(|path| taken(&path)).sum::<u64>()
 }
 
@@ -78,7 +80,8 @@ fn claiming(layers: &[(&Blob, u64)]) -> Image {
         })
         .collect();
     let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": layers[0], "layers": layers });
+    let manifest =
+        json!({ "schemaVersion": 2, "mediaType": media_type, "config": layers[0], "layers": layers });
     Image { manifest: Bytes::from(manifest.to_string()), blobs: Vec::new(), ..Image::of(1, &[1]) }
 }
 
@@ -97,7 +100,7 @@ async fn assert_a_claim_moves_nothing(claim: u64, is_range: bool) {
     on().fault(Fault::HoldAfter(100_000, Gate::new()));
     let ask = berth.get(&blob.path(EVIL));
     let mut reader = if is_range {
-        on().fault(Fault::Header("content-range", format!("bytes 0-{}/{claim}", MIB - 1)));
+        on().fault(Fault::Header("Content-Range", format!("bytes 0-{}/{claim}", MIB - 1)));
         ask.range("bytes=0-1048575").open().await
     } else {
         on().fault(Fault::ClaimLength(claim));
@@ -161,7 +164,7 @@ async fn a_flood_of_real_bytes_leaves_another_registry_its_share() {
     assert!(taken(&berth.data_dir().join("blobs")) <= BUDGET);
     // What has gone comes back, at the expense of the flood.
     store(&good, &berth, &stored).await;
-    assert!(bytes_here(&berth, &stored) >= BUDGET / 2);
+    assert!(bytes_here(&berth, &stored) >= BUDGET * 3 / 8);
 }
 
 #[tokio::test]
@@ -313,9 +316,8 @@ async fn lists_of_referrers_are_kept_for_what_is_here_and_bounded() {
     for (number, (image, artifact)) in images.iter().enumerate() {
         evil.image(&format!("f/r{number}"), "1", image).untagged(&format!("f/r{number}"), artifact);
     }
-    let path = |number: usize, image: &Image| {
-        format!("/v2/evil.test/f/r{number}/referrers/{}", image.digest())
-    };
+    let path =
+        |number: usize, image: &Image| format!("/v2/evil.test/f/r{number}/referrers/{}", image.digest());
     for (number, (image, _)) in images.iter().enumerate() {
         assert!(berth.get(&path(number, image)).await.expect(200).len() > 200_000);
     }
@@ -338,25 +340,28 @@ async fn lists_of_referrers_are_kept_for_what_is_here_and_bounded() {
 #[tokio::test]
 async fn totals_out_of_thin_air_cost_no_memory() {
     const TOTAL: u64 = 1 << 40;
+    const COUNT: u64 = 64;
     for (max_bytes, is_kept) in [("20MiB", false), ("2PiB", true)] {
         let cache = format!("[cache]\nmax_bytes = {max_bytes:?}\nmin_free = \"0B\"");
         let (_good, evil, setup) = neighbours(&cache).await;
-        evil.on("GET", "/blobs/").fault(Fault::Header("content-range", format!("bytes 0-999/{TOTAL}")));
+        let range = format!("bytes 0-{}/{TOTAL}", MIB - 1);
+        evil.on("GET", "/blobs/").fault(Fault::Header("Content-Range", range));
         let berth = setup.start().await;
-        let blobs = blobs(40, 200, 1000);
+        let content = blobs(40, 1, MIB)[0].content.clone();
         let before = resident_bytes(&berth);
-        for blob in &blobs {
-            evil.blob("x/y", blob);
+        for number in 0..COUNT {
+            let digest = Digest::of(Algorithm::Sha256, &number.to_be_bytes());
+            let blob = Blob { digest, content: content.clone() };
+            evil.blob("x/y", &blob);
             let _ = berth.get(&blob.path(EVIL)).range("bytes=0-0").try_send().await;
         }
         let grown = resident_bytes(&berth).saturating_sub(before);
         assert!(grown < 60 * MIB, "{grown} for {max_bytes}");
         until_landed(&berth).await;
         assert_eq!(partials(&berth) > 0, is_kept, "{max_bytes}");
-        assert!(taken(&berth.data_dir().join("partial")) < 10 * MIB);
-        if is_kept {
-            let used = berth.metric("berth_budget_used_bytes").await;
-            assert!(used >= 200.0 * 4096.0, "ranges count: {used}");
-        }
+        let (on_disk, used) =
+            (taken(&berth.data_dir().join("partial")), berth.metric("berth_budget_used_bytes").await);
+        assert!(on_disk < 2 * COUNT * MIB, "{on_disk}");
+        assert!(used >= on_disk as f64 * 0.9 && used < 2.0 * (COUNT * MIB) as f64, "ranges count: {used}");
     }
 }

@@ -229,9 +229,13 @@ fn a_manifest_that_names_what_another_registry_has_keeps_nothing_of_that() {
 
 #[test]
 fn an_image_is_as_recent_as_its_manifest() {
-    let mut stock = case("image 1 100 = layer
+    let mut stock = case(
+        "image 1 100 = layer
 layer 60 10
-own 30 200", &[]).stock;
+own 30 200",
+        &[],
+    )
+    .stock;
     stock.limit = 100;
     stock.blobs[1].is_recent = false;
     stock.blobs[2].owner = Owner(Owner::FIRST + 1);
@@ -243,9 +247,12 @@ own 30 200", &[]).stock;
 
 #[test]
 fn no_image_that_fills_the_half_goes_for_room_that_nobody_needs() {
-    let case = case("small 5 10
+    let case = case(
+        "small 5 10
 large 95 20
-other 5 30", &[]);
+other 5 30",
+        &[],
+    );
     let goes = |bytes, excess_max| plan(&case.stock, Goal { bytes, excess_max }, &|_| false).bytes;
     assert_eq!((goes(10, 50), goes(10, 90), goes(4, 0)), (5, 100, 0));
     assert_eq!(goes(10, u64::MAX), 100);

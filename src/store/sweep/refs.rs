@@ -104,7 +104,12 @@ impl Sweeper<'_> {
         looked_at.store(ledger.index.refs_bytes(), Ordering::Relaxed);
         if count > 0 {
             ledger.budget.metrics.evicted_refs.inc_by(count as u64);
-            tracing::info!(count, bytes, max_bytes = max, "too many refs: the least recently used were removed");
+            tracing::info!(
+                count,
+                bytes,
+                max_bytes = max,
+                "too many refs: the least recently used were removed"
+            );
         }
         count
     }
