@@ -11,8 +11,9 @@
 //! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
 //!   failure once, and calls the lost pages clean from then on.
 //! - One handle per file. Two flights that write to one could commit what neither has verified.
-//! - If all of it is wanted, there is room for it from the start, as far as the file system can promise that: a
-//!   disk that is too full for a blob says so before a reader has been told anything.
+//! - Where it is plain that there can be no room for a blob, that is said before a reader has been told anything. The
+//!   room itself is taken step by step as bytes come ([`Partial::make_room`]), from the file system too as far as
+//!   that can promise it.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -26,6 +27,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::Error;
 use super::blob::open_file;
+use super::budget::{self, MAP_BYTES};
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Next, Origin};
@@ -64,6 +66,9 @@ impl PartialKey {
 /// The keys of partial files that somebody has.
 pub(super) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
 
+/// Room is taken in steps of this for what is asked for in parts: most of those stay small.
+const PART_STEP: u64 = 1 << 20;
+
 /// The folder of partial files.
 pub(super) struct Partials {
     disk: Arc<Disk>,
@@ -82,6 +87,10 @@ pub struct Partial {
     map: Map,
     /// How what was there at first had come; `None` if nothing was.
     began: Option<Origin>,
+    /// How many of its bytes room was taken for.
+    room: u64,
+    /// Up to where the file system has promised any.
+    allocated: u64,
     /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
     is_broken: bool,
     _in_use: InUse,
@@ -176,10 +185,13 @@ impl Partials {
             return Err(Error::InUse { digest: Box::new(key.digest) });
         };
         let path = self.path(key);
+        Sweeper { ledger: &ledger, partials: self }.admit(key, total, is_whole)?;
         let opened = self.find_or_create(&path, total, next);
         let (data, map_file, map, began) =
             opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
-        let partial = Partial {
+        let room = map.pieces.bytes();
+        ledger.budget.count_partial(key, room + MAP_BYTES);
+        Ok(Partial {
             ledger,
             key: key.clone(),
             path,
@@ -187,23 +199,11 @@ impl Partials {
             map_file,
             map,
             began,
+            room,
+            allocated: 0,
             is_broken: false,
             _in_use: in_use,
-        };
-        partial.ledger.budget.count_partial(key, partial.have().bytes());
-        if !is_whole {
-            return Ok(partial);
-        }
-        match partial.reserve(partial.have()) {
-            Ok(()) => Ok(partial),
-            Err(error) => {
-                if partial.have().bytes() == 0 {
-                    drop_files(&self.disk, &partial.path)?;
-                    partial.ledger.budget.release(key);
-                }
-                Err(error)
-            }
-        }
+        })
     }
 
     /// What is there, if no more than a look at it is wanted.
@@ -307,31 +307,76 @@ impl Partial {
         self.data.clone()
     }
 
-    /// Makes sure that there is room for all of it, of which `have` is there already.
+    /// Says so if there can be no room for all of it, of which more is wanted than was at first.
     ///
     /// # Errors
-    /// [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
-    pub fn reserve(&self, have: &Pieces) -> Result<(), Error> {
-        let total = self.map.total;
+    /// [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`].
+    pub fn admit_whole(&self) -> Result<(), Error> {
         let partials = Partials::of(&self.ledger);
         let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
-        sweeper.admit(&self.key, total)?;
-        let reserved = reserve(self.data.file(), total).or_else(|error| match Errno::from_io_error(&error) {
+        sweeper.admit(&self.key, self.map.total, true)
+    }
+
+    /// Makes sure that there is room for `span`, which has just come, beside what `have` says, and for a step more.
+    /// `is_whole`: all of it will come, mostly in order.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`], [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
+    pub fn make_room(&mut self, have: &Pieces, span: Span, is_whole: bool) -> Result<(), Error> {
+        let received = have.bytes() + span.len();
+        if received <= self.room {
+            return Ok(());
+        }
+        let step = if is_whole {
+            budget::step(received, self.ledger.budget.max_bytes(self.ledger.disk.root()))
+        } else {
+            PART_STEP
+        };
+        let room = received.saturating_add(step).min(self.map.total).max(received);
+        let partials = Partials::of(&self.ledger);
+        let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
+        sweeper.take_room(&self.key, room + MAP_BYTES)?;
+        if is_whole {
+            let end = (span.start + (room - have.bytes())).min(self.map.total);
+            self.allocate(&sweeper, have, Span { start: span.start, end })?;
+            self.allocated = self.allocated.max(end);
+        }
+        self.room = room;
+        Ok(())
+    }
+
+    /// Gives back the room that was taken for more than `have`: nothing comes for a while.
+    pub fn rest(&mut self, have: &Pieces) {
+        let length = self.data.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
+        if self.allocated > length {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // What a file system does not give back, the next start counts.
+            let _ = fallocate(self.data.file(), flags, length, self.allocated - length);
+            self.allocated = 0;
+        }
+        if self.room > have.bytes() {
+            self.room = have.bytes();
+            self.ledger.budget.count_partial(&self.key, self.room + MAP_BYTES);
+        }
+    }
+
+    /// Has the file system promise the room of `span`.
+    fn allocate(&self, sweeper: &Sweeper<'_>, have: &Pieces, span: Span) -> Result<(), Error> {
+        let file = self.data.file();
+        let allocated = allocate(file, span).or_else(|error| match Errno::from_io_error(&error) {
             // Others fill the disk as well: what is not needed any more gives way to what is.
-            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(self.data.file(), total),
+            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(Some(&self.key.registry), span.len()) => {
+                allocate(file, span)
+            }
             _ => Err(error),
         });
-        reserved.map_err(|error| {
-            self.ledger.budget.count_partial(&self.key, have.bytes());
+        allocated.map_err(|error| {
+            self.ledger.budget.count_partial(&self.key, have.bytes() + MAP_BYTES);
             // Some file systems keep what they could find.
-            let mut at = 0;
-            while let Some(gap) = have.gap(Span { start: at, end: total }) {
-                let _ = fallocate(
-                    self.data.file(),
-                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                    gap.start,
-                    gap.len(),
-                );
+            let mut at = span.start;
+            while let Some(gap) = have.gap(Span { start: at, end: span.end }) {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                let _ = fallocate(file, flags, gap.start, gap.len());
                 at = gap.end;
             }
             self.failed("reserve room for", error)
@@ -382,7 +427,6 @@ impl Partial {
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
         self.refuse_if_broken()?;
         let Synced { pieces, result } = synced;
-        self.ledger.budget.count_at_least(&self.key, pieces.bytes());
         let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
         result.map_err(|source| {
             self.is_broken = true;
@@ -469,10 +513,10 @@ fn named_end(map: &Map) -> u64 {
     map.pieces.spans().last().map_or(0, |last| last.end)
 }
 
-/// Reserves room for all of a file, without changing its length.
-pub(super) fn reserve(file: &File, total: u64) -> io::Result<()> {
-    let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, 0, total);
-    match if total == 0 { Ok(()) } else { retry_on_intr(allocate) } {
+/// Reserves room for a part of a file, without changing its length.
+pub(super) fn allocate(file: &File, span: Span) -> io::Result<()> {
+    let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, span.start, span.len());
+    match if span.start >= span.end { Ok(()) } else { retry_on_intr(allocate) } {
         Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
         // Other failures mean that this file system cannot reserve: then only writing can tell.
         Ok(()) | Err(_) => Ok(()),

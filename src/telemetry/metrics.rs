@@ -129,6 +129,8 @@ pub struct Metrics {
     pub evicted_blobs: IntCounter,
     /// Bytes of these, and of partial files.
     pub evicted_bytes: IntCounter,
+    /// Refs and lists that were removed because there were too many.
+    pub evicted_refs: IntCounter,
     /// Times that less was free on the file system than is left to others.
     pub floor_hits: IntCounter,
     /// Blobs that passed through unstored, because they or their images are larger than the budget.
@@ -353,6 +355,8 @@ impl Metrics {
             evicted_blobs: new.counter("berth_evicted_blobs_total", "Manifests and blobs that were evicted"),
             evicted_bytes: new
                 .counter("berth_evicted_bytes_total", "Bytes of what was evicted, partial files included"),
+            evicted_refs: new
+                .counter("berth_evicted_refs_total", "Refs and lists removed because there were too many"),
             floor_hits: new.counter(
                 "berth_free_space_floor_hits_total",
                 "Times that less than min_free was free on the file system",
@@ -361,8 +365,8 @@ impl Metrics {
                 "berth_passed_through_for_size_total",
                 "Blobs not kept, because they or their images are larger than max_bytes",
             ),
-            budget: new.gauge("berth_budget_bytes", "Bytes that blobs and partial files may take: max_bytes"),
-            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that blobs and partial files take"),
+            budget: new.gauge("berth_budget_bytes", "Bytes that all that is kept may take: max_bytes"),
+            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that all that is kept takes"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
             storage_errors: new.storage_errors(),

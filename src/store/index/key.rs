@@ -10,6 +10,7 @@ pub(in crate::store) enum Entry {
     Tag(Repo, Tag),
     Manifest(Repo, Digest),
     Grant(Repo, Digest),
+    Referrers(Repo, Digest),
 }
 
 pub(super) fn digest(digest: &Digest) -> Vec<u8> {
@@ -69,6 +70,11 @@ pub(super) fn to_repo(key: &[u8]) -> Option<Repo> {
     Some(Repo { registry: Registry::parse(registry).ok()?, name: RepoName::parse(name).ok()? })
 }
 
+/// The registry of a repository's key.
+pub(super) fn registry(repo: &[u8]) -> Option<&str> {
+    std::str::from_utf8(repo).ok()?.split_once('/').map(|(registry, _)| registry)
+}
+
 pub(super) fn to_tag_name(key: &[u8]) -> Option<Tag> {
     Tag::parse(std::str::from_utf8(split(key)?.1).ok()?).ok()
 }
@@ -93,6 +99,11 @@ pub(super) fn to_manifest(key: &[u8]) -> Option<Entry> {
 pub(super) fn to_grant(key: &[u8]) -> Option<Entry> {
     let (repo, digest) = split(key)?;
     Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
+}
+
+pub(super) fn to_referrers(key: &[u8]) -> Option<Entry> {
+    let (repo, digest) = split(key)?;
+    Some(Entry::Referrers(to_repo(repo)?, to_digest(digest)?))
 }
 
 pub(super) fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -149,10 +160,12 @@ mod tests {
             Entry::Blob(of) => digest(of),
             Entry::Repo(of) => repo(of),
             Entry::Tag(of, name) => tag(of, name.as_str()),
-            Entry::Manifest(of, about) | Entry::Grant(of, about) => repo_digest(of, about),
+            Entry::Manifest(of, about) | Entry::Grant(of, about) | Entry::Referrers(of, about) => {
+                repo_digest(of, about)
+            }
         };
         target.holds(|input| {
-            for read in [to_blob, to_repository, to_tag, to_manifest, to_grant] {
+            for read in [to_blob, to_repository, to_tag, to_manifest, to_grant, to_referrers] {
                 let Some(entry) = read(input) else { continue };
                 // Nothing but the case of a registry may differ.
                 assert!(write(&entry).eq_ignore_ascii_case(input));
