@@ -72,6 +72,7 @@ impl App {
     /// When the data folder or an address cannot be had, or background work has died.
     pub async fn serve(self, source: Option<Source>) -> anyhow::Result<()> {
         let Self { config, registries, members, metrics, tls } = self;
+        store::keep_large_apart();
         let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);
         let files = raise_file_limit();
         let (folder, mode) = (config.data_dir.clone(), config.data_mode);

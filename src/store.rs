@@ -107,6 +107,7 @@ pub use quarantine::Damage;
 pub use recheck::Pending;
 pub use record::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
 pub use scrub::Rate;
+pub use trim::keep_large_apart;
 pub use verify::{Finding, Verification};
 
 use index::Found;

@@ -64,8 +64,13 @@ struct Kept {
 impl Referrers {
     /// The same with only the entries of `artifact_type`; unchanged, and false, if the list cannot be read.
     pub async fn of_type(self, artifact_type: &str) -> (Self, bool) {
-        let (body, artifact_type) = (self.body.clone(), artifact_type.to_owned());
-        let filter = move || referrers::filter(&body, &artifact_type);
+        let (body, place) = (self.body.clone(), self.place.clone());
+        let artifact_type = artifact_type.to_owned();
+        let filter = move || {
+            // Until it is done, also if the client leaves.
+            let _place = place;
+            referrers::filter(&body, &artifact_type)
+        };
         match parsing::parse(self.body.len(), filter).await {
             Ok(body) => (Self { body: body.into(), ..self }, true),
             Err(_) => (self, false),

@@ -228,11 +228,17 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
     ) -> Result<Option<manifest::Manifest>, Error> {
+        // Its place first: it may be on disk only.
+        let Some(blob) = self.0.store.blob(digest).await? else { return Ok(None) };
+        let owner = Owner::new(&repo.registry, Client::Own);
+        let bytes = usize::try_from(blob.size).unwrap_or(usize::MAX);
+        let place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
         let Some(stored) = self.stored_manifest(repo, digest).await? else { return Ok(None) };
         let (document, bytes) = (Arc::clone(&stored.document), stored.document.body.len());
-        let owner = Owner::new(&repo.registry, Client::Own);
-        let _place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
-        let parse = move || manifest::Manifest::parse(Some(&document.media_type), &document.body).ok();
+        let parse = move || {
+            let _place = place;
+            manifest::Manifest::parse(Some(&document.media_type), &document.body).ok()
+        };
         Ok(parsing::parse(bytes, parse).await)
     }
 

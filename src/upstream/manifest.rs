@@ -194,9 +194,10 @@ impl Upstream {
         let owner = Owner::new(&self.registry, context.client());
         let body = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
         let (bytes, reference) = (body.clone(), reference.clone());
-        let verify = move || verify(content_type.as_deref(), &bytes, &reference);
-        let manifest = parsing::parse(body.len(), verify).await?;
-        Ok(Fetched { body, manifest, endpoint, public, speaker, standing, place })
+        // The place goes along: it is taken until the work is done, also if nobody waits for that.
+        let verify = move || (verify(content_type.as_deref(), &bytes, &reference), place);
+        let (manifest, place) = parsing::parse(body.len(), verify).await;
+        Ok(Fetched { body, manifest: manifest?, endpoint, public, speaker, standing, place })
     }
 
     /// How fresh an answer about a tag is.

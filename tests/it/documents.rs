@@ -120,7 +120,6 @@ async fn attack(berth: &Berth, images: &[Image; 2], paths: Vec<String>) -> Vec<R
 
 fn assert_small(berth: &Berth) {
     let resident = berth.peak_memory();
-    eprintln!("XX {} MiB", resident >> 20);
     assert!(resident < RESIDENT_MAX, "{} MiB resident", resident >> 20);
 }
 
@@ -264,7 +263,7 @@ async fn an_index_json_beyond_the_limits_is_left_as_it_is() {
     eventually("the layout", async || path.exists()).await;
     berth.stop().await;
     let hostile = full("{\"manifests\":[{\"annotations\":[[]", ",[]", "]}]}");
-    std::fs::write(&path, &hostile).unwrap();
+    process::write(&path, &hostile);
     berth.start_again().await;
     berth.pull(REPO, "1", &images[0]).await;
     berth.pull(REPO, "2", &images[1]).await;
