@@ -16,6 +16,8 @@ const FLIGHTS_OF_ONE: usize = 224;
 const UNATTENDED: usize = 32;
 /// What one client at one registry may have of transfers that pass through (`DIRECT`).
 const DIRECT_OF_ONE: usize = 56;
+/// Bytes that are fetched for a range in them.
+const BLOCK: u64 = 1 << 20;
 /// Where the log says that a transfer had to give way.
 const GAVE_WAY: &str = "too slow to go on";
 
@@ -24,10 +26,14 @@ const GOOD: &str = "good.test/x/y";
 
 /// A registry whose blobs stop short of their end until the gate opens.
 async fn held(seed: u64, layers: usize) -> (Upstream, Image, Gate) {
+    held_after(90_000, Image::of(seed, &vec![100_000; layers])).await
+}
+
+/// The same of an image: no body has more bytes before.
+async fn held_after(bytes: u64, image: Image) -> (Upstream, Image, Gate) {
     let (upstream, gate) = (Upstream::start().await, Gate::new());
-    let image = Image::of(seed, &vec![100_000; layers]);
     upstream.image("x/y", "1", &image);
-    upstream.on("GET", "/blobs/").fault(Fault::HoldAfter(90_000, gate.clone()));
+    upstream.on("GET", "/blobs/").fault(Fault::HoldAfter(bytes, gate.clone()));
     (upstream, image, gate)
 }
 
@@ -175,8 +181,10 @@ async fn transfers_that_one_registrys_readers_left_do_not_end_anothers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_registrys_lazy_blobs_do_not_keep_anothers_from_being_completed() {
-    let (evil, flood, _shut) = held(70, 8).await;
-    let (good, image, gate) = held(71, 1).await;
+    // The block that a range is in comes, and the rest does not.
+    let lazy = |seed, layers| held_after(BLOCK + 1, Image::of(seed, &vec![3 * BLOCK as usize; layers]));
+    let (evil, flood, _shut) = lazy(70, 8).await;
+    let (good, image, gate) = lazy(71, 1).await;
     gate.open();
     let berth = both(&evil, &good).sections("[cache]\ncomplete = \"always\"").start().await;
     for blob in flood.layers() {
