@@ -139,6 +139,9 @@ pub(super) struct Missing {
     pub(super) is_floor_hit: bool,
 }
 
+/// Partial files, and what each takes.
+pub(super) type Takers = Vec<(PartialKey, Taken)>;
+
 /// Room that a partial file takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
@@ -324,7 +327,7 @@ impl Budget {
     }
 
     /// The partial files that nobody has, then those that somebody has, and what they take.
-    pub(super) fn partials(&self) -> (Vec<(PartialKey, Taken)>, Vec<(PartialKey, Taken)>) {
+    pub(super) fn partials(&self) -> (Takers, Takers) {
         let filling = lock(&self.filling).clone();
         let partials = lock(&self.partials);
         let all = partials.iter().map(|(key, taken)| (key.clone(), taken.clone()));

@@ -275,6 +275,12 @@ impl Families<'_> {
         errors
     }
 
+    fn clients_limited(&self) -> [IntCounter; ClientLimit::ALL.len()] {
+        let (name, help) = ("berth_client_limited_total", "Times that a client's limit was reached");
+        let limited = self.counters(name, help, &["limit"]);
+        ClientLimit::ALL.map(|limit| limited.with_label_values(&[limit.as_str()]))
+    }
+
     fn by_kind(&self, name: &str, help: &str) -> ByKind {
         let family = self.counters(name, help, &["type"]);
         ByKind(Kind::ALL.map(|kind| family.with_label_values(&[kind.as_str()])))
@@ -313,8 +319,6 @@ impl Metrics {
         let registry = Registry::new();
         let new = Families(&registry);
         let by_type = |name: &str, help: &str| new.by_kind(name, help);
-        let clients_limited =
-            new.counters("berth_client_limited_total", "Times that a client's limit was reached", &["limit"]);
         new.version();
         Self {
             requests: Requests::new(&new),
@@ -336,8 +340,7 @@ impl Metrics {
                 "berth_upstream_login_refused",
                 "1 while a registry refuses a configured login, and only probes use it",
             ),
-            clients_limited: ClientLimit::ALL
-                .map(|limit| clients_limited.with_label_values(&[limit.as_str()])),
+            clients_limited: new.clients_limited(),
             received: new.counters(
                 "berth_received_bytes_total",
                 "Bytes of content from upstream",

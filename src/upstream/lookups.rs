@@ -274,8 +274,11 @@ mod tests {
         Registry::parse(name).unwrap()
     }
 
+    /// Opens what is held.
+    type Held = Arc<(Mutex<bool>, Condvar)>;
+
     /// Look-ups that begin with a word about the name and end when the test says so.
-    fn held() -> (Arc<Lookups>, mpsc::Receiver<String>, Arc<(Mutex<bool>, Condvar)>) {
+    fn held() -> (Arc<Lookups>, mpsc::Receiver<String>, Held) {
         let (begun, names) = mpsc::channel();
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
         let (begun, held) = (Mutex::new(begun), Arc::clone(&gate));

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::support::{Berth, Image, Upstream, eventually, folder};
+use crate::support::{Berth, Image, Upstream, eventually, folder, process};
 
 const REPO: &str = "library/ahead";
 const TAG: &str = "/v2/library/ahead/manifests/1";
@@ -26,7 +26,7 @@ fn set_times(path: &Path, at: u64) {
             *time = json!(at);
         }
     }
-    fs::write(path, record.to_string()).unwrap();
+    process::write(path, record.to_string());
 }
 
 /// Moves the times of all that is known by refs, and has the index read them.

@@ -126,7 +126,6 @@ async fn readers_that_take_nothing_cost_little_memory_each() {
         }
         let each = resident_kib_at_rest(berth.pid()).await.saturating_sub(before) / READERS as u64;
         assert!(each <= 128, "{what}: {each} KiB each");
-        println!("{what}: {each} KiB each");
     };
     check("that take nothing", 0).await;
     check("that have taken much", 9 << 20).await;
