@@ -21,10 +21,13 @@ impl Folder {
     pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         let path = &config.data_dir;
         ensure!(path.is_dir(), "there is no data folder {}", path.display());
-        store::close_to_others(path, config.data_mode);
         let limits = config.cache.limits(config.pins.clone());
         let (pid, admin) = match Store::open_within(path, limits, Arc::default()).await {
-            Ok(store) => return Ok(Self::Ours(store)),
+            Ok(store) => {
+                // It is another process's to look after as long as that has it.
+                store::close_to_others(path, config.data_mode);
+                return Ok(Self::Ours(store));
+            }
             Err(store::Error::Locked { pid, admin, .. }) => (pid, admin),
             Err(error) => return Err(error).with_context(|| format!("data folder {}", path.display())),
         };

@@ -15,20 +15,11 @@ use serde::{Deserialize, Deserializer, de};
 /// The permissions of a folder below the data folder.
 const FOLDER_MODE: u32 = 0o750;
 /// What is berth's in a data folder.
-const OWN_NAMES: [&str; 10] = [
-    "blobs",
-    "blobs/sha256",
-    "blobs/sha512",
-    "repos",
-    "partial",
-    "index",
-    "quarantine",
-    "lock",
-    "pins.json",
-    "admin-token",
-];
-/// What a file system puts into its own topmost folder.
-const LOST_AND_FOUND: &str = "lost+found";
+const OWN_NAMES: [&str; 9] =
+    ["blobs", "blobs/sha256", "blobs/sha512", "repos", "partial", "index", "quarantine", "lock", "pins.json"];
+/// What else may be in a data folder that is berth's alone: a secret that is looked after where it is used, and what a file
+/// system puts into its own topmost folder.
+const OTHER_NAMES: [&str; 2] = ["admin-token", "lost+found"];
 /// Permissions, without those bits that say how new files are made.
 const PERMISSIONS: u32 = 0o777;
 
@@ -110,9 +101,9 @@ fn close_below(path: &Path) -> io::Result<()> {
 /// Whether a folder is not only berth's, such as `/tmp`: its mode is then for others to decide.
 fn is_shared(folder: &Path, metadata: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
-    // An index that was broken lies beside it for a while.
-    let is_own =
-        |name: &str| OWN_NAMES.contains(&name) || name == LOST_AND_FOUND || name.starts_with("index.");
+    // A broken index lies beside it for a while, and so does what was in the place of the quarantine.
+    let is_aside = |name: &str| name.starts_with("index.") || name.starts_with("quarantine.");
+    let is_own = |name: &str| OWN_NAMES.contains(&name) || OTHER_NAMES.contains(&name) || is_aside(name);
     let is_foreign = |name: &str| !is_own(name) && !name.starts_with('.');
     let mut names = fs::read_dir(folder).into_iter().flatten().flatten();
     bits(metadata) & STICKY != 0
