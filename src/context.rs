@@ -399,7 +399,9 @@ mod tests {
                 headers.append(name, value);
             }
             let context = RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers);
-            assert!(context.hops() <= HOPS_READ_MAX && (context.hops() <= HOPS_MAX || context.is_local()));
+            assert!(context.hops() <= HOPS_READ_MAX && (context.hops() <= HOPS_MAX || context.is_loop()));
+            assert_eq!(context.patience(most), most, "no peer says so");
+            let context = context.from_peer(&headers);
             assert!(context.patience(most) <= most && context.patience_to_check(most) <= most);
             let mut next = HeaderMap::new();
             context.stamp(&mut next);

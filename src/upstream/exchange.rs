@@ -160,12 +160,13 @@ impl Upstream {
         }
         let name = &*rename::at_upstream(&self.rewrites, ask.name)?;
         let Some(login) = self.login(name, deadline).await? else {
-            return self.exchange_as(None, server, ask, name, deadline).await;
+            // What a request to an endpoint takes is on the heap: futures are moved before they run.
+            return Box::pin(self.exchange_as(None, server, ask, name, deadline)).await;
         };
         if server.refuses(&login.identity()) {
             return Err(Error::LoginRefused);
         }
-        let (login, answer) = self.exchange_anew(login, server, ask, name, deadline).await?;
+        let (login, answer) = Box::pin(self.exchange_anew(login, server, ask, name, deadline)).await?;
         match &answer {
             Err(Error::LoginRefused) => {
                 if server.login_refused(login.identity(), ask.name) {
