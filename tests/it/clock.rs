@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::support::process::write;
 use crate::support::{Berth, Image, Upstream, eventually, folder};
 
 const REPO: &str = "library/ahead";
@@ -26,7 +27,7 @@ fn set_times(path: &Path, at: u64) {
             *time = json!(at);
         }
     }
-    fs::write(path, record.to_string()).unwrap();
+    write(path, record.to_string());
 }
 
 /// Moves the times of all that is known by refs, and has the index read them.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, mknodat};
 
+use crate::support::process::write;
 use crate::support::{Berth, Image, Setup, Upstream, eventually, folder};
 
 const REPO: &str = "library/obstructed";
@@ -143,7 +144,7 @@ async fn whatever_is_in_the_place_of_a_file_or_folder_gives_way() {
     let (upstream, setup, image) = with_image().await;
     let mut berth = setup.start().await;
     pull(&berth, &image).await;
-    let a_file: Obstacle = |path| fs::write(path, "mine").unwrap();
+    let a_file: Obstacle = |path| write(path, "mine");
     let obstacles: Vec<_> = OBSTACLES.into_iter().chain([("a file", a_file)]).collect();
     for (number, path) in own_files(berth.data_dir(), &image).iter().enumerate() {
         // Each place with some of them, so that all meet one another.
