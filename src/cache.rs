@@ -284,7 +284,7 @@ impl Cache {
             }
             if self.is_oversized(repo, digest, context).await {
                 self.note_oversized(repo, digest);
-                return Box::pin(self.pass_through(repo, digest, context)).await;
+                return self.pass_through(repo, digest, context).await;
             }
             let public = upstream.is_public(&repo.name).await;
             let context = &upstream.settle(context, digest)?;

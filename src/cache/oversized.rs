@@ -18,9 +18,11 @@ use tracing::{debug, info, warn};
 
 use super::Cache;
 use super::error::Error;
-use crate::context::RequestContext;
+use crate::context::{Client, RequestContext};
 use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, Document, Registry, Repo};
+use crate::parsing;
+use crate::shares::Owner;
 use crate::store;
 use crate::sync::lock;
 
@@ -159,9 +161,10 @@ impl Cache {
         if self.0.oversized.knows(repo, &digest) {
             return;
         }
-        let document = Arc::clone(document);
-        let parsed = move || Manifest::parse(Some(&document.media_type), &document.body);
-        if let Ok(Ok(manifest)) = tokio::task::spawn_blocking(parsed).await {
+        let (document, bytes) = (Arc::clone(document), document.body.len());
+        let Ok(_place) = parsing::place(Owner::new(&repo.registry, Client::Own), bytes).await else { return };
+        let parse = move || Manifest::parse(Some(&document.media_type), &document.body);
+        if let Ok(manifest) = parsing::parse(bytes, parse).await {
             self.weigh(repo, &digest, &manifest).await;
         }
     }
@@ -229,7 +232,7 @@ impl Cache {
 
     /// Counts and says that a blob is not kept for its size, or its image's.
     pub(super) fn note_oversized(&self, repo: &Repo, digest: &Digest) {
-        self.0.metrics.too_large.inc();
+        self.0.metrics.space.too_large.inc();
         info!(repository = %repo, %digest, "a blob passes through unstored: it, or its image, is larger than max_bytes");
     }
 }

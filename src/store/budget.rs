@@ -139,16 +139,8 @@ pub(super) struct Missing {
     pub(super) is_floor_hit: bool,
 }
 
-/// Partial files, and what each takes.
-pub(super) type Takers = Vec<(PartialKey, Taken)>;
-
-/// Room that a partial file takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Taken {
-    pub(super) bytes: u64,
-    /// Who sends it; not known of what an earlier process has left.
-    pub(super) registry: Option<Registry>,
-}
+/// A partial file, and the room that it takes.
+pub(super) type Taken = (PartialKey, u64);
 
 /// The limits of a store, and how near it is to them.
 pub(super) struct Budget {
@@ -157,7 +149,7 @@ pub(super) struct Budget {
     /// The partial files that somebody has.
     pub(super) filling: InUseKeys,
     /// Room that partial files take.
-    partials: Mutex<HashMap<PartialKey, Taken>>,
+    partials: Mutex<HashMap<PartialKey, u64>>,
     /// Sum of the same, to be read without the lock.
     partial_bytes: AtomicU64,
     /// Whether somebody is evicting.
@@ -211,9 +203,7 @@ impl Budget {
             let Some(key) = PartialKey::of_file(folder, name) else { continue };
             // What it takes, not how long it is: its room may be reserved and not yet filled.
             if let Ok(metadata) = std::fs::symlink_metadata(path) {
-                let bytes = metadata.blocks() * 512 + MAP_BYTES;
-                let registry = Some(key.registry.clone());
-                self.set_partial(&mut lock(&self.partials), &key, Taken { bytes, registry });
+                self.set_partial(&mut lock(&self.partials), &key, metadata.blocks() * 512 + MAP_BYTES);
             }
         }
     }
@@ -233,7 +223,7 @@ impl Budget {
     pub(super) fn landed(&self, key: &PartialKey, note: impl FnOnce()) {
         let mut partials = lock(&self.partials);
         note();
-        self.set_partial(&mut partials, key, Taken::default());
+        self.set_partial(&mut partials, key, 0);
     }
 
     /// The most that may be used.
@@ -250,7 +240,7 @@ impl Budget {
         let floor = limits.min_free.of(space.total);
         let under = if space.free < floor { floor + floor / MARK - space.free } else { 0 };
         if under > 0 {
-            self.metrics.floor_hits.inc();
+            self.metrics.space.floor_hits.inc();
         }
         let best = over.max(under);
         // Whatever goes is a gain.
@@ -266,7 +256,7 @@ impl Budget {
         bytes: u64,
     ) -> Option<Missing> {
         let partials = lock(&self.partials);
-        let has = partials.get(key).map_or(0, |taken| taken.bytes);
+        let has = partials.get(key).copied().unwrap_or(0);
         self.missing_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
     }
 
@@ -281,16 +271,16 @@ impl Budget {
     ) -> Result<(), Missing> {
         // Two fills must not both take the last room.
         let mut partials = lock(&self.partials);
-        let taken = partials.get(key).cloned().unwrap_or_default();
-        let more = bytes.saturating_sub(taken.bytes);
+        let has = partials.get(key).copied().unwrap_or(0);
+        let more = bytes.saturating_sub(has);
         if let Some(missing) = self.missing_now(root, self.used_now(kept_bytes), more) {
             drop(partials);
             if missing.is_floor_hit {
-                self.metrics.floor_hits.inc();
+                self.metrics.space.floor_hits.inc();
             }
             return Err(missing);
         }
-        self.set_partial(&mut partials, key, Taken { bytes: bytes.max(taken.bytes), ..taken });
+        self.set_partial(&mut partials, key, bytes.max(has));
         Ok(())
     }
 
@@ -306,35 +296,33 @@ impl Budget {
         (least > 0).then_some(Missing { least, best, is_disk_full, is_floor_hit: under > 0 })
     }
 
-    /// A partial file takes so much from now on, and comes from there.
+    /// A partial file takes so much from now on.
     pub(super) fn count_partial(&self, key: &PartialKey, bytes: u64) {
-        let taken = Taken { bytes, registry: Some(key.registry.clone()) };
-        self.set_partial(&mut lock(&self.partials), key, taken);
+        self.set_partial(&mut lock(&self.partials), key, bytes);
     }
 
     /// A partial file is gone. Returns how much it had taken.
     pub(super) fn release(&self, key: &PartialKey) -> u64 {
-        self.set_partial(&mut lock(&self.partials), key, Taken::default())
+        self.set_partial(&mut lock(&self.partials), key, 0)
     }
 
-    fn set_partial(&self, partials: &mut HashMap<PartialKey, Taken>, key: &PartialKey, taken: Taken) -> u64 {
-        let bytes = taken.bytes;
-        let old = if bytes == 0 { partials.remove(key) } else { partials.insert(key.clone(), taken) };
-        let old = old.map_or(0, |old| old.bytes);
+    fn set_partial(&self, partials: &mut HashMap<PartialKey, u64>, key: &PartialKey, bytes: u64) -> u64 {
+        let old = if bytes == 0 { partials.remove(key) } else { partials.insert(key.clone(), bytes) };
+        let old = old.unwrap_or(0);
         self.partial_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.partial_bytes.fetch_sub(old, Ordering::Relaxed);
         old
     }
 
-    /// The partial files that nobody has, then those that somebody has, and what they take.
-    pub(super) fn partials(&self) -> (Takers, Takers) {
+    /// The partial files that somebody has, then those that nobody has, and what they take.
+    pub(super) fn partials(&self) -> (Vec<Taken>, Vec<Taken>) {
         let filling = lock(&self.filling).clone();
         let partials = lock(&self.partials);
-        let all = partials.iter().map(|(key, taken)| (key.clone(), taken.clone()));
-        all.partition(|(key, _)| !filling.contains(key))
+        let all = partials.iter().map(|(key, bytes)| (key.clone(), *bytes));
+        all.partition(|(key, _)| filling.contains(key))
     }
 
-    /// Whether somebody brings a digest.
+    /// Whether some registry is sending it.
     pub(super) fn is_filling(&self, digest: &Digest) -> bool {
         lock(&self.filling).iter().any(|key| key.digest == *digest)
     }
@@ -385,7 +373,7 @@ fn file_system(root: &Path) -> Space {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Registry};
+    use crate::oci::Algorithm;
 
     #[test]
     fn sizes_are_bytes_with_a_unit_or_a_share() {
@@ -429,10 +417,9 @@ mod tests {
         assert_eq!(budget.missing(root, &|| 50, &one, 50), None, "a claim takes nothing");
         assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
         assert_eq!(budget.used_bytes(&|| 50), 90);
-        let taken = Taken { bytes: 40, registry: Some(registry) };
-        assert_eq!(budget.partials(), (vec![(one.clone(), taken.clone())], vec![]));
+        assert_eq!(budget.partials(), (vec![], vec![(one.clone(), 40)]));
         lock(&budget.filling).insert(one.clone());
-        assert_eq!(budget.partials(), (vec![], vec![(one.clone(), taken)]));
+        assert_eq!(budget.partials(), (vec![(one.clone(), 40)], vec![]));
         budget.release(&one);
         assert_eq!(budget.used_bytes(&|| 50), 50);
         assert_eq!(budget.reserve(root, &|| 50, &two, 30), Ok(()));

@@ -37,7 +37,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
 pub(super) use refs::{RefItem, RefLimits, plan_refs};
-pub(super) use shares::{Owner, RECENT_SECONDS};
+pub(super) use shares::{Owner, RECENT};
 
 use shares::Shares;
 
@@ -80,7 +80,7 @@ pub(super) struct Item {
     pub(super) bytes: u64,
     pub(super) worth: u64,
     pub(super) owner: Owner,
-    /// Used within [`RECENT_SECONDS`].
+    /// Used within [`RECENT`].
     pub(super) is_recent: bool,
 }
 

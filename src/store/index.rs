@@ -52,8 +52,6 @@ use crate::sync::lock;
 
 /// Another version of the trees is not migrated but rebuilt.
 const VERSION: &[u8] = b"berth 3";
-/// The one before it, which lacks nothing but the sums and the lists of referrers: the times of use are worth keeping.
-const VERSION_WITHOUT_SUMS: &[u8] = b"berth 2";
 /// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
 /// some 50 bytes a record in memory.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -273,15 +271,12 @@ impl Trees {
     /// Opens an index that another process has left: its sums, and when it was closed in order.
     fn load(folder: &Path) -> sled::Result<(Self, Vec<u8>, Option<u64>)> {
         let trees = Self::open(folder)?;
-        let version = trees.meta.get("version")?;
-        let is_older = version.as_deref() == Some(VERSION_WITHOUT_SUMS);
-        if version.as_deref() != Some(VERSION) && !is_older {
+        if trees.meta.get("version")?.as_deref() != Some(VERSION) {
             return Err(sled::Error::Unsupported("of another version".to_owned()));
         }
         let sums = trees.meta.get("sums")?.map(|sums| sums.to_vec()).unwrap_or_default();
-        // Until it is closed in order. What an older berth has left is compared and counted, as after a crash.
-        let closed_at = trees.meta.remove("clean")?.map(|at| first_number(&at)).filter(|_| !is_older);
-        trees.meta.insert("version", VERSION)?;
+        // Until it is closed in order.
+        let closed_at = trees.meta.remove("clean")?.map(|at| first_number(&at));
         trees.db.flush()?;
         Ok((trees, sums, closed_at))
     }
@@ -386,27 +381,6 @@ mod tests {
         index.close(7);
         drop(index);
         assert_eq!(Index::open(&folder, Arc::default()).1, Found::Clean(7));
-    }
-
-    #[test]
-    fn an_index_of_the_version_before_keeps_its_times_and_is_counted_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().join("index");
-        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"x");
-        let (index, _) = Index::open(&folder, Arc::default());
-        index.put_blob(&digest, 5, 9);
-        index.set_complete(true);
-        index.close(7);
-        index.with(|trees| trees.meta.insert("version", VERSION_WITHOUT_SUMS)).unwrap();
-        index.with(|trees| trees.meta.insert("sums", b"short")).unwrap();
-        drop(index);
-        let (index, found) = Index::open(&folder, Arc::default());
-        assert_eq!(found, Found::Unclean);
-        assert_eq!(index.known(&digest).map(|known| known.last_use), Some(9));
-        index.audit(&AtomicBool::new(false));
-        assert_eq!(index.used_bytes(), 5);
-        drop(index);
-        assert_eq!(Index::open(&folder, Arc::default()).1, Found::Unclean);
     }
 
     #[test]

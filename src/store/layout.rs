@@ -40,8 +40,7 @@ use super::disk::{self, Look};
 use super::entries::{self, Content, Entry, IndexJson, Members};
 use super::index::{self, Short, short};
 use super::ledger::Ledger;
-use crate::oci::manifest::MANIFEST_BYTES_MAX;
-use crate::oci::manifest::is_manifest_type;
+use crate::oci::manifest::{MANIFEST_BYTES_MAX, is_manifest_type};
 use crate::oci::{Digest, Manifest, Repo, Tag};
 use crate::sync::lock;
 
@@ -216,7 +215,8 @@ impl Ledger {
             if !is_foreign && (entry.is_plain || entry.digest.is_none()) {
                 return Ok(());
             }
-            if is_foreign && entry.digest.is_some() && entry.is_plain && is_manifest_type(&entry.media_type) {
+            let is_ref = entry.digest.is_some() && (entry.name.is_none() || entry.tag().is_some());
+            if is_foreign && is_ref && entry.is_plain && is_manifest_type(&entry.media_type) {
                 // It is here and was adopted once: its ref was removed because there were too many.
                 return Ok(());
             }
@@ -285,7 +285,7 @@ impl Ledger {
         if manifest.is_none() && !self.is_here(digest) {
             return Ok(Vec::new());
         }
-        Ok(self.note_parts(digest, manifest.as_ref()).iter().map(short).collect())
+        Ok(self.note_parts(digest, manifest.as_ref()))
     }
 
     /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and

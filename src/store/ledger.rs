@@ -368,8 +368,7 @@ impl Ledger {
         let _guard = self.lock(repo);
         self.make_room_for_referrers(repo, digest, record.body.len() as u64);
         self.refs.write(repo, of, &NewReferrersFile { fetched_at: record.fetched_at, body })?;
-        let bytes = self.refs.size_and_time(repo, of).map_or(0, |(bytes, _)| bytes);
-        self.index.put_referrers(repo, digest, bytes, record.fetched_at);
+        self.index.put_referrers(repo, digest, self.referrers_bytes(repo, digest), record.fetched_at);
         self.note_ref();
         Ok(())
     }
@@ -386,7 +385,7 @@ impl Ledger {
             }
             self.refs.remove(repo, Ref::Referrers(&other));
             self.index.remove(&Entry::Referrers(repo.clone(), other));
-            self.budget.metrics.evicted_refs.inc();
+            self.budget.metrics.space.evicted_refs.inc();
             sum -= bytes;
         }
     }

@@ -15,6 +15,8 @@
 //!   room itself is taken step by step as bytes come ([`Partial::make_room`]), from the file system too as far as
 //!   that can promise it.
 
+mod room;
+
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -22,12 +24,9 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, Per
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{Errno, retry_on_intr};
-
 use super::Error;
 use super::blob::open_file;
-use super::budget::{self, MAP_BYTES};
+use super::budget::MAP_BYTES;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Next, Origin};
@@ -38,6 +37,8 @@ use crate::clock::{believed, seconds_of, unix_seconds};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
+
+pub(super) use room::allocate;
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
@@ -65,9 +66,6 @@ impl PartialKey {
 
 /// The keys of partial files that somebody has.
 pub(super) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
-
-/// Room is taken in steps of this for what is asked for in parts: most of those stay small.
-const PART_STEP: u64 = 1 << 20;
 
 /// The folder of partial files.
 pub(super) struct Partials {
@@ -307,82 +305,6 @@ impl Partial {
         self.data.clone()
     }
 
-    /// Says so if there can be no room for all of it, of which more is wanted than was at first.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`].
-    pub fn admit_whole(&self) -> Result<(), Error> {
-        let partials = Partials::of(&self.ledger);
-        let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
-        sweeper.admit(&self.key, self.map.total, true)
-    }
-
-    /// Makes sure that there is room for `span`, which has just come, beside what `have` says, and for a step more.
-    /// `is_whole`: all of it will come, mostly in order.
-    ///
-    /// # Errors
-    /// [`Error::NoRoom`], [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
-    pub fn make_room(&mut self, have: &Pieces, span: Span, is_whole: bool) -> Result<(), Error> {
-        let received = have.bytes() + span.len();
-        if received <= self.room {
-            return Ok(());
-        }
-        let step = if is_whole {
-            budget::step(received, self.ledger.budget.max_bytes(self.ledger.disk.root()))
-        } else {
-            PART_STEP
-        };
-        let room = received.saturating_add(step).min(self.map.total).max(received);
-        let partials = Partials::of(&self.ledger);
-        let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
-        sweeper.take_room(&self.key, room + MAP_BYTES)?;
-        if is_whole {
-            let end = (span.start + (room - have.bytes())).min(self.map.total);
-            self.allocate(&sweeper, have, Span { start: span.start, end })?;
-            self.allocated = self.allocated.max(end);
-        }
-        self.room = room;
-        Ok(())
-    }
-
-    /// Gives back the room that was taken for more than `have`: nothing comes for a while.
-    pub fn rest(&mut self, have: &Pieces) {
-        let length = self.data.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
-        if self.allocated > length {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // What a file system does not give back, the next start counts.
-            let _ = fallocate(self.data.file(), flags, length, self.allocated - length);
-            self.allocated = 0;
-        }
-        if self.room > have.bytes() {
-            self.room = have.bytes();
-            self.ledger.budget.count_partial(&self.key, self.room + MAP_BYTES);
-        }
-    }
-
-    /// Has the file system promise the room of `span`.
-    fn allocate(&self, sweeper: &Sweeper<'_>, have: &Pieces, span: Span) -> Result<(), Error> {
-        let file = self.data.file();
-        let allocated = allocate(file, span).or_else(|error| match Errno::from_io_error(&error) {
-            // Others fill the disk as well: what is not needed any more gives way to what is.
-            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(Some(&self.key.registry), span.len()) => {
-                allocate(file, span)
-            }
-            _ => Err(error),
-        });
-        allocated.map_err(|error| {
-            self.ledger.budget.count_partial(&self.key, have.bytes() + MAP_BYTES);
-            // Some file systems keep what they could find.
-            let mut at = span.start;
-            while let Some(gap) = have.gap(Span { start: at, end: span.end }) {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let _ = fallocate(file, flags, gap.start, gap.len());
-                at = gap.end;
-            }
-            self.failed("reserve room for", error)
-        })
-    }
-
     /// Writes bytes at their place.
     ///
     /// # Errors
@@ -511,16 +433,6 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, E
 /// The length that a file must have to hold what its map names.
 fn named_end(map: &Map) -> u64 {
     map.pieces.spans().last().map_or(0, |last| last.end)
-}
-
-/// Reserves room for a part of a file, without changing its length.
-pub(super) fn allocate(file: &File, span: Span) -> io::Result<()> {
-    let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, span.start, span.len());
-    match if span.start >= span.end { Ok(()) } else { retry_on_intr(allocate) } {
-        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
-        // Other failures mean that this file system cannot reserve: then only writing can tell.
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 fn open_to_write(path: &Path) -> Result<Option<File>, Error> {

@@ -91,9 +91,6 @@ impl Sweeper<'_> {
             && let Some(missing) = budget.behind(ledger.disk.root(), &|| ledger.index.kept_bytes())
             && let Some(turn) = self.turn()
         {
-            if missing.is_floor_hit {
-                budget.metrics.floor_hits.inc();
-            }
             let excess_max = budget.max_bytes(ledger.disk.root()) / 2;
             let goal = Goal { bytes: missing.best, excess_max };
             if self.evict(None, missing.least, goal, &turn, stop) == 0 {
@@ -254,7 +251,7 @@ impl Sweeper<'_> {
                 }
             }
         }
-        budget.metrics.evicted_bytes.inc_by(freed);
+        budget.metrics.space.evicted_bytes.inc_by(freed);
         tracing::info!(bytes = freed, manifests_and_blobs = gone.len(), "evicted");
         self.forget(&gone);
         freed
@@ -278,7 +275,7 @@ impl Sweeper<'_> {
         let mut freed = 0;
         for digest in digests {
             freed += ledger.remove_blob(&digest)?;
-            ledger.budget.metrics.evicted_blobs.inc();
+            ledger.budget.metrics.space.evicted_blobs.inc();
             gone.insert(digest);
         }
         Ok(freed)

@@ -1,16 +1,18 @@
 //! Whose turn it is to give way: what of other registries' content is spared when one of them brings something.
 //!
 //! Nothing is set aside for anybody. A registry that nobody else competes with may use all there is; what others have
-//! and nobody has asked for within [`RECENT_SECONDS`] goes by its age alone. But of what they *have* been asked for,
+//! and nobody has asked for within [`RECENT`] goes by its age alone. But of what they *have* been asked for,
 //! each keeps its fair share, the most wanted of it: the one that brings can take from another only what that has
 //! beyond its share. So no flood, of whatever bytes, empties the cache of everybody else.
 //!
 //! A fair share is by water filling: what a registry does not need of an equal part is left to the others.
 
+use std::time::Duration;
+
 use super::{Stock, index};
 
 /// Content that was used within this time is asked for: what a site pulls again every week is what it lives on.
-pub(in crate::store) const RECENT_SECONDS: u64 = 7 * 24 * 60 * 60;
+pub(in crate::store) const RECENT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Who has more than a fair share keeps three quarters of that at least. The rest is play: images go whole, and the one
 /// that brings must be able to reach its own share.
 const SPARED: (u64, u64) = (3, 4);

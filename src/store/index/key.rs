@@ -2,6 +2,9 @@
 
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
 
+const SHA256_BYTES: usize = 32;
+const SHA512_BYTES: usize = 64;
+
 /// Something that the index says is in the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Entry {
@@ -52,6 +55,16 @@ pub(super) fn holding(of: &Digest, registry: &Registry) -> Vec<u8> {
     let mut key = digest(of);
     key.extend_from_slice(registry.as_str().as_bytes());
     key
+}
+
+/// The registry of such a key.
+pub(super) fn holder(holding: &[u8]) -> Option<&str> {
+    let bytes = match holding.first()? {
+        1 => SHA256_BYTES,
+        2 => SHA512_BYTES,
+        _ => return None,
+    };
+    std::str::from_utf8(holding.get(1 + bytes..)?).ok()
 }
 
 pub(super) fn to_digest(key: &[u8]) -> Option<Digest> {

@@ -124,7 +124,7 @@ impl Index {
         Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
     }
 
-    /// What a manifest claims its parts to weigh, if that was noted.
+    /// What a manifest claims its blobs to weigh, if that was noted.
     pub(in crate::store) fn claimed(&self, manifest: &Digest) -> Option<u64> {
         self.with(|trees| trees.parts.get(key::digest(manifest)))?.map(|value| first_number(&value))
     }
@@ -150,14 +150,12 @@ impl Index {
         done.is_some()
     }
 
-    /// Shows the registry and the digest of every grant, in the order of repositories. Returns whether these were all.
-    pub(in crate::store) fn each_grant(&self, show: &mut dyn FnMut(&str, Short)) -> bool {
+    /// Shows which registries hold which digests, in the order of these. Returns whether these were all.
+    pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, Short)) -> bool {
         let done = self.with(|trees| {
-            for key in trees.grant.iter().keys() {
+            for key in trees.holding.iter().keys() {
                 let key = key?;
-                if let Some((repo, digest)) = key::split(&key)
-                    && let (Some(registry), Some(name)) = (key::registry(repo), short_of_key(digest))
-                {
+                if let (Some(registry), Some(name)) = (key::holder(&key), short_of_key(&key)) {
                     show(registry, name);
                 }
             }

@@ -6,7 +6,7 @@ use super::Sweeper;
 use crate::clock::{is_within, unix_seconds};
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, Manifest, Registry};
-use crate::store::evict::{self, Item, Node, Owner, RECENT_SECONDS, Stock};
+use crate::store::evict::{self, Item, Node, Owner, RECENT, Stock};
 use crate::store::index::{Short, short};
 use crate::store::ledger::Ledger;
 use crate::store::partial::PartialKey;
@@ -44,10 +44,6 @@ impl Owners {
         self.last = Some((registry.to_owned(), owner));
         owner
     }
-
-    fn of(&mut self, registry: Option<&Registry>) -> Owner {
-        registry.map_or(Owner::NOBODY, |registry| self.number(registry.as_str()))
-    }
 }
 
 impl Sweeper<'_> {
@@ -74,7 +70,7 @@ impl Sweeper<'_> {
                 bytes: known.size,
                 worth: evict::worth(known.first_use, known.last_use),
                 owner: Owner::NOBODY,
-                is_recent: known.last_use + RECENT_SECONDS > now,
+                is_recent: is_within(known.last_use, RECENT, now),
             });
         });
         ledger.index.put_uses(&ahead, now);
@@ -102,13 +98,13 @@ impl Sweeper<'_> {
             });
         let mut owners = Owners::default();
         let are_all = are_all
-            && ledger.index.each_grant(&mut |registry, name| {
+            && ledger.index.each_holding_of_all(&mut |registry, name| {
                 let Some(number) = number_of(&name) else { return };
                 let (own, owner) = (owners.number(registry), &mut stock.blobs[number].owner);
                 *owner = if [own, Owner::NOBODY].contains(owner) { own } else { Owner::SEVERAL };
             });
         let partials = self.look_at_partials(&mut stock, &mut owners, now);
-        stock.bringer = bringer.map(|bringer| owners.of(Some(bringer)));
+        stock.bringer = bringer.map(|bringer| owners.number(bringer.as_str()));
         stock.limit = ledger.budget.max_bytes(ledger.disk.root());
         are_all.then_some(Picture { stock, names, partials, pins })
     }
@@ -126,20 +122,18 @@ impl Sweeper<'_> {
     /// Partial files; those that nobody fills are each worth as much as their last change is young.
     fn look_at_partials(&self, stock: &mut Stock, owners: &mut Owners, now: u64) -> Vec<PartialKey> {
         let mut names = Vec::new();
-        let (abandoned, filling) = self.ledger.budget.partials();
-        for (key, taken) in abandoned {
-            let worth = self.partials.last_change(&key);
-            let owner = owners.of(taken.registry.as_ref());
+        let (filling, abandoned) = self.ledger.budget.partials();
+        for (key, bytes) in abandoned {
+            let (worth, owner) = (self.partials.last_change(&key), owners.number(key.registry.as_str()));
+            stock.partials.push(Item { bytes, worth, owner, is_recent: is_within(worth, RECENT, now) });
             names.push(key);
-            let is_recent = worth + RECENT_SECONDS > now;
-            stock.partials.push(Item { bytes: taken.bytes, worth, owner, is_recent });
         }
-        for (_, taken) in filling {
-            let number = usize::from(owners.of(taken.registry.as_ref()).0);
+        for (key, bytes) in filling {
+            let number = usize::from(owners.number(key.registry.as_str()).0);
             if stock.filling.len() <= number {
                 stock.filling.resize(number + 1, 0);
             }
-            stock.filling[number] += taken.bytes;
+            stock.filling[number] += bytes;
         }
         names
     }
@@ -147,13 +141,13 @@ impl Sweeper<'_> {
 
 impl Ledger {
     /// Notes what a manifest refers to, and what it claims its blobs to weigh: nothing if it cannot be read.
-    pub(in crate::store) fn note_parts(&self, digest: &Digest, manifest: Option<&Manifest>) -> Vec<Digest> {
+    pub(in crate::store) fn note_parts(&self, digest: &Digest, manifest: Option<&Manifest>) -> Vec<Short> {
         let blobs = manifest.iter().flat_map(|manifest| &manifest.blobs);
         let claimed_bytes = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         let children = manifest.iter().flat_map(|manifest| manifest.children());
         let parts: Vec<Digest> = children.filter_map(Descriptor::digest).collect();
         self.index.put_parts(digest, claimed_bytes, &parts);
-        parts
+        parts.iter().map(short).collect()
     }
 
     /// Whether what a manifest refers to claims to weigh more than may be kept.

@@ -104,7 +104,7 @@ impl Sweeper<'_> {
         let count = self.remove_refs(&goes);
         looked_at.store(ledger.index.refs_bytes(), Ordering::Relaxed);
         if count > 0 {
-            ledger.budget.metrics.evicted_refs.inc_by(count as u64);
+            ledger.budget.metrics.space.evicted_refs.inc_by(count as u64);
             tracing::info!(
                 count,
                 bytes,
