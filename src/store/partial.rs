@@ -34,7 +34,6 @@ use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
 use crate::clock::{believed, seconds_of, unix_seconds};
-use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
 

@@ -44,6 +44,7 @@ mod tests {
         );
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(store.put_secret("secret", "two".to_owned()).await.is_err());
+        store.put_secret("secret", "two".to_owned()).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two", "a folder in its place gives way");
     }
 }
