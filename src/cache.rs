@@ -28,6 +28,7 @@ pub mod freshness;
 mod listing;
 mod manifests;
 mod missing;
+mod oversized;
 mod places;
 mod pump;
 mod reader;
@@ -44,7 +45,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
-use tracing::warn;
 
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
@@ -72,6 +72,7 @@ use direct::Detour;
 use doubts::Doubts;
 use fill::Filler;
 use flight::{Asker, Entry, Flights};
+use oversized::Oversized;
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
 const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
@@ -124,6 +125,7 @@ struct Shared {
     doubts: Doubts,
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
+    oversized: Oversized,
     /// Room for transfers that the disk cannot take.
     direct: Shares,
     /// Room for questions behind an answer.
@@ -152,6 +154,7 @@ impl Cache {
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
             troubled: Mutex::new(LruCache::new(memories)),
+            oversized: Oversized::default(),
             direct: Shares::new(fairness::DIRECT),
             behind: Shares::new(fairness::PROOFS),
         };
@@ -226,9 +229,9 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let blob = match self.find_blob(repo, digest, asked, context).await {
-            // A disk that is full, read-only or broken is no reason to have nothing.
+            // A disk that is full, read-only or broken is no reason to have nothing; nor is a budget.
             Err(Error::Store(cause)) => {
-                warn!(repository = %repo, %digest, error = &*cause as &dyn std::error::Error, "the disk cannot give or take a blob: it passes through unstored");
+                self.note_unstored(repo, digest, &cause);
                 self.pass_through(repo, digest, context).await
             }
             other => other,
@@ -278,6 +281,10 @@ impl Cache {
             }
             if upstream.state() == State::Offline {
                 return Err(upstream::Error::Offline.into());
+            }
+            if self.is_oversized(repo, digest, context).await {
+                self.note_oversized(repo, digest);
+                return self.pass_through(repo, digest, context).await;
             }
             let public = upstream.is_public(&repo.name).await;
             let context = &upstream.settle(context, digest)?;

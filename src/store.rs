@@ -55,7 +55,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use crate::oci::{Digest, Document, Registry, Repo, Speaker, Tag};
+use crate::oci::{Digest, Document, Manifest, Registry, Repo, Speaker, Tag};
 use crate::telemetry::Metrics;
 
 mod adopt;
@@ -146,7 +146,7 @@ struct Inner {
 pub struct Usage {
     /// Bytes of all blobs.
     pub used_bytes: u64,
-    /// Bytes of blobs and of partial files: what counts towards the budget.
+    /// Bytes of all that counts towards the budget.
     pub budget_used_bytes: u64,
     /// The most that these may be.
     pub budget_bytes: u64,
@@ -261,7 +261,8 @@ impl Store {
     /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
     ///
     /// # Errors
-    /// [`Error::InUse`] while somebody else has it; [`Error::Full`] or [`Error::Io`].
+    /// [`Error::InUse`] while somebody else has it; [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`] if there
+    /// can be no room for it; [`Error::Io`].
     pub async fn partial(
         &self,
         key: &PartialKey,
@@ -367,6 +368,23 @@ impl Store {
         self.ask(move |ledger| ledger.manifest(&repo, &digest)).await
     }
 
+    /// The same, and whether its image claims to be larger than all that may be kept.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn manifest_weighed(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Result<Option<(Arc<Document>, bool)>, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| {
+            let document = ledger.manifest(&repo, &digest)?;
+            Ok(document.map(|document| (document, ledger.claims_too_much(&digest))))
+        })
+        .await
+    }
+
     /// Notes what a manifest is, durably, and grants it to the repository.
     ///
     /// # Errors
@@ -379,6 +397,17 @@ impl Store {
     ) -> Result<(), Error> {
         let (repo, digest, record) = (repo.clone(), *digest, record.clone());
         self.ask(move |ledger| ledger.set_manifest(&repo, &digest, &record)).await
+    }
+
+    /// Notes what a stored manifest refers to.
+    pub async fn note_parts(&self, digest: &Digest, manifest: &Manifest) {
+        let (digest, manifest) = (*digest, manifest.clone());
+        self.ask(move |ledger| ledger.note_parts(&digest, Some(&manifest))).await;
+    }
+
+    /// The most that may be kept.
+    pub async fn max_bytes(&self) -> u64 {
+        self.ask(|ledger| ledger.budget.max_bytes(ledger.disk.root())).await
     }
 
     /// Upstream's list of what refers to a manifest, as it was last seen.
@@ -442,7 +471,7 @@ impl Store {
             let used_bytes = ledger.index.used_bytes();
             Usage {
                 used_bytes,
-                budget_used_bytes: ledger.budget.used_bytes(&|| ledger.index.used_bytes()),
+                budget_used_bytes: ledger.budget.used_bytes(&|| ledger.index.kept_bytes()),
                 budget_bytes: ledger.budget.max_bytes(ledger.disk.root()).min(total_bytes),
                 total_bytes,
             }

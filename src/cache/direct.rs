@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::time::timeout;
+use tracing::{info, warn};
 
 use super::error::Error;
 use super::fairness::Hold;
@@ -26,7 +27,7 @@ use super::pump::Pump;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::shares::{Owner, Shares};
-use crate::store::BlobFile;
+use crate::store::{self, BlobFile};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, Upstream};
@@ -72,6 +73,16 @@ impl Detour {
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
         self.open(hold, position, Some(total), Some(verifier)).await
+    }
+
+    /// Says why a transfer that had begun is not kept.
+    pub(super) fn say_why(&self, cause: &store::Error) {
+        let error = cause as &dyn std::error::Error;
+        if cause.is_by_limits() {
+            info!(digest = %self.digest, error, "a transfer has no more room: its readers get the rest unstored");
+        } else {
+            warn!(digest = %self.digest, error, "the disk failed a transfer: its readers get the rest unstored");
+        }
     }
 
     /// Passes on what lies behind `position`; `verifier` has seen what lies before it.

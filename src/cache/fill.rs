@@ -208,7 +208,6 @@ impl Filler {
         if is_granted && stored.is_some() {
             return Err(Failure::Landed);
         }
-        self.store.may_keep(&digest).await?;
         let is_second = !avoid.is_empty();
         let asked = if is_second { vec![None] } else { flight.asked() };
         let answer = self.open(flight, upstream, &asked, avoid).await?;

@@ -117,7 +117,13 @@ impl Cache {
     ) -> Result<Option<Manifest>, Error> {
         let document = match self.0.store.manifest_at_hand(repo, digest) {
             Some(document) => Some(document),
-            None => self.0.store.manifest(repo, digest).await?,
+            None => {
+                let found = self.0.store.manifest_weighed(repo, digest).await?;
+                if let Some((document, true)) = &found {
+                    self.weigh_again(repo, document).await;
+                }
+                found.map(|(document, _)| document)
+            }
         };
         Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None, age: None }))
     }
@@ -147,9 +153,12 @@ impl Cache {
             speaker,
             fetched_at: now(),
         };
-        self.0.store.expect(&manifest).await;
-        if let Err(error) = keep(&self.0.store, repo, &digest, body.clone(), &record).await {
-            warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
+        self.weigh(repo, &digest, &manifest).await;
+        match keep(&self.0.store, repo, &digest, body.clone(), &record).await {
+            Ok(()) => self.0.store.note_parts(&digest, &manifest).await,
+            Err(error) => {
+                warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
+            }
         }
         self.prove_behind(repo, &manifest, context.client());
         let document = Arc::new(Document::new(digest, manifest.media_type, body));

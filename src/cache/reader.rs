@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
-use tracing::warn;
 
 use super::chunk::{self, Chunk, Room};
 use super::direct::{Detour, Direct};
@@ -257,7 +256,7 @@ impl Reading {
             Err(Error::Store(cause)) => cause,
             there => return Ok(there?.min(self.end)),
         };
-        warn!(digest = %detour.digest, error = &*cause as &dyn std::error::Error, "the disk failed a transfer: its readers get the rest unstored");
+        detour.say_why(&cause);
         let (detour, total) = (detour.as_ref().clone(), file.size);
         let rest = if !self.held {
             detour.unproven(self.position, total).await?

@@ -48,8 +48,8 @@ pub(super) struct Writer {
     verifier: Verifier,
     hashed: u64,
     written: Pieces,
-    /// There is room for all of it, or only parts are wanted.
-    has_room: bool,
+    /// There can be room for all of it, or only parts are wanted.
+    is_admitted: bool,
     /// Written and not yet announced.
     news: Option<Span>,
     /// How many bytes were written when the last sync began, and the last one that has ended.
@@ -83,7 +83,7 @@ impl Writer {
             partial,
             verifier: Verifier::new(flight.digest().algorithm()),
             hashed: 0,
-            has_room: flight.is_whole(),
+            is_admitted: flight.is_whole(),
             news: None,
             sync_began_at: written.bytes(),
             synced: written.bytes(),
@@ -127,13 +127,15 @@ impl Writer {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), store::Error> {
-        if !self.has_room && self.flight.is_whole() {
+        let is_whole = self.flight.is_whole();
+        if !self.is_admitted && is_whole {
             // The rest of what began as a part: a disk that is too full for it must not be filled with a half.
-            self.partial.reserve(&self.written)?;
-            self.has_room = true;
+            self.partial.admit_whole()?;
+            self.is_admitted = true;
         }
-        self.partial.write_at(offset, bytes)?;
         let span = Span { start: offset, end: offset + bytes.len() as u64 };
+        self.partial.make_room(&self.written, span, is_whole)?;
+        self.partial.write_at(offset, bytes)?;
         self.written.insert(span);
         if offset == self.hashed {
             self.verifier.update(bytes);
@@ -208,7 +210,7 @@ impl Writer {
         }
     }
 
-    /// Announces, syncs and names all that is here.
+    /// Announces, syncs and names all that is here, and takes no more room than that.
     fn settle(&mut self) -> Result<(), store::Error> {
         self.announce();
         self.end_sync()?;
@@ -216,6 +218,7 @@ impl Writer {
             self.partial.sync(self.written.clone())?;
             (self.synced, self.sync_began_at) = (self.written.bytes(), self.written.bytes());
         }
+        self.partial.rest(&self.written);
         Ok(())
     }
 

@@ -1,8 +1,12 @@
 //! How much may be kept: limits, what counts towards them, and whether something more fits.
 //!
-//! Blobs count with their size, partial files with all that they will be, because that room is reserved from the
-//! start; but those of which only pieces were asked for with these. Refs, layouts and the index are small beside
-//! that and do not count; the free space of the file system sees them.
+//! Everything that comes from upstream counts: blobs with what their files take, partial files with what is in them
+//! and one step more, maps, refs, lists and the folders of repositories with a block each or more
+//! ([`records`](super::index)). The index and the log of the process do not; the free space of the file system sees them.
+//!
+//! **Room is taken as bytes come, never for a size that is merely claimed.** A claim of more than there could be is
+//! refused for the one who makes it, and moves nothing. From then on each [`step`] is as large as what has come so
+//! far, within bounds, so that nobody evicts more by a promise than by what was really sent.
 //!
 //! There are two marks below the limit. Above the upper one eviction begins, behind, and it ends at the lower one:
 //! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is
@@ -10,7 +14,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,23 +21,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use lru::LruCache;
 use rustix::fs::statvfs;
 use serde::{Deserialize, Deserializer, de};
 use tokio::sync::Notify;
 
-use super::index::{Short, short};
 use super::partial::{InUseKeys, PartialKey};
 use super::pin::Pin;
-use crate::oci::Digest;
+use crate::oci::{Digest, Registry};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::units::{ByteSize, Given};
 
 /// Eviction begins behind when less than this part of the budget is left, and ends when twice as much is.
 const MARK: u64 = 20;
-/// Blobs remembered to belong to images that are larger than the budget.
-const TOO_LARGE_MAX: usize = 65_536;
+/// Room is taken in steps of at least this, so that a small blob needs one.
+const STEP_MIN: u64 = 4 << 20;
+/// And of no more than this part of the limit.
+const STEP_PART: u64 = 10;
+/// A partial file's map.
+pub(super) const MAP_BYTES: u64 = 2 * 4096;
+/// Registries of which it is remembered how much may go for them.
+const MAY_GO_MAX: usize = 64;
 
 /// An amount of a file system: bytes, or a share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,7 +135,12 @@ pub(super) struct Missing {
     pub(super) best: u64,
     /// It is the file system that has no room, whatever the limits are.
     pub(super) is_disk_full: bool,
+    /// Less would be left to others than is theirs.
+    pub(super) is_floor_hit: bool,
 }
+
+/// A partial file, and the room that it takes.
+pub(super) type Taken = (PartialKey, u64);
 
 /// The limits of a store, and how near it is to them.
 pub(super) struct Budget {
@@ -136,35 +148,37 @@ pub(super) struct Budget {
     pub(super) metrics: Arc<Metrics>,
     /// The partial files that somebody has.
     pub(super) filling: InUseKeys,
-    /// Room that partial files have reserved.
+    /// Room that partial files take.
     partials: Mutex<HashMap<PartialKey, u64>>,
     /// Sum of the same, to be read without the lock.
     partial_bytes: AtomicU64,
-    /// Blobs of images that are larger than the budget.
-    too_large: Mutex<LruCache<Short, ()>>,
     /// Whether somebody is evicting.
     pub(super) evicting: Mutex<bool>,
+    /// Held during a look at what could go.
+    pub(super) looking: Mutex<()>,
     /// Told when something has gone, and when nobody is evicting any more.
     pub(super) progress: Condvar,
-    /// Until when it is believed that no more than so many bytes may go.
-    exhausted: Mutex<Option<(Instant, u64)>>,
+    /// For whom no more than so many bytes may go, and until when that is believed.
+    may_go: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
+    /// Bytes of refs when they were last looked at, all of them.
+    pub(super) refs_looked_at: AtomicU64,
     /// Told when eviction behind may have something to do.
     pub(super) wake: Notify,
 }
 
 impl Budget {
     pub(super) fn new(limits: Limits, metrics: Arc<Metrics>, filling: InUseKeys) -> Self {
-        let memories = NonZeroUsize::new(TOO_LARGE_MAX).expect("not zero");
         Self {
             limits: RwLock::new(Arc::new(limits)),
             metrics,
             filling,
             partials: Mutex::default(),
             partial_bytes: AtomicU64::new(0),
-            too_large: Mutex::new(LruCache::new(memories)),
             evicting: Mutex::default(),
+            looking: Mutex::default(),
             progress: Condvar::new(),
-            exhausted: Mutex::default(),
+            may_go: Mutex::default(),
+            refs_looked_at: AtomicU64::new(0),
             wake: Notify::new(),
         }
     }
@@ -177,8 +191,7 @@ impl Budget {
     /// From now on other limits count. What was found out by the old ones is forgotten.
     pub(super) fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
-        lock(&self.too_large).clear();
-        *lock(&self.exhausted) = None;
+        lock(&self.may_go).clear();
         self.wake.notify_one();
     }
 
@@ -190,20 +203,20 @@ impl Budget {
             let Some(key) = PartialKey::of_file(folder, name) else { continue };
             // What it takes, not how long it is: its room may be reserved and not yet filled.
             if let Ok(metadata) = std::fs::symlink_metadata(path) {
-                self.set_partial(&mut lock(&self.partials), &key, metadata.blocks() * 512);
+                self.set_partial(&mut lock(&self.partials), &key, metadata.blocks() * 512 + MAP_BYTES);
             }
         }
     }
 
-    /// Bytes of blobs and partial files. `blob_bytes` is asked while nothing turns from one into the other, which
-    /// would count twice, or not at all.
-    pub(super) fn used_bytes(&self, blob_bytes: &dyn Fn() -> u64) -> u64 {
+    /// Bytes of all that counts. `kept_bytes`, those of all but partial files, is asked while nothing turns from one
+    /// into the other, which would count twice, or not at all.
+    pub(super) fn used_bytes(&self, kept_bytes: &dyn Fn() -> u64) -> u64 {
         let _partials = lock(&self.partials);
-        self.used_now(blob_bytes)
+        self.used_now(kept_bytes)
     }
 
-    fn used_now(&self, blob_bytes: &dyn Fn() -> u64) -> u64 {
-        blob_bytes() + self.partial_bytes.load(Ordering::Relaxed)
+    fn used_now(&self, kept_bytes: &dyn Fn() -> u64) -> u64 {
+        kept_bytes() + self.partial_bytes.load(Ordering::Relaxed)
     }
 
     /// A partial file has become a blob, which `note` counts.
@@ -219,66 +232,76 @@ impl Budget {
     }
 
     /// What must go before eviction behind can rest; `None` if there is room enough.
-    pub(super) fn behind(&self, root: &Path, blob_bytes: &dyn Fn() -> u64) -> Option<Missing> {
-        let (space, used) = (file_system(root), self.used_bytes(blob_bytes));
+    pub(super) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Missing> {
+        let (space, used) = (file_system(root), self.used_bytes(kept_bytes));
         let limits = self.limits();
         let max = limits.max_bytes.of(space.total);
         let over = if used > max - max / MARK { used - (max - max / MARK * 2) } else { 0 };
         let floor = limits.min_free.of(space.total);
         let under = if space.free < floor { floor + floor / MARK - space.free } else { 0 };
         if under > 0 {
-            self.metrics.floor_hits.inc();
+            self.metrics.space.floor_hits.inc();
         }
         let best = over.max(under);
         // Whatever goes is a gain.
-        (best > 0).then_some(Missing { least: 0, best, is_disk_full: false })
+        (best > 0).then_some(Missing { least: 0, best, is_disk_full: false, is_floor_hit: under > 0 })
     }
 
-    /// Reserves room for a partial file of `total` bytes. Else says what is missing for it.
+    /// What is missing for a partial file of so many bytes; nothing is taken.
+    pub(super) fn missing(
+        &self,
+        root: &Path,
+        kept_bytes: &dyn Fn() -> u64,
+        key: &PartialKey,
+        bytes: u64,
+    ) -> Option<Missing> {
+        let partials = lock(&self.partials);
+        let has = partials.get(key).copied().unwrap_or(0);
+        self.missing_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
+    }
+
+    /// Takes room for so many bytes of a partial file, those that it has taken already among them. Else says what is
+    /// missing for it.
     pub(super) fn reserve(
         &self,
         root: &Path,
-        blob_bytes: &dyn Fn() -> u64,
+        kept_bytes: &dyn Fn() -> u64,
         key: &PartialKey,
-        total: u64,
+        bytes: u64,
     ) -> Result<(), Missing> {
+        // Two fills must not both take the last room.
+        let mut partials = lock(&self.partials);
+        let has = partials.get(key).copied().unwrap_or(0);
+        let more = bytes.saturating_sub(has);
+        if let Some(missing) = self.missing_now(root, self.used_now(kept_bytes), more) {
+            drop(partials);
+            if missing.is_floor_hit {
+                self.metrics.space.floor_hits.inc();
+            }
+            return Err(missing);
+        }
+        self.set_partial(&mut partials, key, bytes.max(has));
+        Ok(())
+    }
+
+    fn missing_now(&self, root: &Path, used: u64, more: u64) -> Option<Missing> {
         let (space, limits) = (file_system(root), self.limits());
         let max = limits.max_bytes.of(space.total);
         let floor = limits.min_free.of(space.total);
-        // Two fills must not both take the last room.
-        let mut partials = lock(&self.partials);
-        let more = total.saturating_sub(partials.get(key).copied().unwrap_or(0));
-        let used = self.used_now(blob_bytes) + more;
-        let over = used.saturating_sub(max);
-        let under = (floor + more).saturating_sub(space.free);
+        let over = used.saturating_add(more).saturating_sub(max);
+        let under = floor.saturating_add(more).saturating_sub(space.free);
         let least = over.max(under);
-        if least == 0 {
-            self.set_partial(&mut partials, key, total);
-            return Ok(());
-        }
-        drop(partials);
-        if under > 0 {
-            self.metrics.floor_hits.inc();
-        }
-        Err(Missing { least, best: least + max / MARK, is_disk_full: space.free < more })
+        let is_disk_full = space.free < more.min(STEP_MIN);
+        let best = least.saturating_add(max / MARK);
+        (least > 0).then_some(Missing { least, best, is_disk_full, is_floor_hit: under > 0 })
     }
 
-    /// A partial file takes so much, and has reserved no more.
+    /// A partial file takes so much from now on.
     pub(super) fn count_partial(&self, key: &PartialKey, bytes: u64) {
         self.set_partial(&mut lock(&self.partials), key, bytes);
     }
 
-    /// A partial file has grown, perhaps into room that it has reserved.
-    pub(super) fn count_at_least(&self, key: &PartialKey, bytes: u64) {
-        let mut partials = lock(&self.partials);
-        let has_grown = partials.get(key).is_none_or(|counted| *counted < bytes);
-        if has_grown {
-            self.set_partial(&mut partials, key, bytes);
-            self.wake.notify_one();
-        }
-    }
-
-    /// A partial file is gone. Returns how much it had reserved.
+    /// A partial file is gone. Returns how much it had taken.
     pub(super) fn release(&self, key: &PartialKey) -> u64 {
         self.set_partial(&mut lock(&self.partials), key, 0)
     }
@@ -291,12 +314,12 @@ impl Budget {
         old
     }
 
-    /// The partial files that nobody has, and what they take.
-    pub(super) fn abandoned(&self) -> Vec<(PartialKey, u64)> {
+    /// The partial files that somebody has, then those that nobody has, and what they take.
+    pub(super) fn partials(&self) -> (Vec<Taken>, Vec<Taken>) {
         let filling = lock(&self.filling).clone();
         let partials = lock(&self.partials);
-        let all = partials.iter().filter(|(key, _)| !filling.contains(key));
-        all.map(|(key, bytes)| (key.clone(), *bytes)).collect()
+        let all = partials.iter().map(|(key, bytes)| (key.clone(), *bytes));
+        all.partition(|(key, _)| filling.contains(key))
     }
 
     /// Whether some registry is sending it.
@@ -304,32 +327,31 @@ impl Budget {
         lock(&self.filling).iter().any(|key| key.digest == *digest)
     }
 
-    /// Notes whether an image fits into the budget at all, by what its manifest claims.
-    pub(super) fn expect(&self, max_bytes: u64, claimed_bytes: u64, parts: &[Short]) {
-        let mut too_large = lock(&self.too_large);
-        for part in parts {
-            if claimed_bytes > max_bytes {
-                too_large.put(*part, ());
-            } else {
-                // Needed by an image that fits.
-                too_large.pop(part);
-            }
+    /// How much may go at most for what comes from there, if that was found a moment ago.
+    pub(super) fn may_go(&self, bringer: Option<&Registry>) -> Option<u64> {
+        let may_go = lock(&self.may_go);
+        let (until, bytes) = may_go.get(&bringer.cloned())?;
+        (Instant::now() < *until).then_some(*bytes)
+    }
+
+    /// Notes that no more than `bytes` may go for it; to be believed for so long.
+    pub(super) fn note_may_go(&self, bringer: Option<&Registry>, bytes: u64, memory: Duration) {
+        let mut may_go = lock(&self.may_go);
+        if may_go.len() >= MAY_GO_MAX {
+            may_go.clear();
         }
+        may_go.insert(bringer.cloned(), (Instant::now() + memory, bytes));
     }
 
-    pub(super) fn is_too_large(&self, digest: &Digest) -> bool {
-        lock(&self.too_large).contains(&short(digest))
+    /// Something has gone: what was found before is old.
+    pub(super) fn forget_may_go(&self) {
+        lock(&self.may_go).clear();
     }
+}
 
-    /// Whether it was found a moment ago that so many bytes cannot go.
-    pub(super) fn is_exhausted(&self, least: u64) -> bool {
-        lock(&self.exhausted).is_some_and(|(until, bytes)| least > bytes && Instant::now() < until)
-    }
-
-    /// Notes that no more than `bytes` may go; to be believed for so long.
-    pub(super) fn exhausted(&self, bytes: u64, memory: Duration) {
-        *lock(&self.exhausted) = Some((Instant::now() + memory, bytes));
-    }
+/// How much further room is taken at a time for what has come so far.
+pub(super) fn step(received: u64, max_bytes: u64) -> u64 {
+    received.max(STEP_MIN).min(max_bytes / STEP_PART)
 }
 
 /// A file system's size, and what of it is free for us.
@@ -351,7 +373,7 @@ fn file_system(root: &Path) -> Space {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Registry};
+    use crate::oci::Algorithm;
 
     #[test]
     fn sizes_are_bytes_with_a_unit_or_a_share() {
@@ -377,42 +399,45 @@ mod tests {
         Budget::new(limits, Arc::default(), Arc::default())
     }
 
+    fn missing(least: u64, best: u64) -> Missing {
+        Missing { least, best, is_disk_full: false, is_floor_hit: false }
+    }
+
     #[test]
     fn partial_files_count_and_the_limit_is_hard() {
         let (budget, root) = (budget(100), Path::new("/"));
         let registry = Registry::parse("r.example").unwrap();
         let [one, two] = ["1", "2"]
             .map(|text| PartialKey::new(&registry, &Digest::of(Algorithm::Sha256, text.as_bytes())));
+        budget.count_partial(&one, 10);
         assert_eq!(budget.reserve(root, &|| 50, &one, 30), Ok(()));
         assert_eq!(budget.used_bytes(&|| 50), 80);
-        assert_eq!(
-            budget.reserve(root, &|| 50, &two, 30),
-            Err(Missing { least: 10, best: 15, is_disk_full: false })
-        );
+        assert_eq!(budget.missing(root, &|| 50, &two, 30), Some(missing(10, 15)));
+        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Err(missing(10, 15)));
+        assert_eq!(budget.missing(root, &|| 50, &one, 50), None, "a claim takes nothing");
         assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
         assert_eq!(budget.used_bytes(&|| 50), 90);
-        assert_eq!(budget.abandoned(), [(one.clone(), 40)]);
+        assert_eq!(budget.partials(), (vec![], vec![(one.clone(), 40)]));
         lock(&budget.filling).insert(one.clone());
-        assert_eq!(budget.abandoned(), []);
+        assert_eq!(budget.partials(), (vec![(one.clone(), 40)], vec![]));
         budget.release(&one);
         assert_eq!(budget.used_bytes(&|| 50), 50);
         assert_eq!(budget.reserve(root, &|| 50, &two, 30), Ok(()));
     }
 
     #[test]
-    fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
-        let (budget, root) = (budget(1000), Path::new("/"));
-        assert_eq!(budget.behind(root, &|| 950), None);
-        assert_eq!(budget.behind(root, &|| 951), Some(Missing { least: 0, best: 51, is_disk_full: false }));
+    fn room_is_taken_by_what_has_come_and_never_much_at_a_time() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(step(0, 1000 * MIB), STEP_MIN);
+        assert_eq!(step(50 * MIB, 1000 * MIB), 50 * MIB);
+        assert_eq!(step(900 * MIB, 1000 * MIB), 100 * MIB);
+        assert_eq!(step(0, 10 * MIB), MIB);
     }
 
     #[test]
-    fn blobs_of_an_image_that_is_too_large_are_known_unless_another_needs_them() {
-        let budget = budget(100);
-        let [base, layer] = ["base", "layer"].map(|text| Digest::of(Algorithm::Sha256, text.as_bytes()));
-        budget.expect(100, 101, &[short(&base), short(&layer)]);
-        assert!(budget.is_too_large(&base) && budget.is_too_large(&layer));
-        budget.expect(100, 100, &[short(&base)]);
-        assert!(!budget.is_too_large(&base) && budget.is_too_large(&layer));
+    fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
+        let (budget, root) = (budget(1000), Path::new("/"));
+        assert_eq!(budget.behind(root, &|| 950), None);
+        assert_eq!(budget.behind(root, &|| 951), Some(missing(0, 51)));
     }
 }

@@ -21,6 +21,22 @@ pub enum Error {
         /// The operating system's word.
         source: io::Error,
     },
+    /// More than the whole budget, by what upstream says of it: serve without storing.
+    #[error("{bytes} bytes are more than the {max_bytes} of max_bytes")]
+    TooLarge {
+        /// How large it is, or its image.
+        bytes: u64,
+        /// The budget.
+        max_bytes: u64,
+    },
+    /// Nothing more may go to make room within the budget: serve without storing.
+    #[error(
+        "{least} bytes are missing within max_bytes and min_free, and nothing more may be evicted for it"
+    )]
+    NoRoom {
+        /// So many bytes.
+        least: u64,
+    },
     /// Another process holds the data folder: do not start.
     #[error("{} is in use by another berth{}", path.display(), describe(*pid))]
     Locked {
@@ -70,10 +86,15 @@ impl Error {
         }
     }
 
-    /// The budget has no room for it.
-    pub(super) fn no_room(path: &Path) -> Self {
+    /// The disk has no room for it.
+    pub(super) fn disk_full(path: &Path) -> Self {
         let source = io::Error::new(io::ErrorKind::StorageFull, "nothing more may be evicted for it");
-        Self::Full { path: path.to_owned(), action: "keep within max_bytes and min_free", source }
+        Self::Full { path: path.to_owned(), action: "make room for", source }
+    }
+
+    /// Whether it is by berth's own limits that something is not kept, and the disk is sound.
+    pub fn is_by_limits(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::NoRoom { .. })
     }
 
     /// Whether more room would help.

@@ -10,6 +10,11 @@
 //! 3. What no image needs (a layer that other images used later than the last that went, an abandoned download)
 //!    waits for its turn by the same rule.
 //!
+//! 4. What another registry has been asked for within a week is spared, up to that registry's fair share: see
+//!    [`shares`]. Among the content of one registry there is no such thing.
+//!
+//! What a manifest names that another registry alone has is not part of its image here.
+//!
 //! Never: what is held, which are the present closures of pins and of manifests that were served a moment ago,
 //! and what is being read or filled.
 //!
@@ -25,8 +30,16 @@
 //! The size of an image is no reason to keep it or to let it go: a byte costs as much to fetch again whatever
 //! it belongs to.
 
+mod refs;
+mod shares;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
+
+pub(super) use refs::{RefItem, RefLimits, plan_refs};
+pub(super) use shares::{Owner, RECENT};
+
+use shares::Shares;
 
 /// Uses within this long after the first are one occasion.
 const OCCASION_SECONDS: u64 = 60 * 60;
@@ -39,7 +52,7 @@ pub(super) fn worth(first_use: u64, last_use: u64) -> u64 {
     last_use + if again { AGAIN_SECONDS } else { 0 }
 }
 
-/// Everything that is stored, by numbers: a million blobs take some 40 MiB.
+/// Everything that is stored, by numbers: a million blobs take some 50 MiB.
 #[derive(Default)]
 pub(super) struct Stock {
     pub(super) blobs: Vec<Item>,
@@ -49,8 +62,16 @@ pub(super) struct Stock {
     pub(super) parts: Vec<u32>,
     /// Manifests whose closure stays.
     pub(super) held: Vec<u32>,
+    /// Manifests whose closure stays as far as it is their own registry's.
+    pub(super) leased: Vec<u32>,
     /// Partial files that nobody fills.
     pub(super) partials: Vec<Item>,
+    /// Bytes of the others, by their owners' numbers.
+    pub(super) filling: Vec<u64>,
+    /// The most that all may take.
+    pub(super) limit: u64,
+    /// Who needs the room. If nobody does just now, it is the one that has most.
+    pub(super) bringer: Option<Owner>,
 }
 
 /// Something that takes room.
@@ -58,6 +79,25 @@ pub(super) struct Stock {
 pub(super) struct Item {
     pub(super) bytes: u64,
     pub(super) worth: u64,
+    pub(super) owner: Owner,
+    /// Used within [`RECENT`].
+    pub(super) is_recent: bool,
+}
+
+/// How much is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) bytes: u64,
+    /// The end comes before a unit by which this much more would go: room that nobody needs yet is not worth an
+    /// image that fills the half of it.
+    pub(super) excess_max: u64,
+}
+
+impl Goal {
+    /// For what needs the room.
+    pub(super) fn of(bytes: u64) -> Self {
+        Self { bytes, excess_max: u64::MAX }
+    }
 }
 
 /// A manifest among the blobs.
@@ -92,26 +132,28 @@ enum Candidate {
     Partial(u32),
 }
 
-/// Chooses what to remove until `bytes` are free, or nothing is left that may go.
+/// Chooses what to remove until that much is free, or nothing is left that may go.
 ///
 /// `is_in_use` says of a blob that would go that it must not just now: its whole image then stays.
-pub(super) fn plan(stock: &Stock, bytes: u64, is_in_use: &dyn Fn(u32) -> bool) -> Plan {
+pub(super) fn plan(stock: &Stock, goal: Goal, is_in_use: &dyn Fn(u32) -> bool) -> Plan {
     let mut sorting = Sorting::new(stock);
     let mut plan = Plan::default();
-    while plan.bytes < bytes
+    while plan.bytes < goal.bytes
         && let Some(Reverse((worth, candidate))) = sorting.waiting.pop()
     {
-        match candidate {
-            Candidate::Partial(number) => {
-                plan.bytes += stock.partials[index(number)].bytes;
-                plan.units.push(Unit::Partial(number));
-            }
+        let (unit, bytes) = match candidate {
+            Candidate::Partial(number) => (Unit::Partial(number), stock.partials[index(number)].bytes),
             Candidate::Blob(number) => {
                 let Some(unit) = sorting.remove(number, worth, is_in_use) else { continue };
-                plan.bytes += unit.iter().map(|number| stock.blobs[index(*number)].bytes).sum::<u64>();
-                plan.units.push(Unit::Blobs(unit));
+                let bytes = unit.iter().map(|number| stock.blobs[index(*number)].bytes).sum::<u64>();
+                (Unit::Blobs(unit), bytes)
             }
+        };
+        if (plan.bytes + bytes).saturating_sub(goal.bytes) > goal.excess_max {
+            break;
         }
+        plan.bytes += bytes;
+        plan.units.push(unit);
     }
     plan
 }
@@ -122,17 +164,26 @@ struct Sorting<'a> {
     /// How many manifests refer to a blob that are here and stay.
     needed_by: Vec<u32>,
     held: Vec<bool>,
+    /// What was asked for within a week, itself or as a part of an image.
+    recent: Vec<bool>,
+    shares: Shares,
     waiting: BinaryHeap<Reverse<(u64, Candidate)>>,
 }
 
 impl<'a> Sorting<'a> {
     fn new(stock: &'a Stock) -> Self {
         let mut needed_by = vec![0; stock.blobs.len()];
-        for part in &stock.parts {
-            needed_by[index(*part)] += 1;
+        for part in stock.manifests.iter().flat_map(|node| stock.own_parts_of(node.blob)) {
+            needed_by[index(part)] += 1;
         }
-        let mut sorting = Self { stock, needed_by, held: Vec::new(), waiting: BinaryHeap::new() };
-        sorting.held = sorting.closure_of_held();
+        let numbers = || (0..).zip(&stock.blobs);
+        let asked_for = numbers().filter(|(_, blob)| blob.is_recent).map(|(number, _)| number).collect();
+        let recent = stock.closure(asked_for, true);
+        let shares = Shares::new(stock, &recent);
+        let mut held = stock.closure(stock.held.clone(), false);
+        let leased = stock.closure(stock.leased.clone(), true);
+        held.iter_mut().zip(leased).for_each(|(held, is_leased)| *held |= is_leased);
+        let mut sorting = Self { stock, needed_by, held, recent, shares, waiting: BinaryHeap::new() };
         for number in (0..).take(stock.blobs.len()) {
             if sorting.needed_by[index(number)] == 0 && !sorting.held[index(number)] {
                 let worth = sorting.worth_of_all(number);
@@ -145,17 +196,6 @@ impl<'a> Sorting<'a> {
         sorting
     }
 
-    fn closure_of_held(&self) -> Vec<bool> {
-        let mut held = vec![false; self.stock.blobs.len()];
-        let mut waiting = self.stock.held.clone();
-        while let Some(number) = waiting.pop() {
-            if !std::mem::replace(&mut held[index(number)], true) {
-                waiting.extend_from_slice(self.parts(number));
-            }
-        }
-        held
-    }
-
     /// The worth of an image is that of its most wanted manifest: clients may ask for the index, for a platform's
     /// manifest, or for both. Layers do not count: other images may have made them popular.
     fn worth_of_all(&self, root: u32) -> u64 {
@@ -164,10 +204,11 @@ impl<'a> Sorting<'a> {
         let mut seen = HashSet::new();
         let mut waiting = vec![root];
         while let Some(number) = waiting.pop() {
-            for part in self.parts(number).iter().filter(|part| !self.parts(**part).is_empty()) {
-                if seen.insert(*part) {
-                    worth = worth.max(self.stock.blobs[index(*part)].worth);
-                    waiting.push(*part);
+            let is_manifest = |part: &u32| !self.stock.parts_of(*part).is_empty();
+            for part in self.stock.own_parts_of(number).filter(is_manifest) {
+                if seen.insert(part) {
+                    worth = worth.max(self.stock.blobs[index(part)].worth);
+                    waiting.push(part);
                 }
             }
         }
@@ -175,7 +216,7 @@ impl<'a> Sorting<'a> {
     }
 
     /// Takes out an image, or a single blob. Returns what goes with it, itself first; nothing goes if anything of
-    /// that is in use.
+    /// that is in use, or another registry's to keep.
     fn remove(&mut self, root: u32, worth: u64, is_in_use: &dyn Fn(u32) -> bool) -> Option<Vec<u32>> {
         let stock = self.stock;
         let mut goes = vec![root];
@@ -183,24 +224,25 @@ impl<'a> Sorting<'a> {
         let mut at = 0;
         while let Some(number) = goes.get(at).copied() {
             at += 1;
-            for part in self.parts(number) {
-                let needed_by = &mut self.needed_by[index(*part)];
+            for part in stock.own_parts_of(number) {
+                let needed_by = &mut self.needed_by[index(part)];
                 *needed_by -= 1;
-                if *needed_by > 0 || self.held[index(*part)] {
+                if *needed_by > 0 || self.held[index(part)] {
                     continue;
                 }
                 // A manifest's worth is in that of its image; a layer may have been used later by others.
-                let is_manifest = !self.parts(*part).is_empty();
-                if is_manifest || stock.blobs[index(*part)].worth <= worth {
-                    goes.push(*part);
+                let is_manifest = !stock.parts_of(part).is_empty();
+                if is_manifest || stock.blobs[index(part)].worth <= worth {
+                    goes.push(part);
                 } else {
-                    stays.push(*part);
+                    stays.push(part);
                 }
             }
         }
-        if goes.iter().any(|number| is_in_use(*number)) {
-            for part in goes.iter().flat_map(|number| stock.parts_of(*number)) {
-                self.needed_by[index(*part)] += 1;
+        let stays_whole = goes.iter().any(|number| is_in_use(*number));
+        if stays_whole || !self.shares.let_go(stock, &self.recent, &goes) {
+            for part in goes.iter().flat_map(|number| stock.own_parts_of(*number)) {
+                self.needed_by[index(part)] += 1;
             }
             return None;
         }
@@ -210,13 +252,32 @@ impl<'a> Sorting<'a> {
         }
         Some(goes)
     }
-
-    fn parts(&self, blob: u32) -> &'a [u32] {
-        self.stock.parts_of(blob)
-    }
 }
 
 impl Stock {
+    /// These, and all that they refer to; or only what is their own of that.
+    fn closure(&self, mut waiting: Vec<u32>, own: bool) -> Vec<bool> {
+        let mut closure = vec![false; self.blobs.len()];
+        while let Some(number) = waiting.pop() {
+            if !std::mem::replace(&mut closure[index(number)], true) {
+                if own {
+                    waiting.extend(self.own_parts_of(number));
+                } else {
+                    waiting.extend_from_slice(self.parts_of(number));
+                }
+            }
+        }
+        closure
+    }
+
+    /// What a blob refers to, but for what another registry alone has: a manifest can name anything, and what others
+    /// have is neither kept nor worth more because of that.
+    fn own_parts_of(&self, blob: u32) -> impl Iterator<Item = u32> {
+        let owner = self.blobs[index(blob)].owner;
+        let is_own = move |part: &u32| owner.may_speak_for(self.blobs[index(*part)].owner);
+        self.parts_of(blob).iter().copied().filter(is_own)
+    }
+
     /// What of all that a blob refers to is here; nothing if it is no manifest.
     fn parts_of(&self, blob: u32) -> &[u32] {
         match self.manifests.binary_search_by_key(&blob, |node| node.blob) {

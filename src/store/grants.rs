@@ -196,6 +196,7 @@ impl Ledger {
             self.refs.write(repo, Ref::Blob(digest), &GrantFile::new(all, &repo.registry))?;
         }
         self.index.put_grant(repo, digest, all);
+        self.note_ref();
         Ok(())
     }
 

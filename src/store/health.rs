@@ -17,8 +17,9 @@ use tokio::sync::Notify;
 
 use super::disk::Disk;
 use super::obstacle::is_obstacle;
-use super::partial::reserve;
+use super::partial::allocate;
 use super::{Error, blocking};
+use crate::oci::range::Span;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
@@ -65,9 +66,12 @@ impl Trouble {
             Error::Io { action, source, .. } if source.raw_os_error().is_some() => {
                 Some((Self::Failing, action, source))
             }
-            Error::Io { .. } | Error::Locked { .. } | Error::DigestMismatch { .. } | Error::InUse { .. } => {
-                None
-            }
+            Error::Io { .. }
+            | Error::Locked { .. }
+            | Error::DigestMismatch { .. }
+            | Error::InUse { .. }
+            | Error::TooLarge { .. }
+            | Error::NoRoom { .. } => None,
         }
     }
 
@@ -210,7 +214,7 @@ fn once(disk: &Disk) {
 fn probe(disk: &Disk, room_bytes: u64) -> Result<(), Error> {
     let path = disk.stage()?;
     let write = |mut file: File| {
-        reserve(&file, room_bytes)?;
+        allocate(&file, Span { start: 0, end: room_bytes })?;
         file.write_all(&PROBE_BYTES)?;
         file.sync_all()
     };

@@ -9,9 +9,12 @@
 //! | `tag` | repo, NUL, tag | `TagRecord` |
 //! | `manifest` | repo, NUL, digest | `ManifestRecord` |
 //! | `parts` | digest of a manifest | bytes that it claims (a big-endian `u64`), then what it refers to, by short names |
+//! | `referrers` | repo, NUL, digest | bytes of the list, when it was fetched (two big-endian `u64`) |
 //! | `layout` | repo | what its `index.json` looked like when it was last in line with the refs |
 //! | `behind` | repo | empty: its `index.json` had not followed the refs when berth was stopped |
 //! | `meta` | `version`, `clean`, `sums`, `scrub` | when it was closed in order, what there was in each tree then; when the scrub's round began, and the last digest it looked at |
+//!
+//! What the records stand for on disk is summed up as they come and go ([`tally`]): it counts towards the budget.
 //!
 //! A digest is one byte for the algorithm and the raw hash; records are JSON, as in the files.
 //!
@@ -33,10 +36,12 @@ mod guard;
 mod key;
 mod recent;
 mod records;
+mod seen;
 mod stock;
 mod tally;
 
 pub(super) use key::Entry;
+pub(super) use seen::{REPO_ITSELF_BYTES, SeenRef, repo_id};
 pub(super) use stock::{Known, Short, short};
 
 use guard::{catch, clear_away, drop_quietly};
@@ -50,6 +55,12 @@ const VERSION: &[u8] = b"berth 3";
 /// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
 /// some 50 bytes a record in memory.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// What a file takes at least, and on average half of which is lost in its last block.
+const BLOCK_BYTES: u64 = 4096;
+/// What the folders of a repository take with `oci-layout` and a small `index.json`: a block each, one level of names.
+const REPO_BYTES: u64 = 9 * BLOCK_BYTES;
+/// What a tag or manifest takes of `index.json`.
+const ENTRY_BYTES: u64 = 256;
 /// How long sled may keep records in memory only; they can all be found again.
 const FLUSH_EVERY_MS: u64 = 1000;
 
@@ -89,6 +100,7 @@ struct Trees {
     tag: Tree,
     manifest: Tree,
     parts: Tree,
+    referrers: Tree,
     layout: Tree,
     behind: Tree,
     meta: Tree,
@@ -102,11 +114,16 @@ enum Part {
     Holding,
     Tag,
     Manifest,
+    Repo,
+    Referrers,
 }
 
 impl Part {
     /// Each at the place that its number says.
-    const ALL: [Self; 5] = [Self::Blob, Self::Grant, Self::Holding, Self::Tag, Self::Manifest];
+    const ALL: [Self; 7] =
+        [Self::Blob, Self::Grant, Self::Holding, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
+    /// What is said of content, rather than the content itself.
+    const REFS: [Self; 5] = [Self::Grant, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
 }
 
 impl Index {
@@ -192,7 +209,21 @@ impl Index {
 
     /// How many blobs there are, with the same reservation.
     pub(super) fn blob_count(&self) -> u64 {
-        lock(&self.tallies[Part::Blob as usize]).sum.records
+        self.count(Part::Blob)
+    }
+
+    /// Bytes that blobs and refs take on disk, with the same reservation.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.used_bytes() + self.blob_count() * BLOCK_BYTES + self.refs_bytes()
+    }
+
+    /// Bytes that refs, lists and folders of repositories take, with the same reservation.
+    pub(super) fn refs_bytes(&self) -> u64 {
+        Part::REFS.iter().map(|part| lock(&self.tallies[*part as usize]).sum.bytes).sum()
+    }
+
+    fn count(&self, part: Part) -> u64 {
+        lock(&self.tallies[part as usize]).sum.records
     }
 
     /// Asks sled to change something, after which the index is not closed in order any more.
@@ -268,6 +299,7 @@ impl Trees {
             tag: db.open_tree("tag")?,
             manifest: db.open_tree("manifest")?,
             parts: db.open_tree("parts")?,
+            referrers: db.open_tree("referrers")?,
             layout: db.open_tree("layout")?,
             behind: db.open_tree("behind")?,
             meta: db.open_tree("meta")?,
@@ -289,19 +321,22 @@ fn collect(
     Ok(())
 }
 
-/// Sets a flag that stays set once it is.
-fn raise(tree: &Tree, key: &[u8], flag: bool) -> sled::Result<()> {
-    let old = tree.get(key)?;
-    if old.is_none() || (flag && old.as_deref() != Some(&[1])) {
-        let either = move |old: Option<&[u8]>| Some(vec![u8::from(flag || old == Some(&[1]))]);
-        tree.update_and_fetch(key, either)?;
+/// The bytes on disk that a record stands for; of a blob, those of its content.
+fn weight(part: Part, value: &[u8]) -> u64 {
+    match part {
+        Part::Blob => first_number(value),
+        Part::Grant => BLOCK_BYTES,
+        // A file says what the record does.
+        Part::Tag | Part::Manifest => in_blocks(value.len() as u64) + ENTRY_BYTES,
+        Part::Repo => REPO_BYTES,
+        Part::Referrers => in_blocks(first_number(value)),
+        Part::Holding => 0,
     }
-    Ok(())
 }
 
-/// The bytes of content that a record stands for.
-fn weight(part: Part, value: &[u8]) -> u64 {
-    if matches!(part, Part::Blob) { first_number(value) } else { 0 }
+/// What a file of so many bytes takes.
+fn in_blocks(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(BLOCK_BYTES)
 }
 
 fn first_number(value: &[u8]) -> u64 {

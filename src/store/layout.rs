@@ -4,7 +4,8 @@
 //! and every other manifest of the repository that no index stored there names as its child. Whatever another
 //! tool has put there stays: fields of the index itself, annotations and fields of entries that are still true,
 //! entries that berth cannot judge (an unknown digest algorithm). An entry whose manifest is not here names
-//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption.
+//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption. So does one
+//! whose ref was removed because there were too many.
 //! When nothing is left of a repository, neither entries nor refs, its folder goes too.
 //!
 //! What berth has rendered or adopted last is remembered by its looks (inode, time, size) in the index; an
@@ -39,7 +40,7 @@ use super::disk::{self, Look};
 use super::entries::{self, Content, Entry, IndexJson, Members};
 use super::index::{self, Short, short};
 use super::ledger::Ledger;
-use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::manifest::{MANIFEST_BYTES_MAX, is_manifest_type};
 use crate::oci::{Digest, Manifest, Repo, Tag};
 use crate::sync::lock;
 
@@ -214,6 +215,11 @@ impl Ledger {
             if !is_foreign && (entry.is_plain || entry.digest.is_none()) {
                 return Ok(());
             }
+            let is_ref = entry.digest.is_some() && (entry.name.is_none() || entry.tag().is_some());
+            if is_foreign && is_ref && entry.is_plain && is_manifest_type(&entry.media_type) {
+                // It is here and was adopted once: its ref was removed because there were too many.
+                return Ok(());
+            }
             kept.bytes += entry.text.get().len();
             if kept.bytes > KEPT_BYTES_MAX {
                 return Err(IndexJson::too_long(&path));
@@ -279,13 +285,7 @@ impl Ledger {
         if manifest.is_none() && !self.is_here(digest) {
             return Ok(Vec::new());
         }
-        let (mut claimed_bytes, mut parts) = (0_u64, Vec::new());
-        for part in manifest.iter().flat_map(Manifest::children) {
-            claimed_bytes = claimed_bytes.saturating_add(part.size);
-            parts.extend(part.digest());
-        }
-        self.index.put_parts(digest, claimed_bytes, &parts);
-        Ok(parts.iter().map(short).collect())
+        Ok(self.note_parts(digest, manifest.as_ref()))
     }
 
     /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and

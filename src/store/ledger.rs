@@ -21,7 +21,7 @@ use super::Error;
 use super::blob::Blobs;
 use super::budget::Budget;
 use super::disk::Disk;
-use super::index::{Found, Index};
+use super::index::{Entry, Found, Index};
 use super::lock::Lock;
 use super::opened::{BlobFile, Opened, Whose, is_same_file};
 use super::pin::Pins;
@@ -37,6 +37,10 @@ use crate::sync::lock;
 
 /// Repositories share locks beyond this many: enough that two rarely meet on one.
 const LOCKS: usize = 64;
+/// Bytes of the lists of referrers that one repository may keep: four of the largest.
+const REPO_REFERRERS_MAX: u64 = 4 * MANIFEST_BYTES_MAX as u64;
+/// Of what all refs may take, one list may take this part.
+const REFERRERS_PART: u64 = 4;
 /// Uses remembered between two write-outs; beyond it the least interesting thing is lost, the time of a use.
 const USED_MAX: usize = 65_536;
 
@@ -253,6 +257,7 @@ impl Ledger {
         drop(guard);
         if is_news {
             self.mark_dirty(repo);
+            self.note_ref();
         }
         Ok(())
     }
@@ -287,6 +292,7 @@ impl Ledger {
             self.index.put_tag(repo, tag, record);
         }
         self.mark_dirty(repo);
+        self.note_ref();
         Ok(())
     }
 
@@ -344,6 +350,8 @@ impl Ledger {
         Ok(file.map(|file| ReferrersRecord { body: file.body.into(), fetched_at: file.fetched_at }))
     }
 
+    /// Keeps a list about a manifest that is here, and the repository's own. Any other is not worth the disk: anybody
+    /// can ask about any digest, in any repository.
     pub(super) fn set_referrers(
         &self,
         repo: &Repo,
@@ -351,11 +359,35 @@ impl Ledger {
         record: &ReferrersRecord,
     ) -> Result<(), Error> {
         let of = Ref::Referrers(digest);
+        let is_ours = self.own_manifest(repo, digest)?.is_some() && self.blobs.size(digest).is_some();
+        if !is_ours || record.body.len() as u64 > self.refs_max() / REFERRERS_PART {
+            return Ok(());
+        }
         let body = std::str::from_utf8(&record.body)
             .map_err(|error| Error::io("keep as JSON", &self.refs.path(repo, of), io::Error::other(error)))?;
+        let _guard = self.lock(repo);
+        self.make_room_for_referrers(repo, digest, record.body.len() as u64);
         self.refs.write(repo, of, &NewReferrersFile { fetched_at: record.fetched_at, body })?;
-        self.index.put_repo(repo);
+        self.index.put_referrers(repo, digest, self.referrers_bytes(repo, digest), record.fetched_at);
+        self.note_ref();
         Ok(())
+    }
+
+    /// Takes out the oldest lists of a repository, until it has room for one more.
+    fn make_room_for_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64) {
+        let mut lists = self.index.referrers_of(repo);
+        lists.retain(|(other, ..)| other != digest);
+        lists.sort_unstable_by_key(|(_, _, fetched_at)| *fetched_at);
+        let mut sum = bytes + lists.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
+        for (other, bytes, _) in lists {
+            if sum <= REPO_REFERRERS_MAX {
+                return;
+            }
+            self.refs.remove(repo, Ref::Referrers(&other));
+            self.index.remove(&Entry::Referrers(repo.clone(), other));
+            self.budget.metrics.space.evicted_refs.inc();
+            sum -= bytes;
+        }
     }
 
     // === What is behind ===

@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -37,6 +38,9 @@ const PAGES_ASKED_MAX: usize = 1024;
 
 /// Bytes that are remembered together as being in memory.
 const BLOCK_BYTES: usize = 1 << 20;
+/// Blocks whose memories come into being together, when one of them is first sent: a kibibyte of file costs less than
+/// a hundredth of a byte, and a size that is merely claimed costs next to nothing.
+const BLOCKS_TOGETHER: usize = 1024;
 /// For how long that is believed: what is sent again and again does not leave memory within two seconds, and to ask
 /// the kernel about each page was a fifth of the time that it takes to send it.
 const RESIDENT_FOR_SECONDS: u64 = 1;
@@ -45,8 +49,8 @@ const RESIDENT_FOR_SECONDS: u64 = 1;
 pub(super) struct Mapping {
     start: NonNull<u8>,
     bytes: Bytes,
-    /// When each block was last found in memory, in seconds since 1970.
-    resident_at: Box<[AtomicU64]>,
+    /// When each block was last found in memory, in seconds since 1970; [`BLOCKS_TOGETHER`] at a time.
+    resident_at: Box<[OnceLock<Box<[AtomicU64]>>]>,
 }
 
 /// What unmaps when the last slice is gone.
@@ -87,7 +91,8 @@ impl Mapping {
         // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
         let start = unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        let resident_at = (0..len.div_ceil(BLOCK_BYTES)).map(|_| AtomicU64::new(0)).collect();
+        let together = len.div_ceil(BLOCK_BYTES).div_ceil(BLOCKS_TOGETHER);
+        let resident_at = (0..together).map(|_| OnceLock::new()).collect();
         Ok(Self { start, bytes: Bytes::from_owner(Region { start, len }), resident_at })
     }
 
@@ -107,7 +112,7 @@ impl Mapping {
         let (now, end) = (unix_seconds(), range.end.min(self.bytes.len()));
         let blocks = range.start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
         blocks.into_iter().all(|block| {
-            let Some(resident_at) = self.resident_at.get(block) else { return false };
+            let Some(resident_at) = self.resident_at(block) else { return false };
             let is_remembered = now.checked_sub(resident_at.load(Ordering::Relaxed));
             if is_remembered.is_some_and(|age| age <= RESIDENT_FOR_SECONDS) {
                 return true;
@@ -124,11 +129,19 @@ impl Mapping {
     /// Notes that `range` has just come into memory, as far as it is whole blocks: also where the kernel may not be
     /// asked, as in a sandbox without `mincore`, not every hit goes through the pool.
     fn remember(&self, range: &Range<usize>) {
-        let end =
-            if range.end >= self.bytes.len() { self.resident_at.len() } else { range.end / BLOCK_BYTES };
-        for resident_at in self.resident_at.get(range.start.div_ceil(BLOCK_BYTES)..end).unwrap_or_default() {
+        let blocks = self.bytes.len().div_ceil(BLOCK_BYTES);
+        let end = if range.end >= self.bytes.len() { blocks } else { range.end / BLOCK_BYTES };
+        for resident_at in (range.start.div_ceil(BLOCK_BYTES)..end).map_while(|block| self.resident_at(block))
+        {
             resident_at.store(unix_seconds(), Ordering::Relaxed);
         }
+    }
+
+    fn resident_at(&self, block: usize) -> Option<&AtomicU64> {
+        let first = block / BLOCKS_TOGETHER * BLOCKS_TOGETHER;
+        let count = self.bytes.len().div_ceil(BLOCK_BYTES).saturating_sub(first).min(BLOCKS_TOGETHER);
+        let some = || (0..count).map(|_| AtomicU64::new(0)).collect();
+        self.resident_at.get(block / BLOCKS_TOGETHER)?.get_or_init(some).get(block - first)
     }
 
     /// Whether the kernel has every byte of `range` in memory now.
@@ -199,6 +212,20 @@ mod tests {
         assert_eq!(mapping.offset_of(&content), None);
         drop(mapping);
         assert!(slice == content[5000..]);
+    }
+
+    #[test]
+    fn the_size_of_a_file_costs_no_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 3 * (BLOCKS_TOGETHER * BLOCK_BYTES) + 5 * BLOCK_BYTES + 7;
+        file.set_len(size as u64).unwrap();
+        let mapping = Mapping::of(&file, size as u64).unwrap();
+        let made =
+            || mapping.resident_at.iter().filter_map(OnceLock::get).map(|some| some.len()).sum::<usize>();
+        assert_eq!(made(), 0);
+        assert!(mapping.populate(size - 5000..size).unwrap());
+        assert!(mapping.is_resident(size - 4096..size));
+        assert_eq!(made(), 6, "the last few blocks");
     }
 
     #[test]

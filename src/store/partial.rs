@@ -11,8 +11,11 @@
 //! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
 //!   failure once, and calls the lost pages clean from then on.
 //! - One handle per file. Two flights that write to one could commit what neither has verified.
-//! - If all of it is wanted, there is room for it from the start, as far as the file system can promise that: a
-//!   disk that is too full for a blob says so before a reader has been told anything.
+//! - Where it is plain that there can be no room for a blob, that is said before a reader has been told anything. The
+//!   room itself is taken step by step as bytes come ([`Partial::make_room`]), from the file system too as far as
+//!   that can promise it.
+
+mod room;
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -21,11 +24,9 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, Per
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{Errno, retry_on_intr};
-
 use super::Error;
 use super::blob::open_file;
+use super::budget::MAP_BYTES;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
 use super::map::{Map, Next, Origin};
@@ -33,9 +34,10 @@ use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
 use crate::clock::{believed, seconds_of, unix_seconds};
-use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
+
+pub(super) use room::allocate;
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
@@ -82,6 +84,10 @@ pub struct Partial {
     map: Map,
     /// How what was there at first had come; `None` if nothing was.
     began: Option<Origin>,
+    /// How many of its bytes room was taken for.
+    room: u64,
+    /// Up to where the file system has promised any.
+    allocated: u64,
     /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
     is_broken: bool,
     _in_use: InUse,
@@ -176,10 +182,13 @@ impl Partials {
             return Err(Error::InUse { digest: Box::new(key.digest) });
         };
         let path = self.path(key);
+        Sweeper { ledger: &ledger, partials: self }.admit(key, total, is_whole)?;
         let opened = self.find_or_create(&path, total, next);
         let (data, map_file, map, began) =
             opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
-        let partial = Partial {
+        let room = map.pieces.bytes();
+        ledger.budget.count_partial(key, room + MAP_BYTES);
+        Ok(Partial {
             ledger,
             key: key.clone(),
             path,
@@ -187,23 +196,11 @@ impl Partials {
             map_file,
             map,
             began,
+            room,
+            allocated: 0,
             is_broken: false,
             _in_use: in_use,
-        };
-        partial.ledger.budget.count_partial(key, partial.have().bytes());
-        if !is_whole {
-            return Ok(partial);
-        }
-        match partial.reserve(partial.have()) {
-            Ok(()) => Ok(partial),
-            Err(error) => {
-                if partial.have().bytes() == 0 {
-                    drop_files(&self.disk, &partial.path)?;
-                    partial.ledger.budget.release(key);
-                }
-                Err(error)
-            }
-        }
+        })
     }
 
     /// What is there, if no more than a look at it is wanted.
@@ -307,37 +304,6 @@ impl Partial {
         self.data.clone()
     }
 
-    /// Makes sure that there is room for all of it, of which `have` is there already.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
-    pub fn reserve(&self, have: &Pieces) -> Result<(), Error> {
-        let total = self.map.total;
-        let partials = Partials::of(&self.ledger);
-        let sweeper = Sweeper { ledger: &self.ledger, partials: &partials };
-        sweeper.admit(&self.key, total)?;
-        let reserved = reserve(self.data.file(), total).or_else(|error| match Errno::from_io_error(&error) {
-            // Others fill the disk as well: what is not needed any more gives way to what is.
-            Some(Errno::NOSPC | Errno::DQUOT) if sweeper.make_room(total) => reserve(self.data.file(), total),
-            _ => Err(error),
-        });
-        reserved.map_err(|error| {
-            self.ledger.budget.count_partial(&self.key, have.bytes());
-            // Some file systems keep what they could find.
-            let mut at = 0;
-            while let Some(gap) = have.gap(Span { start: at, end: total }) {
-                let _ = fallocate(
-                    self.data.file(),
-                    FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                    gap.start,
-                    gap.len(),
-                );
-                at = gap.end;
-            }
-            self.failed("reserve room for", error)
-        })
-    }
-
     /// Writes bytes at their place.
     ///
     /// # Errors
@@ -382,7 +348,6 @@ impl Partial {
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
         self.refuse_if_broken()?;
         let Synced { pieces, result } = synced;
-        self.ledger.budget.count_at_least(&self.key, pieces.bytes());
         let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
         result.map_err(|source| {
             self.is_broken = true;
@@ -467,16 +432,6 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, E
 /// The length that a file must have to hold what its map names.
 fn named_end(map: &Map) -> u64 {
     map.pieces.spans().last().map_or(0, |last| last.end)
-}
-
-/// Reserves room for all of a file, without changing its length.
-pub(super) fn reserve(file: &File, total: u64) -> io::Result<()> {
-    let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, 0, total);
-    match if total == 0 { Ok(()) } else { retry_on_intr(allocate) } {
-        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(error.into()),
-        // Other failures mean that this file system cannot reserve: then only writing can tell.
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 fn open_to_write(path: &Path) -> Result<Option<File>, Error> {

@@ -21,7 +21,7 @@ use super::ledger::Ledger;
 use super::record::{decode, encode};
 use super::{Error, Limits, Store};
 use crate::oci::manifest::{Descriptor, Kind, is_manifest_type};
-use crate::oci::{Digest, Image, Manifest, Platform, Reference};
+use crate::oci::{Digest, Image, Manifest, Platform, Reference, Repo};
 use crate::sync::lock;
 
 /// Pins that can be made by command: more than anybody looks after.
@@ -194,6 +194,13 @@ impl Ledger {
         let limits = self.budget.limits();
         let configured = limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
         configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
+    }
+
+    /// The repositories of which something is pinned; `None` if that is not known.
+    pub(super) fn pinned_repos(&self) -> Option<HashSet<Repo>> {
+        let made = lock(&self.pins.all).clone()?;
+        let limits = self.budget.limits();
+        Some(made.iter().chain(&limits.pins).map(|pin| pin.image.repo.clone()).collect())
     }
 
     /// What pins keep; `None` if that is not known.

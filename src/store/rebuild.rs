@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,12 @@ pub(super) enum Trust {
 
 impl Trust {
     fn covers(self, folder: &Path) -> bool {
-        let changed = fs::metadata(folder).map_or(i64::MAX, |metadata| metadata.ctime());
+        let changed = match fs::metadata(folder) {
+            Ok(metadata) => metadata.ctime(),
+            // The one above it has changed if it was ever there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(_) => i64::MAX,
+        };
         match self {
             Self::Since(at) => changed.cast_unsigned() < at.saturating_sub(CLOCK_GRAIN_SECONDS),
             Self::Nothing => false,
@@ -72,9 +78,11 @@ impl Unchanged {
     fn has(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Blob(digest) => self.blobs.contains(&digest.algorithm()),
-            Entry::Repo(repo) | Entry::Tag(repo, _) | Entry::Manifest(repo, _) | Entry::Grant(repo, _) => {
-                self.repos.contains(repo)
-            }
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => self.repos.contains(repo),
         }
     }
 }
@@ -106,9 +114,7 @@ impl Ledger {
             unchanged.blobs.extend(Algorithm::ALL);
         }
         for repo in self.refs.repositories()? {
-            if [Kind::Tags, Kind::Manifests, Kind::Blobs]
-                .iter()
-                .all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
+            if Kind::ALL.iter().all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
                 && self.index.knows(&repo)
             {
                 unchanged.repos.insert(repo);
@@ -205,7 +211,24 @@ impl Ledger {
             }
             Ok(goes_on())
         })?;
+        self.refs.each_digest(repo, Kind::Referrers, &mut |digest| {
+            added += usize::from(self.learn_referrers(repo, &digest));
+            Ok(goes_on())
+        })?;
         Ok(added)
+    }
+
+    /// A list is as long as its file, and as old: nothing else of it is to be known.
+    fn learn_referrers(&self, repo: &Repo, digest: &Digest) -> bool {
+        let _guard = self.lock(repo);
+        let Some((bytes, modified_at)) = self.refs.size_and_time(repo, Ref::Referrers(digest)) else {
+            return false;
+        };
+        let is_news = self.index.referrers(repo, digest) != Some(bytes);
+        if is_news {
+            self.index.put_referrers(repo, digest, bytes, modified_at.min(unix_seconds()));
+        }
+        is_news
     }
 
     fn learn_tag(&self, repo: &Repo, tag: &Tag, trusts: bool) -> Result<bool, Error> {
@@ -243,6 +266,7 @@ impl Ledger {
             Entry::Repo(repo) => self.refs.knows(repo),
             Entry::Tag(repo, tag) => self.refs.exists(repo, Ref::Tag(tag)),
             Entry::Manifest(repo, digest) => self.refs.exists(repo, Ref::Manifest(digest)),
+            Entry::Referrers(repo, digest) => self.refs.exists(repo, Ref::Referrers(digest)),
             Entry::Grant(repo, digest) => {
                 self.refs.exists(repo, Ref::Blob(digest)) || self.refs.exists(repo, Ref::Manifest(digest))
             }
@@ -252,9 +276,11 @@ impl Ledger {
     fn unlearn(&self, entry: &Entry) -> bool {
         let _guard = match entry {
             Entry::Blob(_) => None,
-            Entry::Repo(repo) | Entry::Tag(repo, _) | Entry::Manifest(repo, _) | Entry::Grant(repo, _) => {
-                Some(self.lock(repo))
-            }
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => Some(self.lock(repo)),
         };
         let is_gone = !self.is_there(entry);
         if is_gone {

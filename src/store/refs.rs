@@ -12,6 +12,7 @@
 //! a component that no name can have.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -46,6 +47,11 @@ pub(super) enum Kind {
     Tags,
     Manifests,
     Blobs,
+    Referrers,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Tags, Self::Manifests, Self::Blobs, Self::Referrers];
 }
 
 /// What is done with each of many; false ends it.
@@ -73,6 +79,7 @@ impl Refs {
             Kind::Tags => "refs/tags",
             Kind::Manifests => "refs/manifests",
             Kind::Blobs => "refs/blobs",
+            Kind::Referrers => "refs/referrers",
         })
     }
 
@@ -81,7 +88,7 @@ impl Refs {
             Ref::Tag(tag) => self.folder(repo, Kind::Tags).join(tag.as_str()),
             Ref::Manifest(digest) => self.folder(repo, Kind::Manifests).join(digest.file_name()),
             Ref::Blob(digest) => self.folder(repo, Kind::Blobs).join(digest.file_name()),
-            Ref::Referrers(digest) => self.layout(repo).join("refs/referrers").join(digest.file_name()),
+            Ref::Referrers(digest) => self.folder(repo, Kind::Referrers).join(digest.file_name()),
         }
     }
 
@@ -113,9 +120,8 @@ impl Refs {
 
     /// Whether nothing is said of a repository any more.
     pub(super) fn is_empty(&self, repo: &Repo) -> Result<bool, Error> {
-        let folders = [Kind::Tags, Kind::Manifests, Kind::Blobs].map(|kind| self.folder(repo, kind));
-        for folder in folders.into_iter().chain([self.layout(repo).join("refs/referrers")]) {
-            if let Some(name) = disk::names(&folder)?.next() {
+        for kind in Kind::ALL {
+            if let Some(name) = disk::names(&self.folder(repo, kind))?.next() {
                 return name.map(|_| false);
             }
         }
@@ -125,8 +131,8 @@ impl Refs {
     /// Removes the folders of a repository of which nothing is left, and those above it that become empty.
     pub(super) fn clear(&self, repo: &Repo) {
         let layout = self.layout(repo);
-        for below in ["refs/tags", "refs/manifests", "refs/blobs", "refs/referrers", "refs"] {
-            let _ = fs::remove_dir(layout.join(below));
+        for folder in Kind::ALL.map(|kind| self.folder(repo, kind)).into_iter().chain([layout.join("refs")]) {
+            let _ = fs::remove_dir(folder);
         }
         let root = self.disk.root().join("repos");
         for folder in layout.ancestors().take_while(|folder| *folder != root) {
@@ -139,6 +145,12 @@ impl Refs {
 
     pub(super) fn exists(&self, repo: &Repo, of: Ref<'_>) -> bool {
         self.path(repo, of).exists()
+    }
+
+    /// How long the file of a fact is, and when it was written, in seconds since 1970.
+    pub(super) fn size_and_time(&self, repo: &Repo, of: Ref<'_>) -> Option<(u64, u64)> {
+        let metadata = fs::symlink_metadata(self.path(repo, of)).ok()?;
+        Some((metadata.len(), u64::try_from(metadata.mtime()).unwrap_or(0)))
     }
 
     /// When a fact was written.
@@ -187,7 +199,7 @@ impl Refs {
     /// How many files of facts a repository has, whatever they are.
     pub(super) fn count(&self, repo: &Repo) -> Result<u64, Error> {
         let mut count = 0;
-        for kind in [Kind::Tags, Kind::Manifests, Kind::Blobs] {
+        for kind in Kind::ALL {
             count += disk::names(&self.folder(repo, kind))?.count() as u64;
         }
         Ok(count)

@@ -362,6 +362,10 @@ async fn referrers_are_kept_byte_for_byte() {
     let body = Bytes::from_static(b"{ \"manifests\" : [\"\\u00e9\xc3\xa9\"] }\n");
     let record = ReferrersRecord { body, fetched_at: 5 };
     store.set_referrers(&repo, &digest("m"), &record).await.unwrap();
+    assert_eq!(store.referrers(&repo, &digest("m")).await.unwrap(), None, "it is about nothing that is here");
+    store.put(&digest("m"), "m".into()).await.unwrap();
+    store.set_manifest(&repo, &digest("m"), &manifest_record("m", true)).await.unwrap();
+    store.set_referrers(&repo, &digest("m"), &record).await.unwrap();
     assert_eq!(store.referrers(&repo, &digest("m")).await.unwrap(), Some(record));
     let nonsense = ReferrersRecord { body: Bytes::from_static(b"\xff"), fetched_at: 5 };
     assert!(store.set_referrers(&repo, &digest("m"), &nonsense).await.is_err());

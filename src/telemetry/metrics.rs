@@ -6,6 +6,7 @@
 
 mod configuration;
 mod requests;
+mod space;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use configuration::{Configuration, Reload};
 pub use requests::{Handler, InFlight, Verb};
 
 use requests::Requests;
+use space::Space;
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -125,18 +127,8 @@ pub struct Metrics {
     pub mismatches: IntCounter,
     /// Claims to have content that is stored, which were wrong.
     pub refuted_claims: IntCounter,
-    /// Manifests and blobs that were evicted.
-    pub evicted_blobs: IntCounter,
-    /// Bytes of these, and of partial files.
-    pub evicted_bytes: IntCounter,
-    /// Times that less was free on the file system than is left to others.
-    pub floor_hits: IntCounter,
-    /// Blobs that passed through unstored, because they or their images are larger than the budget.
-    pub too_large: IntCounter,
-    /// Bytes that may be kept.
-    pub budget: IntGauge,
-    /// Bytes of these that are used.
-    pub budget_used: IntGauge,
+    /// How much room there is, and what goes for want of it.
+    pub space: Space,
     /// Bytes of stored content.
     pub storage_used: IntGauge,
     /// Size of the file system that holds the data folder.
@@ -350,19 +342,7 @@ impl Metrics {
                 "berth_refuted_claims_total",
                 "Claims of upstreams to have content that berth holds, which were wrong",
             ),
-            evicted_blobs: new.counter("berth_evicted_blobs_total", "Manifests and blobs that were evicted"),
-            evicted_bytes: new
-                .counter("berth_evicted_bytes_total", "Bytes of what was evicted, partial files included"),
-            floor_hits: new.counter(
-                "berth_free_space_floor_hits_total",
-                "Times that less than min_free was free on the file system",
-            ),
-            too_large: new.counter(
-                "berth_passed_through_for_size_total",
-                "Blobs not kept, because they or their images are larger than max_bytes",
-            ),
-            budget: new.gauge("berth_budget_bytes", "Bytes that blobs and partial files may take: max_bytes"),
-            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that blobs and partial files take"),
+            space: Space::new(&new),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
             storage_errors: new.storage_errors(),

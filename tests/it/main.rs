@@ -9,6 +9,7 @@ mod access;
 mod admin;
 mod auth;
 mod bit_rot;
+mod budget;
 mod claims;
 mod clients;
 mod clients_itself;

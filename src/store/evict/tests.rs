@@ -12,15 +12,20 @@ struct Case {
     stock: Stock,
 }
 
+/// Of the one registry there is.
+fn item(bytes: u64, worth: u64) -> Item {
+    Item { bytes, worth, owner: Owner(Owner::FIRST), is_recent: true }
+}
+
 fn case(blobs: &'static str, partials: &[(u64, u64)]) -> Case {
     let lines: Vec<&str> = blobs.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let name_of = |line: &'static str| line.split(' ').next().unwrap().trim_start_matches('!');
     let names: Vec<&str> = lines.iter().copied().map(name_of).collect();
     let mut stock = Stock::default();
     for (number, line) in (0..).zip(&lines) {
-        let (item, parts) = line.split_once(" = ").unwrap_or((line, ""));
-        let fields: Vec<&str> = item.split(' ').collect();
-        stock.blobs.push(Item { bytes: fields[1].parse().unwrap(), worth: fields[2].parse().unwrap() });
+        let (blob, parts) = line.split_once(" = ").unwrap_or((line, ""));
+        let fields: Vec<&str> = blob.split(' ').collect();
+        stock.blobs.push(item(fields[1].parse().unwrap(), fields[2].parse().unwrap()));
         if line.starts_with('!') {
             stock.held.push(number);
         }
@@ -32,14 +37,14 @@ fn case(blobs: &'static str, partials: &[(u64, u64)]) -> Case {
             stock.manifests.push(Node { blob: number, from, to });
         }
     }
-    stock.partials = partials.iter().map(|(bytes, worth)| Item { bytes: *bytes, worth: *worth }).collect();
+    stock.partials = partials.iter().map(|(bytes, worth)| item(*bytes, *worth)).collect();
     Case { names, stock }
 }
 
 impl Case {
     /// What goes, in order, units apart by commas.
     fn goes(&self, bytes: u64, in_use: &[&str]) -> String {
-        let plan = plan(&self.stock, bytes, &|number| in_use.contains(&self.names[index(number)]));
+        let plan = plan(&self.stock, Goal::of(bytes), &|number| in_use.contains(&self.names[index(number)]));
         let name = |number: &u32| self.names[index(*number)];
         let unit = |unit: &Unit| match unit {
             Unit::Blobs(blobs) => blobs.iter().map(name).collect::<Vec<_>>().join(" "),
@@ -152,6 +157,105 @@ fn being_asked_for_again_counts_and_a_busy_hour_does_not() {
     let (old_favourite, new) = (worth(0, 2 * OCCASION_SECONDS), worth(AGAIN_SECONDS * 2, AGAIN_SECONDS * 2));
     assert!(old_favourite < new, "not for ever");
     assert_eq!(worth(5, 3), 3, "a clock that went back");
+}
+
+// === Several registries
+
+/// Registries by number, each with `(blobs, bytes each, worth)`; the first blob of each is the oldest.
+fn registries(all: &[(u64, u64, u64)], limit: u64) -> Stock {
+    let mut stock = Stock { limit, ..Stock::default() };
+    for (number, (count, bytes, worth)) in (Owner::FIRST..).zip(all) {
+        let blob = |age| Item { owner: Owner(number), ..item(*bytes, worth + age) };
+        stock.blobs.extend((0..*count).map(blob));
+    }
+    stock
+}
+
+/// Bytes that each registry loses when this one brings that much.
+fn losses(stock: &mut Stock, bringer: Option<u16>, bytes: u64) -> Vec<u64> {
+    stock.bringer = bringer.map(|number| Owner(Owner::FIRST + number));
+    let mut losses = vec![0; 4];
+    for unit in plan(stock, Goal::of(bytes), &|_| false).units {
+        let Unit::Blobs(blobs) = unit else { unreachable!("there are no partial files") };
+        for blob in blobs.into_iter().map(|number| stock.blobs[index(number)]) {
+            losses[usize::from(blob.owner.0 - Owner::FIRST)] += blob.bytes;
+        }
+    }
+    losses
+}
+
+#[test]
+fn a_registry_that_brings_takes_from_another_no_more_than_is_beyond_its_share() {
+    // The good one has been here for longer.
+    let mut stock = registries(&[(10, 8, 100), (2, 8, 500)], 100);
+    assert_eq!(losses(&mut stock, Some(1), 8), [8, 0, 0, 0], "it is below its share, and the other above");
+    assert_eq!(losses(&mut stock, Some(1), 999), [40, 16, 0, 0], "never more");
+    assert_eq!(losses(&mut stock, Some(0), 8), [8, 0, 0, 0], "the other is below its share");
+    assert_eq!(losses(&mut stock, Some(0), 999)[1], 0);
+
+    let mut stock = registries(&[(5, 8, 100), (5, 8, 500)], 100);
+    assert_eq!(losses(&mut stock, Some(1), 24), [0, 24, 0, 0], "first of its own");
+
+    let mut stock = registries(&[(3, 8, 100), (1, 8, 200), (7, 8, 500)], 100);
+    assert_eq!(losses(&mut stock, Some(2), 999), [0, 0, 56, 0], "a flood beside several");
+    assert_eq!(losses(&mut stock, None, 16), [0, 0, 16, 0], "behind, the largest is the one that brings");
+}
+
+#[test]
+fn a_registry_alone_may_use_everything_and_so_may_one_whose_neighbours_nobody_asks_for() {
+    let mut stock = registries(&[(10, 8, 100)], 100);
+    assert_eq!(losses(&mut stock, Some(0), 999), [80, 0, 0, 0]);
+    let mut stock = registries(&[(10, 8, 100), (2, 8, 500)], 100);
+    stock.blobs.iter_mut().take(10).for_each(|blob| blob.is_recent = false);
+    assert_eq!(losses(&mut stock, Some(1), 999), [80, 16, 0, 0]);
+    stock.blobs.iter_mut().for_each(|blob| blob.owner = Owner::NOBODY);
+    let all = plan(&stock, Goal::of(999), &|_| false);
+    assert_eq!(all.bytes, 96, "what is nobody's is not spared");
+}
+
+#[test]
+fn a_manifest_that_names_what_another_registry_has_keeps_nothing_of_that() {
+    let mut stock = case("theirs 60 10\nlie 1 100 = theirs own\nown 30 100", &[]).stock;
+    stock.limit = 100;
+    stock.blobs[0].owner = Owner(Owner::FIRST + 1);
+    stock.blobs[0].is_recent = false;
+    stock.leased = vec![1];
+    let kept = Sorting::new(&stock);
+    assert_eq!((kept.held, kept.recent), (vec![false, true, true], vec![false, true, true]));
+    assert_eq!(plan(&stock, Goal::of(999), &|_| false).bytes, 60);
+    stock.held = vec![1];
+    assert_eq!(plan(&stock, Goal::of(999), &|_| false).bytes, 0, "but a pin does");
+}
+
+#[test]
+fn an_image_is_as_recent_as_its_manifest() {
+    let mut stock = case(
+        "image 1 100 = layer
+layer 60 10
+own 30 200",
+        &[],
+    )
+    .stock;
+    stock.limit = 100;
+    stock.blobs[1].is_recent = false;
+    stock.blobs[2].owner = Owner(Owner::FIRST + 1);
+    stock.bringer = Some(Owner(Owner::FIRST + 1));
+    assert_eq!(plan(&stock, Goal::of(50), &|_| false).bytes, 30, "the layer is part of what is asked for");
+    stock.blobs[0].is_recent = false;
+    assert_eq!(plan(&stock, Goal::of(50), &|_| false).bytes, 61);
+}
+
+#[test]
+fn no_image_that_fills_the_half_goes_for_room_that_nobody_needs() {
+    let case = case(
+        "small 5 10
+large 95 20
+other 5 30",
+        &[],
+    );
+    let goes = |bytes, excess_max| plan(&case.stock, Goal { bytes, excess_max }, &|_| false).bytes;
+    assert_eq!((goes(10, 50), goes(10, 90), goes(4, 0)), (5, 100, 0));
+    assert_eq!(goes(10, u64::MAX), 100);
 }
 
 // === The simulator
@@ -304,20 +408,21 @@ impl Cached<'_> {
             let Some((first, last)) = uses else { continue };
             numbers[blob] = Some(u32::try_from(names.len()).unwrap());
             names.push(blob);
-            stock.blobs.push(Item { bytes: self.trace.sizes[blob], worth: worth(*first, *last) });
+            stock.blobs.push(item(self.trace.sizes[blob], worth(*first, *last)));
         }
         let blobs = names.len();
         for (image, uses) in self.images.iter().enumerate() {
             let Some((first, last)) = uses else { continue };
             let blob = u32::try_from(names.len()).unwrap();
             names.push(image);
-            stock.blobs.push(Item { bytes: 0, worth: worth(*first, *last) });
+            stock.blobs.push(item(0, worth(*first, *last)));
             let from = u32::try_from(stock.parts.len()).unwrap();
             stock.parts.extend(self.trace.images[image].iter().filter_map(|blob| numbers[*blob]));
             let to = u32::try_from(stock.parts.len()).unwrap();
             stock.manifests.push(Node { blob, from, to });
         }
-        let plan = plan(&stock, bytes, &|_| false);
+        stock.limit = self.trace.budget;
+        let plan = plan(&stock, Goal::of(bytes), &|_| false);
         for unit in plan.units {
             let Unit::Blobs(unit) = unit else { unreachable!("there are no partial files") };
             for number in unit.into_iter().map(index) {

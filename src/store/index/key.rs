@@ -2,6 +2,9 @@
 
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
 
+const SHA256_BYTES: usize = 32;
+const SHA512_BYTES: usize = 64;
+
 /// Something that the index says is in the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Entry {
@@ -10,6 +13,7 @@ pub(in crate::store) enum Entry {
     Tag(Repo, Tag),
     Manifest(Repo, Digest),
     Grant(Repo, Digest),
+    Referrers(Repo, Digest),
 }
 
 pub(super) fn digest(digest: &Digest) -> Vec<u8> {
@@ -53,6 +57,16 @@ pub(super) fn holding(of: &Digest, registry: &Registry) -> Vec<u8> {
     key
 }
 
+/// The registry of such a key.
+pub(super) fn holder(holding: &[u8]) -> Option<&str> {
+    let bytes = match holding.first()? {
+        1 => SHA256_BYTES,
+        2 => SHA512_BYTES,
+        _ => return None,
+    };
+    std::str::from_utf8(holding.get(1 + bytes..)?).ok()
+}
+
 pub(super) fn to_digest(key: &[u8]) -> Option<Digest> {
     let (algorithm, raw) = key.split_first()?;
     let algorithm = match algorithm {
@@ -67,6 +81,11 @@ pub(super) fn to_digest(key: &[u8]) -> Option<Digest> {
 pub(super) fn to_repo(key: &[u8]) -> Option<Repo> {
     let (registry, name) = std::str::from_utf8(key).ok()?.split_once('/')?;
     Some(Repo { registry: Registry::parse(registry).ok()?, name: RepoName::parse(name).ok()? })
+}
+
+/// The registry of a repository's key.
+pub(super) fn registry(repo: &[u8]) -> Option<&str> {
+    std::str::from_utf8(repo).ok()?.split_once('/').map(|(registry, _)| registry)
 }
 
 pub(super) fn to_tag_name(key: &[u8]) -> Option<Tag> {
@@ -93,6 +112,11 @@ pub(super) fn to_manifest(key: &[u8]) -> Option<Entry> {
 pub(super) fn to_grant(key: &[u8]) -> Option<Entry> {
     let (repo, digest) = split(key)?;
     Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
+}
+
+pub(super) fn to_referrers(key: &[u8]) -> Option<Entry> {
+    let (repo, digest) = split(key)?;
+    Some(Entry::Referrers(to_repo(repo)?, to_digest(digest)?))
 }
 
 pub(super) fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -149,10 +173,12 @@ mod tests {
             Entry::Blob(of) => digest(of),
             Entry::Repo(of) => repo(of),
             Entry::Tag(of, name) => tag(of, name.as_str()),
-            Entry::Manifest(of, about) | Entry::Grant(of, about) => repo_digest(of, about),
+            Entry::Manifest(of, about) | Entry::Grant(of, about) | Entry::Referrers(of, about) => {
+                repo_digest(of, about)
+            }
         };
         target.holds(|input| {
-            for read in [to_blob, to_repository, to_tag, to_manifest, to_grant] {
+            for read in [to_blob, to_repository, to_tag, to_manifest, to_grant, to_referrers] {
                 let Some(entry) = read(input) else { continue };
                 // Nothing but the case of a registry may differ.
                 assert!(write(&entry).eq_ignore_ascii_case(input));

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::tally::Tally;
-use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, raise, weight};
+use super::{Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, weight};
 use crate::clock::{later, unix_seconds};
 use crate::oci::{Digest, Registry, Repo, Tag};
 use crate::store::grants::{self, Holding, Holdings};
@@ -64,7 +64,7 @@ impl Index {
         let value = encode(&grant);
         let is_news = |old: Option<&[u8]>| old != Some(&*value);
         self.put_if(Part::Grant, &key::repo_digest(repo, digest), &value, is_news);
-        self.change(|trees| raise(&trees.repo, &key::repo(repo), grant.public));
+        self.raise_repo(repo, grant.public);
         self.put_holding(repo, digest, Holding::of(grant), None);
     }
 
@@ -100,7 +100,7 @@ impl Index {
         let key = key::tag(repo, tag.as_str());
         self.put(Part::Tag, &key, &encode(record));
         self.recent.forget(&key);
-        self.change(|trees| raise(&trees.repo, &key::repo(repo), record.public));
+        self.raise_repo(repo, record.public);
     }
 
     /// Notes that upstream confirmed a tag; a record that meanwhile moved keeps what it moved to.
@@ -168,7 +168,41 @@ impl Index {
     }
 
     pub(in crate::store) fn put_repo(&self, repo: &Repo) {
-        self.change(|trees| raise(&trees.repo, &key::repo(repo), false));
+        self.raise_repo(repo, false);
+    }
+
+    /// Knows a repository, and that it has something public; that stays so once it is.
+    fn raise_repo(&self, repo: &Repo, public: bool) {
+        let is_less = |old: Option<&[u8]>| old.is_none_or(|old| public && old != [1]);
+        self.put_if(Part::Repo, &key::repo(repo), &[u8::from(public)], is_less);
+    }
+
+    /// Notes a list of referrers of so many bytes, as a file has it.
+    pub(in crate::store) fn put_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64, fetched_at: u64) {
+        let value = (u128::from(bytes) << 64 | u128::from(fetched_at)).to_be_bytes();
+        self.put(Part::Referrers, &key::repo_digest(repo, digest), &value);
+        self.put_repo(repo);
+    }
+
+    /// Whether a list of referrers is known, and of how many bytes.
+    pub(in crate::store) fn referrers(&self, repo: &Repo, digest: &Digest) -> Option<u64> {
+        let value = self.with(|trees| trees.referrers.get(key::repo_digest(repo, digest)))??;
+        Some(first_number(&value))
+    }
+
+    /// The lists of referrers that a repository has: about what, of how many bytes, and when they were fetched.
+    pub(in crate::store) fn referrers_of(&self, repo: &Repo) -> Vec<(Digest, u64, u64)> {
+        let lists = self.with(|trees| {
+            let mut lists = Vec::new();
+            for item in trees.referrers.scan_prefix(key::prefix(repo)) {
+                let (key, value) = item?;
+                if let Some(Entry::Referrers(_, digest)) = key::to_referrers(&key) {
+                    lists.push((digest, first_number(&value), value.get(8..).map_or(0, first_number)));
+                }
+            }
+            Ok(lists)
+        });
+        lists.unwrap_or_default()
     }
 
     /// A page of repositories in byte order; `None` if the list would not be the whole one.
@@ -271,7 +305,7 @@ impl Index {
     ) -> Option<Result<(), E>> {
         let read = |key: &[u8], value: &[u8]| match key::to_manifest(key)? {
             Entry::Manifest(_, digest) => Some((digest, decode(value)?)),
-            Entry::Blob(_) | Entry::Repo(_) | Entry::Tag(..) | Entry::Grant(..) => None,
+            _ => None,
         };
         self.each(
             repo,
@@ -318,6 +352,7 @@ impl Index {
             look(&trees.tag, key::to_tag)?;
             look(&trees.manifest, key::to_manifest)?;
             look(&trees.grant, key::to_grant)?;
+            look(&trees.referrers, key::to_referrers)?;
             // Last: what is in a repository that is gone has been found by now.
             look(&trees.repo, key::to_repository)?;
             Ok(missing)
@@ -335,7 +370,8 @@ impl Index {
             }
             Entry::Manifest(repo, digest) => self.take(Part::Manifest, &key::repo_digest(repo, digest)),
             Entry::Grant(repo, digest) => self.take(Part::Grant, &key::repo_digest(repo, digest)),
-            Entry::Repo(repo) => drop(self.change(|trees| trees.repo.remove(key::repo(repo)))),
+            Entry::Referrers(repo, digest) => self.take(Part::Referrers, &key::repo_digest(repo, digest)),
+            Entry::Repo(repo) => self.take(Part::Repo, &key::repo(repo)),
         }
     }
 

@@ -32,7 +32,7 @@ pub(in crate::store) fn short(digest: &Digest) -> Short {
     short_of_key(&key::digest(digest)).unwrap_or_default()
 }
 
-fn short_of_key(key: &[u8]) -> Option<Short> {
+pub(super) fn short_of_key(key: &[u8]) -> Option<Short> {
     key.get(..16).and_then(|bytes| bytes.try_into().ok()).map(Short::from_be_bytes)
 }
 
@@ -124,6 +124,11 @@ impl Index {
         Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
     }
 
+    /// What a manifest claims its blobs to weigh, if that was noted.
+    pub(in crate::store) fn claimed(&self, manifest: &Digest) -> Option<u64> {
+        self.with(|trees| trees.parts.get(key::digest(manifest)))?.map(|value| first_number(&value))
+    }
+
     /// Whether it is a manifest that refers to anything.
     pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
         self.with(|trees| trees.parts.contains_key(key::digest(manifest))) == Some(true)
@@ -139,6 +144,20 @@ impl Index {
                 parts.clear();
                 parts.extend(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key));
                 show(short, first_number(&value), &parts);
+            }
+            Ok(())
+        });
+        done.is_some()
+    }
+
+    /// Shows which registries hold which digests, in the order of these. Returns whether these were all.
+    pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, Short)) -> bool {
+        let done = self.with(|trees| {
+            for key in trees.holding.iter().keys() {
+                let key = key?;
+                if let (Some(registry), Some(name)) = (key::holder(&key), short_of_key(&key)) {
+                    show(registry, name);
+                }
             }
             Ok(())
         });

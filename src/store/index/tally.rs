@@ -16,7 +16,7 @@ const STEP_RECORDS: usize = 500;
 /// Of a sum as it is noted.
 const SUM_BYTES: usize = 16;
 
-/// How many records there are, and how many bytes of content they stand for.
+/// How many records there are, and how many bytes they stand for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     pub(super) records: u64,
@@ -98,7 +98,7 @@ impl Index {
             was_right &= self.recount(part, stop) == Some(true);
         }
         let others = self.with(|trees| {
-            for item in trees.repo.iter().chain(trees.layout.iter()) {
+            for item in &trees.layout {
                 item?;
             }
             Ok(())
@@ -156,6 +156,8 @@ impl Trees {
             Part::Holding => &self.holding,
             Part::Tag => &self.tag,
             Part::Manifest => &self.manifest,
+            Part::Repo => &self.repo,
+            Part::Referrers => &self.referrers,
         }
     }
 }

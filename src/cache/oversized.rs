@@ -1,0 +1,295 @@
+//! Images that are larger than the whole budget: their blobs pass through, rather than to make everything else go, and
+//! then one another.
+//!
+//! A manifest that claims to weigh so much is only suspected, and only in the repository that it was fetched for: it
+//! may name other people's layers, with sizes out of thin air. When a blob is first asked for there that belongs to
+//! it, upstream is asked how large the largest parts are *in that repository*. If those alone are more than the
+//! budget, what belongs to the image passes through there. In every other repository, and for images of this one that
+//! do fit, the same blobs are kept as ever.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use lru::LruCache;
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::Cache;
+use super::error::Error;
+use crate::context::{Client, RequestContext};
+use crate::oci::manifest::{Descriptor, Manifest};
+use crate::oci::{Digest, Document, Registry, Repo};
+use crate::parsing;
+use crate::shares::Owner;
+use crate::store;
+use crate::sync::lock;
+
+/// Suspected images of one registry; the one that was asked for longest ago is forgotten first, and at worst kept.
+const IMAGES_MAX: usize = 64;
+/// And what they name, together: more than any one manifest may.
+const PARTS_MAX: usize = 16_384;
+/// Registries with such images. A configuration has fewer; with parents there may be any number.
+const REGISTRIES_MAX: usize = 256;
+/// Parts of one image that upstream is asked about: an image that is too large by more of them than that is kept.
+const HEADS_MAX: usize = 16;
+/// Of these at a time.
+const HEADS_AT_ONCE: usize = 4;
+
+/// The images that claim to be too large.
+#[derive(Default)]
+pub(super) struct Oversized(Mutex<HashMap<Registry, Suspects>>);
+
+/// Those of one registry.
+struct Suspects {
+    images: LruCache<(Repo, Digest), Suspect>,
+    parts: usize,
+}
+
+/// One of them.
+struct Suspect {
+    /// What it names, in order, but for what an image of the same repository needs that fits.
+    parts: Vec<Digest>,
+    trial: Arc<Trial>,
+}
+
+/// What is to be found out of it.
+struct Trial {
+    /// By its own claim.
+    bytes: u64,
+    /// What it claims to be largest, that first.
+    largest: Vec<Digest>,
+    /// What upstream has said that these weigh.
+    stated: OnceCell<u64>,
+}
+
+impl Oversized {
+    /// Suspects an image of a repository.
+    fn suspect(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
+        let mut by_size: Vec<&Descriptor> = manifest.blobs.iter().collect();
+        by_size.sort_by_key(|part| std::cmp::Reverse(part.size));
+        let largest = by_size.iter().filter_map(|part| part.digest()).take(HEADS_MAX).collect();
+        let mut parts: Vec<Digest> = by_size.iter().filter_map(|part| part.digest()).collect();
+        parts.sort_unstable();
+        let trial = Arc::new(Trial { bytes: claimed(manifest), largest, stated: OnceCell::new() });
+        let mut registries = lock(&self.0);
+        if registries.len() >= REGISTRIES_MAX && !registries.contains_key(&repo.registry) {
+            registries.clear();
+        }
+        registries.entry(repo.registry.clone()).or_default().put(repo, digest, Suspect { parts, trial });
+    }
+
+    /// An image of a repository fits: what it needs is kept, whatever else needs it.
+    fn clear(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
+        let mut registries = lock(&self.0);
+        let Some(suspects) = registries.get_mut(&repo.registry) else { return };
+        suspects.take(repo, digest);
+        let needed: Vec<Digest> = manifest.blobs.iter().filter_map(Descriptor::digest).collect();
+        for ((of, _), suspect) in &mut suspects.images {
+            if of == repo {
+                let before = suspect.parts.len();
+                suspect.parts.retain(|part| !needed.contains(part));
+                suspects.parts -= before - suspect.parts.len();
+            }
+        }
+    }
+
+    /// The suspected images of a repository that name this blob.
+    fn trials(&self, repo: &Repo, blob: &Digest) -> Vec<Arc<Trial>> {
+        let mut registries = lock(&self.0);
+        let Some(suspects) = registries.get_mut(&repo.registry) else { return Vec::new() };
+        let names_it = |suspect: &Suspect| suspect.parts.binary_search(blob).is_ok();
+        let of_repo = suspects.images.iter().filter(|((of, _), suspect)| of == repo && names_it(suspect));
+        let found: Vec<_> = of_repo.map(|(key, suspect)| (key.clone(), Arc::clone(&suspect.trial))).collect();
+        for (key, _) in &found {
+            suspects.images.promote(key);
+        }
+        found.into_iter().map(|(_, trial)| trial).collect()
+    }
+
+    fn knows(&self, repo: &Repo, digest: &Digest) -> bool {
+        let registries = lock(&self.0);
+        let key = (repo.clone(), *digest);
+        registries.get(&repo.registry).is_some_and(|suspects| suspects.images.contains(&key))
+    }
+}
+
+impl Default for Suspects {
+    fn default() -> Self {
+        let images = LruCache::new(NonZeroUsize::new(IMAGES_MAX).expect("not zero"));
+        Self { images, parts: 0 }
+    }
+}
+
+impl Suspects {
+    fn put(&mut self, repo: &Repo, digest: &Digest, suspect: Suspect) {
+        self.take(repo, digest);
+        self.parts += suspect.parts.len();
+        while self.parts > PARTS_MAX || self.images.len() == IMAGES_MAX {
+            let Some((_, oldest)) = self.images.pop_lru() else { break };
+            self.parts -= oldest.parts.len();
+        }
+        self.images.put((repo.clone(), *digest), suspect);
+    }
+
+    fn take(&mut self, repo: &Repo, digest: &Digest) {
+        if let Some(old) = self.images.pop(&(repo.clone(), *digest)) {
+            self.parts -= old.parts.len();
+        }
+    }
+}
+
+/// What an image weighs by its own claim.
+fn claimed(manifest: &Manifest) -> u64 {
+    manifest.blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))
+}
+
+impl Cache {
+    /// A manifest has come for a repository: whether its image is to be suspected.
+    pub(super) async fn weigh(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
+        if claimed(manifest) > self.0.store.max_bytes().await {
+            self.0.oversized.suspect(repo, digest, manifest);
+        } else {
+            self.0.oversized.clear(repo, digest, manifest);
+        }
+    }
+
+    /// A manifest was read from disk whose image claims too much: an earlier process may have suspected it.
+    pub(super) async fn weigh_again(&self, repo: &Repo, document: &Arc<Document>) {
+        let digest = document.digest;
+        if self.0.oversized.knows(repo, &digest) {
+            return;
+        }
+        let (document, bytes) = (Arc::clone(document), document.body.len());
+        let Ok(_place) = parsing::place(Owner::new(&repo.registry, Client::Own), bytes).await else { return };
+        let parse = move || Manifest::parse(Some(&document.media_type), &document.body);
+        if let Ok(manifest) = parsing::parse(bytes, parse).await {
+            self.weigh(repo, &digest, &manifest).await;
+        }
+    }
+
+    /// Whether a blob is asked for that belongs to an image of this repository that is too large, by upstream's word.
+    pub(super) async fn is_oversized(&self, repo: &Repo, blob: &Digest, context: &RequestContext) -> bool {
+        for trial in self.0.oversized.trials(repo, blob) {
+            let max_bytes = self.0.store.max_bytes().await;
+            if trial.bytes <= max_bytes {
+                continue;
+            }
+            let stated = trial.stated.get_or_try_init(|| self.stated(repo, &trial, max_bytes, context)).await;
+            // Where upstream does not say, its image is like any other.
+            if stated.is_ok_and(|stated| *stated > max_bytes) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What upstream says that the largest parts of an image weigh, as soon as that is more than `enough`.
+    async fn stated(
+        &self,
+        repo: &Repo,
+        trial: &Trial,
+        enough: u64,
+        context: &RequestContext,
+    ) -> Result<u64, Error> {
+        let mut sum = 0_u64;
+        for some in trial.largest.chunks(HEADS_AT_ONCE) {
+            let mut sizes = JoinSet::new();
+            for digest in some {
+                let upstream = Arc::clone(self.upstream(repo)?);
+                let (name, digest) = (repo.name.clone(), *digest);
+                let context = upstream.settle(context, &digest)?;
+                sizes.spawn(async move { upstream.head_blob(&context, &name, &digest).await });
+            }
+            while let Some(size) = sizes.join_next().await {
+                match size.map_err(|_| Error::GivenUp)? {
+                    Ok(size) => sum = sum.saturating_add(size),
+                    Err(error) if error.is_outage() => return Err(error.into()),
+                    Err(error) => debug!(repository = %repo, %error, "a part of a large image is not there"),
+                }
+            }
+            if sum > enough {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Counts and says why a blob is not kept.
+    pub(super) fn note_unstored(&self, repo: &Repo, digest: &Digest, cause: &store::Error) {
+        let error = cause as &dyn std::error::Error;
+        match cause {
+            store::Error::TooLarge { .. } => self.note_oversized(repo, digest),
+            store::Error::NoRoom { .. } => {
+                info!(repository = %repo, %digest, error, "a blob passes through unstored: no room may be made for it");
+            }
+            _ => {
+                warn!(repository = %repo, %digest, error, "the disk cannot give or take a blob: it passes through unstored")
+            }
+        }
+    }
+
+    /// Counts and says that a blob is not kept for its size, or its image's.
+    pub(super) fn note_oversized(&self, repo: &Repo, digest: &Digest) {
+        self.0.metrics.space.too_large.inc();
+        info!(repository = %repo, %digest, "a blob passes through unstored: it, or its image, is larger than max_bytes");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::oci::Algorithm;
+
+    const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+    fn blob(number: u64) -> Digest {
+        Digest::of(Algorithm::Sha256, &number.to_be_bytes())
+    }
+
+    fn manifest(blobs: impl Iterator<Item = u64>) -> Manifest {
+        let part = |number: u64| {
+            let media_type = "application/vnd.oci.image.layer.v1.tar";
+            json!({ "mediaType": media_type, "digest": blob(number).to_string(), "size": 1_u64 << 50 })
+        };
+        let layers: Vec<_> = blobs.map(part).collect();
+        let body = json!({ "schemaVersion": 2, "mediaType": TYPE, "config": layers[0], "layers": layers });
+        Manifest::parse(Some(TYPE), body.to_string().as_bytes()).unwrap()
+    }
+
+    fn repo(name: &str) -> Repo {
+        Repo::new("docker.io".parse().unwrap(), name.parse().unwrap())
+    }
+
+    #[test]
+    fn an_image_is_suspected_in_its_own_repository_and_what_another_needs_is_not() {
+        let (oversized, large) = (Oversized::default(), blob(1000));
+        oversized.suspect(&repo("a/b"), &large, &manifest(1..4));
+        let is_suspected = |name: &str, part| !oversized.trials(&repo(name), &blob(part)).is_empty();
+        assert!(is_suspected("a/b", 1) && is_suspected("a/b", 3));
+        assert!(!is_suspected("a/b", 4) && !is_suspected("a/c", 1));
+        oversized.clear(&repo("a/c"), &blob(2000), &manifest(2..3));
+        assert!(is_suspected("a/b", 2), "that was in another repository");
+        oversized.clear(&repo("a/b"), &blob(2000), &manifest(2..3));
+        assert!(is_suspected("a/b", 1) && !is_suspected("a/b", 2));
+        oversized.clear(&repo("a/b"), &large, &manifest(1..4));
+        assert!(!is_suspected("a/b", 1) && !oversized.knows(&repo("a/b"), &large));
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_registry_is_bounded() {
+        let oversized = Oversized::default();
+        for number in 0..200 {
+            let parts = number * 1000..number * 1000 + 20 * number + 1;
+            oversized.suspect(&repo(&format!("a/r{number}")), &blob(number), &manifest(parts));
+        }
+        let registries = lock(&oversized.0);
+        let suspects = registries.values().next().unwrap();
+        let parts: usize = suspects.images.iter().map(|(_, suspect)| suspect.parts.len()).sum();
+        assert_eq!(parts, suspects.parts);
+        assert!(parts <= PARTS_MAX && suspects.images.len() <= IMAGES_MAX && suspects.images.len() > 3);
+    }
+}
