@@ -3,7 +3,7 @@
 //! Machines start with a wrong clock and are corrected later, so a record can have a time that has not come yet. **A
 //! time of the future is no time**: it says nothing about an age, it never outlives the next confirmation, and nothing
 //! waits for it to pass. A clock that is slewed, or set back by a moment, is no wrong clock: what is ahead by
-//! [`AHEAD_MAX_SECONDS`] at most counts as just now.
+//! `AHEAD_MAX_SECONDS` at most counts as just now.
 //!
 //! What only has to last while the process lives is timed by `Instant`, which no correction touches.
 

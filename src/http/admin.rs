@@ -201,8 +201,8 @@ impl Admin {
         let usage = self.store.usage().await;
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.metrics.storage_used.set(gauge(usage.used_bytes));
-        self.metrics.budget.set(gauge(usage.budget_bytes));
-        self.metrics.budget_used.set(gauge(usage.budget_used_bytes));
+        self.metrics.space.budget.set(gauge(usage.budget_bytes));
+        self.metrics.space.budget_used.set(gauge(usage.budget_used_bytes));
         self.metrics.storage_total.set(gauge(usage.total_bytes));
         self.metrics.index_ratio.set(self.store.index_ratio());
         let cache = self.data.cache();

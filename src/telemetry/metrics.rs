@@ -127,12 +127,8 @@ pub struct Metrics {
     pub mismatches: IntCounter,
     /// Claims to have content that is stored, which were wrong.
     pub refuted_claims: IntCounter,
-    /// What goes for want of room.
+    /// How much room there is, and what goes for want of it.
     pub space: Space,
-    /// Bytes that may be kept.
-    pub budget: IntGauge,
-    /// Bytes of these that are used.
-    pub budget_used: IntGauge,
     /// Bytes of stored content.
     pub storage_used: IntGauge,
     /// Size of the file system that holds the data folder.
@@ -350,8 +346,6 @@ impl Metrics {
                 "Claims of upstreams to have content that berth holds, which were wrong",
             ),
             space: Space::new(&new),
-            budget: new.gauge("berth_budget_bytes", "Bytes that all that is kept may take: max_bytes"),
-            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that all that is kept takes"),
             storage_used: new.gauge("registry_storage_used_bytes", "Bytes of stored content"),
             storage_total: new.gauge("registry_storage_total_bytes", "Size of the data folder's file system"),
             storage_errors: new.storage_errors(),

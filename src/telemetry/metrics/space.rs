@@ -1,11 +1,15 @@
-//! What becomes of content for which there is no room.
+//! How much room there is, and what becomes of content for which there is none.
 
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGauge};
 
 use super::Families;
 
-/// What has gone, and what was not kept.
+/// What may be kept and is, what has gone, and what was not kept.
 pub struct Space {
+    /// Bytes that may be kept.
+    pub budget: IntGauge,
+    /// Bytes of these that are used.
+    pub budget_used: IntGauge,
     /// Manifests and blobs that were evicted.
     pub evicted_blobs: IntCounter,
     /// Bytes of these, and of partial files.
@@ -21,6 +25,8 @@ pub struct Space {
 impl Space {
     pub(super) fn new(new: &Families<'_>) -> Self {
         Self {
+            budget: new.gauge("berth_budget_bytes", "Bytes that all that is kept may take: max_bytes"),
+            budget_used: new.gauge("berth_budget_used_bytes", "Bytes that all that is kept takes"),
             evicted_blobs: new.counter("berth_evicted_blobs_total", "Manifests and blobs that were evicted"),
             evicted_bytes: new
                 .counter("berth_evicted_bytes_total", "Bytes of what was evicted, partial files included"),
