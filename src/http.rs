@@ -10,6 +10,7 @@ mod answers;
 mod asked;
 mod body;
 mod content;
+mod data;
 mod head;
 mod hosts;
 mod idle;
@@ -44,8 +45,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, error, warn};
 
+pub use data::Data;
 pub use hosts::Reach;
-pub use registry::{Data, Serving};
+pub use registry::Serving;
 pub use seats::Seats;
 pub use tls::Tls;
 

@@ -55,7 +55,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use crate::oci::{Digest, Document, Manifest, Registry, Repo, Speaker, Tag};
+use crate::oci::{Digest, Document, Manifest, Repo, Tag};
 use crate::telemetry::Metrics;
 
 mod adopt;
@@ -284,41 +284,6 @@ impl Store {
     pub async fn left(&self, key: &PartialKey) -> Option<Left> {
         let (inner, key) = (Arc::clone(&self.0), key.clone());
         blocking(move || inner.partials.left(&key)).await
-    }
-
-    /// Whether a repository may be served a digest: granted to it, or public.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.granted(&repo, &digest)).await
-    }
-
-    /// Whether a repository was granted a digest for itself alone, and nobody has it publicly.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.is_private(&repo, &digest)).await
-    }
-
-    /// Lets a repository be served a digest, and if that is public, every other too. Public once, it stays so.
-    /// Durable when this returns; cheap if it was granted already.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<(), Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.grant(&repo, &digest, grant)).await
-    }
-
-    /// Whether it proves a repository's right to what is stored if `speaker` says that it is there, for one of
-    /// `registries`, which are one: see the module `grants`. False also where that is not known.
-    pub async fn is_vouched(&self, registries: &[Registry], digest: &Digest, speaker: Speaker) -> bool {
-        let (registries, digest) = (registries.to_vec(), *digest);
-        self.ask(move |ledger| ledger.is_vouched(&registries, &digest, speaker)).await
     }
 
     /// What a tag means here. One that is not known may have been written by another tool just now.

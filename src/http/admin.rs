@@ -46,9 +46,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::body::Body;
+use super::data::Data;
 use super::hosts::Reach;
 use super::is_restricted;
-use super::registry::Data;
 use super::response::content;
 use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};

@@ -7,11 +7,10 @@
 //! A request is answered by one configuration from its head to its end: that which is in force when it comes. Other
 //! requests do not wait for a new one to be put in its place.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
@@ -50,42 +49,6 @@ const BUDGET: Duration = Duration::from_secs(19);
 const PAGE_DEFAULT: usize = 1000;
 /// Entries of a list at most; larger wishes get this many and a link to the rest.
 const PAGE_MAX: usize = 1000;
-
-/// The data plane.
-pub struct Data(ArcSwap<Serving>);
-
-impl Data {
-    /// Serves this.
-    pub fn new(serving: Serving) -> Self {
-        Self(ArcSwap::from_pointee(serving))
-    }
-
-    /// Serves this from the next request on.
-    pub fn replace(&self, serving: Serving) {
-        self.0.store(Arc::new(serving));
-    }
-
-    /// What it serves now.
-    pub fn serving(&self) -> Arc<Serving> {
-        self.0.load_full()
-    }
-
-    /// Where its content comes from.
-    pub fn cache(&self) -> Cache {
-        self.0.load().cache.clone()
-    }
-
-    /// A connection of `client` begins.
-    pub(super) fn greet(&self, client: IpAddr) -> Visit {
-        Visit::begin(client, self.0.load().limits.as_ref())
-    }
-
-    /// What it serves now, for one request: without a count of who has it, which would be one memory cell for all cores
-    /// to write to.
-    pub(super) fn now(&self) -> Guard<Arc<Serving>> {
-        self.0.load()
-    }
-}
 
 /// What the data plane serves, and to whom: one configuration, and the content behind it.
 pub struct Serving {
@@ -145,6 +108,11 @@ impl Serving {
     /// Where its content comes from.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// What one address may take, if that is limited.
+    pub(super) fn limits(&self) -> Option<&Arc<Limits>> {
+        self.limits.as_ref()
     }
 
     /// Answers a request of `peer`, for a connection that takes bodies by `transport`.

@@ -13,12 +13,12 @@
 //! until it is proven again. One that stands is written anew when it is first used, so that it goes on standing when
 //! another registry comes to hold the same.
 
-use super::Error;
 use super::index::Index;
 use super::ledger::Ledger;
 use super::opened::Whose;
 use super::record::{Grant, GrantFile, ManifestRecord, Proof};
 use super::refs::Ref;
+use super::{Error, Store};
 use crate::oci::{Digest, Registry, Repo, Speaker};
 
 /// What one registry holds of a digest, by the grants of all its repositories.
@@ -120,6 +120,43 @@ pub(super) fn merged(old: Grant, new: Grant) -> Grant {
     let sent = [old, new].into_iter().filter(|grant| grant.proof == Some(Proof::Sent));
     let speaker = sent.map(|grant| grant.speaker).find(|speaker| *speaker != Speaker::Parent);
     Grant { public, proof: old.proof.max(new.proof), speaker: speaker.unwrap_or(new.speaker) }
+}
+
+impl Store {
+    /// Whether a repository may be served a digest: granted to it, or public.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.granted(&repo, &digest)).await
+    }
+
+    /// Whether a repository was granted a digest for itself alone, and nobody has it publicly.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.is_private(&repo, &digest)).await
+    }
+
+    /// Lets a repository be served a digest, and if that is public, every other too. Public once, it stays so.
+    /// Durable when this returns; cheap if it was granted already.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<(), Error> {
+        let (repo, digest) = (repo.clone(), *digest);
+        self.ask(move |ledger| ledger.grant(&repo, &digest, grant)).await
+    }
+
+    /// Whether it proves a repository's right to what is stored if `speaker` says that it is there, for one of
+    /// `registries`, which are one: see the module `grants`. False also where that is not known.
+    pub async fn is_vouched(&self, registries: &[Registry], digest: &Digest, speaker: Speaker) -> bool {
+        let (registries, digest) = (registries.to_vec(), *digest);
+        self.ask(move |ledger| ledger.is_vouched(&registries, &digest, speaker)).await
+    }
 }
 
 impl Index {

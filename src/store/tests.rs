@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::oci::range::Span;
-use crate::oci::{Algorithm, Registry, RepoName};
+use crate::oci::{Algorithm, Registry, RepoName, Speaker};
 
 mod layout;
 mod rebuild;

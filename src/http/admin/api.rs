@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::body::Body;
-use super::super::registry::Data;
+use super::super::data::Data;
 use super::super::response::content;
 use super::reload::{NotReloaded, Orders};
 use crate::cache::{self, Refreshed};
