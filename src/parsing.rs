@@ -1,11 +1,7 @@
 //! Documents of strangers: how many bytes of them are in memory at once, and where they are parsed.
 //!
 //! A manifest or a list may have four megabytes, takes some ten milliseconds to read and comes whenever a client asks
-<<<<<<< HEAD
 //! for one. So a large one takes its place among `BYTES_MAX` bytes before it is read from the network, and gives
-=======
-//! for one. So a large one takes its place among 32 MiB before it is read from the network, and gives
->>>>>>> documents
 //! that up when what it said is stored; and it is parsed on a thread that may block, never on the runtime's, where all
 //! other requests would wait for it.
 //!
