@@ -181,7 +181,21 @@ impl Disk {
         Ok(staged)
     }
 
+    /// Tries once more if what was staged is gone: its folder may be tidied up at any moment, too.
     fn stage_and_move(&self, target: &Path, write: impl Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
+        match self.stage_and_move_once(target, &write) {
+            Err(Error::Io { source, .. }) if is_without_folder(&source) => {
+                self.stage_and_move_once(target, &write)
+            }
+            other => other,
+        }
+    }
+
+    fn stage_and_move_once(
+        &self,
+        target: &Path,
+        write: impl Fn(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let staged = self.stage()?;
         let result = self.retry_without_folder(|| write(&staged));
         let result = result.and_then(|()| self.move_file(&staged, target));
