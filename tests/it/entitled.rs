@@ -24,7 +24,7 @@ const SEED: u64 = 1;
 /// Cases in one world: more would make what the fakes remember long, fewer would start daemons most of the time.
 const WAVE: usize = 50;
 /// Cases at once. Most of the time of a case is waiting.
-const AT_ONCE: usize = 12;
+const AT_ONCE: usize = 24;
 /// Failed cases that are told.
 const TOLD_MAX: usize = 20;
 

@@ -14,11 +14,11 @@ use crate::support::Berth;
 /// How long an answer may take that nothing stands in the way of: less than a runtime's patience.
 const ANSWER_MAX: Duration = Duration::from_secs(18);
 /// How long a client has patience with a registry that lies. Nothing is concluded from it.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_millis(150);
 /// Between two looks whether a transfer stands still.
 const PAUSE: Duration = Duration::from_millis(3);
 /// Places that are asked once more in the end.
-const SWEEP: usize = 3;
+const SWEEP: usize = 2;
 
 /// A request under way, and what came so far.
 struct Asked {
