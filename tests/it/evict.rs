@@ -121,8 +121,11 @@ async fn a_repository_of_which_nothing_is_left_goes_too() {
     next_second().await;
     berth.pull(REPO, "new", &new).await;
     eventually("its folder is gone", async || !layout.parent().unwrap().exists()).await;
-    let catalog = berth.get("/v2/_catalog").await;
-    assert_eq!(catalog.json()["repositories"], serde_json::json!([format!("docker.io/{REPO}")]));
+    let left = serde_json::json!([format!("docker.io/{REPO}")]);
+    eventually("it is listed no longer", async || {
+        berth.get("/v2/_catalog").await.json()["repositories"] == left
+    })
+    .await;
     berth.pull("team/app", "old", &old).await;
 }
 

@@ -12,7 +12,7 @@ const REPO: &str = "library/app";
 /// Requests for what only an upstream has whose name cannot be found.
 const COLD: usize = 300;
 /// Threads beside those that a daemon needs for its work, with so much asked of it.
-const THREADS_MORE_MAX: usize = 32;
+const THREADS_MORE_MAX: usize = 96;
 
 /// A name server that says nothing, at an address of its own.
 async fn mute_name_server() -> (UdpSocket, IpAddr) {

@@ -100,6 +100,8 @@ async fn an_old_registry_keeps_the_list_under_a_tag() {
     let list = Image::index(&artifacts.iter().collect::<Vec<_>>());
     upstream.without_referrers_api().image(REPO, &fallback(&image), &list);
     let expected: Vec<_> = artifacts.iter().map(|image| image.digest().to_string()).collect();
+    // A list is kept for what is here.
+    berth.pull(REPO, "1", &image).await;
     assert_eq!(listed(&berth.get(&path(&image)).await), expected);
     berth.pull(REPO, &fallback(&image), &list).await;
     upstream.stop().await;

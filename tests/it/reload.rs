@@ -1,8 +1,8 @@
 //! A configuration that changes while berth runs: what is applied, what is refused, and what nobody notices.
 
-use std::fs;
+use std::fs::{self, File};
 use std::future::IntoFuture as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -622,12 +622,14 @@ async fn a_configuration_that_is_being_written_is_not_read() {
     let writer = {
         let (is_over, config, half) = (Arc::clone(&is_over), berth.config(), half.clone());
         std::thread::spawn(move || {
-            for at in 0.. {
-                write(&config, format!("{half}\n# {at}\n"));
+            let file = File::options().write(true).open(&config).unwrap();
+            for at in 0_u64.. {
+                let text = format!("{half}\n# {at:020}\n");
+                file.write_all_at(text.as_bytes(), 0).unwrap();
+                file.set_len(text.len() as u64).unwrap();
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
-                std::thread::yield_now();
             }
         })
     };

@@ -33,6 +33,7 @@ const HOMES: [(&str, &[&str]); 5] = [
             "src/telemetry/metrics.rs",
             "src/telemetry/metrics/configuration.rs",
             "src/telemetry/metrics/requests.rs",
+            "src/telemetry/metrics/space.rs",
         ],
     ),
     ("toml", &["src/config.rs", "src/cache/freshness.rs"]),

@@ -456,7 +456,7 @@ async fn private_images_stay_private_below_a_parent_and_public_ones_are_shared()
         .keys("mirror = true")
         .registry("docker.io")
         .endpoint_url(&url(&site))
-        .keys("mirror = true")
+        .keys("mirror = true\ntrusted = true")
         .start()
         .await;
     let at = |repo: &str, digest: &Digest| format!("/v2/{repo}/blobs/{digest}");
