@@ -127,6 +127,8 @@ async fn without_a_file_for_a_connection_to_it_an_upstream_is_not_blamed() {
     let image = Image::of(4, &[10]);
     upstream.image(REPO, "1", &image);
     other.image(REPO, "1", &image);
+    // Every request needs a connection of its own: one that is open already needs no file.
+    other.on("*", "").fault(Fault::UntilClose);
     let setup: Setup = Berth::with("docker.io", &upstream).and("other.example", &other);
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
