@@ -199,6 +199,7 @@ pub async fn serve(
             }
         };
         let Some((stream, peer, seat)) = accepted else { continue };
+        seat.settled().await;
         let (plane, tls, stop) = (plane.clone(), tls.clone(), stop.clone());
         let (answers, number) = (Answers::new(), seat.number());
         let connection = connections.spawn({

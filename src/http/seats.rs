@@ -61,11 +61,16 @@ struct Connection {
     task: AbortHandle,
 }
 
+/// Turns of the runtime that a connection which is being closed is given.
+const SETTLE_YIELDS: u32 = 1000;
+
 /// The right to be connected; given back when it is dropped, unless another connection has it by then.
 pub(super) struct Seat {
     seats: Arc<Seats>,
     client: IpAddr,
     number: u64,
+    /// The connection that was closed for this one.
+    displaced: Option<AbortHandle>,
 }
 
 impl Seats {
@@ -95,8 +100,14 @@ impl Seats {
         let has_its_half = own >= self.max.div_ceil(2);
         let is_full = taken.all >= self.max;
         let all = taken.all;
-        let is_free = !(has_its_half || is_full) || taken.make_room(client, has_its_half);
-        let seat = is_free.then(|| Seat { seats: Arc::clone(self), client, number: taken.add(client) });
+        let displaced = match has_its_half || is_full {
+            true => taken.make_room(client, has_its_half).map(Some),
+            false => Some(None),
+        };
+        let seat = displaced.map(|displaced| {
+            let (seats, number) = (Arc::clone(self), taken.add(client));
+            Seat { seats, client, number, displaced }
+        });
         drop(taken);
         if has_its_half || is_full {
             self.metrics.turned_away.inc();
@@ -146,17 +157,18 @@ impl Taken {
     }
 
     /// Closes a connection that rests so that `client` may have one more: one of its own, or of anybody who has no fewer.
-    /// Returns whether there was one.
-    fn make_room(&mut self, client: IpAddr, own_only: bool) -> bool {
+    /// Returns its task, if there was one.
+    fn make_room(&mut self, client: IpAddr, own_only: bool) -> Option<AbortHandle> {
         for _ in 0..CLOSE_TRIES {
-            let Some((of, number)) = self.longest_resting(client, own_only) else { return false };
+            let (of, number) = self.longest_resting(client, own_only)?;
             let connection = self.by_client.get(&of).and_then(|own| own.get(&number)?.as_ref());
-            if connection.is_some_and(Connection::close) {
+            if let Some(connection) = connection.filter(|connection| connection.close()) {
+                let task = connection.task.clone();
                 self.remove(of, number);
-                return true;
+                return Some(task);
             }
         }
-        false
+        None
     }
 
     /// Which seat is to become free: of the client that has most, the one whose connection has rested longest.
@@ -188,6 +200,18 @@ impl Connection {
 impl Seat {
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Waits until the connection that was closed for this one has given its file back: a crowd that comes at once must
+    /// not open files faster than they are closed.
+    pub(super) async fn settled(&self) {
+        let is_there = || self.displaced.as_ref().is_some_and(|task| !task.is_finished());
+        for _ in 0..SETTLE_YIELDS {
+            if !is_there() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 }
 
