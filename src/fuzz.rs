@@ -40,6 +40,10 @@ const SHRINKS_MAX: u32 = 4096;
 /// Of a failing input, what is shown.
 const SHOWN_BYTES_MAX: usize = 2000;
 
+/// What JSON is made of, and values of it that readers stumble over.
+const JSON: [&str; 15] =
+    ["{", "}", "[", "]", ",", ":", "\"", "{},", "0,", "null", "true", "-1", "1e309", "\\u0000", "\\ud800"];
+
 /// What a document may become in memory besides a few times its own bytes: as many descriptors as are read at most.
 pub(crate) const FIXED_BYTES_MAX: usize = 4 << 20;
 
@@ -54,6 +58,15 @@ pub(crate) struct Target {
 impl Target {
     /// Tries the property with many inputs. It is to panic if it does not hold.
     pub(crate) fn holds(&self, property: impl Fn(&[u8])) {
+        self.holds_with(&[], property);
+    }
+
+    /// The same for something that reads JSON: its inputs are made of what JSON is made of, too.
+    pub(crate) fn holds_for_json(&self, property: impl Fn(&[u8])) {
+        self.holds_with(&JSON, property);
+    }
+
+    fn holds_with(&self, syntax: &[&'static str], property: impl Fn(&[u8])) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz").join(self.name);
         let corpus = corpus(&folder);
         for (path, input) in &corpus {
@@ -62,7 +75,7 @@ impl Target {
             }
         }
         let inputs = corpus.into_iter().map(|(_, input)| input).collect();
-        let material = Arc::new(Material { corpus: inputs, words: self.words });
+        let material = Arc::new(Material { corpus: inputs, words: [self.words, syntax].concat() });
         let seed = number("BERTH_FUZZ_SEED", 0);
         let config = Config {
             cases: number("BERTH_FUZZ_CASES", CASES.into()).try_into().expect("a number of cases"),
@@ -107,7 +120,7 @@ fn corpus(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 fn inputs_of(material: &Arc<Material>) -> impl Strategy<Value = Vec<u8>> + use<> {
     let changed = (any::<Index>(), vec(Change::any(), 0..CHANGES_MAX));
     let material = Arc::clone(material);
-    let words = material.words;
+    let words = material.words.clone();
     prop_oneof![
         8 => changed.prop_map(move |(which, changes)| material.changed(which, &changes)),
         1 => vec(select(words), 0..WORDS_MAX).prop_map(|words| words.concat().into_bytes()),

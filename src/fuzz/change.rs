@@ -13,7 +13,7 @@ const REPEATS_MAX: usize = 20_000;
 /// What inputs are made from.
 pub(super) struct Material {
     pub(super) corpus: Vec<Vec<u8>>,
-    pub(super) words: &'static [&'static str],
+    pub(super) words: Vec<&'static str>,
 }
 
 /// One change.

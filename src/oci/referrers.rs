@@ -229,25 +229,7 @@ mod tests {
         let target = crate::fuzz::Target {
             name: "referrers",
             words: &[
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                ":",
-                "\"",
                 "\"a\",",
-                "{},",
-                "0,",
-                "null",
-                "true",
-                "-1",
-                "1e309",
-                "\\u0000",
-                "\\ud800",
-                "\"tags\":",
-                "\"Tags\":",
-                "\"name\":",
                 "\"manifests\":",
                 "\"artifactType\":",
                 "\"application/x\"",
@@ -256,7 +238,7 @@ mod tests {
                 "\"size\":",
             ],
         };
-        target.holds(|input| {
+        target.holds_for_json(|input| {
             let (peak, all) = crate::fuzz::peak(|| count(input));
             assert!(
                 peak <= crate::fuzz::FIXED_BYTES_MAX + 4 * input.len(),

@@ -124,37 +124,9 @@ mod tests {
 
     #[test]
     fn fuzzed_lists_of_tags_are_read_for_one_page() {
-        let target = crate::fuzz::Target {
-            name: "tags",
-            words: &[
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                ":",
-                "\"",
-                "\"a\",",
-                "{},",
-                "0,",
-                "null",
-                "true",
-                "-1",
-                "1e309",
-                "\\u0000",
-                "\\ud800",
-                "\"tags\":",
-                "\"Tags\":",
-                "\"name\":",
-                "\"manifests\":",
-                "\"artifactType\":",
-                "\"application/x\"",
-                "\"annotations\":",
-                "\"digest\":",
-                "\"size\":",
-            ],
-        };
-        target.holds(|input| {
+        let target =
+            crate::fuzz::Target { name: "tags", words: &["\"a\",", "\"tags\":", "\"Tags\":", "\"name\":"] };
+        target.holds_for_json(|input| {
             for (n, last) in [(3, None), (usize::MAX, Some("a"))] {
                 let (peak, window) = crate::fuzz::peak(|| {
                     let mut window = TagWindow::new(n, last);

@@ -312,15 +312,6 @@ mod tests {
         let target = crate::fuzz::Target {
             name: "index-json",
             words: &[
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                ":",
-                "\"",
-                "null",
-                "{},",
                 "\"manifests\":",
                 "\"digest\":",
                 "\"size\":",
@@ -330,15 +321,12 @@ mod tests {
                 "\"platform\":",
                 "sha256:",
                 "latest",
-                "-1",
-                "1e309",
-                "\\u0000",
                 "../",
             ],
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.json");
-        target.holds(|input| {
+        target.holds_for_json(|input| {
             File::create(&path).unwrap().write_all(input).unwrap();
             let content = open(&path).unwrap().unwrap().read(&mut |entry| {
                 let tag = entry.tag();

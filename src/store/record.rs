@@ -174,15 +174,6 @@ mod tests {
         let target = crate::fuzz::Target {
             name: "record",
             words: &[
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                ":",
-                "\"",
-                "null",
-                "true",
                 "\"digest\":",
                 "\"media_type\":",
                 "\"size\":",
@@ -191,10 +182,8 @@ mod tests {
                 "\"public\":",
                 "\"previous\":",
                 "\"body\":",
-                "-1",
                 "18446744073709551615",
                 "1e3",
-                "\\u0000",
                 "sha256:",
                 "sha512:",
             ],
@@ -203,7 +192,7 @@ mod tests {
             let Some(written) = decode::<T>(input).map(|record| encode(&record)) else { return };
             assert_eq!(decode::<T>(&written).map(|record| encode(&record)), Some(written));
         }
-        target.holds(|input| {
+        target.holds_for_json(|input| {
             check::<TagRecord>(input);
             check::<ManifestRecord>(input);
             if let Some(file) = decode::<ReferrersFile>(input) {

@@ -456,28 +456,18 @@ mod tests {
         let target = crate::fuzz::Target {
             name: "token",
             words: &[
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                ":",
-                "\"",
-                "null",
                 "\"token\":",
                 "\"access_token\":",
                 "\"expires_in\":",
-                "-1",
                 "0.5",
                 "1e308",
                 "1e19",
                 "\"NaN\"",
                 "\"inf\"",
-                "\\u0000",
                 "18446744073709551616",
             ],
         };
-        target.holds(|input| {
+        target.holds_for_json(|input| {
             if let Some((token, _)) = parse(input) {
                 assert!(!token.is_empty() && token.len() <= input.len());
             }

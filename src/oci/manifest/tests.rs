@@ -170,21 +170,6 @@ fn fuzzed_manifests_are_bounded_in_what_they_become() {
     let target = crate::fuzz::Target {
         name: "manifest",
         words: &[
-            "{",
-            "}",
-            "[",
-            "]",
-            ",",
-            ":",
-            "\"",
-            "{},",
-            "0,",
-            "null",
-            "true",
-            "-1",
-            "1e309",
-            "\\u0000",
-            "\\ud800",
             "\"manifests\":",
             "\"layers\":",
             "\"config\":",
@@ -208,7 +193,7 @@ fn fuzzed_manifests_are_bounded_in_what_they_become() {
             "application/json",
         ],
     };
-    target.holds(|input| {
+    target.holds_for_json(|input| {
         let line = input.iter().position(|byte| *byte == b'\n').unwrap_or(0);
         let header = std::str::from_utf8(&input[..line]).ok();
         let body = &input[(line + 1).min(input.len())..];
