@@ -272,7 +272,7 @@ impl Cache {
             let (granted, stored) = self.0.store.find(repo, digest).await?;
             match stored {
                 Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
-                Some(_) if self.prove(repo, digest, context).await? => continue,
+                Some(stored) if self.prove(repo, digest, stored.size, context).await? => continue,
                 _ if !granted => self.not_absent(repo, &blob_path(digest))?,
                 _ => {}
             }

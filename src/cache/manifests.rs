@@ -187,12 +187,10 @@ impl Cache {
     }
 
     async fn prove_part(&self, repo: &Repo, kind: Kind, digest: &Digest) -> Result<(), Error> {
-        if !self.is_here(digest).await? {
-            return Ok(());
-        }
+        let (granted, Some(stored)) = self.0.store.find(repo, digest).await? else { return Ok(()) };
         match kind {
-            Kind::Blob if self.0.store.granted(repo, digest).await? => Ok(()),
-            Kind::Blob => self.prove(repo, digest, &RequestContext::default()).await.map(drop),
+            Kind::Blob if granted => Ok(()),
+            Kind::Blob => self.prove(repo, digest, stored.size, &RequestContext::default()).await.map(drop),
             // It costs, and can be proven when it is asked for.
             Kind::Manifest if self.upstream(repo)?.is_short() => Ok(()),
             // Registries do not show manifests as blobs. It is small, and brings its media type along.
