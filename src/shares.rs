@@ -109,20 +109,6 @@ impl Shares {
         self.join(owner, amount)?.await
     }
 
-    /// The same without a wait.
-    ///
-    /// # Errors
-    /// [`Busy`], if there is not so much, or it is the turn of others.
-    pub fn try_acquire(&self, owner: Owner, amount: u64) -> Result<Permit, Busy> {
-        let mut waiting = self.join(owner, amount)?;
-        waiting.answer.try_recv().map_err(|_| Busy)?.map(|()| waiting.permit())
-    }
-
-    /// Whether anybody waits for some of it.
-    pub fn is_contended(&self) -> bool {
-        self.state().table.waiting() > 0
-    }
-
     fn join(&self, owner: Owner, amount: u64) -> Result<Waiting, Busy> {
         let (sender, answer) = oneshot::channel();
         let mut state = self.state();
@@ -234,9 +220,20 @@ mod tests {
         Owner::new(&registry.parse().unwrap(), client)
     }
 
+    /// One of it, if it is there without a wait.
+    fn take(shares: &Shares, owner: &Owner) -> Option<Permit> {
+        let mut waiting = shares.join(owner.clone(), 1).ok()?;
+        waiting.answer.try_recv().ok()?.ok()?;
+        Some(waiting.permit())
+    }
+
     /// All that one owner may have.
     fn take_all(shares: &Shares, owner: &Owner) -> Vec<Permit> {
-        std::iter::from_fn(|| shares.try_acquire(owner.clone(), 1).ok()).collect()
+        std::iter::from_fn(|| take(shares, owner)).collect()
+    }
+
+    fn is_contended(shares: &Shares) -> bool {
+        shares.state().table.waiting > 0
     }
 
     #[tokio::test]
@@ -244,10 +241,10 @@ mod tests {
         let shares = Shares::new(LIMITS);
         let greedy = take_all(&shares, &owner("a.test", 1));
         assert_eq!(greedy.len(), 14);
-        assert!(!shares.is_contended());
-        let _neighbour = shares.try_acquire(owner("a.test", 2), 1).expect("another client of the registry");
-        let _other = shares.try_acquire(owner("b.test", 1), 1).expect("another registry");
-        assert!(shares.try_acquire(owner("b.test", 1), 1).is_err(), "nothing is left");
+        assert!(!is_contended(&shares));
+        let _neighbour = take(&shares, &owner("a.test", 2)).expect("another client of the registry");
+        let _other = take(&shares, &owner("b.test", 1)).expect("another registry");
+        assert!(take(&shares, &owner("b.test", 1)).is_none(), "nothing is left");
         drop(greedy);
         assert_eq!(take_all(&shares, &owner("c.test", 1)).len(), 12);
     }
@@ -262,7 +259,7 @@ mod tests {
         };
         let more = ask(owner("a.test", 1));
         yield_now().await;
-        assert!(shares.is_contended());
+        assert!(is_contended(&shares));
         let first = [ask(owner("b.test", 1)), ask(owner("c.test", 1))];
         for asked in first {
             greedy.push(asked.await.unwrap());
@@ -283,13 +280,13 @@ mod tests {
         let held = take_all(&shares, &owner("a.test", 1));
         let mut waiting = Box::pin(shares.acquire(owner("a.test", 1), 1));
         assert!(is_pending(&mut waiting).await);
-        assert!(shares.is_contended());
+        assert!(is_contended(&shares));
         drop(waiting);
-        assert!(!shares.is_contended());
+        assert!(!is_contended(&shares));
         let mut waiting = Box::pin(shares.acquire(owner("a.test", 1), 1));
         assert!(is_pending(&mut waiting).await);
         drop(held);
-        assert!(!shares.is_contended(), "its turn came, and it has not heard of it");
+        assert!(!is_contended(&shares), "its turn came, and it has not heard of it");
         drop(waiting);
         assert_eq!(take_all(&shares, &owner("a.test", 1)).len(), 14, "all is free again");
     }

@@ -31,7 +31,8 @@ pub(super) struct Table {
     free: u64,
     /// Held by those who were told to give way, and have not yet.
     giving: u64,
-    waiting: usize,
+    /// Requests in the queue.
+    pub(super) waiting: usize,
     last: u64,
     registries: HashMap<Registry, Share>,
 }
@@ -104,11 +105,6 @@ impl Table {
     pub(super) fn new(limits: Limits) -> Self {
         let free = limits.total;
         Self { limits, free, giving: 0, waiting: 0, last: 0, registries: HashMap::new() }
-    }
-
-    /// Requests in the queue.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting
     }
 
     /// What is given for a request of `amount`: never nothing, nor what must be left to others.
@@ -341,7 +337,7 @@ mod tests {
             let held = self.has(|_| true);
             assert!(held <= TOTAL, "never more than there is");
             assert_eq!(self.table.free, TOTAL - held);
-            assert_eq!(self.table.waiting(), self.waiting.len());
+            assert_eq!(self.table.waiting, self.waiting.len());
             assert!(self.waiting.len() <= LIMITS.waiting);
             let giving: u64 =
                 self.held.iter().filter(|(.., giving)| *giving).map(|(_, amount, _)| amount).sum();
