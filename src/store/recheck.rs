@@ -344,9 +344,10 @@ impl Rechecks {
             Verdict::Sound => {
                 job.file.soundness().note_sound(self.now() + SOUND_FOR_SECONDS, job.looks.modified);
             }
+            // Whoever is cut asks again at once, and must not be given this file again.
             Verdict::Damaged => {
-                job.file.soundness().note_damaged();
                 job.discard();
+                job.file.soundness().note_damaged();
             }
             Verdict::Unknown => {}
         }
@@ -485,6 +486,23 @@ mod tests {
         check("rotten and replaced", &rot_and_replace, (Verdict::Damaged, true, 0, true));
         let stop = |scene: &Scene| scene.job.stop.store(true, Ordering::Relaxed);
         check("stopped", &stop, (Verdict::Unknown, false, 0, true));
+    }
+
+    #[test]
+    fn whoever_is_cut_does_not_find_the_file_again() {
+        let scene = Scene::new();
+        scene.open().write_all_at(b"C", 0).unwrap();
+        let job = &scene.job;
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !job.file.is_damaged() {
+                    std::hint::spin_loop();
+                }
+                job.ledger.blob(&job.digest).unwrap().is_some()
+            });
+            scene.run();
+            assert!(!reader.join().unwrap());
+        });
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! unless its group is let in, and nothing of what it has in memory.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 
@@ -39,12 +40,15 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Everything below a folder that others may do something with.
+/// Everything below a folder that others may do something with. A berth at work renames and removes files meanwhile.
 fn open_to_others(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    let unless_gone = |error: &io::Error| assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    let entries = fs::read_dir(folder).inspect_err(unless_gone).into_iter().flatten();
+    for entry in entries {
         let entry = entry.unwrap();
-        let (path, metadata) = (entry.path(), entry.metadata().unwrap());
+        let path = entry.path();
+        let Ok(metadata) = entry.metadata().inspect_err(unless_gone) else { continue };
         if !metadata.is_symlink() && metadata.mode() & 0o007 != 0 {
             found.push(format!("{} {:o}", path.display(), metadata.mode()));
         }

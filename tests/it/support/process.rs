@@ -4,6 +4,7 @@
 //! `docker` elsewhere in the path may not speak to Debian's engine. A program that is missing fails the test
 //! with the name of its package: a proof that skips itself proves nothing.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
@@ -169,6 +170,20 @@ pub(crate) fn peak_memory(pid: u32) -> u64 {
 pub(crate) fn read_bytes(pid: u32) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// For how many ticks of the clock each thread of a process has run so far.
+pub(crate) fn thread_ticks(pid: u32) -> HashMap<u32, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let ticks = |thread: fs::DirEntry| {
+        // It may have ended.
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        // The name of the program, in parentheses, may have spaces; user and system time are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let times = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap());
+        Some((thread.file_name().to_str()?.parse().ok()?, times.sum()))
+    };
+    threads.filter_map(ticks).collect()
 }
 
 #[cfg(test)]
