@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use berth::oci::{Algorithm, Verifier};
 
 use crate::Bench;
+use crate::bars::Better;
 use crate::client::{Client, Got};
 use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY};
@@ -20,8 +21,8 @@ use crate::support::{Blob, Fault, Image};
 use crate::table::{median, print};
 use crate::usage::{cpu_seconds, watch};
 
-const SERVERS: [Kind; 5] =
-    [Kind::Berth, Kind::NginxCache, Kind::Varnish, Kind::TrafficServer, Kind::Distribution];
+const SERVERS: &[Kind] =
+    &[Kind::Berth, Kind::NginxCache, Kind::Varnish, Kind::TrafficServer, Kind::Distribution];
 const CLIENTS: [usize; 3] = [1, 8, 64];
 /// Of upstream, on each connection.
 pub(crate) const BYTES_PER_SECOND: u64 = 50_000_000;
@@ -67,14 +68,15 @@ pub(crate) fn run(bench: &Bench) {
     scene.upstream.on("*", "/blobs/").fault(Fault::Drip(BYTES_PER_SECOND));
     let blob = image.layer();
 
+    let kinds = bench.compared(SERVERS);
     let mut direct = Vec::new();
     let mut results = Results::new();
     for round in 0..plan.cold_rounds {
         direct.push(fan_out(scene.upstream.address(), blob, 1, Duration::ZERO).all_done);
         let join_after = DELAY + Duration::from_secs_f64(direct[0]).saturating_sub(DELAY).mul_f64(JOIN_AFTER);
         for clients in CLIENTS {
-            for turn in 0..SERVERS.len() {
-                let kind = SERVERS[(turn + round) % SERVERS.len()];
+            for turn in 0..kinds.len() {
+                let kind = kinds[(turn + round) % kinds.len()];
                 let figures = meet(bench, &scene, kind, blob, clients, join_after);
                 eprintln!("cold, {clients} clients, {}: {:.2} s", kind.name(), figures.fan.all_done);
                 results.push((clients, kind, figures));
@@ -83,7 +85,11 @@ pub(crate) fn run(bench: &Bench) {
     }
     let direct = median(direct);
     show(bench, direct, &results);
-    hold_to_bars(bench, direct, &results);
+    if bench.is_against_before() {
+        CLIENTS.into_iter().for_each(|clients| compare(bench, clients, &results));
+    } else {
+        hold_to_bars(bench, direct, &results);
+    }
 }
 
 /// One fan-out from a new server.
@@ -104,7 +110,9 @@ fn meet(
     let upstream_gets = scene.upstream.count("GET", "/blobs/") as f64;
     let upstream_ratio = scene.upstream.bytes_sent(&blob.digest) as f64 / blob.len() as f64;
     let hot = match kind {
-        Kind::Berth => fan_out(server.address, blob, clients, Duration::ZERO).all_done,
+        Kind::Berth | Kind::Before | Kind::BeforeAgain => {
+            fan_out(server.address, blob, clients, Duration::ZERO).all_done
+        }
         _ => f64::NAN,
     };
     Figures {
@@ -169,7 +177,7 @@ fn middle(results: &Results, clients: usize, kind: Kind, figure: fn(&Figures) ->
 fn show(bench: &Bench, direct: f64, results: &Results) {
     let mut rows = Vec::new();
     for clients in CLIENTS {
-        for kind in SERVERS {
+        for &kind in bench.compared(SERVERS) {
             let of = |figure: fn(&Figures) -> f64| middle(results, clients, kind, figure);
             let all_done = of(|it| it.fan.all_done);
             let if_known = |figure: f64, text: String| if figure.is_nan() { "–".to_owned() } else { text };
@@ -222,4 +230,21 @@ fn hold_to_bars(bench: &Bench, direct: f64, results: &Results) {
     bars.at_most(SCENARIO, "CPU-seconds per GB served", of(|it| it.cpu_per_gb), 0.35);
     bars.at_most(SCENARIO, "anonymous memory at most, MiB", of(|it| it.anonymous_mib), 64.0);
     bars.at_most(SCENARIO, "disk, of the blob", of(|it| it.disk_ratio), 1.0);
+}
+
+fn compare(bench: &Bench, clients: usize, results: &Results) {
+    let compare = |what: &str, figure: fn(&Figures) -> f64| {
+        let what = format!("{clients} clients: {what}");
+        bench
+            .bars
+            .compare("cold fan-out", &what, Better::Less, |kind| middle(results, clients, kind, figure));
+    };
+    compare("GETs at upstream", |it| it.upstream_gets);
+    compare("bytes from upstream, of the blob", |it| it.upstream_ratio);
+    compare("first byte of the first, ms", |it| it.fan.early_first_byte * 1e3);
+    compare("first byte of the last to join, ms", |it| it.fan.late_first_byte * 1e3);
+    compare("all done, s", |it| it.fan.all_done);
+    compare("CPU-seconds per GB", |it| it.cpu_per_gb);
+    compare("anonymous memory, MiB", |it| it.anonymous_mib);
+    compare("disk, of the blob", |it| it.disk_ratio);
 }

@@ -16,7 +16,7 @@ const SCENARIO: &str = "hot blob";
 pub(crate) fn run(bench: &Bench) {
     let mut scene = Scene::new(bench);
     let image = hold_blobs(bench, &mut scene);
-    let servers = start_filled(bench, &scene, &Kind::OF_HOT, &Reading::Copy);
+    let servers = start_filled(bench, &scene, bench.compared(Kind::OF_HOT), &Reading::Copy);
     let plan = &bench.plan;
     let path = |bytes| path_of(&image, bytes);
     let copied = measure(bench, &servers, path, &Reading::Copy, plan.hot_rounds);
@@ -31,7 +31,12 @@ pub(crate) fn run(bench: &Bench) {
     });
     show(&title("GB/s", "discard"), &discarded, &cells, 2, |turn| turn.rate);
     show(&title("CPU-seconds per GB", "discard"), &discarded, &cells, 2, |turn| turn.cpu_per_gb);
-    hold_to_bars(bench, &copied, &cells);
+    if bench.is_against_before() {
+        load::compare(&bench.bars, "hot blob, clients copy", &copied, &cells);
+        load::compare(&bench.bars, "hot blob, clients discard", &discarded, &cells);
+    } else {
+        hold_to_bars(bench, &copied, &cells);
+    }
 }
 
 fn hold_to_bars(bench: &Bench, turns: &[Turn], cells: &[Cell]) {

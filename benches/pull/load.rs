@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Bench;
+use crate::bars::{Bars, Better};
 use crate::client::{Client, Reading};
 use crate::server::{Kind, Server};
 use crate::table::{self, geometric_mean, median, percentile};
@@ -138,10 +139,25 @@ pub(crate) fn middle(turns: &[Turn], kind: Kind, cell: Cell, figure: fn(&Turn) -
     median(turns.iter().filter(|turn| turn.kind == kind && turn.cell == cell).map(figure))
 }
 
-/// The geometric mean, over all cells, of how many times the figure of one server berth's is.
+/// The geometric mean, over all cells, of a figure of one server.
+fn mean(turns: &[Turn], kind: Kind, cells: &[Cell], figure: fn(&Turn) -> f64) -> f64 {
+    geometric_mean(cells.iter().map(|cell| middle(turns, kind, *cell, figure)))
+}
+
+/// How many times the figure of one server berth's is, by geometric means over all cells.
 pub(crate) fn berth_to(turns: &[Turn], kind: Kind, cells: &[Cell], figure: fn(&Turn) -> f64) -> f64 {
-    let ratio = |cell: &Cell| middle(turns, Kind::Berth, *cell, figure) / middle(turns, kind, *cell, figure);
-    geometric_mean(cells.iter().map(ratio))
+    mean(turns, Kind::Berth, cells, figure) / mean(turns, kind, cells, figure)
+}
+
+/// Compares what turns came to with those of an earlier berth.
+pub(crate) fn compare(bars: &Bars, scenario: &'static str, turns: &[Turn], cells: &[Cell]) {
+    let compare = |what, better, figure: fn(&Turn) -> f64| {
+        bars.compare(scenario, what, better, |kind| mean(turns, kind, cells, figure));
+    };
+    compare("GB/s (geometric mean)", Better::More, |turn| turn.rate);
+    compare("CPU-seconds per GB (geometric mean)", Better::Less, |turn| turn.cpu_per_gb);
+    compare("first byte, p99, ms (geometric mean)", Better::Less, |turn| turn.first_byte_ms);
+    compare("anonymous memory, MiB (geometric mean)", Better::Less, |turn| turn.anonymous_mib);
 }
 
 /// Prints a figure of all servers in all cells.

@@ -10,7 +10,8 @@
 //! everywhere. The servers take turns in each of several rounds, so that a busy moment of the machine meets all
 //! of them, and medians are shown: figures compare only within one run. Standard output is Markdown, and its
 //! last table holds each of the [`bars`] against what was measured. Words choose parts; with `quick` everything
-//! is small, which shows that it works, and nothing else.
+//! is small, which shows that it works, and nothing else. With `before=PROGRAM` an earlier berth is compared, twice, in
+//! place of all other servers: has anything become worse?
 
 #![allow(clippy::unwrap_used, reason = "a failed assumption of a benchmark is a failed benchmark")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its results")]
@@ -45,6 +46,7 @@ mod usage;
 mod yardstick;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -53,6 +55,11 @@ use tokio::runtime::Runtime;
 use bars::Bars;
 use cores::Cores;
 use plan::Plan;
+use server::Kind;
+use support::Setup;
+
+/// What begins the word that names an earlier berth.
+const BEFORE: &str = "before=";
 
 /// The word for a part, and what measures it.
 type Part = (&'static str, fn(&Bench));
@@ -76,6 +83,28 @@ pub(crate) struct Bench {
     pub(crate) plan: Plan,
     pub(crate) cores: Cores,
     pub(crate) bars: Bars,
+    /// An earlier berth that this one is compared with, in place of other servers.
+    before: Option<PathBuf>,
+}
+
+impl Bench {
+    /// Who is compared: these, unless an earlier berth is.
+    pub(crate) fn compared<'a>(&self, kinds: &'a [Kind]) -> &'a [Kind] {
+        if self.is_against_before() { Kind::OF_BERTH } else { kinds }
+    }
+
+    pub(crate) fn is_against_before(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// A set-up of one berth or the other.
+    pub(crate) fn of(&self, kind: Kind, setup: Setup) -> Setup {
+        let mut setup = setup.http("access_log = false");
+        if kind != Kind::Berth {
+            setup.program.clone_from(self.before.as_ref().unwrap());
+        }
+        setup
+    }
 }
 
 fn main() -> ExitCode {
@@ -86,17 +115,24 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let is_asked = |word: &str| words.iter().any(|asked| asked == word);
-    let is_known = |word: &String| word == "quick" || PARTS.iter().any(|(name, _)| name == word);
+    let before = words.iter().find_map(|word| word.strip_prefix(BEFORE)).map(PathBuf::from);
+    let is_known = |word: &String| {
+        word == "quick" || word.starts_with(BEFORE) || PARTS.iter().any(|(name, _)| name == word)
+    };
     if let Some(unknown) = words.iter().find(|word| !is_known(word)) {
         let names = PARTS.map(|(name, _)| name).join(", ");
-        eprintln!("no part is called `{unknown}`: choose of {names}; or add `quick`");
+        eprintln!("no part is called `{unknown}`: choose of {names}; or add `quick`, or `{BEFORE}PROGRAM`");
         return ExitCode::from(2);
     }
     let began = Instant::now();
     // Before the runtime, whose threads shall stay where this one is.
     let cores = Cores::divide();
-    let plan = if is_asked("quick") { Plan::quick() } else { Plan::full() };
-    let bench = Bench { runtime: Runtime::new().unwrap(), plan, cores, bars: Bars::default() };
+    let plan = match (is_asked("quick"), &before) {
+        (true, _) => Plan::quick(),
+        (false, Some(_)) => Plan::against_before(),
+        (false, None) => Plan::full(),
+    };
+    let bench = Bench { runtime: Runtime::new().unwrap(), plan, cores, bars: Bars::default(), before };
     let all = !PARTS.iter().any(|(name, _)| is_asked(name));
     let mut failed = Vec::new();
     for (name, run) in PARTS.into_iter().filter(|(name, _)| all || is_asked(name)) {
@@ -106,11 +142,7 @@ fn main() -> ExitCode {
         }
         eprintln!("{name}: done after {:.0} s in all", began.elapsed().as_secs_f64());
     }
-    bench.bars.show(if is_asked("quick") {
-        "**Bars**, of a quick run: figures that mean nothing"
-    } else {
-        "**Bars**"
-    });
+    bench.bars.show(if is_asked("quick") { ", of a quick run: figures that mean nothing" } else { "" });
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }

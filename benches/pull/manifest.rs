@@ -4,6 +4,7 @@
 //! nginx's files and bare hyper answer with the headers of berth.
 
 use crate::Bench;
+use crate::bars::Better;
 use crate::client::Reading;
 use crate::hot::start_filled;
 use crate::requests::{CONNECTIONS, Requests, ask};
@@ -31,7 +32,7 @@ pub(crate) fn run(bench: &Bench) {
     scene.hold(&image);
     let path = image.path(REPOSITORY);
     scene.learn_headers(&Kind::Berth.start(bench, &scene));
-    let servers = start_filled(bench, &scene, &Kind::OF_HOT, &Reading::Copy);
+    let servers = start_filled(bench, &scene, bench.compared(Kind::OF_HOT), &Reading::Copy);
     for server in &servers {
         if [Kind::BareHyper, Kind::NginxStatic].contains(&server.kind) {
             scene.check_headers(server);
@@ -51,7 +52,7 @@ pub(crate) fn run(bench: &Bench) {
     for method in METHODS {
         // Apart from the turns, because counting slows a server down.
         let calls = servers.iter().map(|server| calls_per_request(bench, server, method, &path));
-        show(&image, method, &turns, &calls.collect::<Vec<_>>());
+        show(bench.compared(Kind::OF_HOT), &image, method, &turns, &calls.collect::<Vec<_>>());
         hold_to_bars(bench, method, &turns);
     }
 }
@@ -67,7 +68,7 @@ fn middle(turns: &[Turn], kind: Kind, method: &str, figure: fn(&Requests) -> f64
     median(own.map(|turn| figure(&turn.requests)))
 }
 
-fn show(image: &Image, method: &str, turns: &[Turn], calls: &[Option<f64>]) {
+fn show(kinds: &[Kind], image: &Image, method: &str, turns: &[Turn], calls: &[Option<f64>]) {
     let row = |(kind, calls): (Kind, &Option<f64>)| {
         let of = |figure| middle(turns, kind, method, figure);
         let berth = |figure| middle(turns, Kind::Berth, method, figure);
@@ -85,12 +86,15 @@ fn show(image: &Image, method: &str, turns: &[Turn], calls: &[Option<f64>]) {
         image.manifest.len()
     );
     let head = ["", "per second", "p50 ms", "p99 ms", "CPU µs each", "system calls each"];
-    let rows: Vec<_> = Kind::OF_HOT.into_iter().zip(calls).map(row).collect();
+    let rows: Vec<_> = kinds.iter().copied().zip(calls).map(row).collect();
     print(&title, &head, &rows);
 }
 
 fn hold_to_bars(bench: &Bench, method: &str, turns: &[Turn]) {
     let scenario = if method == "GET" { "hot manifest, GET" } else { "hot manifest, HEAD" };
+    if bench.is_against_before() {
+        return compare(bench, scenario, method, turns);
+    }
     let ratio =
         |kind, figure| middle(turns, Kind::Berth, method, figure) / middle(turns, kind, method, figure);
     let bars = &bench.bars;
@@ -102,4 +106,13 @@ fn hold_to_bars(bench: &Bench, method: &str, turns: &[Turn]) {
     bars.at_most(scenario, "CPU each, of bare hyper", cpu, 1.25);
     let p99 = ratio(Kind::NginxStatic, |it| it.p99_ms);
     bars.at_most(scenario, "p99, of nginx, static files", p99, 2.0);
+}
+
+fn compare(bench: &Bench, scenario: &'static str, method: &str, turns: &[Turn]) {
+    let compare = |what, better, figure: fn(&Requests) -> f64| {
+        bench.bars.compare(scenario, what, better, |kind| middle(turns, kind, method, figure));
+    };
+    compare("per second", Better::More, |it| it.rate);
+    compare("CPU each, us", Better::Less, |it| it.cpu_us);
+    compare("p99, ms", Better::Less, |it| it.p99_ms);
 }

@@ -35,10 +35,14 @@ pub(crate) struct Plan {
     pub(crate) pulls: usize,
     /// Bytes of the layer of each.
     pub(crate) pull_bytes: usize,
+    /// How often memory is looked at, each time of new servers.
+    pub(crate) memory_rounds: usize,
     /// How long a server rests before its memory is looked at.
     pub(crate) rest: Duration,
     /// Blobs of a large store.
     pub(crate) many_blobs: usize,
+    /// Starts with a large store, if an earlier berth is compared.
+    pub(crate) many_rounds: usize,
     /// How long the streams run under which its memory is looked at.
     pub(crate) streams_window: Duration,
 }
@@ -62,9 +66,32 @@ impl Plan {
             connections_bytes: 256 * MIB,
             pulls: 100,
             pull_bytes: 4 * MIB,
+            memory_rounds: 1,
             many_blobs: 1_000_000,
+            many_rounds: 1,
             rest: Duration::from_secs(60),
             streams_window: Duration::from_secs(3),
+        }
+    }
+
+    /// For figures of a berth before and after a change: about as long, with more turns of smaller things.
+    pub(crate) fn against_before() -> Self {
+        Self {
+            hot_bytes: [MIB, 16 * MIB, 64 * MIB],
+            hot_rounds: 7,
+            other_rounds: 7,
+            manifest_rounds: 9,
+            cold_rounds: 7,
+            cold_bytes: 64 * MIB,
+            range_rounds: 7,
+            range_bytes: 256 * MIB,
+            connections_rounds: 7,
+            connections_bytes: 64 * MIB,
+            rest: Duration::from_secs(15),
+            memory_rounds: 7,
+            many_blobs: 100_000,
+            many_rounds: 7,
+            ..Self::full()
         }
     }
 
@@ -86,7 +113,9 @@ impl Plan {
             connections_bytes: 8 * MIB,
             pulls: 10,
             pull_bytes: MIB / 4,
+            memory_rounds: 1,
             many_blobs: 20_000,
+            many_rounds: 1,
             rest: Duration::from_secs(2),
             streams_window: Duration::from_millis(200),
         }

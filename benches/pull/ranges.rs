@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::Bench;
+use crate::bars::Better;
 use crate::client::Client;
 use crate::cold::{BYTES_PER_SECOND, DELAY};
 use crate::scene::Scene;
@@ -15,7 +16,7 @@ use crate::support::{Blob, Fault, Image};
 use crate::table::{median, print};
 
 /// distribution is not among them: to a range of what it does not have it answers 200, with everything.
-const SERVERS: [Kind; 4] = [Kind::Berth, Kind::NginxCache, Kind::Varnish, Kind::TrafficServer];
+const SERVERS: &[Kind] = &[Kind::Berth, Kind::NginxCache, Kind::Varnish, Kind::TrafficServer];
 /// Of the footer of a stargz layer.
 const FOOTER_BYTES: u64 = 51;
 /// How far from the end the other range begins in a blob of 1 GiB: at byte 1,073,000,000.
@@ -61,9 +62,9 @@ pub(crate) fn run(bench: &Bench) {
     for round in 0..plan.range_rounds {
         for (number, asked) in ranges.iter().enumerate() {
             direct[number].push(first_byte(scene.upstream.address(), blob, &asked.range, asked.bytes));
-            for kind in SERVERS {
+            for &kind in bench.compared(SERVERS) {
                 // Those that fetch everything first take long, and the same time again.
-                if round == 0 || kind == Kind::Berth {
+                if round == 0 || Kind::OF_BERTH.contains(&kind) {
                     results.push(meet(bench, &scene, kind, blob, asked, number));
                 }
             }
@@ -122,7 +123,7 @@ fn middle(results: &[Figures], kind: Kind, range: usize, figure: fn(&Figures) ->
 fn show(bench: &Bench, ranges: &[Asked], direct: &[f64], results: &[Figures]) {
     let mut rows = Vec::new();
     for (number, (asked, direct)) in ranges.iter().zip(direct).enumerate() {
-        for kind in SERVERS {
+        for &kind in bench.compared(SERVERS) {
             let of = |figure| middle(results, kind, number, figure);
             rows.push(vec![
                 format!("`{}`", asked.range),
@@ -153,6 +154,19 @@ fn hold_to_bars(bench: &Bench, ranges: &[Asked], direct: &[f64], results: &[Figu
     const SCENARIO: &str = "cold ranges";
     for (number, (asked, direct)) in ranges.iter().zip(direct).enumerate() {
         let of = |figure| middle(results, Kind::Berth, number, figure);
+        if bench.is_against_before() {
+            let compare = |what: &str, figure: fn(&Figures) -> f64| {
+                let what = format!("`{}`: {what}", asked.range);
+                bench
+                    .bars
+                    .compare(SCENARIO, &what, Better::Less, |kind| middle(results, kind, number, figure));
+            };
+            compare("first byte, ms", |it| it.first_byte_ms);
+            compare("ranges within it, later, ms", |it| it.later_ms);
+            compare("whole GETs at upstream", |it| it.whole);
+            compare("ranged GETs at upstream", |it| it.ranged);
+            continue;
+        }
         let bar = |what: &str, measured, limit| {
             bench.bars.at_most(SCENARIO, &format!("`{}`: {what}", asked.range), measured, limit);
         };

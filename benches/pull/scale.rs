@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::Bench;
+use crate::bars::Better;
 use crate::client::Client;
+use crate::server::Kind;
 use crate::support::many::Many;
 use crate::support::{Berth, Upstream};
 use crate::table::{median, print};
@@ -39,6 +41,9 @@ struct Start {
 }
 
 pub(crate) fn run(bench: &Bench) {
+    if bench.is_against_before() {
+        return compare(bench);
+    }
     let (runtime, plan) = (&bench.runtime, &bench.plan);
     let upstream = runtime.block_on(Upstream::start());
     let mut rows = Vec::new();
@@ -52,7 +57,7 @@ pub(crate) fn run(bench: &Bench) {
         // What the generator has written must not be written while others are measured.
         rustix::fs::sync();
         let mut start = |how: &str, end: Signal| {
-            let start = measure(bench, &upstream, &data_dir, many, end);
+            let start = measure(bench, Kind::Berth, &upstream, &data_dir, many, end);
             eprintln!("scale, {} blobs, {how}: served after {:.2} s", many.blobs, start.seconds);
             if many.blobs == FEW.blobs {
                 few_cpu_us.push(start.cpu_us);
@@ -98,9 +103,46 @@ pub(crate) fn run(bench: &Bench) {
     print("**Scale**: a fifth as many tags, half of them in one repository", &head, &rows);
 }
 
-fn measure(bench: &Bench, upstream: &Upstream, data_dir: &Path, many: Many, end: Signal) -> Start {
+/// A start with a large store after an orderly end, of one berth and an earlier one, each with a store of its own.
+fn compare(bench: &Bench) {
+    let upstream = bench.runtime.block_on(Upstream::start());
+    let many = Many { blobs: bench.plan.many_blobs, tags: bench.plan.many_blobs / 5 };
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = |kind: Kind| folder.path().join(kind.name());
+    for kind in Kind::OF_BERTH {
+        many.make(&data_dir(*kind));
+        measure(bench, *kind, &upstream, &data_dir(*kind), many, Signal::TERM);
+    }
+    rustix::fs::sync();
+    let mut starts = Vec::new();
+    for round in 0..bench.plan.many_rounds {
+        for kind in Kind::OF_BERTH {
+            starts.push((*kind, measure(bench, *kind, &upstream, &data_dir(*kind), many, Signal::TERM)));
+        }
+        eprintln!("scale, round {} of {}", round + 1, bench.plan.many_rounds);
+    }
+    let compare = |what, figure: fn(&Start) -> f64| {
+        bench.bars.compare("many blobs", what, Better::Less, |of| {
+            median(starts.iter().filter(|(kind, _)| *kind == of).map(|(_, start)| figure(start)))
+        });
+    };
+    compare("first hit after a start, s", |it| it.seconds);
+    compare("resident then, MiB", |it| it.memory_then);
+    compare("at rest after, s", |it| it.settled);
+    compare("resident at rest, MiB", |it| it.memory_at_rest);
+    compare("CPU per hit, us", |it| it.cpu_us);
+}
+
+fn measure(
+    bench: &Bench,
+    kind: Kind,
+    upstream: &Upstream,
+    data_dir: &Path,
+    many: Many,
+    end: Signal,
+) -> Start {
     let runtime = &bench.runtime;
-    let setup = Berth::with("docker.io", upstream).http("access_log = false").data_dir(data_dir);
+    let setup = bench.of(kind, Berth::with("docker.io", upstream)).data_dir(data_dir);
     // The content is not what its names say.
     let setup = setup.sections("[cache]\nscrub = \"off\"");
     let began = Instant::now();

@@ -29,6 +29,10 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Berth,
+    /// An earlier berth.
+    Before,
+    /// The same once more: how far two runs of one program are apart.
+    BeforeAgain,
     /// What hyper does with content that is in memory and a table to find it in: the least that a server in
     /// berth's language can cost.
     BareHyper,
@@ -56,7 +60,7 @@ pub(crate) struct Server {
 
 impl Kind {
     /// Those that can be compared on content that is there.
-    pub(crate) const OF_HOT: [Self; 7] = [
+    pub(crate) const OF_HOT: &[Self] = &[
         Self::Berth,
         Self::BareHyper,
         Self::NginxStatic,
@@ -66,9 +70,14 @@ impl Kind {
         Self::Distribution,
     ];
 
+    /// One berth and another.
+    pub(crate) const OF_BERTH: &[Self] = &[Self::Berth, Self::Before, Self::BeforeAgain];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Berth => "berth",
+            Self::Before => "before",
+            Self::BeforeAgain => "before, once more",
             Self::BareHyper => "bare hyper, from memory",
             Self::NginxStatic => "nginx, static files",
             Self::NginxCache => "nginx, proxy_cache",
@@ -82,7 +91,9 @@ impl Kind {
     /// can.
     pub(crate) fn start(self, bench: &Bench, scene: &Scene) -> Server {
         match self {
-            Self::Berth => berth(bench, with_certificate(Berth::with("docker.io", &scene.upstream), scene)),
+            Self::Berth | Self::Before | Self::BeforeAgain => {
+                berth(bench, self, with_certificate(Berth::with("docker.io", &scene.upstream), scene))
+            }
             Self::BareHyper => bench.cores.as_server(|| yardstick::start(&scene.pages)),
             Self::NginxStatic => bench.cores.as_server(|| nginx::of_files(scene)),
             Self::NginxCache => bench.cores.as_server(|| nginx::cache(scene)),
@@ -97,12 +108,11 @@ fn with_certificate(setup: Setup, scene: &Scene) -> Setup {
     scene.certificate.iter().fold(setup, Setup::tls)
 }
 
-/// berth, set up in this way.
-pub(crate) fn berth(bench: &Bench, setup: Setup) -> Server {
-    let setup = setup.http("access_log = false");
-    let berth = bench.cores.as_server(|| bench.runtime.block_on(setup.start()));
+/// berth, or the earlier one, set up in this way.
+pub(crate) fn berth(bench: &Bench, kind: Kind, setup: Setup) -> Server {
+    let berth = bench.cores.as_server(|| bench.runtime.block_on(bench.of(kind, setup).start()));
     Server {
-        kind: Kind::Berth,
+        kind,
         address: berth.address(),
         pid: berth.pid(),
         folder: Some(berth.data_dir().to_owned()),

@@ -58,18 +58,18 @@ impl Process {
 
     pub(super) async fn spawn(setup: &Setup, data_dir: &Path) -> Self {
         let mut command = match (setup.files, setup.name_server) {
-            (None, None) => Command::new(BERTH),
+            (None, None) => Command::new(&setup.program),
             (None, Some(address)) => {
                 let script = "mount --bind \"$1\" /etc/resolv.conf; shift; exec \"$@\"";
                 let resolver = data_dir.with_extension("resolv.conf");
                 process::write(&resolver, format!("nameserver {address}\n"));
                 let mut command = process::tool("unshare").into_std();
-                command.args(["--mount", "sh", "-ec", script, "sh"]).arg(resolver).arg(BERTH);
+                command.args(["--mount", "sh", "-ec", script, "sh"]).arg(resolver).arg(&setup.program);
                 command
             }
             (Some(files), _) => {
                 let mut command = process::tool("prlimit").into_std();
-                command.arg(format!("--nofile={files}:{files}")).arg(BERTH);
+                command.arg(format!("--nofile={files}:{files}")).arg(&setup.program);
                 command
             }
         };

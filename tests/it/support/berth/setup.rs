@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::Berth;
-use super::process::{Exit, Process};
+use super::process::{BERTH, Exit, Process};
 use crate::support::{Certificate, Upstream};
 
 /// A daemon yet to be started.
 #[derive(Clone)]
 pub(crate) struct Setup {
+    /// The one that was built, unless that is compared with another.
+    pub(crate) program: PathBuf,
     registries: Vec<Registry>,
     http: String,
     admin: String,
@@ -44,6 +46,7 @@ impl Setup {
     /// The first registry, without an endpoint yet.
     pub(crate) fn new(registry: &str) -> Self {
         let setup = Self {
+            program: BERTH.into(),
             registries: Vec::new(),
             http: String::new(),
             admin: String::new(),
