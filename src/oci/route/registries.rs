@@ -204,12 +204,15 @@ impl Registries {
     fn at_host(&self, host: &str) -> Option<&Registry> {
         let host = lower_case(host);
         // With a dot at its end a name is complete, and the same.
-        let without_dot = |host: &str| self.hosts.get(host.strip_suffix('.').unwrap_or(host));
-        let without_port = || {
-            let (name, port) = host.rsplit_once(':')?;
-            port.bytes().all(|byte| byte.is_ascii_digit()).then(|| without_dot(name))?
+        let whole = |host: &str| {
+            let without_dot = || self.hosts.get(host.strip_suffix('.')?);
+            self.hosts.get(host).or_else(without_dot)
         };
-        self.hosts.get(&*host).or_else(|| without_dot(&host)).or_else(without_port)
+        let without_port = || {
+            let (name, port) = host.split_at(host.bytes().rposition(|byte| byte == b':')?);
+            port.bytes().skip(1).all(|byte| byte.is_ascii_digit()).then(|| whole(name))?
+        };
+        whole(&host).or_else(without_port)
     }
 }
 
