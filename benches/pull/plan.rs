@@ -77,7 +77,8 @@ impl Plan {
     /// For figures of a berth before and after a change: about as long, with more turns of smaller things.
     pub(crate) fn against_before() -> Self {
         Self {
-            hot_bytes: [MIB, 16 * MIB, 64 * MIB],
+            hot_bytes: [MIB, 4 * MIB, 16 * MIB],
+            hot_window: Duration::from_millis(400),
             hot_rounds: 7,
             other_rounds: 7,
             manifest_rounds: 9,
@@ -87,9 +88,9 @@ impl Plan {
             range_bytes: 256 * MIB,
             connections_rounds: 7,
             connections_bytes: 64 * MIB,
-            rest: Duration::from_secs(15),
+            rest: Duration::from_secs(5),
             memory_rounds: 7,
-            many_blobs: 100_000,
+            many_blobs: 20_000,
             many_rounds: 7,
             ..Self::full()
         }
