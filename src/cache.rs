@@ -27,6 +27,7 @@ mod flight;
 pub mod freshness;
 mod listing;
 mod manifests;
+mod mismatches;
 mod missing;
 mod oversized;
 mod places;
@@ -34,6 +35,8 @@ mod pump;
 mod reader;
 mod refresh;
 mod schedule;
+mod size;
+mod speed;
 mod tags;
 mod taken;
 mod writer;
@@ -49,7 +52,7 @@ use lru::LruCache;
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Reference, Registry, Repo, Speaker, Tag};
+use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
 use crate::shares::Shares;
 use crate::singleflight::SingleFlight;
 use crate::store::{PartialKey, Store};
@@ -67,11 +70,13 @@ pub use manifests::Manifest;
 pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
 pub use refresh::{Outcome, Refreshed};
+pub use size::Size;
 
 use direct::Detour;
 use doubts::Doubts;
 use fill::Filler;
 use flight::{Asker, Entry, Flights};
+use mismatches::Mismatches;
 use oversized::Oversized;
 
 /// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
@@ -123,6 +128,7 @@ struct Shared {
     /// that is no blob may be a manifest.
     absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
     doubts: Doubts,
+    mismatches: Arc<Mismatches>,
     /// When content of a repository could last not be had.
     troubled: Mutex<LruCache<Repo, Instant>>,
     oversized: Oversized,
@@ -153,6 +159,7 @@ impl Cache {
             referrers: SingleFlight::default(),
             absent: Mutex::new(LruCache::new(memories)),
             doubts: Doubts::new(memories),
+            mismatches: Arc::new(Mismatches::new(memories)),
             troubled: Mutex::new(LruCache::new(memories)),
             oversized: Oversized::default(),
             direct: Shares::new(fairness::DIRECT),
@@ -173,6 +180,7 @@ impl Cache {
             metrics: Arc::clone(&shared.metrics),
             complete: config.complete,
             completions: shared.completions.clone(),
+            mismatches: Arc::clone(&shared.mismatches),
         };
         let one_with = upstreams.iter().map(|upstream| {
             let same = upstreams
@@ -194,6 +202,7 @@ impl Cache {
         let is_of = |repo: &Repo| repo.registry == *registry;
         self.forget_absences(is_of);
         self.0.doubts.forget_all(registry);
+        self.0.mismatches.forget_all(self.one_with(registry).first().unwrap_or(registry));
         let mut troubled = lock(&self.0.troubled);
         let of_registry: Vec<_> =
             troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
@@ -282,6 +291,10 @@ impl Cache {
             if upstream.state() == State::Offline {
                 return Err(upstream::Error::Offline.into());
             }
+            if let Some(retry_after) = self.0.mismatches.wait(&key) {
+                let error = Error::Distrusted { retry_after };
+                return Err(self.remember(repo, &blob_path(digest), context, error));
+            }
             if self.is_oversized(repo, digest, context).await {
                 self.note_oversized(repo, digest);
                 return self.pass_through(repo, digest, context).await;
@@ -296,19 +309,30 @@ impl Cache {
                     (reader, Source::Miss)
                 }
                 Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
-                Entry::Foreign => {
-                    claim = Some(self.claim(repo, digest, context).await?);
-                    continue;
-                }
+                Entry::Foreign => match self.claim(repo, digest, context).await {
+                    Ok(found) => {
+                        claim = Some(found);
+                        continue;
+                    }
+                    Err(error) if error.is_unmeasured() => {
+                        return Box::pin(self.pass_through(repo, digest, context)).await;
+                    }
+                    Err(error) => return Err(error),
+                },
             };
             match reader.file().await {
-                Ok(Some(file)) if claim.is_some_and(|claim: Claim| claim.size != file.size) => {
-                    self.refuted(repo, digest);
+                // As long as the size is not known, no claim can have the right one.
+                Ok(Some(_)) if claim.is_some_and(|claim: Claim| reader.total() != Some(claim.size)) => {
+                    if reader.total().is_some() {
+                        self.refuted(repo, digest);
+                    }
                     return Box::pin(self.pass_through(repo, digest, context)).await;
                 }
                 Ok(Some(file)) => {
                     let source = match source {
-                        Source::Join => reader.source(closed_span(asked, file.size)),
+                        Source::Join => {
+                            reader.source(reader.total().and_then(|total| closed_span(asked, total)))
+                        }
                         other => other,
                     };
                     return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, context)?));
@@ -334,49 +358,6 @@ impl Cache {
         let left = self.0.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
         let span = closed_span(Some(asked), left.total)?;
         left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(key)))
-    }
-
-    /// The size of a blob of `repo`, for a HEAD, and by whose word: upstream is asked for no byte of the content.
-    ///
-    /// # Errors
-    /// [`Error`], as for [`Cache::blob`].
-    pub async fn blob_size(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        context: &RequestContext,
-    ) -> Result<(Claim, Source), Error> {
-        match self.find_size(repo, digest, context).await {
-            Ok(found) => Ok(found),
-            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
-        }
-    }
-
-    async fn find_size(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        context: &RequestContext,
-    ) -> Result<(Claim, Source), Error> {
-        let upstream = self.upstream(repo)?;
-        let known = |size| Claim { size, speaker: Speaker::Registry };
-        if let Some(stored) = self.0.store.blob_at_hand(repo, digest) {
-            return Ok((known(stored.size), Source::Hit));
-        }
-        let (granted, stored) = self.0.store.find(repo, digest).await?;
-        match stored {
-            Some(stored) if granted => return Ok((known(stored.size), Source::Hit)),
-            _ if granted => {}
-            _ => self.not_absent(repo, &blob_path(digest))?,
-        }
-        if let Some(total) = self.0.flights.total(&self.key(repo, digest), repo, granted) {
-            // A transfer may be a fallback's.
-            let may_be_others = !granted && upstream.has_fallbacks();
-            let speaker = if may_be_others { Speaker::Fallback } else { Speaker::Registry };
-            return Ok((Claim { size: total, speaker }, Source::Join));
-        }
-        let (claim, joined) = self.asked_claim(repo, digest, context).await?;
-        Ok((claim, if joined { Source::Join } else { Source::Miss }))
     }
 
     /// Every upstream.
@@ -421,6 +402,8 @@ impl Cache {
             digest: *digest,
             metrics: Arc::clone(&self.0.metrics),
             permits: self.0.direct.clone(),
+            key: self.key(repo, digest),
+            mismatches: Arc::clone(&self.0.mismatches),
         })
     }
 

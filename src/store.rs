@@ -258,7 +258,7 @@ impl Store {
         blocking(move || Sweeper::of(&inner).put(&digest, &content)).await
     }
 
-    /// Opens the partial file of a blob of `total` bytes, or begins one, for the transfer that is `next`; with room for
+    /// Opens the partial file of a blob of `total` bytes, if upstream says how many, or begins one, for the transfer that is `next`; with room for
     /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
     ///
     /// # Errors
@@ -267,7 +267,7 @@ impl Store {
     pub async fn partial(
         &self,
         key: &PartialKey,
-        total: u64,
+        total: Option<u64>,
         next: Next<'_>,
         is_whole: bool,
     ) -> Result<Partial, Error> {

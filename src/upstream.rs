@@ -86,7 +86,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
-pub use self::blob::{BlobStream, Claim};
+pub(crate) use self::blob::PAGE;
+pub use self::blob::{BLOB_BYTES_MAX, BlobStream, Claim};
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,

@@ -32,7 +32,11 @@ impl Cache {
         if !store.is_vouched(registries, digest, Speaker::Registry).await || self.was_refuted(repo, digest) {
             return Ok(false);
         }
-        let Claim { size, speaker } = self.claim(repo, digest, context).await?;
+        let Claim { size, speaker } = match self.claim(repo, digest, context).await {
+            // It says nothing that could be right or wrong: so it must be sent.
+            Err(error) if error.is_unmeasured() => return Ok(false),
+            claim => claim?,
+        };
         if !store.is_vouched(registries, digest, speaker).await {
             return Ok(false);
         }
@@ -76,6 +80,7 @@ impl Cache {
         let (claim, joined) = self.0.claims.run(key, work).await;
         match claim.unwrap_or(Err(Error::GivenUp)) {
             Ok(claim) => Ok((claim, joined)),
+            Err(error) if error.is_unmeasured() => Err(error),
             Err(error) => Err(self.remember(repo, &blob_path(digest), &context, error)),
         }
     }

@@ -9,6 +9,8 @@
 //! A reader of a flight whose disk fails takes this way for the rest: what it has read is still in the file,
 //! and hashed there. Where that is not all of the beginning, the whole is asked for from its start if the proof
 //! is needed, and the rest alone if not.
+//!
+//! Of what calls itself a page nothing goes out before the whole is proven, so that it must fit into memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,19 +25,22 @@ use tracing::{info, warn};
 use super::error::Error;
 use super::fairness::Hold;
 use super::flight::HOLD_BACK;
+use super::mismatches::Mismatches;
 use super::pump::Pump;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::shares::{Owner, Shares};
-use crate::store::{self, BlobFile};
+use crate::store::{self, BlobFile, PartialKey};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
-use crate::upstream::{BlobStream, Upstream};
+use crate::upstream::{BlobStream, PAGE, Upstream};
 
 /// How long a request waits for its turn: half of the time that there is for the head of its answer.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A range that begins later than this is asked for on its own, if it may go out unproven.
 const FAR: u64 = 1 << 20;
+/// What calls itself a page is a small blob, or none.
+const PAGE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes hashed at once of what a failed flight has left.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
@@ -49,6 +54,9 @@ pub(super) struct Detour {
     pub(super) metrics: Arc<Metrics>,
     /// Room for transfers of this kind.
     pub(super) permits: Shares,
+    /// What it is as a transfer of its registry, and what came wrong.
+    pub(super) key: PartialKey,
+    pub(super) mismatches: Arc<Mismatches>,
 }
 
 impl Detour {
@@ -60,19 +68,24 @@ impl Detour {
     }
 
     /// What lies behind `position`, to go out unproven.
-    pub(super) async fn unproven(self, position: u64, total: u64) -> Result<Direct, Error> {
+    pub(super) async fn unproven(self, position: u64, total: Option<u64>) -> Result<Direct, Error> {
         let hold = self.turn().await?;
-        self.open(hold, position, Some(total), None).await
+        self.open(hold, position, total, None).await
     }
 
     /// What lies behind `position`, the bytes before it being in `file`.
-    pub(super) async fn rest(self, file: BlobFile, position: u64, total: u64) -> Result<Direct, Error> {
+    pub(super) async fn rest(
+        self,
+        file: BlobFile,
+        position: u64,
+        total: Option<u64>,
+    ) -> Result<Direct, Error> {
         let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        self.open(hold, position, Some(total), Some(verifier)).await
+        self.open(hold, position, total, Some(verifier)).await
     }
 
     /// Says why a transfer that had begun is not kept.
@@ -94,7 +107,11 @@ impl Detour {
         verifier: Option<Verifier>,
     ) -> Result<Direct, Error> {
         let stream = self.from(&mut hold, position, total).await?;
+        if stream.is_page && (position > 0 || verifier.is_none()) {
+            return Err(PAGE.into());
+        }
         Ok(Direct {
+            is_page: stream.is_page,
             verifier,
             hashed: position,
             waiting: VecDeque::new(),
@@ -141,7 +158,10 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
 /// One transfer from upstream to one client.
 pub(super) struct Direct {
     detour: Detour,
-    total: u64,
+    /// None as long as upstream has not said that.
+    total: Option<u64>,
+    /// It calls itself a page.
+    is_page: bool,
     /// None only while another takes its place.
     pump: Option<Pump>,
     /// None once the digest was found right, or if it will never be known.
@@ -157,25 +177,31 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> Option<u64> {
         self.total
     }
 
-    /// The next bytes from `start`, which never goes back, and not beyond `end`. `held`: the end of the content
-    /// must wait for the proof.
-    pub(super) async fn next(&mut self, start: u64, end: u64, held: bool) -> Result<Bytes, Error> {
-        if !held && self.verifier.is_some() && start >= self.received.saturating_add(FAR) {
+    /// The next bytes from `start`, which never goes back, and not beyond `end`; none where the content ends. `held`: the
+    /// end of the content must wait for the proof.
+    pub(super) async fn next(&mut self, start: u64, end: u64, held: bool) -> Result<Option<Bytes>, Error> {
+        if !held && !self.is_page && self.verifier.is_some() && start >= self.received.saturating_add(FAR) {
             self.jump(start).await?;
         }
         loop {
             self.skip_to(start);
             let visible = match self.verifier {
-                Some(_) if held => self.received.min(self.total().saturating_sub(HOLD_BACK)),
+                Some(_) if self.is_page => 0,
+                Some(_) if held => {
+                    self.received.min(self.total.unwrap_or(self.received).saturating_sub(HOLD_BACK))
+                }
                 Some(_) | None => self.received,
             };
             let ready = visible.min(end).saturating_sub(self.position);
             if self.position == start && ready > 0 {
-                return Ok(self.take(ready));
+                return Ok(Some(self.take(ready)));
+            }
+            if self.verifier.is_none() && self.total == Some(start) {
+                return Ok(None);
             }
             self.receive().await?;
         }
@@ -185,7 +211,10 @@ impl Direct {
     async fn jump(&mut self, start: u64) -> Result<(), Error> {
         let pump = self.pump.take().ok_or(Error::GivenUp)?;
         let mut hold = pump.stop().await?;
-        let stream = self.detour.from(&mut hold, start, Some(self.total)).await?;
+        let stream = self.detour.from(&mut hold, start, self.total).await?;
+        if stream.is_page {
+            return Err(PAGE.into());
+        }
         self.verifier = None;
         self.waiting.clear();
         self.position = stream.start;
@@ -195,8 +224,15 @@ impl Direct {
     }
 
     async fn receive(&mut self) -> Result<(), Error> {
-        let chunk = self.pump.as_mut().ok_or(Error::GivenUp)?.chunk().await?;
-        let Detour { upstream, metrics, digest, .. } = &self.detour;
+        let Some(chunk) = self.pump.as_mut().ok_or(Error::GivenUp)?.chunk().await? else {
+            // Only where nobody has said how long it is that was the end.
+            if self.total.is_some() {
+                return Err(Error::GivenUp);
+            }
+            self.total = Some(self.received);
+            return self.prove();
+        };
+        let Detour { upstream, metrics, .. } = &self.detour;
         metrics.received(Kind::Blob, upstream.registry().as_str(), chunk.len() as u64);
         let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);
         self.received += chunk.len() as u64;
@@ -204,12 +240,24 @@ impl Direct {
             verifier.update(&chunk[usize::try_from(known).expect("no more than the chunk's length")..]);
         }
         self.waiting.push_back(chunk);
-        if self.received >= self.total() {
-            let actual = self.verifier.take().map(Verifier::finish);
-            if self.received != self.total() || actual.is_some_and(|actual| actual != *digest) {
-                metrics.mismatches.inc();
-                return Err(Error::Mismatch);
-            }
+        match self.total {
+            Some(total) if self.received >= total => self.prove(),
+            None if self.is_page && self.received > PAGE_BYTES_MAX => Err(PAGE.into()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// All of it has come: whether it is what it should be.
+    fn prove(&mut self) -> Result<(), Error> {
+        let Detour { metrics, digest, key, mismatches, .. } = &self.detour;
+        let actual = self.verifier.take().map(Verifier::finish);
+        if self.total != Some(self.received) || actual.is_some_and(|actual| actual != *digest) {
+            metrics.mismatches.inc();
+            mismatches.failed(key);
+            return Err(Error::Mismatch);
+        }
+        if actual.is_some() {
+            mismatches.clear(key);
         }
         Ok(())
     }

@@ -27,6 +27,12 @@ pub enum Error {
     /// Upstream's bytes do not have the digest that names them.
     #[error("the content does not match its digest")]
     Mismatch,
+    /// So it was a moment ago, again and again: upstream is left alone about it.
+    #[error("upstream's content has just not matched its digest: it is asked again after {retry_after:?}")]
+    Distrusted {
+        /// When it is asked again.
+        retry_after: Duration,
+    },
     /// The disk.
     #[error("the data folder: {0}")]
     Store(Arc<store::Error>),
@@ -61,11 +67,17 @@ impl Error {
             Self::Down
             | Self::Missing(_)
             | Self::Mismatch
+            | Self::Distrusted { .. }
             | Self::Busy
             | Self::Displaced
             | Self::Stalled(_)
             | Self::GivenUp => true,
         }
+    }
+
+    /// Whether upstream has it, and does not say how large it is.
+    pub fn is_unmeasured(&self) -> bool {
+        matches!(self, Self::Upstream(error) if **error == upstream::Error::NoLength)
     }
 
     /// Whether the request has come round in a circle of berths.

@@ -3,11 +3,11 @@
 //! Which bytes are its own is for the [`Schedule`] to say, chunk by chunk, because others may take from its end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use super::error::Error;
@@ -19,7 +19,7 @@ use crate::oci::{Range, Speaker};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
-use crate::upstream::{self, BlobStream, Upstream};
+use crate::upstream::{self, BLOB_BYTES_MAX, BlobStream, PAGE, Upstream};
 
 /// Broken connections in a row, without a byte gained, after which a fill is given up.
 const BREAKS_MAX: u32 = 8;
@@ -33,7 +33,10 @@ pub(super) struct Line {
     pub(super) flight: Arc<Flight>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) total: u64,
+    /// How large the content is, once that is known.
+    total: OnceLock<u64>,
+    /// Whether the answer itself did not say that.
+    is_length_untold: bool,
     /// Whether all of the content has come without a credential so far.
     public: AtomicBool,
     /// Who has sent it: of several the one who says most about its rights.
@@ -55,7 +58,8 @@ impl Line {
             flight: Arc::clone(flight),
             upstream: Arc::clone(upstream),
             metrics: Arc::clone(metrics),
-            total: stream.total,
+            total: stream.total.map(OnceLock::from).unwrap_or_default(),
+            is_length_untold: stream.is_length_untold,
             public: AtomicBool::new(stream.public),
             speaker: Mutex::new(stream.speaker),
             schedule: Mutex::new(schedule),
@@ -65,6 +69,16 @@ impl Line {
 
     pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         lock(&self.schedule)
+    }
+
+    /// How large the content is, if that is known.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.total.get().copied()
+    }
+
+    /// Behind this there is nothing of it.
+    pub(super) fn bound(&self) -> u64 {
+        self.total().unwrap_or(BLOB_BYTES_MAX)
     }
 
     /// Whether all that has come did so without a credential.
@@ -142,6 +156,9 @@ impl Fetch {
             debug!(digest = %self.line.flight.digest(), endpoint, error = %error, "upstream broke off");
             if self.has_gained {
                 breaks = 0;
+            } else if self.line.flight.is_page() {
+                // What is in between sends the same again and again.
+                return Err(error);
             }
             broken = Some((endpoint, error));
         }
@@ -157,27 +174,28 @@ impl Fetch {
         loop {
             let mut chunk = match stream.chunk().await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) => return Ok(Some(upstream::Error::Malformed("the body ended early").into())),
+                Ok(None) if self.line.is_length_untold => return self.ended(&stream).await,
+                Ok(None) => return Ok(Some(ended_early())),
                 Err(error) => return Ok(Some(error.into())),
             };
             let len = chunk.len() as u64;
             self.line.metrics.received(Kind::Blob, self.line.upstream.registry().as_str(), len);
             let end = at + len;
-            if end > self.line.total {
+            if end > self.line.bound() {
                 return Err(Error::Mismatch);
             }
             while at < end {
-                let Receipt { keep, is_done } =
-                    self.line.schedule().receive(self.id, Span { start: at, end }, stream.end);
+                let Receipt { keep, is_done } = self.line.schedule().at(Instant::now()).receive(
+                    self.id,
+                    Span { start: at, end },
+                    stream.end,
+                );
                 if let Some(keep) = keep {
                     chunk.advance(bytes_of(keep.start - at));
                     let bytes = chunk.split_to(bytes_of(keep.len()));
                     at = keep.end;
                     self.has_gained = true;
-                    if self.chunks.send(Given::Bytes(keep.start, bytes)).await.is_err() {
-                        // The writer has failed and will say why.
-                        return Err(Error::GivenUp);
-                    }
+                    self.give(Given::Bytes(keep.start, bytes)).await?;
                 }
                 if is_done {
                     return Ok(None);
@@ -189,14 +207,44 @@ impl Fetch {
         }
     }
 
+    /// A body has ended that did not say how long it would be. If the digest is right, that was the end. If not, or if HEAD
+    /// had promised more, a connection without a word about its end may have broken, and the rest is still to come. All
+    /// else is another content than was asked for, or HEAD was wrong.
+    async fn ended(&mut self, stream: &BlobStream) -> Result<Option<Error>, Error> {
+        let may_be_broken = stream.ends_by_close && self.has_gained;
+        if self.line.total().is_none() {
+            let (answer, size) = oneshot::channel();
+            self.give(Given::End(answer)).await?;
+            if let Some(size) = size.await.map_err(|_| Error::GivenUp)? {
+                self.learn(size).await?;
+                return Ok(None);
+            }
+        }
+        if may_be_broken { Ok(Some(ended_early())) } else { Err(Error::Mismatch) }
+    }
+
+    /// The content has this size, by an answer that says so or because it is proven.
+    async fn learn(&mut self, total: u64) -> Result<(), Error> {
+        if self.line.total.set(total).is_ok() {
+            self.line.schedule().learn(total);
+            self.give(Given::Total(total)).await?;
+        }
+        Ok(())
+    }
+
+    async fn give(&self, given: Given) -> Result<(), Error> {
+        // A writer that has failed will say why.
+        self.chunks.send(given).await.map_err(|_| Error::GivenUp)
+    }
+
     /// Opens a connection for what is claimed, elsewhere if the last one brought nothing. None if it is no longer
     /// wanted.
     async fn open(
-        &self,
+        &mut self,
         breaks: &mut u32,
         broken: Option<(usize, Error)>,
     ) -> Result<Option<BlobStream>, Error> {
-        let line = &self.line;
+        let line = Arc::clone(&self.line);
         let last = broken.as_ref().map(|(endpoint, _)| *endpoint);
         let mut error = broken.map_or(Error::GivenUp, |(_, error)| error);
         while *breaks < BREAKS_MAX {
@@ -204,16 +252,24 @@ impl Fetch {
             tokio::time::sleep(pause(*breaks, fastrand::f64())).await;
             *breaks += 1;
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
-            let range = by_range.then(|| range_of(span, line.total));
+            let (range, total) = (by_range.then(|| range_of(span, line.bound())), line.total());
             let name = &line.flight.origin.name;
             let (context, digest) = (&line.flight.context, line.flight.digest());
-            match line.upstream.blob(context, name, digest, range, Some(line.total), avoid).await {
+            match line.upstream.blob(context, name, digest, range, total, avoid).await {
                 // A credential has come, and others may be reading along because there was none.
                 Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
                 // Others read along by a parent's word, which is none about what the registry itself sends.
                 Ok(stream) if !line.flight.word.allows(stream.speaker) => return Err(Error::GivenUp),
+                // Something in between answers now.
+                Ok(stream) if stream.is_page && !line.flight.is_page() => error = PAGE.into(),
                 Ok(stream) => {
                     line.note(&stream);
+                    if let Some(total) = stream.total {
+                        if total < span.start {
+                            return Err(Error::Mismatch);
+                        }
+                        self.learn(total).await?;
+                    }
                     if by_range && (stream.start < span.start || stream.end > span.end) {
                         line.schedule().ignores_ranges();
                         if line.schedule().wanted(self.id).is_none() {
@@ -245,6 +301,10 @@ pub(super) fn range_of(span: Span, total: u64) -> Range {
     } else {
         Range::Closed { first: span.start, last: span.end - 1 }
     }
+}
+
+fn ended_early() -> Error {
+    upstream::Error::Malformed("the body ended early").into()
 }
 
 fn bytes_of(len: u64) -> usize {

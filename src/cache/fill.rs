@@ -6,41 +6,42 @@
 //! a slow disk slows the upstream connections and nothing piles up in memory.
 //!
 //! Mostly all of a blob is asked for, comes over one connection, is proven and stored. Where only parts are
-//! asked, these come first; then [`Complete`] says whether the rest follows. If not, the flight waits [`LINGER`]
+//! asked, these come first; then [`Complete`] says whether the rest follows. If not, the flight waits a while
 //! for more to do, and ends. What is there stays, and is read without a flight.
 //!
+//! A body that does not say how long it is comes in order over one connection, and is all of the content when the digest
+//! is right at its end. What calls itself a page is asked for as a whole, and nobody hears of it before it is proven.
+//!
 //! A flight ends whatever happens to its task: also a panic takes it out of the table and cuts its readers.
+
+mod course;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tracing::{debug, info, warn};
+
+use self::course::Course;
 
 use super::config::Complete;
 use super::error::Error;
 use super::fairness::Hold;
-use super::fetch::{Fetch, Line, range_of};
+use super::fetch::{Line, range_of};
 use super::flight::{End, Flight, Flights, HOLD_BACK};
-use super::schedule::{self, BLOCK, Need, Schedule};
-use super::writer::{Given, Writer, Written};
+use super::mismatches::Mismatches;
+use super::schedule::{self, BLOCK, Schedule};
+use super::writer::{Writer, Written};
 use crate::oci::range::Span;
 use crate::oci::{Range, Speaker};
 use crate::shares::Shares;
 use crate::store::{self, Grant, Next, Partial, Pieces, Proof, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::{self, BlobStream, Upstream};
+use crate::upstream::{self, BLOB_BYTES_MAX, BlobStream, PAGE, Upstream};
 
 /// Between two looks whether a partial file is free; its last owner is gone but for a call to the disk.
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 /// Looks at most, so that a disk that hangs fails the flight.
 const IN_USE_LOOKS: u32 = 100;
-/// How long a flight waits for further ranges to be asked: those of a lazy puller come one after the other.
-const LINGER: Duration = Duration::from_secs(1);
-/// Between two looks whether a reader has come to where nothing is under way.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What fills need.
 pub(super) struct Filler {
@@ -50,6 +51,8 @@ pub(super) struct Filler {
     pub(super) complete: Complete,
     /// Room to fetch what nobody asked for.
     pub(super) completions: Shares,
+    /// What came wrong.
+    pub(super) mismatches: Arc<Mismatches>,
 }
 
 /// How one try ended without success.
@@ -117,7 +120,11 @@ impl Filler {
             Ok(Outcome::Whole) => End::Proven,
             Ok(Outcome::Parts) => End::Left,
             Err(Failure::Landed) => End::Landed,
-            Err(Failure::Mismatch { .. }) => End::Failed(Error::Mismatch),
+            Err(Failure::Mismatch { .. }) => {
+                let retry_after = self.mismatches.failed(&current.flight.key);
+                warn!(digest = %current.flight.digest(), repository = %current.flight.origin, seconds = retry_after.as_secs(), "upstream sent content that does not match its digest twice; it is not asked for that for a while");
+                End::Failed(Error::Distrusted { retry_after })
+            }
             Err(Failure::Error(error)) => End::Failed(error),
         };
         if let End::Failed(Error::Displaced) = &current.end {
@@ -138,13 +145,7 @@ impl Filler {
         let Prepared { answer, partial, schedule } = prepared;
         let line = Line::new(flight, upstream, &self.metrics, &answer.stream, schedule);
         let (chunks, writing) = Writer::spawn(flight, partial);
-        let mut course = Course {
-            filler: self,
-            line: Arc::clone(&line),
-            chunks,
-            fetches: JoinSet::new(),
-            completion: None,
-        };
+        let mut course = Course::new(self, &line, chunks);
         let flown = tokio::select! {
             flown = course.run(answer) => flown,
             () = flight.abandoned() => Err(Error::GivenUp),
@@ -158,16 +159,20 @@ impl Filler {
                 Ok(Outcome::Whole)
             }
             (Ok(Outcome::Whole), Some(_)) | (Err(Error::Mismatch), _) => {
+                discard(partial).await?;
+                if flight.is_page() {
+                    // It was one: whoever has the blob was asked before it was looked at.
+                    return Err(PAGE.into());
+                }
                 self.metrics.mismatches.inc();
-                blocking(move || {
-                    partial.discard();
-                    Ok(())
-                })
-                .await?;
                 Err(Failure::Mismatch { endpoints: line.endpoints() })
             }
             (Ok(Outcome::Whole), None) => Err(Error::GivenUp.into()),
             (Ok(Outcome::Parts), _) => Ok(Outcome::Parts),
+            (Err(error), _) if flight.is_page() => {
+                discard(partial).await?;
+                Err(error.into())
+            }
             (Err(error), _) => Err(error.into()),
         }
     }
@@ -218,7 +223,15 @@ impl Filler {
             return Err(Error::GivenUp.into());
         }
         let is_open = |range: &Option<Range>| matches!(range, None | Some(Range::From(_)));
-        let is_whole = answer.ignores_ranges || asked.iter().any(is_open);
+        if stream.is_page && !is_second && self.has_left(flight).await {
+            // What is there already came from somebody who has the blob: it is worth more than what looks like a portal.
+            return Err(PAGE.into());
+        }
+        let is_known = stream.total.is_some();
+        let is_whole = answer.ignores_ranges || !is_known || asked.iter().any(is_open);
+        if stream.is_page {
+            flight.be_page();
+        }
         if is_whole {
             flight.want_whole();
         }
@@ -226,10 +239,11 @@ impl Filler {
         let next =
             Next { repo: &flight.origin, is_granted, is_public: flight.public, is_by_parents, speaker };
         let partial = self.partial(flight, stream.total, next, is_whole).await?;
-        let schedule = Schedule::new(stream.total, partial.have().clone(), upstream.connections_per_blob());
-        let mut schedule = if is_second { schedule.without_sides() } else { schedule };
+        let (total, have) = (stream.total.unwrap_or(BLOB_BYTES_MAX), partial.have().clone());
+        let schedule = Schedule::new(total, have, upstream.connections_per_blob());
+        let mut schedule = if is_second || !is_known { schedule.without_sides() } else { schedule };
         asked.into_iter().for_each(|range| schedule.ask(range));
-        if stream.total <= HOLD_BACK {
+        if total <= HOLD_BACK || !is_known {
             // What is so small is proven before anybody hears of it.
             schedule.ask_whole();
         }
@@ -239,11 +253,16 @@ impl Filler {
         Ok(Prepared { answer, partial, schedule })
     }
 
+    /// Whether an earlier flight has left some of it.
+    async fn has_left(&self, flight: &Flight) -> bool {
+        self.store.left(&flight.key).await.is_some_and(|left| left.pieces.bytes() > 0)
+    }
+
     /// The partial file, once whoever had it before has let go of it.
     async fn partial(
         &self,
         flight: &Flight,
-        total: u64,
+        total: Option<u64>,
         next: Next<'_>,
         is_whole: bool,
     ) -> Result<Partial, store::Error> {
@@ -294,8 +313,11 @@ impl Filler {
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
                 Err(upstream::Error::Unavailable { status: 400 | 501 }) => {}
                 Err(error) => return Err(error.into()),
+                // Only from its start on it turns out where it ends.
+                Ok(stream) if stream.is_page && stream.start > 0 => break,
                 Ok(stream) => {
-                    let asked = range.resolve(stream.total).unwrap_or_else(|_| Span::whole(0));
+                    let asked = stream.total.and_then(|total| range.resolve(total).ok());
+                    let asked = asked.unwrap_or_else(|| Span::whole(0));
                     return Ok(Answer::new(stream, asked));
                 }
             }
@@ -314,9 +336,10 @@ impl Filler {
         // What was there already may be another's word, and private.
         let speaker = if partial.began_by_parents() { line.speaker() } else { Speaker::Registry };
         let public = line.is_public() && partial.began_public();
-        let (total, sent) = (partial.total(), Grant { public, proof: Some(Proof::Sent), speaker });
+        let (total, sent) = (line.bound(), Grant { public, proof: Some(Proof::Sent), speaker });
+        self.mismatches.clear(&flight.key);
         if !flight.is_announced() {
-            flight.announce(partial.file(), Pieces::prefix(partial.total()));
+            flight.announce(partial.file(), Some(total), Pieces::prefix(total));
         }
         flight.end(End::Proven);
         let kept = async {
@@ -356,109 +379,12 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// The async half of a fill: the connections of one flight.
-struct Course<'a> {
-    filler: &'a Filler,
-    line: Arc<Line>,
-    chunks: mpsc::Sender<Given>,
-    fetches: JoinSet<Result<(), Error>>,
-    /// Held to the end of the flight, once it fetches what nobody asked for.
-    completion: Option<Hold>,
-}
-
-impl Course<'_> {
-    /// Brings what is asked, as long as more is asked, and the rest if that is worth it.
-    async fn run(&mut self, answer: Answer) -> Result<Outcome, Error> {
-        let line = Arc::clone(&self.line);
-        let span = Span { start: answer.stream.start, end: answer.stream.end };
-        let adopted = line.schedule().adopt(span);
-        match adopted {
-            Some(job) => {
-                self.fetches.spawn(Fetch::new(&line, job.id, &self.chunks, Some(answer.stream)).run());
-            }
-            // It takes the room of a transfer.
-            None => drop(answer),
-        }
-        loop {
-            self.dispatch();
-            if !self.fetches.is_empty() {
-                self.watch().await?;
-                continue;
-            }
-            if line.schedule().is_whole() {
-                return Ok(Outcome::Whole);
-            }
-            self.pause().await?;
-            let is_worth_it = self.filler.complete.is_worth_it(line.flight.taken_bytes(), line.total);
-            if is_worth_it && self.may_complete().await {
-                continue;
-            }
-            if timeout(LINGER, line.flight.stirred()).await.is_err()
-                && self.filler.flights.retire(&line.flight)
-            {
-                return Ok(Outcome::Parts);
-            }
-        }
-    }
-
-    /// Waits for room to fetch the rest; false if there is none to be had. Also returns when more is asked.
-    async fn may_complete(&mut self) -> bool {
-        let flight = &self.line.flight;
-        tokio::select! {
-            permit = self.filler.completions.acquire(flight.owner(), 1) => {
-                let Ok(permit) = permit else { return false };
-                self.completion = Some(Hold::new(permit, flight.bytes()));
-                self.line.schedule().ask_whole();
-                true
-            }
-            () = flight.stirred() => true,
-        }
-    }
-
-    /// Makes every request that is due.
-    fn dispatch(&mut self) {
-        let flight = &self.line.flight;
-        let asked = flight.asked();
-        let needs: Vec<Need> = flight.needs(self.line.total);
-        let mut schedule = self.line.schedule();
-        asked.into_iter().for_each(|range| schedule.ask(range));
-        if schedule.is_whole_asked() {
-            flight.want_whole();
-        }
-        while let Some(job) = schedule.next(&needs) {
-            debug!(digest = %flight.digest(), start = job.span.start, end = job.span.end, "a further request");
-            self.fetches.spawn(Fetch::new(&self.line, job.id, &self.chunks, None).run());
-        }
-    }
-
-    /// Waits until there may be a request to make, or a connection has failed for good.
-    async fn watch(&mut self) -> Result<(), Error> {
-        let flight = &self.line.flight;
-        flight.set_idle(false);
-        let is_lost = async {
-            match &mut self.completion {
-                Some(completion) => completion.is_lost(|| flight.bytes()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            Some(fetched) = self.fetches.join_next() => fetched.map_err(|_| Error::GivenUp)?,
-            () = flight.stirred() => Ok(()),
-            () = tokio::time::sleep(LOOK) => Ok(()),
-            () = is_lost => Err(Error::Displaced),
-        }
-    }
-
-    /// Nothing is under way: what is there must survive a crash.
-    async fn pause(&self) -> Result<(), Error> {
-        self.line.flight.set_idle(true);
-        self.chunks.send(Given::Pause).await.map_err(|_| Error::GivenUp)
-    }
-
-    /// Leaves to the writer what it has been given.
-    async fn stop(mut self) {
-        self.fetches.shutdown().await;
-    }
+async fn discard(partial: Partial) -> Result<(), Error> {
+    blocking(move || {
+        partial.discard();
+        Ok(())
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(
@@ -484,6 +410,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             complete: Complete::Auto,
             completions: Shares::new(crate::cache::fairness::COMPLETIONS),
+            mismatches: Arc::new(Mismatches::new(std::num::NonZeroUsize::MIN)),
         };
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);

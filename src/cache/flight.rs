@@ -11,7 +11,8 @@
 //!
 //! What a reader may see: everything that is written, but a reader that asked for the content to its end
 //! never gets the last [`HOLD_BACK`] bytes before the digest is proven. So no client ever holds a complete
-//! body that is wrong.
+//! body that is wrong. Where nobody knows how long it is, these are the last bytes that have come. Of what calls itself a
+//! page nobody gets a byte before.
 //!
 //! A flight of which only parts were asked ends when they are there and nobody has asked for more for a while.
 //! Then they are read from what is left of it, without a flight, by the repository that they came for (see
@@ -22,6 +23,7 @@
 //! The table has one lock, taken for a look-up or a count and never across an await.
 
 mod progress;
+mod reader;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -30,16 +32,14 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use lru::LruCache;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
 
+use self::progress::Progress;
 pub(super) use self::progress::{End, HOLD_BACK};
-use self::progress::{Progress, toward, visible};
+pub(super) use self::reader::Reader;
 use self::word::Word;
-use super::error::Error;
 use super::fairness::{self, UNATTENDED_MAX};
 use super::places::{Place, Places};
 use super::schedule::Need;
@@ -50,11 +50,8 @@ use crate::oci::{Digest, Range, Repo};
 use crate::shares::{Owner, Shares};
 use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
-use crate::telemetry::metrics::Source;
 use crate::upstream::Claim;
 
-/// A reader that sees no progress for so long is cut, so that its client can resume or fall back.
-pub(super) const STALL: Duration = Duration::from_secs(20);
 /// Contents of which it is remembered what readers took.
 const TAKEN_MAX: usize = 1024;
 
@@ -116,12 +113,23 @@ impl Flight {
         granted || self.public || self.origin == *repo
     }
 
-    /// Upstream has answered; what there is can be read at once.
-    pub(super) fn announce(&self, file: BlobFile, have: Pieces) {
+    /// Upstream has answered; what there is can be read at once. `total`: how large it will be, if that is known.
+    pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
         self.progress.send_modify(|progress| {
             progress.file = Some(file);
+            progress.total = total;
             progress.have = have;
         });
+    }
+
+    /// What upstream sends calls itself a page: nobody is to see any of it before it is proven.
+    pub(super) fn be_page(&self) {
+        self.progress.send_modify(|progress| progress.is_page = true);
+    }
+
+    /// Whether it calls itself a page.
+    pub(super) fn is_page(&self) -> bool {
+        self.progress.borrow().is_page
     }
 
     /// These bytes can be read, too.
@@ -139,7 +147,7 @@ impl Flight {
         self.progress.send_modify(|progress| progress.end = Some(end));
     }
 
-    /// Whether readers have been told how long the content is.
+    /// Whether readers have been told that there is an answer.
     pub(super) fn is_announced(&self) -> bool {
         self.progress.borrow().file.is_some()
     }
@@ -289,12 +297,12 @@ impl Flights {
         lock(&self.taken).get_or_insert(key.clone(), Taken::default).clone()
     }
 
-    /// The size of a content by upstream's word to the flight that brings it, if `repo` may know.
-    pub(super) fn total(&self, key: &PartialKey, repo: &Repo, granted: bool) -> Option<u64> {
+    /// Whether a flight brings this content and `repo` may know; then its size, if upstream has said that.
+    pub(super) fn total(&self, key: &PartialKey, repo: &Repo, granted: bool) -> Option<Option<u64>> {
         let flight = self.lock().get(key).cloned()?;
         let progress = flight.progress.borrow();
-        let file = progress.file.as_ref().filter(|_| flight.may_be_read_by(repo, granted))?;
-        Some(file.size)
+        let is_told = progress.file.is_some() && flight.may_be_read_by(repo, granted);
+        is_told.then_some(progress.total)
     }
 
     /// Whether a flight brings this for one repository alone.
@@ -377,106 +385,5 @@ impl Flights {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PartialKey, Arc<Flight>>> {
         lock(&self.table)
-    }
-}
-
-/// One request that follows a flight.
-pub(super) struct Reader {
-    flights: Arc<Flights>,
-    flight: Arc<Flight>,
-    place: Arc<Place>,
-    progress: watch::Receiver<Progress>,
-    /// Whether the flight had nothing to do before this reader came.
-    moved_nothing: bool,
-}
-
-impl Reader {
-    /// The repository whose upstream the flight asks.
-    pub(super) fn origin(&self) -> &Repo {
-        &self.flight.origin
-    }
-
-    /// Where the request that began the flight went on to.
-    pub(super) fn context(&self) -> &RequestContext {
-        &self.flight.context
-    }
-
-    /// Waits for upstream's answer. None: the content is already stored, look again.
-    ///
-    /// A flight that was stopped just before this reader came has nothing to say but its end.
-    pub(super) async fn file(&mut self) -> Result<Option<BlobFile>, Error> {
-        let is_stopping = self.flight.is_stopping();
-        let answered =
-            |progress: &Progress| (progress.file.is_some() && !is_stopping) || progress.end.is_some();
-        let progress = self.progress.wait_for(answered).await.map_err(|_| Error::GivenUp)?;
-        match (&progress.file, &progress.end) {
-            (_, Some(End::Failed(error))) => Err(error.clone()),
-            (Some(file), _) => Ok(Some(file.clone())),
-            (None, _) => Ok(None),
-        }
-    }
-
-    /// How the bytes of `span` are come by, by a reader that has just joined.
-    pub(super) fn source(&self, span: Option<Span>) -> Source {
-        if span.is_some_and(|span| self.has(span)) {
-            Source::Hit
-        } else if self.moved_nothing {
-            Source::Miss
-        } else {
-            Source::Join
-        }
-    }
-
-    /// Whether every byte of `span` can be read.
-    pub(super) fn has(&self, span: Span) -> bool {
-        self.progress.borrow().have.contains(span)
-    }
-
-    /// Keeps account of what readers have taken of this content.
-    pub(super) fn taken(&self) -> Taken {
-        self.flight.taken.clone()
-    }
-
-    /// Up to where there is something to read from `position` on; `held` as for [`Reader::beyond`].
-    pub(super) fn there(&mut self, position: u64, held: bool) -> u64 {
-        self.place.go_to(position);
-        visible(&self.progress.borrow_and_update(), position, held)
-    }
-
-    /// Waits until there is something to read beyond `position`, and says up to where. `held`: the end must
-    /// wait for the proof.
-    pub(super) async fn beyond(&mut self, position: u64, held: bool) -> Result<u64, Error> {
-        self.place.go_to(position);
-        let (mut nearest, mut deadline) = (None, Instant::now() + STALL);
-        loop {
-            {
-                let progress = self.progress.borrow_and_update();
-                let visible = visible(&progress, position, held);
-                if visible > position {
-                    return Ok(visible);
-                }
-                match &progress.end {
-                    Some(End::Failed(error)) => return Err(error.clone()),
-                    Some(End::Proven | End::Landed | End::Left) => return Err(Error::GivenUp),
-                    None => {}
-                }
-                // What comes for others is no progress here.
-                let near = Some(toward(&progress, position, held));
-                if near != nearest {
-                    (nearest, deadline) = (near, Instant::now() + STALL);
-                }
-            }
-            match timeout_at(deadline, self.progress.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Error::GivenUp),
-                Err(_) => return Err(Error::Stalled(STALL)),
-            }
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.flights.reader_left(&self.flight, &self.place);
     }
 }

@@ -28,16 +28,13 @@ impl Pump {
         Self { chunks, task: Some(tokio::spawn(carry(stream, hold, sender))) }
     }
 
-    /// The next bytes.
-    ///
-    /// # Errors
-    /// [`Error`], also when there are none: whoever asks knows how many there must be.
-    pub(super) async fn chunk(&mut self) -> Result<Bytes, Error> {
+    /// The next bytes; none when upstream has ended the body.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if let Some(chunk) = self.chunks.recv().await {
-            return Ok(chunk);
+            return Ok(Some(chunk));
         }
         self.end().await?;
-        Err(Error::GivenUp)
+        Ok(None)
     }
 
     /// Ends the transfer, and gives its place back for another.

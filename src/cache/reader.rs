@@ -32,8 +32,8 @@ const TURN_BYTES: u64 = 1 << 20;
 
 /// Content that can be read, and how it was come by.
 pub struct Blob {
-    /// Bytes of the whole.
-    pub total: u64,
+    /// Bytes of the whole; none as long as upstream has not said how long it is.
+    pub total: Option<u64>,
     /// How it was come by.
     pub source: Source,
     from: From,
@@ -74,17 +74,22 @@ struct Suspect {
 impl Blob {
     pub(super) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
         let suspect = Suspect { digest: *digest, store: store.clone() };
-        Self { total: file.size, source: Source::Hit, from: From::Stored { file, suspect, pending: None } }
+        Self {
+            total: Some(file.size),
+            source: Source::Hit,
+            from: From::Stored { file, suspect, pending: None },
+        }
     }
 
     /// `detour` is for a disk that fails before the end.
     pub(super) fn flying(reader: Reader, file: BlobFile, source: Source, detour: Detour) -> Self {
-        Self { total: file.size, source, from: From::Flight { reader, file, detour: Box::new(detour) } }
+        let total = reader.total();
+        Self { total, source, from: From::Flight { reader, file, detour: Box::new(detour) } }
     }
 
     /// What is left has every byte that will be read.
     pub(super) fn left(left: Left, taken: Taken) -> Self {
-        Self { total: left.total, source: Source::Hit, from: From::Left(left.file, taken) }
+        Self { total: Some(left.total), source: Source::Hit, from: From::Left(left.file, taken) }
     }
 
     pub(super) fn direct(direct: Direct) -> Self {
@@ -101,9 +106,20 @@ impl Blob {
         matches!(self.from, From::Direct(_))
     }
 
-    /// The bytes from `start` up to `end`, for `client`. `held`: those at the end of the content wait until the whole is
+    /// Waits until it is known how long it is. False if that turns out only when it has been read.
+    pub async fn measure(&mut self) -> bool {
+        if self.total.is_none()
+            && let From::Flight { reader, file, .. } = &mut self.from
+            && let Some((total, whole)) = reader.measured().await
+        {
+            (self.total, *file) = (Some(total), whole);
+        }
+        self.total.is_some()
+    }
+
+    /// The bytes from `start` up to `end`, or to the end, for `client`. `held`: those at the end of the content wait until the whole is
     /// proven.
-    pub fn read(mut self, (start, end): (u64, u64), held: bool, way: Way, client: Client) -> Reading {
+    pub fn read(mut self, (start, end): (u64, Option<u64>), held: bool, way: Way, client: Client) -> Reading {
         if let From::Stored { file, suspect, pending } = &mut self.from {
             // A range that ends where it says is no whole, even if it is all there is.
             let whole = (held && start == 0).then_some(client);
@@ -111,17 +127,20 @@ impl Blob {
         }
         let mapped = match (&self.from, &way) {
             // Without room for another mapping, reading still works. There is none of nothing.
-            (From::Stored { file, .. } | From::Flight { file, .. }, Way::Mapped) => file.mapped().ok(),
+            (From::Stored { file, .. } | From::Flight { file, .. }, Way::Mapped) if self.total.is_some() => {
+                file.mapped().ok()
+            }
             _ => None,
         };
         let room = match way {
             Way::Copied(room) => Some(room),
             Way::Mapped => None,
         };
-        let end = end.min(self.total);
+        let (end, total) = (end.unwrap_or(u64::MAX), self.total.unwrap_or(u64::MAX));
+        let end = end.min(total);
         let tally = match &self.from {
             From::Left(_, taken) => Some(taken.clone()),
-            From::Flight { reader, .. } if start > 0 || end < self.total => Some(reader.taken()),
+            From::Flight { reader, .. } if start > 0 || end < total => Some(reader.taken()),
             From::Stored { .. } | From::Flight { .. } | From::Direct(_) => None,
         };
         Reading { from: self.from, mapped, start, position: start, end, held, tally, in_a_row: 0, room }
@@ -209,6 +228,10 @@ impl Reading {
             return Ok(None);
         }
         let there = self.wait().await?;
+        if there == self.position {
+            // So long it is, as has just turned out.
+            return Ok(None);
+        }
         if let Some(bytes) = self.mapped_up_to(there) {
             return Ok(Some(bytes));
         }
@@ -226,7 +249,7 @@ impl Reading {
             From::Left(file, _) => read_at(Arc::clone(file), position, len).await?,
             From::Direct(direct) => {
                 let bytes = direct.next(position, self.end, self.held).await?;
-                return Ok(Some(self.taken(bytes)));
+                return Ok(bytes.map(|bytes| self.taken(bytes)));
             }
         };
         Ok(Some(self.taken(bytes)))
@@ -257,7 +280,7 @@ impl Reading {
             there => return Ok(there?.min(self.end)),
         };
         detour.say_why(&cause);
-        let (detour, total) = (detour.as_ref().clone(), file.size);
+        let (detour, total) = (detour.as_ref().clone(), reader.total());
         let rest = if !self.held {
             detour.unproven(self.position, total).await?
         } else if reader.has(Span { start: 0, end: self.position }) {

@@ -3,20 +3,30 @@
 //! - Every missing byte is *claimed* by at most one connection, and no byte that is there is claimed: so none is
 //!   asked twice. A connection whose claim is at its end goes on with what its answer still holds, if that is
 //!   nobody else's.
-//! - What a reader stands before is fetched at once, on a side connection if the running ones are far from it.
+//! - What a reader stands before is fetched at once, on a side connection if the running ones are far from it: far is
+//!   what they will not reach soon, as fast as they are.
 //!   There the claim of a running one is cut. A range is widened to blocks of [`BLOCK`], so that its neighbours
 //!   need no request of their own.
 //! - What was asked and nobody waits for comes in order, over the connections that the configuration allows.
-//! - An upstream that ignores ranges gets one connection, which begins at the start and passes over what is there.
+//! - An upstream that ignores ranges gets one connection, which begins at the start and passes over what is there. So does
+//!   one that does not say how large the content is, until it turns out where its end is.
 
+use std::time::{Duration, Instant};
+
+use super::speed::Speed;
 use crate::oci::Range;
 use crate::oci::range::Span;
 use crate::store::Pieces;
 
 /// Ranges are widened to multiples of this: little against a request's own time, much for a lazy puller.
 pub(super) const BLOCK: u64 = 1 << 20;
-/// A reader waits for a connection that has no more than this to go; else it gets one of its own.
-const NEAR: u64 = 4 << 20;
+/// A reader waits for a connection that will be there within this time; else it gets one of its own. A request to a
+/// registry and its storage takes less, and what slows one connection down mostly leaves another alone.
+const NEAR: Duration = Duration::from_secs(2);
+/// And that has no more than this to go, however fast it is now: it may not stay so.
+const NEAR_BYTES: u64 = 4 << 20;
+/// A reader that has so much before it needs nothing yet.
+const AHEAD: u64 = 4 << 20;
 /// What one of several connections fetches at a time: enough to outweigh a request, and so little that the
 /// beginning, which clients read first, comes first.
 const SEGMENT: u64 = 16 << 20;
@@ -57,11 +67,18 @@ struct Claim {
     /// Missing from here.
     at: u64,
     end: u64,
+    speed: Speed,
 }
 
 impl Claim {
     fn holds(&self, position: u64) -> bool {
         self.at <= position && position < self.end
+    }
+
+    /// Whether its connection will soon be at `position`.
+    fn is_near(&self, position: u64, now: Instant) -> bool {
+        let reach = self.speed.reach(NEAR, now).unwrap_or(NEAR_BYTES);
+        position - self.at <= reach.min(NEAR_BYTES)
     }
 }
 
@@ -75,6 +92,8 @@ pub(super) struct Schedule {
     sides: usize,
     ranges: bool,
     next_id: u64,
+    /// The time, as far as it is told.
+    now: Instant,
 }
 
 impl Schedule {
@@ -89,12 +108,33 @@ impl Schedule {
             sides: SIDES_MAX,
             ranges: true,
             next_id: 0,
+            now: Instant::now(),
         }
+    }
+
+    /// It is `now`.
+    pub(super) fn at(&mut self, now: Instant) -> &mut Self {
+        self.now = now;
+        self
     }
 
     /// One connection alone, from one source.
     pub(super) fn without_sides(self) -> Self {
         Self { connections: 1, sides: 0, ..self }
+    }
+
+    /// The content turns out to be no longer than this.
+    pub(super) fn learn(&mut self, total: u64) {
+        self.total = total;
+        let mut asked = Pieces::default();
+        for span in self.asked.spans() {
+            asked.insert(Span { start: span.start, end: span.end.min(total) });
+        }
+        self.asked = asked;
+        for claim in &mut self.claims {
+            claim.end = claim.end.min(total);
+        }
+        self.claims.retain(|claim| claim.at < claim.end);
     }
 
     /// Somebody wants this: everything, or a part with an end of its own.
@@ -184,12 +224,14 @@ impl Schedule {
         let Some(index) = self.claims.iter().position(|claim| claim.id == id) else {
             return Receipt { keep: None, is_done: true };
         };
-        let Claim { at, end, .. } = self.claims[index];
+        let (now, Claim { at, end, .. }) = (self.now, self.claims[index]);
         if came.end <= at {
+            self.claims[index].speed.came(came.len(), now);
             return Receipt::default();
         }
         let keep = Span { start: came.start.max(at), end: came.end.min(end) };
         self.have.insert(keep);
+        self.claims[index].speed.came(keep.len(), now);
         self.claims[index].at = keep.end;
         let is_done = keep.end == end && !self.go_on(index, reach);
         if is_done {
@@ -220,10 +262,10 @@ impl Schedule {
             return None;
         }
         let missing = self.have.gap(need.span)?.start;
-        if missing - need.span.start > NEAR {
+        if missing - need.span.start > AHEAD {
             return None;
         }
-        if self.claims.iter().any(|claim| claim.holds(missing) && missing - claim.at <= NEAR) {
+        if self.claims.iter().any(|claim| claim.holds(missing) && claim.is_near(missing, self.now)) {
             return None;
         }
         let mut start = missing;
@@ -278,7 +320,7 @@ impl Schedule {
     fn claim(&mut self, span: Span) -> Job {
         let id = self.next_id;
         self.next_id += 1;
-        self.claims.push(Claim { id, at: span.start, end: span.end });
+        self.claims.push(Claim { id, at: span.start, end: span.end, speed: Speed::new(self.now) });
         Job { id, span }
     }
 }
@@ -288,7 +330,7 @@ pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
     let beginning = (connections > 1).then_some(Range::Closed { first: 0, last: SEGMENT - 1 });
     match asked {
         None => beginning,
-        Some(Range::From(first)) if first <= NEAR => beginning,
+        Some(Range::From(first)) if first <= NEAR_BYTES => beginning,
         Some(Range::Suffix(length)) if length < OFFSET_MAX => Some(Range::Suffix(length.max(BLOCK))),
         Some(Range::Suffix(_)) => beginning,
         Some(Range::Closed { first, last }) if last < OFFSET_MAX => {
@@ -371,6 +413,27 @@ mod tests {
     }
 
     #[test]
+    fn near_is_what_a_connection_will_soon_bring() {
+        let begun = Instant::now();
+        let far = |mebibytes_per_second: u64, distance: u64| {
+            let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+            schedule.at(begun).ask(None);
+            let main = schedule.next(&[]).unwrap();
+            for second in 1..=3 {
+                let at = (second - 1) * mebibytes_per_second;
+                let came = span(at * MIB / 4, (at + mebibytes_per_second) * MIB / 4);
+                schedule.at(begun + Duration::from_secs(second)).receive(main.id, came, 100 * MIB);
+            }
+            let start = schedule.claims[0].at + distance;
+            spans(&mut schedule, &[need(start, start + 1, true)]).len() == 1
+        };
+        // In quarters of a mebibyte per second.
+        assert!(far(1, MIB) && !far(1, MIB / 2));
+        assert!(far(4, 3 * MIB) && !far(4, 2 * MIB));
+        assert!(far(400, 5 * MIB) && !far(400, 4 * MIB));
+    }
+
+    #[test]
     fn side_connections_are_bounded() {
         let mut schedule = Schedule::new(1000 * MIB, Pieces::default(), 1);
         let needs: Vec<_> = (0..20).map(|n| need(n * 50 * MIB, n * 50 * MIB + 1, false)).collect();
@@ -415,6 +478,30 @@ mod tests {
         let receipt = schedule.receive(main.id, span(0, 100 * MIB), 100 * MIB);
         assert_eq!(receipt, Receipt { keep: Some(span(0, 50 * MIB)), is_done: false });
         assert!(!schedule.give_up(main.id), "it is the last");
+    }
+
+    #[test]
+    fn a_content_whose_size_turns_out_is_asked_for_to_its_end() {
+        let whole = need(0, 1000 * MIB, true);
+        let mut schedule = Schedule::new(1000 * MIB, Pieces::default(), 1).without_sides();
+        schedule.ask(None);
+        let only = schedule.adopt(span(0, 1000 * MIB)).unwrap();
+        schedule.receive(only.id, span(0, 3 * MIB), 1000 * MIB);
+        assert_eq!(spans(&mut schedule, &[whole, need(90 * MIB, 91 * MIB, false)]), [], "no sides");
+        assert_eq!(schedule.wanted(only.id), Some((span(3 * MIB, 1000 * MIB), true)));
+        schedule.learn(5 * MIB);
+        assert_eq!(schedule.wanted(only.id), Some((span(3 * MIB, 5 * MIB), true)));
+        assert!(!schedule.is_whole() && schedule.is_whole_asked());
+        let receipt = schedule.receive(only.id, span(3 * MIB, 5 * MIB), 5 * MIB);
+        assert_eq!(receipt, Receipt { keep: Some(span(3 * MIB, 5 * MIB)), is_done: true });
+        assert!(schedule.is_whole());
+
+        let mut ended = Schedule::new(1000 * MIB, Pieces::default(), 1).without_sides();
+        ended.ask(None);
+        let only = ended.adopt(span(0, 1000 * MIB)).unwrap();
+        ended.receive(only.id, span(0, MIB), 1000 * MIB);
+        ended.learn(MIB);
+        assert!(ended.is_whole() && ended.wanted(only.id).is_none());
     }
 
     #[test]

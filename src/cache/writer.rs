@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::flight::{Flight, HOLD_BACK};
@@ -39,6 +40,12 @@ pub(super) enum Given {
     Bytes(u64, Bytes),
     /// Nothing comes for a while: what is here must survive a crash.
     Pause,
+    /// The body has ended, of a content whose size is not known: how large it is, if what is here is all of it.
+    End(oneshot::Sender<Option<u64>>),
+    /// How large the content is, which was not known before.
+    Total(u64),
+    /// Readers have waited long enough to hear that there is an answer.
+    Head,
 }
 
 /// Takes what upstream sends.
@@ -50,6 +57,8 @@ pub(super) struct Writer {
     written: Pieces,
     /// There can be room for all of it, or only parts are wanted.
     is_admitted: bool,
+    /// Readers have been told that there is an answer.
+    is_told: bool,
     /// Written and not yet announced.
     news: Option<Span>,
     /// How many bytes were written when the last sync began, and the last one that has ended.
@@ -74,16 +83,13 @@ impl Writer {
         partial: Partial,
     ) -> (mpsc::Sender<Given>, JoinHandle<Result<Written, store::Error>>) {
         let written = partial.have().clone();
-        // Small content is proven before its readers hear anything: a lie is then a clean error.
-        if partial.total() > HOLD_BACK {
-            flight.announce(partial.file(), written.clone());
-        }
-        let writer = Self {
+        let mut writer = Self {
             flight: Arc::clone(flight),
             partial,
             verifier: Verifier::new(flight.digest().algorithm()),
             hashed: 0,
             is_admitted: flight.is_whole(),
+            is_told: false,
             news: None,
             sync_began_at: written.bytes(),
             synced: written.bytes(),
@@ -92,6 +98,7 @@ impl Writer {
             runtime: Handle::current(),
             buffer: Vec::new(),
         };
+        writer.tell();
         let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
         (sender, tokio::task::spawn_blocking(move || writer.run(chunks)))
     }
@@ -121,6 +128,14 @@ impl Writer {
                     self.sync_behind()?;
                 }
                 Given::Pause => self.settle()?,
+                Given::End(answer) => {
+                    self.announce();
+                    let size = self.proven_size()?;
+                    // Whoever asked may have been stopped.
+                    let _ = answer.send(size);
+                }
+                Given::Total(total) => self.learn(total)?,
+                Given::Head => self.tell_now(),
             }
         }
         self.finish()
@@ -159,6 +174,45 @@ impl Writer {
         if let Some(news) = self.news.take() {
             self.flight.advance(news);
         }
+        if !self.is_told {
+            self.tell();
+        }
+    }
+
+    /// Lets readers know that there is an answer, unless it is better proven first. So is small content: a lie is then a
+    /// clean error. And what calls itself a page, which no client is to see.
+    fn tell(&mut self) {
+        let known_bytes = self.partial.total().unwrap_or(self.written.bytes());
+        if known_bytes > HOLD_BACK && !self.flight.is_page() {
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&mut self) {
+        if !self.is_told {
+            self.is_told = true;
+            self.flight.announce(self.partial.file(), self.partial.total(), self.written.clone());
+        }
+    }
+
+    /// The content has this size.
+    fn learn(&mut self, total: u64) -> Result<(), store::Error> {
+        self.partial.learn(total);
+        if self.is_told {
+            self.flight.announce(self.partial.file(), Some(total), self.written.clone());
+        }
+        // A disk that is too full for it must not be filled with a half.
+        if self.flight.is_whole() { self.partial.admit_whole() } else { Ok(()) }
+    }
+
+    /// The size of the content, if what is here from the start on is all of it: then that has the digest.
+    fn proven_size(&mut self) -> Result<Option<u64>, store::Error> {
+        while self.is_hash_behind() {
+            self.hash_step()?;
+        }
+        let is_in_order = self.hashed == self.written.bytes();
+        let is_all = is_in_order && self.verifier.clone().finish() == *self.flight.digest();
+        Ok(is_all.then_some(self.hashed))
     }
 
     /// Whether there is something to hash that has passed already.
@@ -184,6 +238,9 @@ impl Writer {
     /// Begins to sync what is here, on another thread and one at a time: the transfer does not wait for it unless
     /// the disk is far behind.
     fn sync_behind(&mut self) -> Result<(), store::Error> {
+        if self.flight.is_page() {
+            return Ok(());
+        }
         let written = self.written.bytes();
         let is_far_behind = written - self.synced >= UNSYNCED_MAX;
         if is_far_behind || self.syncing.as_ref().is_some_and(JoinHandle::is_finished) {
@@ -214,7 +271,8 @@ impl Writer {
     fn settle(&mut self) -> Result<(), store::Error> {
         self.announce();
         self.end_sync()?;
-        if self.synced < self.written.bytes() {
+        // Nobody is to find what may be a page.
+        if self.synced < self.written.bytes() && !self.flight.is_page() {
             self.partial.sync(self.written.clone())?;
             (self.synced, self.sync_began_at) = (self.written.bytes(), self.written.bytes());
         }
@@ -223,14 +281,14 @@ impl Writer {
     }
 
     fn finish(mut self) -> Result<Written, store::Error> {
-        if self.written.bytes() < self.partial.total() {
+        let Some(total) = self.partial.total().filter(|total| self.written.bytes() == *total) else {
             self.settle()?;
             return Ok(Written { partial: self.partial, digest: None });
-        }
+        };
         // A whole file is synced when it gets its place.
         self.announce();
         self.end_sync()?;
-        while self.hashed < self.partial.total() {
+        while self.hashed < total {
             if self.flight.is_stopping() {
                 self.settle()?;
                 return Ok(Written { partial: self.partial, digest: None });

@@ -7,7 +7,7 @@ use http::uri::Authority;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::header::{HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE};
-use hyper::{HeaderMap, Method, Response, Uri};
+use hyper::{HeaderMap, Method, Response, Uri, Version};
 use tokio::time::timeout;
 
 use super::body::Body;
@@ -27,6 +27,7 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) uri: Uri,
+    pub(super) version: Version,
     pub(super) headers: HeaderMap,
     /// Where it has come from.
     pub(super) context: RequestContext,
@@ -73,18 +74,23 @@ impl Asked {
         }
     }
 
-    /// The bytes of a blob from `start` up to `end` as a body; `held` as for [`Blob::read`].
-    pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
-        let client = self.context.client();
+    /// Whether its client can tell the end of a body from a broken connection where there is no length.
+    pub(super) fn is_chunked(&self) -> bool {
+        self.version >= Version::HTTP_11
+    }
+
+    /// The bytes of a blob from `start` up to `end`, or to its end, as a body; `held` as for [`Blob::read`].
+    pub(super) fn body_of(&self, blob: Blob, start: u64, end: Option<u64>, held: bool) -> Body {
+        let (client, length) = (self.context.client(), end.map(|end| end - start));
         match &self.transport {
             Transport::Plain(outlet) => {
                 let reading = blob.read((start, end), held, Way::Mapped, client);
                 let sending = outlet.set(reading.mapped());
-                Body::reading(reading, end - start, sending)
+                Body::reading(reading, length, sending)
             }
             Transport::Tls(room) => {
                 let reading = blob.read((start, end), held, Way::Copied(room.clone()), client);
-                Body::reading(reading, end - start, None)
+                Body::reading(reading, length, None)
             }
         }
     }

@@ -12,10 +12,11 @@ use super::limits::Brake;
 use super::outlet::Sending;
 use crate::cache::{self, Reading};
 
-/// An answer's body. Its length is always known.
+/// An answer's body.
 pub(crate) struct Body {
     content: Content,
-    remaining: u64,
+    /// None where its end is not known before it comes: then it goes out in chunks.
+    remaining: Option<u64>,
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Box<Account>>,
     /// Holds it back, if its client may not take everything at once.
@@ -36,26 +37,31 @@ type Next = Result<Option<Bytes>, cache::Error>;
 impl Body {
     /// No bytes.
     pub(crate) fn empty() -> Self {
-        Self::of(Content::Empty, 0)
+        Self::of(Content::Empty, Some(0))
+    }
+
+    /// In the place of a body that HEAD does not have.
+    pub(super) fn of_unknown_length() -> Self {
+        Self::of(Content::Empty, None)
     }
 
     /// These bytes.
     pub(crate) fn whole(bytes: Bytes) -> Self {
         let len = bytes.len() as u64;
-        Self::of(Content::Whole(bytes), len)
+        Self::of(Content::Whole(bytes), Some(len))
     }
 
-    /// The `len` bytes that `reading` will give; `sending` if they are mapped.
-    pub(super) fn reading(reading: Reading, len: u64, sending: Option<Sending>) -> Self {
+    /// The bytes that `reading` will give, `len` of them if that is known; `sending` if they are mapped.
+    pub(super) fn reading(reading: Reading, len: Option<u64>, sending: Option<Sending>) -> Self {
         Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
     }
 
-    fn of(content: Content, remaining: u64) -> Self {
+    fn of(content: Content, remaining: Option<u64>) -> Self {
         Self { content, remaining, account: None, brake: None, under_way: None, _sending: None }
     }
 
-    /// Bytes that are still to be sent.
-    pub(crate) fn len(&self) -> u64 {
+    /// Bytes that are still to be sent; none where that is not known.
+    pub(crate) fn len(&self) -> Option<u64> {
         self.remaining
     }
 
@@ -78,9 +84,16 @@ impl Body {
     }
 
     fn sent(&mut self, bytes: &Bytes) {
-        self.remaining = self.remaining.saturating_sub(bytes.len() as u64);
+        self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(bytes.len() as u64));
         if let Some(account) = &mut self.account {
             account.sent(bytes.len() as u64);
+        }
+    }
+
+    fn ended(&mut self) {
+        if self.remaining.is_none() {
+            self.remaining = Some(0);
+            self.account.iter_mut().for_each(|account| account.ended());
         }
     }
 
@@ -143,17 +156,19 @@ impl http_body::Body for Body {
                 next
             }
         };
-        if let Poll::Ready(Some(Ok(bytes))) = &next {
-            self.sent(bytes);
+        match &next {
+            Poll::Ready(Some(Ok(bytes))) => self.sent(bytes),
+            Poll::Ready(None) => self.ended(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         next.map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.remaining == 0
+        self.remaining == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
+        self.remaining.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }

@@ -53,18 +53,21 @@ pub(super) fn of_blob(
     account: &mut Account,
 ) -> Response<Body> {
     let total = blob.total;
-    // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here.
-    let range = range.filter(|_| total > 0);
+    // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here. And of what has no
+    // end yet there are no parts.
+    let range = range.filter(|_| total.is_some_and(|total| total > 0));
     // What ends where the range says may go out before the whole is proven; an end that is merely "the end" may
     // not.
     let held = matches!(range, None | Some(Range::From(_)));
     let status = cache_status(blob.source, !blob.is_direct(), !held && !blob.is_stored());
     account.cache = status;
-    let mut response = match range.map(|range| range.resolve(total)) {
+    let mut response = match range.zip(total).map(|(range, total)| (range.resolve(total), total)) {
         _ if asked.has(digest) => not_modified(),
         None => octets(StatusCode::OK, asked.body_of(blob, 0, total, held), total),
-        Some(Ok(span)) => partial(asked.body_of(blob, span.start, span.end, held), &span, total),
-        Some(Err(_)) => {
+        Some((Ok(span), total)) => {
+            partial(asked.body_of(blob, span.start, Some(span.end), held), &span, total)
+        }
+        Some((Err(_), total)) => {
             let mut response = failure(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 ErrorCode::RangeInvalid,
@@ -99,18 +102,21 @@ pub(super) fn not_modified() -> Response<Body> {
     response
 }
 
-pub(super) fn octets(status: StatusCode, body: Body, length: u64) -> Response<Body> {
+/// Without a length it comes in chunks.
+pub(super) fn octets(status: StatusCode, body: Body, length: Option<u64>) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, length.into());
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     response
 }
 
 pub(super) fn partial(body: Body, span: &Span, total: u64) -> Response<Body> {
-    let mut response = octets(StatusCode::PARTIAL_CONTENT, body, span.len());
+    let mut response = octets(StatusCode::PARTIAL_CONTENT, body, Some(span.len()));
     response.headers_mut().insert(CONTENT_RANGE, value(&span.content_range(total)));
     response
 }

@@ -88,10 +88,10 @@ impl Account {
         self.path = Some(path.chars().take(PATH_BYTES_MAX).collect());
     }
 
-    /// The head of the answer is ready; `promised` bytes of body follow.
-    pub(crate) fn answered(&mut self, status: u16, promised: u64) {
+    /// The head of the answer is ready; `promised` bytes of body follow, or nobody knows how many.
+    pub(crate) fn answered(&mut self, status: u16, promised: Option<u64>) {
         self.status = status;
-        self.promised = if self.method == Method::HEAD { 0 } else { promised };
+        self.promised = if self.method == Method::HEAD { 0 } else { promised.unwrap_or(u64::MAX) };
         if self.promised == 0 {
             self.first_byte = Some(self.began.elapsed());
         }
@@ -101,6 +101,11 @@ impl Account {
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.bytes += bytes;
+    }
+
+    /// The body has come to its end, wherever that is.
+    pub(crate) fn ended(&mut self) {
+        self.promised = self.bytes;
     }
 
     /// The body had to be broken off.

@@ -1,6 +1,7 @@
 //! The registry API: a request becomes a route, a route becomes content, content becomes an answer.
 //!
-//! Every answer has its length, HEAD answers as GET does, and nothing is ever content-coded. Within
+//! Every answer has its length, but for a blob on its way of which upstream does not say it: that comes in chunks. HEAD
+//! answers as GET does, and nothing is ever content-coded. Within
 //! [`BUDGET`] of a request's head there is a head of an answer, or a clean error: container runtimes give up
 //! after thirty seconds without one.
 //!
@@ -34,17 +35,19 @@ use super::response::{
     in_a_loop, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
 };
 use super::seats::network;
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Size};
 use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
-use crate::upstream::{Claim, HostName};
+use crate::upstream::{self, HostName};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
+/// How long a range waits until it is known where the blob ends: half of the budget.
+const MEASURE_MAX: Duration = Duration::from_secs(9);
 /// Entries of a list when the client does not say.
 const PAGE_DEFAULT: usize = 1000;
 /// Entries of a list at most; larger wishes get this many and a link to the rest.
@@ -150,8 +153,8 @@ impl Serving {
         };
         let (mut response, user) = match admitted {
             Ok(user) => {
-                let Parts { method, uri, headers, .. } = head;
-                let asked = Asked { method, uri, headers, context, transport };
+                let Parts { method, uri, version, headers, .. } = head;
+                let asked = Asked { method, uri, version, headers, context, transport };
                 (self.respond(&asked, &mut account).await, user)
             }
             Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
@@ -305,11 +308,12 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (Claim { size, speaker }, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
+        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
         let status = cache_status(source, false, false);
         account.cache = status;
+        let body = || if bytes.is_some() { Body::empty() } else { Body::of_unknown_length() };
         let mut response =
-            if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, Body::empty(), size) };
+            if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, body(), bytes) };
         identify(&mut response, digest);
         account_for(&mut response, repo, status);
         if speaker == Speaker::Fallback {
@@ -326,7 +330,16 @@ impl Serving {
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         let range = asked.range(digest);
-        let blob = self.cache.blob(repo, digest, range, &asked.context).await?;
+        let mut blob = self.cache.blob(repo, digest, range, &asked.context).await?;
+        if blob.total.is_none() && !asked.is_chunked() {
+            // To such a client an end that is cut off is an end like any other.
+            if !blob.measure().await {
+                return Err(upstream::Error::NoLength.into());
+            }
+        } else if blob.total.is_none() && range.is_some() {
+            // Who asks for a part gets everything if it does not turn out in time: that is what upstream does, too.
+            let _ = timeout(asked.context.patience(MEASURE_MAX), blob.measure()).await;
+        }
         Ok(of_blob(asked, (repo, digest), blob, range, account))
     }
 

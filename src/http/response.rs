@@ -210,6 +210,10 @@ pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Bo
         Error::TooOld => {
             outage("upstream cannot confirm this tag, and what is stored is older than serve_stale allows")
         }
+        Error::Distrusted { retry_after } => {
+            let message = "upstream's content does not match its digest: it is asked again later";
+            after(*retry_after, failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message))
+        }
         Error::Mismatch => outage("upstream sent content that does not match its digest"),
         Error::Store(_) | Error::Read(_) => {
             outage("stored content cannot be read or written: see this mirror's log")
@@ -254,6 +258,7 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         Error::Unreachable { .. } => outage("upstream cannot be reached"),
         Error::Timeout => outage("upstream did not answer in time"),
         Error::Malformed(what) => outage(&format!("upstream answered with {what}")),
+        Error::NoLength => outage("upstream does not say how large this is"),
         Error::DigestMismatch => outage("upstream sent content that does not match its digest"),
         Error::Changed => outage("upstream's content changed while it was sent"),
         Error::Offline => {
@@ -267,8 +272,11 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
 
 /// Who must try again later: never with 429, which containerd answers with another request at once.
 pub(super) fn later(retry_after: Duration, message: &str) -> Response<Body> {
-    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message);
-    // Rounded up: who comes a moment too early comes in vain.
+    after(retry_after, failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests, message))
+}
+
+/// The same answer for who must not come back before. Rounded up: who comes a moment too early comes in vain.
+fn after(retry_after: Duration, mut response: Response<Body>) -> Response<Body> {
     let seconds = retry_after.as_millis().div_ceil(1000).max(1);
     response.headers_mut().insert(RETRY_AFTER, value(&seconds.to_string()));
     response

@@ -5,7 +5,7 @@
 //! ```text
 //! 0    8  "berthma3"
 //! 8    8  sequence, big-endian; its lowest bit is the page
-//! 16   8  size of the whole blob
+//! 16   8  size of the whole blob; all ones while upstream has not told it
 //! 24  32  SHA-256 of the repository that all of it came for; zeros if for several
 //! 56   1  1 if all of it came without a credential, and 2 if all of it came from parents, added up
 //! 57   7  number of spans n
@@ -127,11 +127,14 @@ fn name_of(repo: &Repo) -> [u8; 32] {
     name
 }
 
+/// In the place of a size that upstream has not told: the body has no length, and its end is the end of the blob.
+pub(super) const UNKNOWN: u64 = u64::MAX;
+
 /// What a map says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Map {
     sequence: u64,
-    /// Size of the whole blob.
+    /// Size of the whole blob, or [`UNKNOWN`].
     pub(super) total: u64,
     /// Where the bytes are from.
     pub(super) origin: Origin,

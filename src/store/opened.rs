@@ -68,6 +68,11 @@ impl BlobFile {
         Self { size, open: Arc::new(Open { file, mapping, is_suspect, soundness }) }
     }
 
+    /// The same file, of a blob that turns out to have this size.
+    pub(super) fn of_size(&self, size: u64) -> Self {
+        Self { size, open: Arc::clone(&self.open) }
+    }
+
     /// The content.
     pub fn file(&self) -> &File {
         &self.open.file

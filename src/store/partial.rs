@@ -14,6 +14,8 @@
 //! - Where it is plain that there can be no room for a blob, that is said before a reader has been told anything. The
 //!   room itself is taken step by step as bytes come ([`Partial::make_room`]), from the file system too as far as
 //!   that can promise it.
+//! - Where upstream does not say how large a blob is, its file grows as bytes come, and nobody reads what is left of it:
+//!   it is for the next transfer alone, until [`Partial::learn`] is told the size.
 
 mod room;
 
@@ -29,11 +31,12 @@ use super::blob::open_file;
 use super::budget::MAP_BYTES;
 use super::disk::{self, Disk, Look};
 use super::ledger::Ledger;
-use super::map::{Map, Next, Origin};
+use super::map::{Map, Next, Origin, UNKNOWN};
 use super::opened::BlobFile;
 use super::pieces::Pieces;
 use super::sweep::Sweeper;
 use crate::clock::{believed, seconds_of, unix_seconds};
+use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::sync::lock;
 
@@ -169,12 +172,12 @@ impl Partials {
     }
 
     /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`; all of
-    /// it will come if `is_whole`.
+    /// it will come if `is_whole`. Of an unknown total it has room for what comes, step by step.
     pub(super) fn open(
         &self,
         ledger: Arc<Ledger>,
         key: &PartialKey,
-        total: u64,
+        total: Option<u64>,
         next: &Next<'_>,
         is_whole: bool,
     ) -> Result<Partial, Error> {
@@ -182,17 +185,17 @@ impl Partials {
             return Err(Error::InUse { digest: Box::new(key.digest) });
         };
         let path = self.path(key);
-        Sweeper { ledger: &ledger, partials: self }.admit(key, total, is_whole)?;
-        let opened = self.find_or_create(&path, total, next);
+        Sweeper { ledger: &ledger, partials: self }.admit(key, total.unwrap_or(0), is_whole)?;
+        let opened = self.find_or_create(&path, total.unwrap_or(UNKNOWN), next);
         let (data, map_file, map, began) =
-            opened.inspect_err(|error| self.disk.condition.failed(total, error))?;
+            opened.inspect_err(|error| self.disk.condition.failed(total.unwrap_or(0), error))?;
         let room = map.pieces.bytes();
         ledger.budget.count_partial(key, room + MAP_BYTES);
         Ok(Partial {
             ledger,
             key: key.clone(),
             path,
-            data: BlobFile::new(data, total),
+            data: BlobFile::new(data, total.unwrap_or(0)),
             map_file,
             map,
             began,
@@ -207,7 +210,7 @@ impl Partials {
     pub(super) fn left(&self, key: &PartialKey) -> Option<Left> {
         let path = self.path(key);
         let (file, _) = open_file(&path).ok()??;
-        let map = Map::read(&open_file(&map_path(&path)).ok()??.0)?;
+        let map = Map::read(&open_file(&map_path(&path)).ok()??.0).filter(|map| map.total != UNKNOWN)?;
         let opened = file.metadata().ok()?;
         // A file that is started over gets a new map after it is there. So if this is still the file that has
         // the name, the map is not one of a later file.
@@ -284,9 +287,15 @@ impl Partial {
         &self.map.pieces
     }
 
-    /// The size of the whole blob.
-    pub fn total(&self) -> u64 {
-        self.map.total
+    /// The size of the whole blob, if it is known.
+    pub fn total(&self) -> Option<u64> {
+        Some(self.map.total).filter(|total| *total != UNKNOWN)
+    }
+
+    /// The whole blob has this size, which was not known before. It must not be less than what is there.
+    pub fn learn(&mut self, total: u64) {
+        self.map.total = total;
+        self.data = self.data.of_size(total);
     }
 
     /// Whether what was there at first, if anything, had come without a credential.
@@ -372,6 +381,9 @@ impl Partial {
         if size != self.map.total {
             return Err(self.failed("commit half of", io::ErrorKind::UnexpectedEof.into()));
         }
+        if self.allocated > size {
+            room::give_back(data, Span { start: size, end: self.allocated });
+        }
         let disk = &self.ledger.disk;
         data.set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
             .and_then(|()| data.sync_all())
@@ -405,7 +417,7 @@ impl Partial {
 
     fn failed(&self, action: &'static str, source: io::Error) -> Error {
         let error = Error::io(action, &self.path, source);
-        self.ledger.disk.condition.failed(self.map.total, &error);
+        self.ledger.disk.condition.failed(self.total().unwrap_or(self.room), &error);
         error
     }
 }

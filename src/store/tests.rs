@@ -101,7 +101,8 @@ async fn left(store: &Store, content: &str) -> Option<(u64, u64)> {
 
 /// Writes all of a partial file, syncs half, and gives it back.
 async fn half_written(store: &Store, content: &str) -> Partial {
-    let mut partial = store.partial(&key(content), content.len() as u64, next(&from()), true).await.unwrap();
+    let mut partial =
+        store.partial(&key(content), Some(content.len() as u64), next(&from()), true).await.unwrap();
     partial.write_at(0, content.as_bytes()).unwrap();
     partial.sync(Pieces::prefix(content.len() as u64 / 2)).unwrap();
     partial
@@ -142,7 +143,7 @@ async fn a_partial_file_becomes_a_blob() {
     let partial = half_written(&store, &content).await;
     let reader = partial.file();
     assert!(matches!(
-        store.partial(&key(&content), 100_000, next(&from()), true).await,
+        store.partial(&key(&content), Some(100_000), next(&from()), true).await,
         Err(Error::InUse { .. })
     ));
     assert!(partial.write_at(99_999, b"too long").is_err());
@@ -165,7 +166,7 @@ async fn an_unproven_or_incomplete_partial_file_never_becomes_a_blob() {
     assert!(matches!(partial.commit(&digest("other")), Err(Error::DigestMismatch { .. })));
     assert_eq!(left(&store, "content").await, None, "dropped");
 
-    let partial = store.partial(&key("content"), 7, next(&from()), true).await.unwrap();
+    let partial = store.partial(&key("content"), Some(7), next(&from()), true).await.unwrap();
     partial.write_at(0, b"cont").unwrap();
     assert!(partial.commit(&digest("content")).is_err());
     assert!(store.blob(&digest("content")).await.unwrap().is_none());
@@ -201,13 +202,13 @@ async fn a_partial_file_resumes_where_its_map_says() {
     drop(store);
 
     let store = open(&folder).await;
-    let partial = store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap();
-    assert_eq!((partial.have().bytes(), partial.total()), (5, 10));
+    let partial = store.partial(&key("0123456789"), Some(10), next(&from()), true).await.unwrap();
+    assert_eq!((partial.have().bytes(), partial.total()), (5, Some(10)));
     drop(partial);
 
-    let old = store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap().file();
-    let restarted = store.partial(&key("0123456789"), 20, next(&from()), true).await.unwrap();
-    assert_eq!((restarted.have().bytes(), restarted.total()), (0, 20), "another total");
+    let old = store.partial(&key("0123456789"), Some(10), next(&from()), true).await.unwrap().file();
+    let restarted = store.partial(&key("0123456789"), Some(20), next(&from()), true).await.unwrap();
+    assert_eq!((restarted.have().bytes(), restarted.total()), (0, Some(20)), "another total");
     assert_eq!(old.file().metadata().unwrap().len(), 10, "a reader keeps what it reads");
     restarted.discard();
     assert_eq!(fs::read_dir(folder.path().join("partial/docker.io")).unwrap().count(), 0);
@@ -225,7 +226,7 @@ async fn a_map_and_its_file_are_believed_only_together() {
         spoil(&data, &data.with_extension("map"));
         let store = open(&folder).await;
         assert_eq!(
-            store.partial(&key("0123456789"), 10, next(&from()), true).await.unwrap().have().bytes(),
+            store.partial(&key("0123456789"), Some(10), next(&from()), true).await.unwrap().have().bytes(),
             have
         );
     };
@@ -246,7 +247,7 @@ async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
     let folder = folder();
     let store = open(&folder).await;
     let (a, b) = (from(), repo("quay.io/b"));
-    let mut partial = store.partial(&key("x"), 100, next(&a), false).await.unwrap();
+    let mut partial = store.partial(&key("x"), Some(100), next(&a), false).await.unwrap();
     partial.write_at(40, b"0123456789").unwrap();
     let mut pieces = Pieces::default();
     pieces.insert(Span { start: 40, end: 50 });
@@ -257,11 +258,11 @@ async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
     let store = open(&folder).await;
     let left = store.left(&key("x")).await.unwrap();
     assert_eq!((left.total, &left.pieces, left.is_for(&a), left.is_for(&b)), (100, &pieces, true, false));
-    drop(store.partial(&key("x"), 100, next(&b), false).await.unwrap());
+    drop(store.partial(&key("x"), Some(100), next(&b), false).await.unwrap());
     let mixed = store.left(&key("x")).await.unwrap();
     assert_eq!((&mixed.pieces, mixed.is_for(&a), mixed.is_for(&b)), (&pieces, false, false));
     assert!(store.left(&PartialKey::new(&b.registry, &digest("x"))).await.is_none(), "of another registry");
-    store.partial(&key("x"), 100, next(&b), false).await.unwrap().discard();
+    store.partial(&key("x"), Some(100), next(&b), false).await.unwrap().discard();
     assert!(store.left(&key("x")).await.is_none());
     let mut bytes = [0; 10];
     left.file.read_exact_at(&mut bytes, 40).unwrap();

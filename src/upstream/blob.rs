@@ -1,14 +1,21 @@
 //! Blobs: their size, and a body that begins where it was asked to.
 //!
-//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. A part is taken only
-//! if the answer proves that it is the place that was asked for, and of a content of the same size where that
-//! is known. An upstream that ignores ranges answers with everything: the stream says where it begins.
+//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. Where the answer has none, HEAD
+//! is asked for it, and what that says or fails at never speaks against the body that is here: its end is then the end of
+//! the blob. A part is taken only if the answer proves that it is the place that was asked for, and of a content of the
+//! same size where that is known. An upstream that ignores ranges answers with everything: the stream says where it
+//! begins.
+//!
+//! Labels decide nothing, for the digest does: a body may be called `text/html`, or coded, and be right. One that calls
+//! itself a page is used only where nobody has another, and says so ([`BlobStream::is_page`]): whoever takes it must keep
+//! all of it back until it is proven.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE};
-use http::{HeaderMap, StatusCode};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, TRANSFER_ENCODING};
+use http::{HeaderMap, Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
@@ -20,20 +27,25 @@ use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
 use crate::context::{RequestContext, is_fallback};
+use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName, Speaker};
+use crate::sync::lock;
 
 /// No layer comes near this; a larger claim is a mistake or an attack on the disk.
-const BLOB_BYTES_MAX: u64 = 1 << 40;
+pub const BLOB_BYTES_MAX: u64 = 1 << 40;
+/// How long a body that is here waits for HEAD to say how long it is: what a registry that is well takes.
+const MEASURE_MAX: Duration = Duration::from_secs(1);
 
 /// A blob on its way. Its bytes are unproven, and may be fewer or more than `total`: that is for the reader
 /// to judge, together with their digest.
 pub struct BlobStream {
-    /// The size of the whole blob.
-    pub total: u64,
+    /// The size of the whole blob; none if upstream does not say, or if it calls itself a page.
+    pub total: Option<u64>,
     /// The offset of the first byte: the one asked for, or 0.
     pub start: u64,
-    /// The offset behind the last byte that it promises; it may break off before.
+    /// The offset behind the last byte that it promises; it may break off before. Where the size is not known, the
+    /// largest that a blob may have.
     pub end: u64,
     /// Which endpoint it comes from.
     pub endpoint: usize,
@@ -41,6 +53,12 @@ pub struct BlobStream {
     pub public: bool,
     /// Who sends it.
     pub speaker: Speaker,
+    /// Whether it calls itself a page, as a portal's answer does.
+    pub is_page: bool,
+    /// Whether the answer itself does not say how long it is: the size, if there is one, is HEAD's word.
+    pub is_length_untold: bool,
+    /// Whether its end looks like a connection that broke: it has neither a length nor chunks.
+    pub ends_by_close: bool,
     body: Incoming,
     idle: Duration,
     transfer: Transfer,
@@ -53,6 +71,16 @@ pub struct Claim {
     pub size: u64,
     /// Whose word it is.
     pub speaker: Speaker,
+}
+
+/// What is asked of each endpoint.
+struct Wanted<'a> {
+    name: &'a RepoName,
+    digest: &'a Digest,
+    range: Option<Range>,
+    total: Option<u64>,
+    /// Whether HEAD is asked for a size that the answer does not tell.
+    is_measured: bool,
 }
 
 impl BlobStream {
@@ -120,7 +148,7 @@ impl Upstream {
     }
 
     /// Opens a blob, or a part of it. With `total`, only a content of that size is accepted. Endpoints in `avoid`
-    /// are asked last.
+    /// are asked last; what they say of a size beside the body is not asked for.
     ///
     /// # Errors
     /// [`Error::Changed`] if the size is another one; else [`Error`], the last endpoint's if none had it.
@@ -140,23 +168,30 @@ impl Upstream {
             // An endpoint that is to be avoided is none to be asked beside another.
             rounds = rounds.hedging(late);
         }
-        rounds
+        let wanted = Wanted { name, digest, range, total, is_measured: avoid.is_empty() };
+        let (wanted, page) = (&wanted, &Mutex::new(None));
+        let found = rounds
             .first(|stop| async move {
                 let from = (stop.server(), context, late);
-                stop.upstream().blob_from(from, name, digest, (range, total), deadline).await
+                let stream = stop.upstream().blob_from(from, wanted, deadline).await?;
+                if stream.is_page {
+                    *lock(page) = Some(stream);
+                    return Err(PAGE);
+                }
+                Ok(stream)
             })
-            .await
+            .await;
+        found.or_else(|error| lock(page).take().ok_or(error))
     }
 
     async fn blob_from(
         &self,
         (server, context, late): (&Server, &RequestContext, &Late),
-        name: &RepoName,
-        digest: &Digest,
-        (range, known): (Option<Range>, Option<u64>),
+        wanted: &Wanted<'_>,
         deadline: Instant,
     ) -> Result<BlobStream, Error> {
-        let range = match (range, known) {
+        let Wanted { name, digest, total: known, .. } = *wanted;
+        let range = match (wanted.range, known) {
             // Some servers look for two numbers and answer 416 to an open range.
             (Some(Range::From(first)), Some(total)) if first < total => {
                 Some(Range::Closed { first, last: total - 1 })
@@ -167,46 +202,74 @@ impl Upstream {
         let ask = Ask { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
         let transfer = self.transfer(context.client(), deadline).await?;
         let Answer { response, public, .. } = self.exchange(server, &ask, deadline).await?;
-        let headers = response.headers();
-        check_content(headers)?;
-        let (span, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let answered = content_range(headers)?;
-            let total = answered.total.or_else(|| known.filter(|total| answered.span.end <= *total));
-            let total = total.ok_or(Error::Malformed("a range of unknown size"))?;
-            let is_changed = known.is_some_and(|known| known != total);
-            if !is_changed && !range.is_some_and(|range| is_answer_to(range, answered.span, total)) {
-                return Err(Error::Malformed("another range than was asked for"));
+        let mut is_length_untold = false;
+        let (span, total) = match part_of(&response, range)? {
+            Some(part) => {
+                let total = part.total.or_else(|| known.filter(|total| part.span.end <= *total));
+                let total = total.ok_or(Error::Malformed("a range of unknown size"))?;
+                let is_changed = known.is_some_and(|known| known != total);
+                if !is_changed && !is_answer_to(range.unwrap_or(Range::From(0)), part.span, total) {
+                    return Err(Error::Malformed("another range than was asked for"));
+                }
+                (part.span, Some(total))
             }
-            (answered.span, total)
-        } else {
-            let total = match content_length(headers).or(known) {
-                Some(total) => total,
-                None => self.claim_from((server, context, late), name, digest, deadline).await?.size,
-            };
-            (Span::whole(total), total)
+            None => {
+                let mut total = content_length(response.headers()).or(known);
+                is_length_untold = total.is_none();
+                if is_length_untold && wanted.is_measured {
+                    let asked = self.size_by_head((server, context, late), name, digest, deadline);
+                    total = timeout(MEASURE_MAX, asked).await.ok().and_then(Result::ok).flatten();
+                }
+                (Span::whole(total.unwrap_or(BLOB_BYTES_MAX)), total)
+            }
         };
-        if known.is_some_and(|known| known != total) {
+        if known.is_some_and(|known| Some(known) != total) {
             return Err(Error::Changed);
         }
+        let total = total.map(check_size).transpose()?;
+        let (is_page, ends_by_close) = (is_page(response.headers()), ends_by_close(&response));
+        // How long a page is says nothing about the blob.
+        let is_to_the_end = total.is_none_or(|total| span.end == total);
+        let (total, end) = match is_page {
+            true => (None, if is_to_the_end { BLOB_BYTES_MAX } else { span.end }),
+            false => (total, span.end),
+        };
         let (body, idle) = (response.into_body(), self.client.timeouts.idle);
-        let (total, endpoint, speaker) = (check_size(total)?, server.index(), self.speaker());
+        let (endpoint, speaker) = (server.index(), self.speaker());
         Ok(BlobStream {
             total,
             start: span.start,
-            end: span.end,
+            end,
             endpoint,
             public,
             speaker,
+            is_page,
+            is_length_untold: is_length_untold || is_page,
+            ends_by_close,
             body,
             idle,
             transfer,
         })
     }
 
-    /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing. That is so behind
-    /// signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
+    /// What HEAD says of a blob's size, if it does: a coded body has another.
+    async fn size_by_head(
+        &self,
+        (server, context, late): (&Server, &RequestContext, &Late),
+        name: &RepoName,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Error> {
+        let ask = Ask::head(name, format!("blobs/{digest}")).along(context).telling(late);
+        let answer = self.exchange(server, &ask, deadline).await?;
+        Ok(size_of(answer.response.headers(), digest))
+    }
+
+    /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing, or says that there is none.
+    /// That is so behind signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
     ///
-    /// A parent says whose word it passes on; of a part of a body that it sends it does not.
+    /// A parent says whose word it passes on; of a part of a body that it sends it does not. A berth means what it says
+    /// to HEAD.
     async fn claim_from(
         &self,
         (server, context, late): (&Server, &RequestContext, &Late),
@@ -219,25 +282,24 @@ impl Upstream {
         match self.exchange(server, &ask, deadline).await {
             Ok(answer) => {
                 let headers = answer.response.headers();
-                check_content(headers)?;
-                // A careless server answers HEAD with the length of the body that HEAD does not have.
-                if let Some(total) = content_length(headers).filter(|total| *total > 0 || is_empty(digest)) {
+                if let Some(total) = size_of(headers, digest) {
                     return Ok(Claim { size: check_size(total)?, speaker: self.whose(is_fallback(headers)) });
                 }
             }
             Err(Error::Unavailable { status: 400 | 401 | 403 | 405 | 501 }) => {}
+            Err(Error::NotFound | Error::Denied) if self.peer().is_none() => {}
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
         let ask = Ask { range, ..Ask::get(name, path).along(context).telling(late) };
         let answer = self.exchange(server, &ask, deadline).await?;
         let headers = answer.response.headers();
-        check_content(headers)?;
-        let total = match answer.response.status() {
-            StatusCode::PARTIAL_CONTENT => content_range(headers)?.total,
-            _ => content_length(headers),
+        let total = match part_of(&answer.response, Some(Range::Closed { first: 0, last: 0 }))? {
+            Some(part) => part.total,
+            None if is_page(headers) && !names(headers, digest) => return Err(PAGE),
+            None => size_of(headers, digest),
         };
-        let total = total.ok_or(Error::Malformed("a blob without a length"))?;
+        let total = total.ok_or(Error::NoLength)?;
         Ok(Claim { size: check_size(total)?, speaker: self.whose(true) })
     }
 
@@ -255,17 +317,44 @@ fn is_answer_to(range: Range, span: Span, total: u64) -> bool {
     range.resolve(total).is_ok_and(|asked| span.start == asked.start && span.end <= asked.end)
 }
 
-/// A page or a coded body is not the blob.
-fn check_content(headers: &HeaderMap) -> Result<(), Error> {
-    if is_page(headers) {
-        return Err(Error::Malformed("a page instead of a blob"));
+/// What an answer that calls itself a page is as long as nothing proves it to be a blob.
+pub(crate) const PAGE: Error = Error::Malformed("a page instead of a blob");
+
+/// The part that an answer is; none if it is everything. Some servers send a part with 200: then its length is that of
+/// the part, which must be the one that was asked for.
+fn part_of(response: &Response<Incoming>, range: Option<Range>) -> Result<Option<ContentRange>, Error> {
+    let headers = response.headers();
+    if response.status() == StatusCode::PARTIAL_CONTENT {
+        return content_range(headers).map(Some);
     }
+    let (Some(range), Ok(part)) = (range, content_range(headers)) else { return Ok(None) };
+    let is_asked = part.total.is_some_and(|total| is_answer_to(range, part.span, total));
+    let is_as_long = content_length(headers).is_none_or(|length| length == part.span.len());
+    Ok(Some(part).filter(|_| is_asked && is_as_long))
+}
+
+/// Whether the end of a body is told by the end of its connection alone.
+fn ends_by_close(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    response.version() <= Version::HTTP_11
+        && !headers.contains_key(CONTENT_LENGTH)
+        && !headers.contains_key(TRANSFER_ENCODING)
+}
+
+/// The size of a blob by the headers of an answer that is not read. A careless server answers with the length of the body that
+/// HEAD does not have, and one that codes bodies with that of the coded one. A portal has a page for every question.
+fn size_of(headers: &HeaderMap, digest: &Digest) -> Option<u64> {
     let is_plain = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
-    if headers.get_all(CONTENT_ENCODING).iter().all(is_plain) {
-        Ok(())
-    } else {
-        Err(Error::Malformed("a blob with a content coding"))
+    let is_coded = !headers.get_all(CONTENT_ENCODING).iter().all(is_plain);
+    if is_coded || (is_page(headers) && !names(headers, digest)) {
+        return None;
     }
+    content_length(headers).filter(|total| *total > 0 || is_empty(digest))
+}
+
+/// Whether an answer names the digest that was asked for, as a registry does.
+fn names(headers: &HeaderMap, digest: &Digest) -> bool {
+    headers.get(CONTENT_DIGEST).is_some_and(|said| said.as_bytes() == digest.to_string().as_bytes())
 }
 
 fn check_size(total: u64) -> Result<u64, Error> {

@@ -72,6 +72,9 @@ pub enum Error {
     /// An answer that no registry gives, such as a web page.
     #[error("upstream answered nonsense: {0}")]
     Malformed(&'static str),
+    /// It is there, and nobody says how large it is: whoever asks for it will see.
+    #[error("upstream does not say how large it is")]
+    NoLength,
     /// A whole body with another digest than was asked for.
     #[error("upstream sent content with another digest")]
     DigestMismatch,
@@ -183,6 +186,7 @@ impl Error {
             | Self::LoginRefused
             | Self::NoLogin(_)
             | Self::Malformed(_)
+            | Self::NoLength
             | Self::DigestMismatch
             | Self::Changed
             | Self::Offline

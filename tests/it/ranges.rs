@@ -213,3 +213,17 @@ async fn an_upstream_without_ranges_makes_no_difference() {
     expect_part(&berth, &blob, "2097152-", 2 << 20, 4 << 20).await;
     expect_part(&berth, &blob, "0-", 0, 4 << 20).await;
 }
+
+/// Row D5: what a slow connection will not reach soon is fetched over another, however few bytes it is away.
+#[tokio::test]
+async fn a_reader_that_a_slow_connection_will_not_reach_soon_has_one_of_its_own() {
+    let (upstream, berth, blob) = with_blob(16 << 20).await;
+    upstream.on("GET", "/blobs/").fault(Fault::Drip(64 << 10));
+    let first = berth.get(&blob.path(REPO)).range("0-").open().await;
+    let second = berth.get(&blob.path(REPO)).range("4194304-").open().await;
+    eventually("each has a connection", async || upstream.count("GET", "/blobs/") == 2).await;
+    let asked = upstream.seen("GET", "/blobs/");
+    let asked: Vec<_> = asked.iter().map(|request| request.header("range")).collect();
+    assert_eq!(asked, [None, Some("bytes=4194304-16777215")]);
+    drop((first, second));
+}

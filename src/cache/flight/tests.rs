@@ -1,6 +1,13 @@
 //! Who joins, who leads, who is cut, and what readers see of a flight.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::progress::{toward, visible};
+use super::reader::STALL;
 use super::*;
+use crate::cache::error::Error;
 use crate::context::RequestContext;
 use crate::oci::Algorithm;
 
@@ -15,7 +22,7 @@ fn file(total: u64) -> BlobFile {
 fn progress(total: u64, there: &[(u64, u64)]) -> Progress {
     let mut have = Pieces::default();
     there.iter().for_each(|(start, end)| have.insert(Span { start: *start, end: *end }));
-    Progress { file: Some(file(total)), have, ..Progress::default() }
+    Progress { file: Some(file(total)), total: Some(total), have, ..Progress::default() }
 }
 
 fn digest(text: &str) -> Digest {
@@ -40,6 +47,30 @@ fn the_end_is_held_back_until_it_is_proven() {
     check(100_000, Some(End::Proven), true, 100_000);
     check(100_000, Some(End::Failed(Error::Mismatch)), true, 100_000 - HOLD_BACK);
     assert_eq!(visible(&Progress::default(), 0, true), 0);
+}
+
+#[test]
+fn of_a_content_of_unknown_size_the_last_that_has_come_is_held_back() {
+    let check = |have: u64, total: Option<u64>, end: Option<End>, expected: u64| {
+        let progress = Progress { end, total, ..progress(0, &[(0, have)]) };
+        assert_eq!(visible(&progress, 0, true), expected, "{have} {total:?}");
+    };
+    check(10_000, None, None, 0);
+    check(100_000, None, None, 100_000 - HOLD_BACK);
+    check(100_000, Some(200_000), None, 100_000);
+    check(100_000, Some(100_000), None, 100_000 - HOLD_BACK);
+    check(100_000, Some(100_000), Some(End::Proven), 100_000);
+}
+
+#[test]
+fn of_a_page_nothing_is_seen_before_it_is_proven() {
+    let page = Progress { is_page: true, ..progress(1 << 20, &[(0, 500_000)]) };
+    for held in [true, false] {
+        assert_eq!(visible(&page, 5, held), 0);
+        assert_eq!(toward(&page, 5, held).0, 500_000, "but it comes nearer");
+        let proven = Progress { end: Some(End::Proven), ..page.clone() };
+        assert_eq!(visible(&proven, 5, held), 500_000);
+    }
 }
 
 #[test]
@@ -113,7 +144,7 @@ async fn who_joins_a_flight_that_is_stopping_waits_for_its_end() {
     let flights = Flights::new();
     let enter = || enter(&flights, "x", "a/b", true, true);
     let Entry::Lead(flight, mut first) = enter() else { panic!("nobody else asked for it") };
-    flight.announce(file(1 << 20), Pieces::prefix(10));
+    flight.announce(file(1 << 20), Some(1 << 20), Pieces::prefix(10));
     assert!(first.file().await.unwrap().is_some());
     flights.abandon_all();
     let Entry::Join(mut late) = enter() else { panic!("it is still there") };
@@ -128,7 +159,7 @@ async fn a_reader_without_progress_is_cut() {
     let Entry::Lead(flight, mut reader) = enter(&flights, "x", "a/b", true, true) else {
         panic!("nobody else asked for it")
     };
-    flight.announce(file(1 << 20), Pieces::prefix(10));
+    flight.announce(file(1 << 20), Some(1 << 20), Pieces::prefix(10));
     assert_eq!(reader.beyond(0, true).await.unwrap(), 10);
     assert!(matches!(reader.beyond(10, true).await, Err(Error::Stalled(_))));
     // What comes elsewhere does not help it.

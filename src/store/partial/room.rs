@@ -23,7 +23,11 @@ impl Partial {
     /// [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`].
     pub fn admit_whole(&self) -> Result<(), Error> {
         let partials = Partials::of(&self.ledger);
-        Sweeper { ledger: &self.ledger, partials: &partials }.admit(&self.key, self.map.total, true)
+        Sweeper { ledger: &self.ledger, partials: &partials }.admit(
+            &self.key,
+            self.total().unwrap_or(0),
+            true,
+        )
     }
 
     /// Makes sure that there is room for `span`, which has just come, beside what `have` says, and for a step more.
@@ -58,9 +62,7 @@ impl Partial {
     pub fn rest(&mut self, have: &Pieces) {
         let length = self.data.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
         if self.allocated > length {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // What a file system does not give back, the next start counts.
-            let _ = fallocate(self.data.file(), flags, length, self.allocated - length);
+            give_back(self.data.file(), Span { start: length, end: self.allocated });
             self.allocated = 0;
         }
         if self.room > have.bytes() {
@@ -84,13 +86,18 @@ impl Partial {
             // Some file systems keep what they could find.
             let mut at = span.start;
             while let Some(gap) = have.gap(Span { start: at, end: span.end }) {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let _ = fallocate(file, flags, gap.start, gap.len());
+                give_back(file, gap);
                 at = gap.end;
             }
             self.failed("reserve room for", error)
         })
     }
+}
+
+/// Gives the file system back what it has promised of a part. What it does not take, the next start counts.
+pub(super) fn give_back(file: &File, span: Span) {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let _ = fallocate(file, flags, span.start, span.len());
 }
 
 /// Reserves room for a part of a file, without changing its length.

@@ -1,0 +1,102 @@
+//! Contents that came wrong twice in a row: upstream is left alone about them for a while.
+//!
+//! A broken edge sends the same wrong bytes to whoever asks, each time with a head that promises the right ones. A client
+//! whose body is cut comes back to the same host, so that it never asks another, and all of it is fetched again and again.
+//! So after both tries (see [`super::fill`]) a content of a registry is refused before a head: for [`WAIT_MIN`], and for
+//! twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right bytes ends that: a transfer
+//! that is tried after a wait, or another registry whose bytes may be shared. In memory only; the oldest are forgotten
+//! first.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use crate::oci::Registry;
+use crate::store::PartialKey;
+use crate::sync::lock;
+
+/// How long a content is refused after it came wrong: a client goes on to its next host, and a repaired edge is used soon.
+const WAIT_MIN: Duration = Duration::from_secs(10);
+/// The longest: a pull that is tried again by hand after a repair finds it in force for a coffee break at most.
+const WAIT_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// What came wrong of each registry.
+pub(super) struct Mismatches(Mutex<LruCache<PartialKey, Failure>>);
+
+#[derive(Clone, Copy)]
+struct Failure {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Failure {
+    /// The failure at `now`, after this one. One from long ago counts no more.
+    fn next(before: Option<Self>, now: Instant) -> Self {
+        let recent = before.filter(|it| now.saturating_duration_since(it.at) < it.wait + WAIT_MAX);
+        let wait = recent.map_or(WAIT_MIN, |it| (it.wait * 2).min(WAIT_MAX));
+        Self { at: now, wait }
+    }
+
+    /// How long it still counts.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let left = (self.at + self.wait).saturating_duration_since(now);
+        Some(left).filter(|left| !left.is_zero())
+    }
+}
+
+impl Mismatches {
+    pub(super) fn new(max: NonZeroUsize) -> Self {
+        Self(Mutex::new(LruCache::new(max)))
+    }
+
+    /// For how long upstream is not to be asked for this content.
+    pub(super) fn wait(&self, key: &PartialKey) -> Option<Duration> {
+        lock(&self.0).get(key).and_then(|failure| failure.left(Instant::now()))
+    }
+
+    /// It came wrong. Returns for how long upstream is not to be asked.
+    pub(super) fn failed(&self, key: &PartialKey) -> Duration {
+        let (mut failures, now) = (lock(&self.0), Instant::now());
+        let failure = Failure::next(failures.get(key).copied(), now);
+        failures.put(key.clone(), failure);
+        failure.wait
+    }
+
+    /// It came right.
+    pub(super) fn clear(&self, key: &PartialKey) {
+        lock(&self.0).pop(key);
+    }
+
+    /// Another upstream has taken the place of a registry's.
+    pub(super) fn forget_all(&self, registry: &Registry) {
+        let mut failures = lock(&self.0);
+        let of_registry: Vec<_> =
+            failures.iter().map(|(key, _)| key).filter(|key| key.registry == *registry).cloned().collect();
+        for key in &of_registry {
+            failures.pop(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_doubles_up_to_a_bound_and_a_long_peace_ends_it() {
+        let seconds = Duration::from_secs;
+        let mut now = Instant::now();
+        let mut failure = Failure::next(None, now);
+        for expected in [10, 20, 40, 80, 160, 300, 300] {
+            assert_eq!(failure.wait, seconds(expected));
+            assert_eq!(failure.left(now + seconds(1)), Some(seconds(expected - 1)));
+            now += failure.wait;
+            assert_eq!(failure.left(now), None);
+            failure = Failure::next(Some(failure), now);
+        }
+        now += seconds(601);
+        assert_eq!(Failure::next(Some(failure), now).wait, WAIT_MIN);
+    }
+}
