@@ -309,16 +309,13 @@ impl Cache {
                     (reader, Source::Miss)
                 }
                 Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
-                Entry::Foreign => match self.claim(repo, digest, context).await {
-                    Ok(found) => {
-                        claim = Some(found);
-                        continue;
-                    }
-                    Err(error) if error.is_unmeasured() => {
+                Entry::Foreign => {
+                    claim = self.measured_claim(repo, digest, context).await?;
+                    if claim.is_none() {
                         return Box::pin(self.pass_through(repo, digest, context)).await;
                     }
-                    Err(error) => return Err(error),
-                },
+                    continue;
+                }
             };
             match reader.file().await {
                 // As long as the size is not known, no claim can have the right one.

@@ -32,10 +32,8 @@ impl Cache {
         if !store.is_vouched(registries, digest, Speaker::Registry).await || self.was_refuted(repo, digest) {
             return Ok(false);
         }
-        let Claim { size, speaker } = match self.claim(repo, digest, context).await {
-            // It says nothing that could be right or wrong: so it must be sent.
-            Err(error) if error.is_unmeasured() => return Ok(false),
-            claim => claim?,
+        let Some(Claim { size, speaker }) = self.measured_claim(repo, digest, context).await? else {
+            return Ok(false);
         };
         if !store.is_vouched(registries, digest, speaker).await {
             return Ok(false);
@@ -61,6 +59,19 @@ impl Cache {
     ) -> Result<Claim, Error> {
         self.not_absent(repo, &blob_path(digest))?;
         Ok(self.asked_claim(repo, digest, context).await?.0)
+    }
+
+    /// The same; none if it does not say how large it is. That is nothing that could be right or wrong: so it must be sent.
+    pub(super) async fn measured_claim(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        context: &RequestContext,
+    ) -> Result<Option<Claim>, Error> {
+        match self.claim(repo, digest, context).await {
+            Err(error) if error.is_unmeasured() => Ok(None),
+            claim => claim.map(Some),
+        }
     }
 
     /// The same, and whether another request was asking already.

@@ -253,7 +253,7 @@ impl Direct {
         let actual = self.verifier.take().map(Verifier::finish);
         if self.total != Some(self.received) || actual.is_some_and(|actual| actual != *digest) {
             metrics.mismatches.inc();
-            mismatches.failed(key);
+            mismatches.failed_once(key);
             return Err(Error::Mismatch);
         }
         if actual.is_some() {

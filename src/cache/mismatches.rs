@@ -35,7 +35,7 @@ impl Failure {
     /// The failure at `now`, after this one. One from long ago counts no more.
     fn next(before: Option<Self>, now: Instant) -> Self {
         let recent = before.filter(|it| now.saturating_duration_since(it.at) < it.wait + WAIT_MAX);
-        let wait = recent.map_or(WAIT_MIN, |it| (it.wait * 2).min(WAIT_MAX));
+        let wait = recent.map_or(WAIT_MIN, |it| (it.wait * 2).clamp(WAIT_MIN, WAIT_MAX));
         Self { at: now, wait }
     }
 
@@ -62,6 +62,17 @@ impl Mismatches {
         let failure = Failure::next(failures.get(key).copied(), now);
         failures.put(key.clone(), failure);
         failure.wait
+    }
+
+    /// It came wrong once, of a transfer that is not tried again: the next such one counts.
+    pub(super) fn failed_once(&self, key: &PartialKey) {
+        let (mut failures, at) = (lock(&self.0), Instant::now());
+        if failures.contains(key) {
+            drop(failures);
+            self.failed(key);
+        } else {
+            failures.put(key.clone(), Failure { at, wait: Duration::ZERO });
+        }
     }
 
     /// It came right.
@@ -96,6 +107,8 @@ mod tests {
             assert_eq!(failure.left(now), None);
             failure = Failure::next(Some(failure), now);
         }
+        let once = Failure { at: now, wait: Duration::ZERO };
+        assert_eq!((once.left(now), Failure::next(Some(once), now).wait), (None, WAIT_MIN));
         now += seconds(601);
         assert_eq!(Failure::next(Some(failure), now).wait, WAIT_MIN);
     }

@@ -182,7 +182,7 @@ impl Writer {
     /// Lets readers know that there is an answer, unless it is better proven first. So is small content: a lie is then a
     /// clean error. And what calls itself a page, which no client is to see.
     fn tell(&mut self) {
-        let known_bytes = self.partial.total().unwrap_or(self.written.bytes());
+        let known_bytes = self.partial.total().unwrap_or_else(|| self.written.bytes());
         if known_bytes > HOLD_BACK && !self.flight.is_page() {
             self.tell_now();
         }
