@@ -430,7 +430,7 @@ mod tests {
         // In quarters of a mebibyte per second.
         assert!(far(1, MIB) && !far(1, MIB / 2));
         assert!(far(4, 3 * MIB) && !far(4, 2 * MIB));
-        assert!(far(400, 5 * MIB) && !far(400, 4 * MIB));
+        assert!(far(40, 5 * MIB) && !far(40, 4 * MIB));
     }
 
     #[test]
