@@ -11,6 +11,7 @@
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
+//! - A refusal is believed only if somebody spoke for the registry, and never if it is a store's (`verdict`, `ping`).
 //! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
 //!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
 //!   at all (`client`).
@@ -54,6 +55,8 @@ mod lookups;
 mod manifest;
 mod parents;
 mod path_pauses;
+mod ping;
+mod pool;
 mod program;
 mod proxy;
 mod quota;
@@ -65,12 +68,14 @@ mod retry;
 mod sameness;
 mod secret;
 mod server;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod token;
 mod trial;
 mod turns;
 mod vault;
+mod verdict;
 mod waits;
 mod watched;
 
@@ -78,9 +83,7 @@ use std::future::pending;
 use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use http::StatusCode;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -103,6 +106,7 @@ pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
+pub use self::retry::Attempts;
 pub use self::trial::{Found, Party, Trial};
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
@@ -116,10 +120,8 @@ use self::hedge::Hedges;
 use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
-use self::redirect::Walk;
 use self::sameness::Sameness;
 use self::server::{Probe, Server};
-use crate::context::RequestContext;
 use crate::oci::{Registry, RepoName, Speaker};
 
 /// Probes of one upstream at once: those that hang, and one more.
@@ -426,9 +428,13 @@ impl Upstream {
             }
             Probe::Look => {
                 let within = server.look_within().min(self.client.timeouts.header);
-                if self.answers(server, within).await == Some(false) {
-                    server.condemn();
-                    self.opened.notify_one();
+                match self.answers(server, within).await {
+                    Some(true) => server.acquit(),
+                    Some(false) => {
+                        server.condemn();
+                        self.opened.notify_one();
+                    }
+                    None => {}
                 }
             }
             Probe::Login(identity, name) => {
@@ -448,38 +454,6 @@ impl Upstream {
                 }
             }
         }
-    }
-
-    /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
-    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
-    /// it is a parent. `None` if this machine lacks what it takes to ask.
-    async fn answers(&self, server: &Server, within: Duration) -> Option<bool> {
-        let url = server.endpoint().at("", None);
-        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
-        for _ in 0..=redirect::HOPS_MAX {
-            let Ok(mut request) = Ask::look(&walk.url) else { return Some(false) };
-            if !walk.elsewhere {
-                self.headers.add_to(request.headers_mut());
-                self.stamp(&RequestContext::default(), &mut request, within);
-            }
-            let sent = self.client.send(walk.way, request, within).await;
-            self.meets_berth(server, &sent);
-            let response = match sent {
-                Ok(response) => response,
-                Err(Error::Local { .. }) => return None,
-                Err(_) => return Some(false),
-            };
-            let status = response.status();
-            if !redirect::is_redirect(status) {
-                let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-                let is_usable = !status.is_server_error() && !is_of_proxy;
-                return Some(is_usable && !exchange::is_portal(&response));
-            }
-            if walk.on(response.headers()).is_err() {
-                return Some(false);
-            }
-        }
-        Some(false)
     }
 
     /// When a request that begins now must have its answer.

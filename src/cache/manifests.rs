@@ -19,7 +19,7 @@ use crate::parsing;
 use crate::shares::Owner;
 use crate::store::{Grant, ManifestRecord, Proof, Store};
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{Fetched, Standing, Upstream};
+use crate::upstream::{Attempts, Fetched, Standing, Upstream};
 
 /// Blobs that are looked for to tell whether an image is here whole: an index of 500 images of 100 layers has as many.
 const BLOBS_LOOKED_FOR_MAX: usize = 50_000;
@@ -96,7 +96,9 @@ impl Cache {
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);
             }
-            let fetched = cache.fetch_manifest(&upstream, &context, &repo, &Reference::Digest(digest)).await;
+            let reference = Reference::Digest(digest);
+            let fetched =
+                cache.fetch_manifest(&upstream, &context, &repo, &reference, Attempts::Rounds).await;
             fetched.map(|(manifest, _)| manifest)
         };
         let (manifest, joined) = self.0.manifests.run(key, work).await;
@@ -135,8 +137,9 @@ impl Cache {
         context: &RequestContext,
         repo: &Repo,
         reference: &Reference,
+        attempts: Attempts,
     ) -> Result<(Manifest, Standing), Error> {
-        let fetched = upstream.manifest(context, &repo.name, reference).await?;
+        let fetched = upstream.manifest(context, &repo.name, reference, attempts).await?;
         // Its place in memory is given up when it is stored.
         let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;
         self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);

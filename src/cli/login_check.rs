@@ -117,11 +117,14 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Loop => "check `endpoints`: this mirror asks itself, by way of another",
         Error::Local { .. } => "raise the limits of what runs berth, such as `ulimit -n`",
-        Error::Unavailable { .. } | Error::Malformed(_) => {
+        Error::TokenRefused => {
+            "compare the clocks of registry and token server, and the key that the registry trusts with that of the server"
+        }
+        Error::Unavailable { .. } | Error::NotFromRegistry { .. } | Error::Malformed(_) => {
             "check `endpoints`, and what answers there instead of a registry that is well, such as a proxy"
         }
         Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
-        Error::Offline | Error::DigestMismatch | Error::Changed => "nothing was tried",
+        Error::Offline | Error::DigestMismatch | Error::Changed | Error::Unsupported(_) => "nothing was tried",
     }
 }
 

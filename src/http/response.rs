@@ -237,6 +237,15 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
             ErrorCode::Denied,
             "upstream refuses access, or there is no such repository: does this mirror need a credential for it?",
         ),
+        Error::Unsupported(what) => {
+            failure(StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, &format!("upstream has {what}"))
+        }
+        Error::NotFromRegistry { status } => outage(&format!(
+            "something answers in the registry's place, with status {status}: check its ingress or proxy"
+        )),
+        Error::TokenRefused => outage(
+            "upstream refuses a token that its own token server has just issued: compare their clocks and keys",
+        ),
         Error::LoginRefused => outage("upstream refuses this mirror's own credential: check it"),
         Error::NoLogin(_) => outage("this mirror is issued no login for this registry: see its log"),
         Error::Limited { retry_after } => later(

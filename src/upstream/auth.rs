@@ -236,11 +236,22 @@ impl Realm {
     }
 }
 
+/// Whether upstream says of a token from its own token server that it is none. That is no word about what was asked for:
+/// their clocks differ, or a key was changed on one side.
+pub(super) fn is_token_refused(tried: &Authorization, status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::UNAUTHORIZED
+        && matches!(tried.proof, Proof::Token { .. })
+        && has_error(headers, "invalid_token")
+}
+
 /// Whether upstream took the token and says that it does not reach so far: how Docker Hub says 404.
 pub(super) fn is_scope_refused(headers: &HeaderMap) -> bool {
-    challenges(headers).iter().any(
-        |challenge| matches!(challenge, Challenge::Bearer(bearer) if bearer.error.as_deref() == Some("insufficient_scope")),
-    )
+    has_error(headers, "insufficient_scope")
+}
+
+fn has_error(headers: &HeaderMap, error: &str) -> bool {
+    let is_it = |challenge: &Challenge| matches!(challenge, Challenge::Bearer(bearer) if bearer.error.as_deref() == Some(error));
+    challenges(headers).iter().any(is_it)
 }
 
 fn challenges(headers: &HeaderMap) -> Vec<Challenge> {

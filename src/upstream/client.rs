@@ -16,10 +16,8 @@ use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -31,6 +29,7 @@ use super::error::{BuildError, Error};
 use super::identity::Identity;
 use super::limit::Limit;
 use super::lookups::Crowded;
+use super::pool::Pool;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
 use crate::oci::Registry;
@@ -40,13 +39,13 @@ use crate::sync::lock;
 use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+pub(super) const POOL_IDLE: Duration = Duration::from_secs(60);
 /// As many layers as a few nodes fetch at once.
-const POOL_IDLE_CONNECTIONS_MAX: usize = 32;
+pub(super) const POOL_IDLE_CONNECTIONS_MAX: usize = 32;
 /// Bounds the head of an answer, and how much of a body is read at once.
-const BUFFER_BYTES_MAX: usize = 256 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// Most headers of an answer; registries behind CDNs send thirty.
-const HEADERS_MAX: usize = 128;
+pub(super) const HEADERS_MAX: usize = 128;
 /// When the first of a name's address families does not connect, the other is tried beside it.
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 
@@ -54,10 +53,10 @@ const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 const PLACE_RETRY: Duration = Duration::from_secs(2);
 /// When to come back if too many names wait to be looked up: most of them have been by then.
 const NAMES_RETRY: Duration = Duration::from_secs(5);
+/// A body is longer than its reader takes.
+pub(super) const TOO_LARGE: Error = Error::Malformed("a body larger than any of its kind");
 /// Between two log lines about what this machine lacks.
 const LACK_WARNED_EVERY: Duration = Duration::from_secs(10);
-
-type Http = legacy::Client<HttpsConnector<Dialer>, Full<Bytes>>;
 
 /// How a host may be dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +70,9 @@ pub(super) enum Way {
 /// Sends requests for one upstream.
 pub(super) struct Client {
     /// For the endpoints, if these are shown a certificate.
-    own: Option<Http>,
-    direct: Http,
-    guarded: Http,
+    own: Option<Pool>,
+    direct: Pool,
+    guarded: Pool,
     guard: Arc<Guard>,
     proxies: Arc<Proxies>,
     offline: bool,
@@ -105,12 +104,12 @@ impl Client {
         let with_certificate = |identity: Arc<Identity>| {
             let mut tls = tls.clone();
             tls.client_auth_cert_resolver = identity;
-            pool(direct.clone(), tls)
+            Pool::new(direct.clone(), tls)
         };
         Ok(Self {
             own: identity.map(with_certificate),
-            direct: pool(direct, tls.clone()),
-            guarded: pool(guarded, tls),
+            direct: Pool::new(direct, tls.clone()),
+            guarded: Pool::new(guarded, tls),
             guard,
             proxies,
             offline: config.offline,
@@ -132,14 +131,15 @@ impl Client {
         request: Request<Full<Bytes>>,
         within: Duration,
     ) -> Result<Response<Incoming>, Error> {
-        self.send_unless(pending(), way, request, within).await
+        self.send_unless((pending(), pending()), way, request, within).await
     }
 
-    /// The same, but does not go on waiting when it is `hopeless`. Every request to an upstream and to what it names
-    /// goes out here, so this is where one that is offline is left alone.
+    /// The same, but does not go on waiting when it is `hopeless`, and not on a connection that was used before when it
+    /// seems to be `stuck` there. Every request to an upstream and to what it names goes out here, so this is where one
+    /// that is offline is left alone.
     pub(super) async fn send_unless(
         &self,
-        hopeless: impl Future<Output = ()>,
+        (hopeless, stuck): (impl Future<Output = ()>, impl Future<Output = ()>),
         way: Way,
         request: Request<Full<Bytes>>,
         within: Duration,
@@ -148,7 +148,7 @@ impl Client {
             return Err(Error::Offline);
         }
         let answer = tokio::select! {
-            answer = timeout(within, self.dispatch(way, request)) => answer.unwrap_or(Err(Error::Timeout)),
+            answer = timeout(within, self.dispatch(way, request, stuck)) => answer.unwrap_or(Err(Error::Timeout)),
             () = hopeless => Err(Error::Timeout),
         };
         match &answer {
@@ -170,6 +170,7 @@ impl Client {
         &self,
         way: Way,
         mut request: Request<Full<Bytes>>,
+        stuck: impl Future<Output = ()>,
     ) -> Result<Response<Incoming>, Error> {
         if let Some(authorization) = self.proxies.authorization(request.uri()) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
@@ -189,7 +190,7 @@ impl Client {
                 &self.guarded
             }
         };
-        pool.request(request).await.map_err(|error| judge(&error))
+        pool.request(request, stuck).await.map_err(|error| judge(&error))
     }
 }
 
@@ -207,7 +208,7 @@ pub(super) async fn read(
         let frame = frame.map_err(|error| Error::unreachable(&error))?;
         if let Ok(data) = frame.into_data() {
             if whole.len() + data.len() > bytes_max {
-                return Err(Error::Malformed("a body larger than any of its kind"));
+                return Err(TOO_LARGE);
             }
             whole.extend_from_slice(&data);
         }
@@ -225,7 +226,6 @@ pub(super) async fn read_document(
     (idle, deadline): (Duration, Instant),
     place: &mut Option<Place>,
 ) -> Result<Bytes, Error> {
-    const TOO_LARGE: Error = Error::Malformed("a body larger than any of its kind");
     let stated = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if stated.is_some_and(|bytes| bytes > bytes_max) {
         return Err(TOO_LARGE);
@@ -268,21 +268,6 @@ fn connector(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
     connector.set_connect_timeout(Some(connect));
     connector.set_happy_eyeballs_timeout(Some(HAPPY_EYEBALLS));
     connector
-}
-
-fn pool(dialer: Dialer, tls: rustls::ClientConfig) -> Http {
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(dialer);
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX)
-        .http1_max_buf_size(BUFFER_BYTES_MAX)
-        .http1_max_headers(HEADERS_MAX)
-        .build(connector)
 }
 
 /// Trust in the system's authorities and those of `files`.

@@ -51,6 +51,21 @@ pub enum Error {
         /// The status.
         status: u16,
     },
+    /// A refusal by something that answers in the registry's place, such as an ingress without its backend.
+    #[error(
+        "something in the registry's place answered with status {status}: that is no registry's error, and /v2/ is \
+         answered neither with 200 nor with 401 as a registry does"
+    )]
+    NotFromRegistry {
+        /// The status.
+        status: u16,
+    },
+    /// Upstream refuses a token that its own token server has just issued.
+    #[error("upstream refuses a token that its token server has just issued: do their clocks and keys agree?")]
+    TokenRefused,
+    /// What upstream has will never be served, because clients do not take it.
+    #[error("upstream has {0}")]
+    Unsupported(&'static str),
     /// The request has come round in a circle of berths: there is nobody else to ask there.
     #[error("upstream is a mirror that asks this one")]
     Loop,
@@ -147,7 +162,7 @@ impl Error {
     /// Whether this says something about upstream's health rather than about what was asked: then what is
     /// known already may be served.
     pub fn is_outage(&self) -> bool {
-        !matches!(self, Self::NotFound | Self::Denied)
+        !matches!(self, Self::NotFound | Self::Denied | Self::Unsupported(_))
     }
 
     /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
@@ -171,11 +186,14 @@ impl Error {
                 Next::Again
             }
             Self::Unavailable { status: 408 | 500 | 502..=599 }
+            | Self::NotFromRegistry { .. }
             | Self::Unreachable { .. }
             | Self::Local { .. }
             | Self::Timeout => Next::Again,
             Self::NotFound
             | Self::Denied
+            | Self::Unsupported(_)
+            | Self::TokenRefused
             | Self::Limited { .. }
             | Self::Busy { .. }
             | Self::Loop
@@ -277,6 +295,9 @@ mod tests {
         check(Error::NotFound, Next::Elsewhere, false);
         check(Error::Denied, Next::Elsewhere, false);
         check(Error::LoginRefused, Next::Elsewhere, true);
+        check(Error::TokenRefused, Next::Elsewhere, true);
+        check(Error::NotFromRegistry { status: 404 }, Next::Again, true);
+        check(Error::Unsupported("a schema 1 manifest"), Next::Elsewhere, false);
         check(limited(None), Next::Again, true);
         check(limited(Some(5)), Next::Again, true);
         check(limited(Some(6)), Next::Elsewhere, true);

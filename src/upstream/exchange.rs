@@ -4,8 +4,6 @@
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
 //! with a login.
 
-use std::future::pending;
-use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,20 +11,22 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, 
 use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::auth::{self, Authorization, Refused};
+use super::auth::{Authorization, Refused, Scheme};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
-use super::{Upstream, path_pauses, redirect, rename, retry};
+use super::silence::stuck;
+use super::{Upstream, redirect, rename};
 use crate::context::RequestContext;
-use crate::context::via::Instance;
 use crate::oci::RepoName;
+
+pub(super) use super::verdict::judge;
 
 /// How berth names itself to upstreams.
 pub(super) const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
@@ -46,6 +46,8 @@ pub(super) struct Ask<'a> {
     pub(super) is_transfer: bool,
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
+    /// Whether a refusal need not be proven to be the registry's own: the same is asked again by GET then.
+    pub(super) is_tentative: bool,
     /// Where the request has come from; the endpoint is told.
     pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
@@ -65,6 +67,7 @@ impl<'a> Ask<'a> {
             range: None,
             is_transfer: false,
             is_login: false,
+            is_tentative: false,
             context,
             late: None,
         }
@@ -73,6 +76,11 @@ impl<'a> Ask<'a> {
     /// A HEAD of `path`.
     pub(super) fn head(name: &'a RepoName, path: String) -> Self {
         Self { method: Method::HEAD, ..Self::get(name, path) }
+    }
+
+    /// The same, if a refusal leads to a GET, which tells more.
+    pub(super) fn tentative(self) -> Self {
+        Self { is_tentative: true, ..self }
     }
 
     /// The same on behalf of somebody who may have been passed on.
@@ -138,10 +146,12 @@ pub(super) struct Answer {
     pub(super) seat: Option<Seat>,
 }
 
-/// An answer of any status, and whether it came from another place than the endpoint.
+/// An answer of any status, and whether it came from another place than the endpoint's API.
 pub(super) struct Reply {
     pub(super) response: Response<Incoming>,
     pub(super) elsewhere: bool,
+    /// Whether that place is not even another registry's API.
+    pub(super) is_store: bool,
     pub(super) seat: Option<Seat>,
 }
 
@@ -228,10 +238,17 @@ impl Upstream {
     ) -> Result<Answer, Error> {
         let scheme = server.scheme();
         let scope = ask.scope(name);
-        let seat = || self.seat(&ask.context, deadline);
-        let authorized =
-            self.auth.authorize(&self.client, seat(), scheme.as_ref(), scope, login, deadline).await;
-        let mut tried = match authorized {
+        let authorize = async |scheme: Option<&Scheme>| {
+            let seat = self.seat(&ask.context, deadline);
+            match self.auth.authorize(&self.client, seat, scheme, scope, login, deadline).await {
+                // Where something answers in the registry's place, it may do so in the token server's, too.
+                Err(Error::Denied) if !self.is_registry(server, deadline).await => {
+                    Err(Error::NotFromRegistry { status: StatusCode::FORBIDDEN.as_u16() })
+                }
+                authorized => authorized,
+            }
+        };
+        let mut tried = match authorize(scheme.as_ref()).await {
             Ok(tried) => tried,
             Err(error) => {
                 // The token server may have moved: the next request hears of the new one.
@@ -251,7 +268,7 @@ impl Upstream {
                 self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
             if let Some(again) = again {
                 let again = Some(&again);
-                tried = self.auth.authorize(&self.client, seat(), again, scope, login, deadline).await?;
+                tried = authorize(again).await?;
                 reply = self.follow(server, ask, name, &tried, deadline).await?;
                 if scheme.as_ref() != again {
                     server.learn(again.cloned());
@@ -261,7 +278,7 @@ impl Upstream {
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = judge(reply, login.is_some());
+        let judged = self.judged(server, ask, reply, (&tried, login), deadline).await;
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
             Ok(response) => {
@@ -297,7 +314,10 @@ impl Upstream {
                 self.stamp(&ask.context, &mut request, within);
             }
             let sent = match hop {
-                0 => self.client.send_unless(self.silence(server, ask.late), walk.way, request, within).await,
+                0 => {
+                    let silent = (self.silence(server, ask.late), stuck(server, &ask.method));
+                    self.client.send_unless(silent, walk.way, request, within).await
+                }
                 _ => self.client.send(walk.way, request, within).await,
             };
             let is_berth = !walk.elsewhere && self.meets_berth(server, &sent);
@@ -312,7 +332,7 @@ impl Upstream {
                 self.heed(server, &path, &response, sent_at);
             }
             if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere: walk.elsewhere, seat });
+                return Ok(Reply { response, elsewhere: walk.elsewhere, is_store: walk.is_store, seat });
             }
             walk.on(response.headers())?;
         }
@@ -333,32 +353,6 @@ impl Upstream {
             url.query_pairs_mut().append_pair("ns", self.registry.as_str());
         }
         url
-    }
-
-    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells
-    /// when it is late.
-    async fn silence(&self, server: &Server, late: Option<&Late>) {
-        let lateness = async {
-            sleep(server.late_after()).await;
-            if let Some(late) = late {
-                late.tell();
-            }
-            pending().await
-        };
-        tokio::select! {
-            () = lateness => {}
-            () = self.condemnation(server) => {}
-        }
-    }
-
-    async fn condemnation(&self, server: &Server) {
-        let mut condemned = pin!(server.condemned());
-        condemned.as_mut().enable();
-        tokio::select! {
-            () = condemned.as_mut() => return,
-            () = sleep(server.patience()) => self.doubt(server),
-        }
-        condemned.await;
     }
 
     /// Has an endpoint looked at that may be of no use at all.
@@ -385,30 +379,6 @@ impl Upstream {
         } else if server.failed() {
             self.opened.notify_one();
         }
-    }
-}
-
-/// What an answer's status means.
-pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
-    let Reply { response, elsewhere, .. } = reply;
-    let status = response.status();
-    match status.as_u16() {
-        200 | 206 => Ok(response),
-        404 => Err(Error::NotFound),
-        // What an object store refuses, such as a HEAD with a signature for GET, is not the registry's word.
-        401 if !elsewhere => {
-            let is_login = with_login && !auth::is_scope_refused(response.headers());
-            Err(if is_login { Error::LoginRefused } else { Error::Denied })
-        }
-        // A page is from something in between, such as a firewall; registries explain themselves in JSON.
-        403 if !elsewhere && !is_page(response.headers()) => Err(Error::Denied),
-        416 => Err(Error::Changed),
-        508 if !elsewhere && Instance::answering(response.headers()).is_some() => Err(Error::Loop),
-        429 => Err(Error::Limited { retry_after: retry::retry_after(response.headers()) }),
-        503 if let Some(wait) = retry::retry_after(response.headers()) => {
-            Err(Error::Limited { retry_after: Some(wait.min(path_pauses::PAUSE_MAX)) })
-        }
-        status => Err(Error::Unavailable { status }),
     }
 }
 

@@ -17,7 +17,7 @@ use url::form_urlencoded;
 
 use super::exchange::{Ask, media_type};
 use super::limit::Seat;
-use super::retry::{ROUNDS_MAX, Rounds};
+use super::retry::{Attempts, ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Fetched, Upstream, client};
 use crate::context::RequestContext;
@@ -202,7 +202,7 @@ impl Upstream {
             return Err(Error::Limited { retry_after: None });
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
-        match self.manifest_until(context, name, &tag, deadline).await {
+        match self.manifest_until(context, name, &tag, Attempts::Rounds, deadline).await {
             Ok(Fetched { body, manifest, standing, place, .. }) if manifest.kind == Kind::Index => {
                 let pages = Pages { bytes: body.len(), bodies: vec![body], place };
                 pages.into_list(standing.is_stale).await.map(Some)

@@ -24,6 +24,7 @@ use tower_service::Service;
 use super::address::{Class, Forbidden, Resolver, shorten};
 use super::config::Endpoint;
 use super::error::Refusal;
+use super::pool::Answered;
 
 /// Through which egress proxy an upstream is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,7 +185,7 @@ pub(super) struct Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.tcp.connected().proxy(self.is_proxied)
+        self.tcp.connected().proxy(self.is_proxied).extra(Answered::default())
     }
 }
 

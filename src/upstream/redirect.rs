@@ -29,14 +29,16 @@ pub(super) struct Walk<'a> {
     pub(super) url: Url,
     /// How that may be dialled.
     pub(super) way: Way,
-    /// Whether it has left the endpoint. What is for that alone is not sent any more then, wherever it leads.
+    /// Whether it has left the endpoint's API. What is for that alone is not sent any more then, wherever it leads.
     pub(super) elsewhere: bool,
+    /// Whether it has left what looks like the API of any registry: what answers then is a store, not a registry.
+    pub(super) is_store: bool,
 }
 
 impl<'a> Walk<'a> {
     /// From `url` of `endpoint`.
     pub(super) fn new(endpoint: &'a Url, url: Url, allowed: &'a [HostName]) -> Self {
-        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false }
+        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false, is_store: false }
     }
 
     /// Goes to where the headers of a redirect point.
@@ -46,7 +48,9 @@ impl<'a> Walk<'a> {
     pub(super) fn on(&mut self, headers: &HeaderMap) -> Result<(), Error> {
         let location = headers.get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
         self.url = next(&self.url, location)?;
-        self.elsewhere |= !is_same_origin(&self.url, self.endpoint);
+        let is_api = is_api(&self.url, self.endpoint);
+        self.elsewhere |= !is_api || !is_same_origin(&self.url, self.endpoint);
+        self.is_store |= !is_api;
         self.way = way(&self.url, self.endpoint, self.allowed);
         Ok(())
     }
@@ -72,6 +76,15 @@ pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal
 /// Whether what may be sent to one may be sent to the other: same scheme, host and port.
 pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin().is_tuple() && one.origin() == other.origin()
+}
+
+/// Whether `target` is in a registry's API: the endpoint's own, or that of another registry.
+///
+/// Stores are often on the registry's own host, behind the same ingress, and still have signatures that expire and
+/// errors that say nothing about what was asked of the registry.
+fn is_api(target: &Url, endpoint: &Url) -> bool {
+    let base = if is_same_origin(target, endpoint) { endpoint.path().trim_end_matches('/') } else { "" };
+    target.path().strip_prefix(base).is_some_and(|path| path == "/v2" || path.starts_with("/v2/"))
 }
 
 /// How `target` may be dialled by the upstream whose endpoint redirected.
@@ -121,6 +134,28 @@ mod tests {
         check("https://a", "https://a.b", false);
         check("http://127.0.0.1", "http://2130706433", true);
         check("data:x", "data:x", false);
+    }
+
+    #[test]
+    fn a_store_is_whatever_is_outside_of_an_api() {
+        let check = |location: &[&str], elsewhere: bool, is_store: bool| {
+            let endpoint = url("https://r.example/hub");
+            let mut walk = Walk::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &[]);
+            for location in location {
+                let location = HeaderValue::from_str(location).unwrap();
+                walk.on(&HeaderMap::from_iter([(LOCATION, location)])).unwrap();
+            }
+            assert_eq!((walk.elsewhere, walk.is_store), (elsewhere, is_store), "{location:?}");
+        };
+        check(&["/hub/v2/b/blobs/x"], false, false);
+        check(&["/v2/b/blobs/x"], true, true);
+        check(&["/store/x?sig=1"], true, true);
+        check(&["/hub/v2x/"], true, true);
+        check(&["/hub/v2"], false, false);
+        check(&["https://other.example/v2/a/blobs/x"], true, false);
+        check(&["https://s3.example/docker/registry/v2/blobs/sha256/x/data"], true, true);
+        check(&["/store/x", "/hub/v2/a/blobs/x"], true, true);
+        check(&["https://other.example/v2/a/blobs/x", "/hub/v2/a/blobs/x"], true, false);
     }
 
     #[test]

@@ -22,6 +22,25 @@ use crate::context::RequestContext;
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
+
+/// How often the endpoints are asked before a request fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempts {
+    /// Once: there is something else to answer with.
+    Once,
+    /// In rounds, with waits in between: there is nothing else.
+    Rounds,
+}
+
+impl Attempts {
+    pub(super) fn rounds_max(self) -> u32 {
+        match self {
+            Self::Once => 1,
+            Self::Rounds => ROUNDS_MAX,
+        }
+    }
+}
+
 /// The middle of the first wait.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// The middle of the longest wait.

@@ -13,6 +13,7 @@ use super::config::Endpoint;
 use super::hedge;
 use super::login::Identity;
 use super::path_pauses::PathPauses;
+use super::ping::Evidence;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
@@ -55,12 +56,15 @@ pub(super) struct Server {
     waits: Mutex<Waits>,
     /// Tells those who wait for it that a look has found it of no use.
     condemned: Notify,
+    /// Tells those who wait for it that a look has found nothing wrong with it.
+    acquitted: Notify,
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
     paused: Mutex<PathPauses>,
     quota: Mutex<Quota>,
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
+    evidence: Evidence,
 }
 
 impl Server {
@@ -69,12 +73,31 @@ impl Server {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
+        let (acquitted, evidence) = (Notify::new(), Evidence::default());
+        Self {
+            index,
+            endpoint,
+            circuit,
+            waits,
+            condemned,
+            acquitted,
+            rests_until,
+            paused,
+            quota,
+            refusals,
+            scheme,
+            evidence,
+        }
     }
 
     /// Its place in the configuration.
     pub(super) fn index(&self) -> usize {
         self.index
+    }
+
+    /// Whether it is a registry that answers there.
+    pub(super) fn evidence(&self) -> &Evidence {
+        &self.evidence
     }
 
     /// Where it is.
@@ -150,6 +173,16 @@ impl Server {
             tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
+    }
+
+    /// Waits until a look has found nothing wrong with it.
+    pub(super) fn acquitted(&self) -> Notified<'_> {
+        self.acquitted.notified()
+    }
+
+    /// Notes that a look has found nothing wrong with it.
+    pub(super) fn acquit(&self) {
+        self.acquitted.notify_waiters();
     }
 
     /// Whether it refuses this login, as far as clients are concerned.

@@ -153,7 +153,7 @@ impl Upstream {
             }
             None => first,
         };
-        let reply = Reply { response, elsewhere: false, seat: None };
+        let reply = Reply { response, elsewhere: false, is_store: false, seat: None };
         exchange::judge(reply, login.is_some()).map_err(by_registry)?;
         Ok(if login.is_some() { Found::Accepted } else { Found::Open })
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::super::{Config, Endpoint, Error, Event, Outcome, State, Upstream};
+use super::super::{Attempts, Config, Endpoint, Error, Event, Outcome, State, Upstream};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::Registry;
@@ -63,7 +63,7 @@ async fn a_mirror_without_the_image_leaves_it_to_the_next_endpoint() {
         let (mirror, registry) = (answering(first).await, answering(second).await);
         let upstream = upstream_with(&[&mirror.url(), &registry.url()], |_| {});
         assert_eq!(size(&upstream).await, expected, "{first:?} {second:?}");
-        assert_eq!(mirror.seen().len(), 1, "a word about the image is not asked for twice");
+        assert_eq!(mirror.count("/v2/a/"), 1, "a word about the image is not asked for twice");
     };
     check(&[404], &[], Ok(7)).await;
     check(&[403], &[], Ok(7)).await;
@@ -121,7 +121,7 @@ async fn silence_ends_in_time_and_the_next_endpoint_is_asked() {
     let started = Instant::now();
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     assert!(started.elapsed() < Duration::from_secs(5));
-    let resolved = upstream.resolve(&client(), &name("a"), &crate::oci::Tag::parse("t").unwrap()).await;
+    let resolved = upstream.resolve(&client(), &name("a"), &crate::oci::Tag::parse("t").unwrap(), Attempts::Once).await;
     assert_eq!(resolved, Err(Error::Timeout));
 }
 
@@ -140,7 +140,7 @@ async fn a_silent_token_server_and_a_silent_body_end_in_time() {
     });
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     let reference = crate::oci::Reference::parse("t").unwrap();
-    assert_eq!(error_of(upstream.manifest(&client(), &name("a"), &reference).await), Error::Timeout);
+    assert_eq!(error_of(upstream.manifest(&client(), &name("a"), &reference, Attempts::Rounds).await), Error::Timeout);
 }
 
 #[tokio::test]

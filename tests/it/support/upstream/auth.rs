@@ -73,10 +73,18 @@ impl Door {
         self.first_valid_serial = NEXT_SERIAL.load(Ordering::SeqCst);
     }
 
+    pub(super) fn revoke_for_ever(&mut self) {
+        self.first_valid_serial = u64::MAX;
+    }
+
     /// A token, a refusal, or nothing: then the request may pass.
     pub(super) fn answer(&self, request: &Request, origin: &str) -> Option<Answer> {
         if request.path() == "/token" {
             return Some(self.token(request));
+        }
+        if !request.path().starts_with("/v2/") {
+            // A store, which goes by signatures.
+            return None;
         }
         let repository = repository(request.path());
         let given = request.header("authorization").unwrap_or_default();

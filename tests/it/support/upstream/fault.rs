@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     Limited(u64),
     /// 200 with the page of a captive portal.
     Html,
+    /// This status, media type and body, as an ingress or a store says it.
+    Says(u16, &'static str, &'static str),
     /// 200 with this media type and content.
     Content(&'static str, Bytes),
     /// 307 to the same path at another origin.
@@ -147,6 +149,7 @@ impl Fault {
                 *answer = Answer::error(429, "TOOMANYREQUESTS").header("Retry-After", &seconds.to_string());
             }
             Self::Html => *answer = Answer::new(200, "text/html", "<!doctype html><title>Log in</title>"),
+            Self::Says(status, media_type, body) => *answer = Answer::new(status, media_type, body),
             Self::Content(media_type, body) => *answer = Answer::new(200, media_type, body),
             Self::Redirect(origin) => redirect(answer, &format!("{origin}{}", request.target)),
             Self::RedirectTo(url) => redirect(answer, &url),
