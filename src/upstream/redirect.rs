@@ -155,7 +155,7 @@ mod tests {
         check(&["https://other.example/v2/a/blobs/x"], true, false);
         check(&["https://s3.example/docker/registry/v2/blobs/sha256/x/data"], true, true);
         check(&["/store/x", "/hub/v2/a/blobs/x"], true, true);
-        check(&["https://other.example/v2/a/blobs/x", "/hub/v2/a/blobs/x"], true, false);
+        check(&["https://other.example/v2/a/blobs/x", "https://r.example/hub/v2/a/blobs/x"], true, false);
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Document {
             }
             // A label of another kind of thing is not believed before the content.
             Declared::Foreign(error) if !(is_said && stated.is_ok()) => {
+                let is_manifest = is_manifest || matches!(error, InvalidManifest::Schema1);
                 Err(if is_manifest { error } else { InvalidManifest::Untyped })
             }
             Declared::Foreign(_) | Declared::Nothing => self.into_manifest(stated?, true),

@@ -14,12 +14,17 @@ use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::Registry;
 
-/// Answers with these statuses, one after the other, and then well.
+/// Answers with these statuses, one after the other, and then well; at its base as a registry.
 async fn answering(statuses: &'static [u16]) -> Fake {
     let next = AtomicUsize::new(0);
-    Fake::start(move |_| match statuses.get(next.fetch_add(1, Ordering::SeqCst)) {
-        Some(status) => Reply::new(*status, ""),
-        None => Reply::ok("content"),
+    Fake::start(move |seen| {
+        if seen.path == "/v2/" {
+            return Reply::ok("{}");
+        }
+        match statuses.get(next.fetch_add(1, Ordering::SeqCst)) {
+            Some(status) => Reply::new(*status, ""),
+            None => Reply::ok("content"),
+        }
     })
     .await
 }
@@ -198,7 +203,8 @@ async fn every_request_is_observed() {
     let upstream = Upstream::build(&config, observer).unwrap();
     assert_eq!(size(&upstream).await, Err(Error::NotFound));
     assert_eq!(size(&upstream).await, Ok(7));
-    let outcomes = [Outcome::NotFound, Outcome::Limited, Outcome::Ok]
+    // With a look at the base, whether it is a registry that says so.
+    let outcomes = [Outcome::NotFound, Outcome::Ok, Outcome::Limited, Outcome::Ok]
         .map(|outcome| (registry.clone(), Event::Ended(outcome)));
     assert_eq!(*heard.lock().unwrap(), outcomes);
 }
