@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_registrys_error_is_told_from_what_others_say() {
-        let check = |body: &str, expected: bool| assert_eq!(is_error_body(body.as_bytes()), expected, "{body}");
+        let check =
+            |body: &str, expected: bool| assert_eq!(is_error_body(body.as_bytes()), expected, "{body}");
         check(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no","detail":{"Tag":"1"}}]}"#, true);
         check("\n{\"request\":1,\"errors\":[{\"code\":\"X\"},{\"code\":\"Y\"}]}\n", true);
         check(std::str::from_utf8(&body(ErrorCode::Denied, "no")).unwrap(), true);

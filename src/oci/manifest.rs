@@ -126,7 +126,9 @@ impl InvalidManifest {
     /// anything, such as the page of a portal.
     pub fn is_manifest(&self) -> bool {
         match self {
-            Self::TooLarge | Self::TooManyParts | Self::Schema1 | Self::UnknownType(_) | Self::Shape(_) => true,
+            Self::TooLarge | Self::TooManyParts | Self::Schema1 | Self::UnknownType(_) | Self::Shape(_) => {
+                true
+            }
             Self::NotJson(_) | Self::Untyped => false,
         }
     }
@@ -170,7 +172,8 @@ impl Declared {
     fn read(content_type: Option<&str>) -> Self {
         let header = content_type.unwrap_or_default();
         let essence = header.split(';').next().unwrap_or_default().trim();
-        let is_vendors = essence.get(..VENDORS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(VENDORS));
+        let is_vendors =
+            essence.get(..VENDORS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(VENDORS));
         match known(essence) {
             Ok(known) => Self::Known(known),
             Err(error) if is_vendors => Self::Foreign(error),

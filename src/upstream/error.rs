@@ -61,7 +61,9 @@ pub enum Error {
         status: u16,
     },
     /// Upstream refuses a token that its own token server has just issued.
-    #[error("upstream refuses a token that its token server has just issued: do their clocks and keys agree?")]
+    #[error(
+        "upstream refuses a token that its token server has just issued: do their clocks and keys agree?"
+    )]
     TokenRefused,
     /// What upstream has will never be served, because clients do not take it.
     #[error("upstream has {0}")]

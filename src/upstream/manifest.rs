@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::exchange::{Answer, Ask, is_page, media_type};
 use super::hedge::Late;
+use super::parents::Peer;
 use super::retry::{Attempts, Rounds};
 use super::server::Server;
-use super::parents::Peer;
 use super::{Error, Upstream, client};
 use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};

@@ -135,7 +135,11 @@ mod tests {
     fn a_registry_is_known_by_how_it_answers_its_base() {
         let check = |status: u16, body: &'static str, expected: bool| {
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(speaks_for_registry(status, &Bytes::from_static(body.as_bytes())), expected, "{status} {body}");
+            assert_eq!(
+                speaks_for_registry(status, &Bytes::from_static(body.as_bytes())),
+                expected,
+                "{status} {body}"
+            );
         };
         check(200, "", true);
         check(200, "{}", true);

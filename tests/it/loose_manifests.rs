@@ -46,7 +46,10 @@ async fn a_label_of_another_kind_is_not_believed_before_the_content() {
     for label in ["text/html", "application/x-gzip", "application/json", "binary/octet-stream", "x"] {
         let upstream = Upstream::start().await;
         let image = Image::of(1, &[3000]);
-        upstream.image(REPO, "1", &image).on("*", "/manifests/").fault(Fault::Header("Content-Type", label.to_owned()));
+        upstream
+            .image(REPO, "1", &image)
+            .on("*", "/manifests/")
+            .fault(Fault::Header("Content-Type", label.to_owned()));
         let berth = Berth::with("docker.io", &upstream).start().await;
         berth.pull(REPO, "1", &image).await;
     }
@@ -78,7 +81,8 @@ async fn what_no_client_takes_is_refused_for_good() {
     assert_final("schema 1", SCHEMA_1, r#"{"schemaVersion":1,"name":"a","fsLayers":[]}"#).await;
     assert_final("schema 1 by its content", "application/json", r#"{"schemaVersion":1,"fsLayers":[]}"#).await;
     assert_final("a vendor's", "application/vnd.example.thing.v1+json", r#"{"schemaVersion":2,"x":1}"#).await;
-    assert_final("an unknown one", "application/json", r#"{"mediaType":"application/vnd.x","layers":[]}"#).await;
+    assert_final("an unknown one", "application/json", r#"{"mediaType":"application/vnd.x","layers":[]}"#)
+        .await;
     for both in [
         r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#,
         r#"{"schemaVersion":2,"manifests":[],"manifests":[],"LAYERS":[]}"#,
@@ -109,7 +113,9 @@ async fn a_page_in_the_place_of_a_manifest_stays_an_outage() {
         ("application/vnd.api+json", r#"{"errors":[{"status":"401"}]}"#),
     ] {
         upstream.behave();
-        upstream.on("*", "/manifests/").fault(Fault::Content(media_type, Bytes::from_static(body.as_bytes())));
+        upstream
+            .on("*", "/manifests/")
+            .fault(Fault::Content(media_type, Bytes::from_static(body.as_bytes())));
         let berth = Berth::with("docker.io", &upstream).start().await;
         let reply = berth.get(TAG).await;
         assert_eq!(reply.status, 503, "{body}: {}", reply.text());

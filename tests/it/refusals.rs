@@ -60,7 +60,7 @@ async fn what_answers_in_the_registrys_place_says_nothing_about_anything() {
         format!("/v2/{REPO}/manifests/2"),
         other.path(REPO),
         other.layer().path(REPO),
-        format!("/v2/{REPO}/tags/list"),
+        "/v2/library/other/tags/list".to_owned(),
     ];
     for reply in together(unknown.len(), |at| berth.get(&unknown[at]).into_future()).await {
         assert_eq!((reply.status, &*reply.error_code()), (503, "UNAVAILABLE"), "{}", reply.text());

@@ -148,7 +148,9 @@ fn manifests_are_read_as_loosely_as_clients_read_them() {
         assert_eq!(manifest.children().filter_map(Descriptor::digest).count(), digests, "{body}");
     };
     let image = |members: &str, descriptor: &str| {
-        format!(r#"{{"schemaVersion":2{members},"config":{{"digest":"$1"{descriptor}}},"layers":[{{"digest":"$2"}}]}}"#)
+        format!(
+            r#"{{"schemaVersion":2{members},"config":{{"digest":"$1"{descriptor}}},"layers":[{{"digest":"$2"}}]}}"#
+        )
     };
     for members in [
         r#","annotations":{"a":null}"#,
@@ -209,7 +211,8 @@ fn manifests_are_read_as_loosely_as_clients_read_them() {
     check(r#"{"config":{},"layers":[{"digest":"$1"}],"Layers":[{"digest":"$2"}]}"#, 2);
     check(r#"{"config":{"digest":"md5:x"},"layers":[{"digest":"$1"}]}"#, 1);
     check("\t{\"config\":{\"digest\":\"$1\"},\"layers\":[]}\r\n ", 1);
-    let latin = [br#"{"config":{},"layers":[],"annotations":{"a":"caf"#.as_slice(), b"\xe9\xff", br#""}}"#].concat();
+    let latin =
+        [br#"{"config":{},"layers":[],"annotations":{"a":"caf"#.as_slice(), b"\xe9\xff", br#""}}"#].concat();
     assert!(Manifest::parse(Some(OCI_MANIFEST), &latin).is_ok());
     let cut = [br#"{"config":{},"layers":[]}"#.as_slice(), b"\xe2\x82"].concat();
     assert!(Manifest::parse(Some(OCI_MANIFEST), &cut).is_err());

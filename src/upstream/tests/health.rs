@@ -126,7 +126,8 @@ async fn silence_ends_in_time_and_the_next_endpoint_is_asked() {
     let started = Instant::now();
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     assert!(started.elapsed() < Duration::from_secs(5));
-    let resolved = upstream.resolve(&client(), &name("a"), &crate::oci::Tag::parse("t").unwrap(), Attempts::Once).await;
+    let resolved =
+        upstream.resolve(&client(), &name("a"), &crate::oci::Tag::parse("t").unwrap(), Attempts::Once).await;
     assert_eq!(resolved, Err(Error::Timeout));
 }
 
@@ -145,7 +146,10 @@ async fn a_silent_token_server_and_a_silent_body_end_in_time() {
     });
     assert_eq!(size(&upstream).await, Err(Error::Timeout));
     let reference = crate::oci::Reference::parse("t").unwrap();
-    assert_eq!(error_of(upstream.manifest(&client(), &name("a"), &reference, Attempts::Rounds).await), Error::Timeout);
+    assert_eq!(
+        error_of(upstream.manifest(&client(), &name("a"), &reference, Attempts::Rounds).await),
+        Error::Timeout
+    );
 }
 
 #[tokio::test]

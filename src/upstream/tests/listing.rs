@@ -73,11 +73,11 @@ async fn old_registries_keep_referrers_under_a_tag() {
     let digest = digest_of(b"");
     let check = async |api: fn() -> Reply, tag: fn() -> Reply, expected: Result<Option<&str>, Error>| {
         let fake = Fake::start(move |seen| match seen.path.as_str() {
-                "/v2/" => Reply::ok("{}"),
-                path if path.contains("/referrers/") => api(),
-                _ => tag(),
-            })
-            .await;
+            "/v2/" => Reply::ok("{}"),
+            path if path.contains("/referrers/") => api(),
+            _ => tag(),
+        })
+        .await;
         let referrers = upstream_of(&fake).referrers(&client(), &name("a"), &digest).await;
         let body = referrers.map(|list| list.map(|list| list.body));
         assert_eq!(body, expected.map(|body| body.map(|body| body.to_owned().into())));

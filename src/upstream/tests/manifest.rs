@@ -28,7 +28,10 @@ async fn a_tag_is_looked_up_by_head() {
     let resolved = upstream_of(&fake).resolve(&client(), &name("a/b"), &tag(), Attempts::Once).await;
     let size = Some(BODY.len() as u64);
     let (media_type, standing) = (Some(INDEX.into()), Standing::FRESH);
-    assert_eq!(resolved, Ok(Resolved { digest: Some(digest), media_type, size, standing, is_refused: false }));
+    assert_eq!(
+        resolved,
+        Ok(Resolved { digest: Some(digest), media_type, size, standing, is_refused: false })
+    );
     let [seen] = fake.seen().try_into().unwrap();
     assert_eq!((seen.method.as_str(), seen.path.as_str()), ("HEAD", "/v2/a/b/manifests/3.20"));
     let accept = seen.header("accept").unwrap();
@@ -98,7 +101,10 @@ async fn a_refusal_is_the_registrys_if_somebody_speaks_for_it() {
 #[tokio::test]
 async fn a_manifest_is_kept_byte_for_byte() {
     let fake = Fake::start(|_| manifest()).await;
-    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &Reference::Tag(tag()), Attempts::Rounds).await.unwrap();
+    let fetched = upstream_of(&fake)
+        .manifest(&client(), &name("a"), &Reference::Tag(tag()), Attempts::Rounds)
+        .await
+        .unwrap();
     assert_eq!((fetched.body.as_ref(), fetched.endpoint, fetched.public), (BODY.as_bytes(), 0, true));
     assert_eq!(fetched.manifest.media_type, INDEX);
 }
@@ -126,7 +132,8 @@ async fn the_next_honest_endpoint_is_used() {
 async fn a_lie_is_not_asked_for_twice() {
     let fake = Fake::start(|_| manifest()).await;
     let reference = Reference::Digest(digest_of(b"something else"));
-    let error = error_of(upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await);
+    let error =
+        error_of(upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await);
     assert_eq!(error, Error::DigestMismatch);
     assert_eq!(fake.seen().len(), 1);
 }
@@ -139,6 +146,7 @@ async fn the_largest_manifest_passes() {
     let reference = Reference::Digest(digest_of(&body));
     let fake =
         Fake::start(move |_| Reply::ok(body.clone()).with("content-type", INDEX).without_length()).await;
-    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await.unwrap();
+    let fetched =
+        upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await.unwrap();
     assert_eq!(fetched.body.len(), MANIFEST_BYTES_MAX);
 }

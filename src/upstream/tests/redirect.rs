@@ -90,7 +90,8 @@ async fn manifests_are_redirected_too() {
     let target = other.url();
     let fake = Fake::start(move |seen| Reply::redirect(&format!("{target}{}", seen.path))).await;
     let reference = Reference::Digest(digest_of(body.as_bytes()));
-    let fetched = upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await.unwrap();
+    let fetched =
+        upstream_of(&fake).manifest(&client(), &name("a"), &reference, Attempts::Rounds).await.unwrap();
     assert_eq!(fetched.body, body);
     assert!(other.seen()[0].header("accept").unwrap().contains("manifest.list.v2"));
 }
