@@ -20,6 +20,7 @@ use super::auth::{self, Authorization, Refused};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
+use super::listing::optional;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
@@ -46,6 +47,8 @@ pub(super) struct Ask<'a> {
     pub(super) is_transfer: bool,
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
+    /// Whether the registry may not know the question at all, as some know no referrers.
+    pub(super) is_optional: bool,
     /// Where the request has come from; the endpoint is told.
     pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
@@ -65,6 +68,7 @@ impl<'a> Ask<'a> {
             range: None,
             is_transfer: false,
             is_login: false,
+            is_optional: false,
             context,
             late: None,
         }
@@ -261,7 +265,10 @@ impl Upstream {
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = judge(reply, login.is_some());
+        let judged = match ask.is_optional {
+            true => optional::judge(reply, login.is_some(), (self.client.timeouts.idle, deadline)).await,
+            false => judge(reply, login.is_some()),
+        };
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
             Ok(response) => {

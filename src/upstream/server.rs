@@ -10,13 +10,15 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::error::Error;
 use super::hedge;
+use super::listing::optional::Unanswered;
 use super::login::Identity;
 use super::path_pauses::PathPauses;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
-use crate::oci::RepoName;
+use crate::oci::{Digest, RepoName};
 use crate::sync::lock;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
@@ -61,6 +63,7 @@ pub(super) struct Server {
     quota: Mutex<Quota>,
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
+    unanswered: Mutex<Unanswered>,
 }
 
 impl Server {
@@ -69,7 +72,20 @@ impl Server {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
+        let unanswered = Mutex::default();
+        Self {
+            index,
+            endpoint,
+            circuit,
+            waits,
+            condemned,
+            rests_until,
+            paused,
+            quota,
+            refusals,
+            scheme,
+            unanswered,
+        }
     }
 
     /// Its place in the configuration.
@@ -232,6 +248,16 @@ impl Server {
     /// Notes that `path` answers.
     pub(super) fn path_answers(&self, path: &str) {
         lock(&self.paused).end(path);
+    }
+
+    /// What it said a moment ago, if it does not answer what refers to this manifest.
+    pub(super) fn says_nothing_of(&self, name: &RepoName, digest: &Digest) -> Option<Error> {
+        lock(&self.unanswered).check(name, digest, Instant::now())
+    }
+
+    /// Notes for so long that it does not answer what refers to this manifest.
+    pub(super) fn said_nothing_of(&self, name: &RepoName, digest: &Digest, said: Error, wait: Duration) {
+        lock(&self.unanswered).note(name, digest, said, Instant::now() + wait);
     }
 
     /// Takes one of the manifests that it still gives out, until the answer is here.
