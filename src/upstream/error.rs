@@ -168,6 +168,11 @@ impl Error {
         matches!(self, Self::Unavailable { status: 404 | 501 }) || self.is_about_the_question()
     }
 
+    /// Whether it says no to a question that need not be known, rather than nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        !self.is_outage() || self.is_unknown_question()
+    }
+
     /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
         let mut lowest = error;

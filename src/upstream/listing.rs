@@ -104,7 +104,7 @@ impl Upstream {
             None => match self.referrers_from((server, context), name, digest, deadline).await {
                 Ok(listed) => return Ok(listed),
                 Err(error) => {
-                    if !error.is_outage() || error.is_unknown_question() {
+                    if error.is_refusal() {
                         let wait = remember.min(REMEMBERED_MAX);
                         server.said_nothing_of(name, digest, error.clone(), wait);
                     }
@@ -131,7 +131,7 @@ impl Upstream {
             let ask = Ask { query, accept: Some(OCI_INDEX), is_optional: number == 0, ..ask };
             let answer = match self.exchange(server, &ask, deadline).await {
                 // Somebody has said that there is one.
-                Err(error) if number > 0 && !error.is_outage() => Err(Error::Malformed(LOST_PAGE)),
+                Err(error) if number > 0 && error.is_refusal() => Err(Error::Malformed(LOST_PAGE)),
                 answer => answer,
             };
             let Answer { response, seat: _seat, .. } = answer?;

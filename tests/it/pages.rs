@@ -32,7 +32,8 @@ async fn paged(paging: Paging) -> (Upstream, Berth, Vec<String>) {
 }
 
 fn setup(upstream: &Upstream) -> Setup {
-    Berth::with("r.example", upstream).keys("timeouts = { header_seconds = 2, budget_seconds = 4 }")
+    Berth::with("r.example", upstream)
+        .keys("timeouts = { header_seconds = 4, idle_seconds = 1, budget_seconds = 8 }")
 }
 
 /// Where the `Link` to the next page leads, as any client finds out.
@@ -119,9 +120,6 @@ async fn pages_go_through_berths_behind_berths() {
 #[tokio::test]
 async fn what_fails_in_the_middle_is_an_error_and_never_an_end() {
     for paging in [Paging::Last, Paging::NextPage, Paging::Offset] {
-        let (upstream, berth, _) = paged(paging).await;
-        // What is stored is no rest of such a list.
-        berth.get(&format!("/v2/{REPO}/manifests/v000249-release")).await.expect(200);
         for fault in [
             Fault::Status(500),
             Fault::Status(404),
@@ -135,14 +133,17 @@ async fn what_fails_in_the_middle_is_an_error_and_never_an_end() {
             Fault::Content(JSON, Bytes::from_static(b"{\"errors\":[]}")),
             Fault::Content(JSON, Bytes::new()),
         ] {
-            upstream.behave();
+            let (upstream, berth, _) = paged(paging).await;
+            // What is stored is no rest of such a list.
+            berth.get(&format!("/v2/{REPO}/manifests/v000249-release")).await.expect(200);
             let first = berth.get(&format!("{PATH}?n=100")).await;
             let second = next(&first).unwrap();
             upstream.on("GET", "/tags/list").fault(fault);
             let reply = berth.get(&second).await;
             assert!(reply.status >= 400 || !reply.complete, "{paging:?}: {reply:?}");
         }
-        upstream.behave();
+        let (upstream, berth, _) = paged(paging).await;
+        berth.get(&format!("/v2/{REPO}/manifests/v000249-release")).await.expect(200);
         let second = next(&berth.get(&format!("{PATH}?n=100")).await).unwrap();
         upstream.stop().await;
         assert_eq!(berth.get(&second).await.status, 503, "{paging:?}");
@@ -333,14 +334,7 @@ async fn a_long_list_that_breaks_off_is_cut_and_not_ended() {
     let berth = setup(&upstream).start().await;
     let whole = berth.get(PATH).await;
     assert_eq!((tags(&whole), whole.header("content-length")), (names, None));
-    for fault in [
-        Fault::Cut(300_000),
-        Fault::Short(2),
-        Fault::Long(1),
-        Fault::WrongByte(300_009),
-        Fault::Stall(300_000),
-    ] {
-        let is_byte = matches!(fault, Fault::WrongByte(_));
+    for fault in [Fault::Cut(300_000), Fault::Short(2), Fault::Long(1), Fault::Stall(300_000)] {
         upstream.behave();
         upstream.on("GET", "/tags/list").fault(fault.clone());
         if matches!(fault, Fault::Cut(_)) {
@@ -348,27 +342,30 @@ async fn a_long_list_that_breaks_off_is_cut_and_not_ended() {
         }
         let reply = berth.get(PATH).await;
         assert_eq!(reply.status, 200);
-        // Nobody can tell a wrong tag from a right one; the list is still one.
-        assert!(!reply.complete || (is_byte && reply.json().is_object()));
+        assert!(!reply.complete, "{} bytes", reply.body.len());
     }
-    assert!(berth.logs_contain("broken_off"));
+    berth.until_logged("broken_off").await;
 }
 
 #[tokio::test]
 async fn clients_that_read_no_long_list_hold_up_nobody() {
-    let (upstream, names) = registry(60_000, usize::MAX, Paging::Last).await;
-    upstream.image("team/image", "1", &Image::of(2, &[3000]));
-    let berth = setup(&upstream).start().await;
+    const REQUESTS_AT_ONCE: usize = 2;
+    let (upstream, names) = registry(250, 100, Paging::Last).await;
+    let image = Image::of(2, &[3000]);
+    upstream.image("team/image", "1", &image);
+    let limits = format!("limits = {{ concurrent_requests = {REQUESTS_AT_ONCE} }}");
+    let berth = Berth::with("r.example", &upstream).keys(&limits).start().await;
+    // More than the kernel takes of it for somebody who does not read.
+    let list = format!("{{\"name\":\"x\",\"tags\":[\"a\"{}]}}", ",\"a\"".repeat(10_000_000));
+    upstream.on("GET", "/tags/list").first(3 * REQUESTS_AT_ONCE).fault(Fault::Content(JSON, list.into()));
     let mut held = Vec::new();
-    for number in 0..70 {
-        let address = format!("127.0.0.{}", 2 + number % 7);
-        held.push(berth.get(PATH).coming_from(&address).try_open().await);
+    for _ in 0..3 * REQUESTS_AT_ONCE {
+        held.push(berth.get(PATH).open().await);
     }
     // Neither manifests nor short lists wait for those.
-    berth.pull("team/image", "1", &Image::of(2, &[3000])).await;
+    berth.pull("team/image", "1", &image).await;
     assert_eq!(tags(&berth.get(&format!("{PATH}?n=3")).await), names[..3]);
     drop(held);
-    assert_eq!(tags(&berth.get(PATH).await), names);
 }
 
 #[tokio::test]

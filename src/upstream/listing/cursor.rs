@@ -103,8 +103,8 @@ impl PageQuery {
     fn known(&self, keys: &[&str]) -> Option<String> {
         let first = |name: &&str| {
             let pair = self.pairs.iter().find(|pair| key(pair) == **name)?;
-            // Registries take an empty value for none.
-            (!value(pair).is_empty()).then_some(pair.as_str())
+            // Registries take an empty value of a client's for none; their own may mean something.
+            (self.is_continued() || !value(pair).is_empty()).then_some(pair.as_str())
         };
         let found: Vec<_> = keys.iter().filter_map(first).collect();
         (!found.is_empty()).then(|| found.join("&"))
