@@ -62,7 +62,7 @@ pub use chunk::Room;
 pub use config::{Complete, Config};
 pub use error::Error;
 pub use freshness::{OnRemoved, Rule, Rules};
-pub use listing::{Page, Referrers};
+pub use listing::{Page, Referrers, Tags};
 pub use manifests::Manifest;
 pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};

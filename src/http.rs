@@ -16,6 +16,7 @@ mod hosts;
 mod idle;
 mod journal;
 mod limits;
+mod lists;
 mod multipart;
 mod outlet;
 mod peers;
@@ -97,8 +98,9 @@ pub struct Config {
     pub tls: Option<tls::Config>,
     /// One log line a request.
     pub access_log: bool,
-    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential.
-    pub list_private: bool,
+    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential. Where that is not said:
+    /// if whoever may connect is known.
+    pub list_private: Option<bool>,
     /// How long bodies may take to finish when berth is asked to stop.
     #[serde(rename = "drain_seconds", deserialize_with = "units::duration")]
     pub drain: Duration,
@@ -118,7 +120,7 @@ impl Default for Config {
             htpasswd: None,
             tls: None,
             access_log: true,
-            list_private: false,
+            list_private: None,
             drain: DRAIN,
             limits: limits::Config::default(),
             login_limits: limits::LoginConfig::default(),
@@ -127,12 +129,21 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether not everybody who can reach a listener may use it.
+    fn is_guarded(&self) -> bool {
+        is_restricted(&self.allow)
+            || self.htpasswd.is_some()
+            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// Whether lists also show what came from upstream with a credential. Who is let in may pull all of it anyway.
+    pub fn lists_private(&self) -> bool {
+        self.list_private.unwrap_or_else(|| self.is_guarded())
+    }
+
     /// A listener that anybody in the network can reach and use.
     pub fn open_listener(&self) -> Option<SocketAddr> {
-        let is_guarded = is_restricted(&self.allow)
-            || self.htpasswd.is_some()
-            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if is_guarded {
+        if self.is_guarded() {
             return None;
         }
         self.listen.iter().find(|address| Reach::of(**address) == Reach::Network).copied()

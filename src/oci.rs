@@ -5,6 +5,7 @@ pub mod document;
 pub mod error;
 pub mod image;
 pub mod json;
+pub mod link;
 pub mod manifest;
 pub mod name;
 pub mod range;

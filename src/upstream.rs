@@ -100,7 +100,7 @@ pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
-pub use self::listing::{ReferrerList, TagPage};
+pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
 pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;

@@ -124,9 +124,11 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
             "check `endpoints`, and what answers there instead of a registry that is well, such as a proxy"
         }
         Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
-        Error::Offline | Error::DigestMismatch | Error::Changed | Error::Unsupported(_) => {
-            "nothing was tried"
-        }
+        Error::Offline
+            | Error::DigestMismatch
+            | Error::Changed
+            | Error::Unsupported(_)
+            | Error::UnknownCursor => "nothing was tried",
     }
 }
 

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE};
 use hyper::{HeaderMap, Method, Response, Uri};
 use tokio::time::timeout;
+use url::form_urlencoded;
 
 use super::body::Body;
 use super::multipart::Framing;
@@ -108,17 +109,26 @@ impl Asked {
         }
     }
 
-    /// Links to the rest of a list: a path of this host, so that it is right behind any proxy.
+    /// Links to the rest of a list of berth's own, behind `last`.
     pub(super) fn link_to_next(&self, response: &mut Response<Body>, n: usize, last: Option<String>) {
         let Some(last) = last else { return };
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        for (key, value) in url::form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes()) {
-            if key != "n" && key != "last" {
-                query.append_pair(&key, &value);
-            }
-        }
+        let mut query = form_urlencoded::Serializer::new(String::new());
         let query = query.append_pair("n", &n.to_string()).append_pair("last", &last).finish();
-        response.headers_mut().insert(LINK, value(&format!("<{}?{query}>; rel=\"next\"", self.uri.path())));
+        self.link_to(response, &query);
+    }
+
+    /// Links to the next page, of this query: a path of this host, so that it is right behind any proxy. The registry is
+    /// said again, if the client has said it in the query.
+    pub(super) fn link_to(&self, response: &mut Response<Body>, query: &str) {
+        let mut own = form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes());
+        let namespace = own.find(|(key, _)| key == "ns").map(|(_, namespace)| namespace);
+        let mut target = format!("{}?", self.uri.path());
+        if let Some(namespace) = namespace {
+            target.push_str("ns=");
+            target.extend(form_urlencoded::byte_serialize(namespace.as_bytes()));
+            target.push('&');
+        }
+        response.headers_mut().insert(LINK, value(&format!("<{target}{query}>; rel=\"next\"")));
     }
 }
 

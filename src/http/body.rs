@@ -12,10 +12,12 @@ use super::limits::Brake;
 use super::multipart::Framing;
 use super::outlet::Sending;
 use crate::cache::{self, Reading};
+use crate::upstream::TagStream;
 
-/// An answer's body. Its length is always known.
+/// An answer's body. Its length is known, but for that of a long list.
 pub(crate) struct Body {
     content: Content,
+    /// [`UNKNOWN`] if nobody knows.
     remaining: u64,
     /// What frames the parts that are read, if they are several.
     framing: Option<Box<Framing>>,
@@ -31,10 +33,15 @@ enum Content {
     Whole(Bytes),
     Reading(Box<Reading>),
     Next(Pin<Box<dyn Future<Output = (Box<Reading>, Next)> + Send>>),
+    List(Box<TagStream>),
+    NextOfList(Pin<Box<dyn Future<Output = (Box<TagStream>, Next)> + Send>>),
     Empty,
 }
 
 type Next = Result<Option<Bytes>, cache::Error>;
+
+/// More bytes than any body has.
+const UNKNOWN: u64 = u64::MAX;
 
 impl Body {
     /// No bytes.
@@ -58,6 +65,11 @@ impl Body {
         Self { framing: Some(framing), ..Self::reading(reading, len, sending) }
     }
 
+    /// A list as it comes.
+    pub(super) fn list(list: Box<TagStream>) -> Self {
+        Self::of(Content::List(list), UNKNOWN)
+    }
+
     fn of(content: Content, remaining: u64) -> Self {
         Self {
             content,
@@ -70,7 +82,7 @@ impl Body {
         }
     }
 
-    /// Bytes that are still to be sent.
+    /// Bytes that are still to be sent; [`UNKNOWN`] if nobody knows.
     pub(crate) fn len(&self) -> u64 {
         self.remaining
     }
@@ -94,7 +106,9 @@ impl Body {
     }
 
     fn sent(&mut self, bytes: &Bytes) {
-        self.remaining = self.remaining.saturating_sub(bytes.len() as u64);
+        if self.remaining != UNKNOWN {
+            self.remaining = self.remaining.saturating_sub(bytes.len() as u64);
+        }
         if let Some(account) = &mut self.account {
             account.sent(bytes.len() as u64);
         }
@@ -142,17 +156,34 @@ impl Body {
                         self.content = Content::Next(next);
                         return Poll::Pending;
                     };
-                    let Some(bytes) = result.transpose() else { return Poll::Ready(None) };
-                    if bytes.is_ok() {
-                        self.content = Content::Reading(reading);
-                    }
-                    if let (Err(error), Some(account)) = (&bytes, &mut self.account) {
-                        account.broke_off(error);
-                    }
-                    return Poll::Ready(Some(bytes));
+                    return self.came(result, Content::Reading(reading));
+                }
+                Content::List(mut list) => {
+                    self.content = Content::NextOfList(Box::pin(async move {
+                        let next = list.chunk().await;
+                        (list, next.map_err(cache::Error::from))
+                    }));
+                }
+                Content::NextOfList(mut next) => {
+                    let Poll::Ready((list, result)) = next.as_mut().poll(context) else {
+                        self.content = Content::NextOfList(next);
+                        return Poll::Pending;
+                    };
+                    return self.came(result, Content::List(list));
                 }
             }
         }
+    }
+
+    /// Goes on with `rest` behind bytes that came; notes where there are none any more.
+    fn came(&mut self, next: Next, rest: Content) -> Poll<Option<Result<Bytes, cache::Error>>> {
+        match (&next, &mut self.account) {
+            (Ok(Some(_)), _) => self.content = rest,
+            (Ok(None), Some(account)) => account.ended(),
+            (Err(error), Some(account)) => account.broke_off(error),
+            (_, None) => {}
+        }
+        Poll::Ready(next.transpose())
     }
 }
 
@@ -183,6 +214,9 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
+        match self.remaining {
+            UNKNOWN => SizeHint::new(),
+            remaining => SizeHint::with_exact(remaining),
+        }
     }
 }

@@ -88,7 +88,8 @@ impl Account {
         self.path = Some(path.chars().take(PATH_BYTES_MAX).collect());
     }
 
-    /// The head of the answer is ready; `promised` bytes of body follow.
+    /// The head of the answer is ready; `promised` bytes of body follow, or as many as there are if that is the greatest
+    /// number.
     pub(crate) fn answered(&mut self, status: u16, promised: u64) {
         self.status = status;
         self.promised = if self.method == Method::HEAD { 0 } else { promised };
@@ -101,6 +102,13 @@ impl Account {
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.bytes += bytes;
+    }
+
+    /// The body is at its end: a list, of which nobody knew how long it is, or a blob, of which nothing is missing.
+    pub(crate) fn ended(&mut self) {
+        if self.promised == u64::MAX {
+            self.promised = self.bytes;
+        }
     }
 
     /// The body had to be broken off.

@@ -30,14 +30,13 @@ use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Transport;
 use super::peers::Peers;
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
-    in_a_loop, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
+    unrouted, wrong_address,
 };
 use super::seats::network;
 use crate::cache::{self, Cache};
 use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
-use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
@@ -45,11 +44,6 @@ use crate::upstream::{Claim, HostName};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
-/// Entries of a list when the client does not say.
-const PAGE_DEFAULT: usize = 1000;
-/// Entries of a list at most; larger wishes get this many and a link to the rest.
-const PAGE_MAX: usize = 1000;
-
 /// What the data plane serves, and to whom: one configuration, and the content behind it.
 pub struct Serving {
     cache: Cache,
@@ -80,7 +74,7 @@ impl Serving {
     ) -> anyhow::Result<Self> {
         let access =
             Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
-        let Config { access_log, list_private, .. } = *config;
+        let (access_log, list_private) = (config.access_log, config.lists_private());
         let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
             .filter(|known| known.are_of(config))
         {
@@ -108,6 +102,16 @@ impl Serving {
     /// Where its content comes from.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Which registry and repository a request means.
+    pub(super) fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Whether lists also show what came from upstream with a credential.
+    pub(super) fn lists_private(&self) -> bool {
+        self.list_private
     }
 
     /// What one address may take, if that is limited.
@@ -334,109 +338,12 @@ impl Serving {
         let blob = self.cache.blob(repo, digest, ranges.as_ref(), &asked.context).await?;
         Ok(of_blob(asked, (repo, digest), blob, ranges, account))
     }
-
-    async fn tags(
-        &self,
-        asked: &Asked,
-        repo: &Repo,
-        n: Option<usize>,
-        last: Option<&str>,
-        account: &mut Account,
-    ) -> Result<Response<Body>, cache::Error> {
-        let is_hidden = async || -> Result<bool, cache::Error> {
-            Ok(!self.list_private && !self.cache.is_public(repo).await?)
-        };
-        // Where there are parents, their answer says whether it is.
-        if is_hidden().await? && !self.cache.has_parents(repo)? {
-            return Ok(hidden());
-        }
-        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
-        if size == 0 {
-            return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
-        }
-        let page = self.cache.tags(repo, size, last, &asked.context).await?;
-        if is_hidden().await? {
-            return Ok(hidden());
-        }
-        let body =
-            list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
-        let mut response = json(body);
-        let next = page.entries.last().filter(|_| page.more);
-        asked.link_to_next(&mut response, size, next.map(|tag| tag.as_str().to_owned()));
-        response.headers_mut().insert(NAMESPACE, value(repo.registry.as_str()));
-        let status = cache_status(page.source, false, false);
-        account.cache = status;
-        response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
-        Ok(response)
-    }
-
-    async fn catalog(
-        &self,
-        asked: &Asked,
-        n: Option<usize>,
-        last: Option<&str>,
-    ) -> Result<Response<Body>, cache::Error> {
-        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
-        let last = last.and_then(|last| {
-            let (registry, name) = last.split_once('/')?;
-            Some(Repo { registry: registry.parse().ok()?, name: name.parse().ok()? })
-        });
-        if size == 0 {
-            return Ok(json(list("repositories", None, std::iter::empty())));
-        }
-        let may_have = |repo: &Repo| self.registries.may_have(repo);
-        let page = self.cache.repositories(size, last, self.list_private, may_have).await?;
-        let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
-        let next = page.entries.last().filter(|_| page.more);
-        asked.link_to_next(&mut response, size, next.map(ToString::to_string));
-        Ok(response)
-    }
-
-    async fn referrers(
-        &self,
-        asked: &Asked,
-        (repo, digest): (&Repo, &Digest),
-        artifact_type: Option<&str>,
-        account: &mut Account,
-    ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest, &asked.context).await? else {
-            return Ok(failure(
-                StatusCode::NOT_FOUND,
-                ErrorCode::ManifestUnknown,
-                "upstream does not say what refers to this manifest, and nothing is stored",
-            ));
-        };
-        let status = cache_status(referrers.source, false, false);
-        account.cache = status;
-        let (referrers, is_filtered) = match artifact_type {
-            Some(artifact_type) => referrers.of_type(artifact_type).await,
-            None => (referrers, false),
-        };
-        let index = "application/vnd.oci.image.index.v1+json";
-        let mut response = content(StatusCode::OK, index, referrers.body);
-        let headers = response.headers_mut();
-        headers.insert(NAMESPACE, value(repo.registry.as_str()));
-        if is_filtered {
-            headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
-        }
-        headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
-        Ok(response)
-    }
 }
 
 /// An answer to a request that did not come as far as a route.
 fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
     account.astray(uri.path());
     response
-}
-
-/// A list that is not shown.
-fn hidden() -> Response<Body> {
-    failure(
-        StatusCode::NOT_FOUND,
-        ErrorCode::NameUnknown,
-        "lists show only what needs no credential upstream, unless [http] list_private is set",
-    )
 }
 
 /// Of the content that is answered with, if it is content.
@@ -471,16 +378,7 @@ fn subject(route: &Route) -> Subject {
     }
 }
 
-fn json(body: Bytes) -> Response<Body> {
+/// A body of JSON.
+pub(super) fn json(body: Bytes) -> Response<Body> {
     content(StatusCode::OK, "application/json", body)
-}
-
-/// `{"name": …, "tags": […]}`, or the like.
-fn list(key: &str, name: Option<&str>, entries: impl Iterator<Item = String>) -> Bytes {
-    let mut object = serde_json::Map::new();
-    if let Some(name) = name {
-        object.insert("name".to_owned(), name.into());
-    }
-    object.insert(key.to_owned(), entries.map(serde_json::Value::from).collect());
-    serde_json::Value::from(object).to_string().into()
 }

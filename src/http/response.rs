@@ -231,6 +231,12 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     use upstream::Error;
     match error {
         Error::NotFound => unknown(subject),
+        // Clients go on without a list that is denied.
+        Error::Denied if matches!(subject, Subject::Repository) => failure(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            "upstream does not let this mirror list these tags: does it need a credential for that, or one that may do more?",
+        ),
         // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
         Error::Denied => failure(
             StatusCode::NOT_FOUND,
@@ -268,6 +274,11 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         Error::Offline => {
             never("this registry is offline by this mirror's configuration, and nothing is stored of it")
         }
+        Error::UnknownCursor => failure(
+            StatusCode::BAD_REQUEST,
+            ErrorCode::PaginationNumberInvalid,
+            "this mirror has not given out this link to a page, or was started since: begin with the first page",
+        ),
         Error::Refused(_) => outage(
             "upstream points to an address that this mirror must not reach: see redirect_hosts and realm_hosts",
         ),

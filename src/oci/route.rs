@@ -28,8 +28,8 @@ use super::name::{InvalidName, Reference, Repo, RepoName};
 /// The longest path: a name, a prefix of the same length, a keyword and a sha512 digest, all percent-coded
 /// in part.
 pub const PATH_BYTES_MAX: usize = 1024;
-/// The longest query: `ns`, and a media type or a tag; a mirror has no use for more.
-pub const QUERY_BYTES_MAX: usize = 1024;
+/// The longest query: `ns`, and a media type, a tag, or a registry's own cursor of 4,096 bytes with what is added to it.
+pub const QUERY_BYTES_MAX: usize = 5 * 1024;
 /// Of a usual path: room for these is made at once.
 const SEGMENTS_USUAL: usize = 8;
 
@@ -264,7 +264,10 @@ impl<'a> Query<'a> {
     }
 
     fn page_size(&self) -> Result<Option<usize>, RouteError> {
-        self.n.as_deref().map(str::parse).transpose().map_err(|_| RouteError::Page)
+        // As the registry that everybody knows: what is empty is not there, and no number is larger than Go's.
+        let n = self.n.as_deref().filter(|n| !n.is_empty()).map(str::parse::<i64>).transpose();
+        let n = n.map_err(|_| RouteError::Page)?;
+        n.map(usize::try_from).transpose().map_err(|_| RouteError::Page)
     }
 }
 

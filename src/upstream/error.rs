@@ -98,6 +98,9 @@ pub enum Error {
     /// The configuration says that this upstream is never asked.
     #[error("this upstream is offline by configuration")]
     Offline,
+    /// A page of a list is asked for by a cursor that none of the endpoints has given out, as far as is known.
+    #[error("a list's page is asked for by a cursor that upstream has not given out")]
+    UnknownCursor,
     /// Upstream sent berth somewhere that its rules forbid.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -164,7 +167,27 @@ impl Error {
     /// Whether this says something about upstream's health rather than about what was asked: then what is
     /// known already may be served.
     pub fn is_outage(&self) -> bool {
-        !matches!(self, Self::NotFound | Self::Denied | Self::Unsupported(_))
+        !matches!(self, Self::NotFound | Self::Denied | Self::Unsupported(_) | Self::UnknownCursor)
+    }
+
+    /// Whether it is about how something was asked for, such as by pages of a size.
+    pub(super) fn is_about_the_question(&self) -> bool {
+        match self {
+            // Not there, not allowed, and later are about something else.
+            Self::Unavailable { status } => matches!(status, 400 | 402 | 405..=407 | 409..=428 | 430..=499),
+            Self::Changed => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it says that a question is not known, as an answer to one that need not be.
+    pub(super) fn is_unknown_question(&self) -> bool {
+        matches!(self, Self::Unavailable { status: 404 | 501 }) || self.is_about_the_question()
+    }
+
+    /// Whether it says no to a question that need not be known, rather than nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        !self.is_outage() || self.is_unknown_question()
     }
 
     /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
@@ -206,6 +229,7 @@ impl Error {
             | Self::DigestMismatch
             | Self::Changed
             | Self::Offline
+            | Self::UnknownCursor
             | Self::Refused(_) => Next::Elsewhere,
         }
     }

@@ -18,6 +18,7 @@ use super::auth::{Authorization, Refused, Scheme};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
+use super::listing::optional;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
@@ -48,6 +49,8 @@ pub(super) struct Ask<'a> {
     pub(super) is_login: bool,
     /// Whether a refusal need not be proven to be the registry's own: the same is asked again by GET then.
     pub(super) is_tentative: bool,
+    /// Whether the registry may not know the question at all, as some know no referrers.
+    pub(super) is_optional: bool,
     /// Where the request has come from; the endpoint is told.
     pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
@@ -68,6 +71,7 @@ impl<'a> Ask<'a> {
             is_transfer: false,
             is_login: false,
             is_tentative: false,
+            is_optional: false,
             context,
             late: None,
         }
@@ -278,7 +282,10 @@ impl Upstream {
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = self.judged(server, ask, reply, (&tried, login), deadline).await;
+        let judged = match ask.is_optional {
+            true => optional::judge(reply, login.is_some(), (self.client.timeouts.idle, deadline)).await,
+            false => self.judged(server, ask, reply, (&tried, login), deadline).await,
+        };
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
             Ok(response) => {

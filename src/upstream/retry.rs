@@ -155,6 +155,15 @@ impl<'a> Rounds<'a> {
         self
     }
 
+    /// Asks only those that are meant, if any is. Returns whether one is.
+    pub(super) fn keep_if_any(&mut self, is_meant: impl Fn(&Stop<'a>) -> bool) -> bool {
+        let is_any = self.left.iter().any(&is_meant);
+        if is_any {
+            self.left.retain(is_meant);
+        }
+        is_any
+    }
+
     /// What the first stop says that has an answer.
     ///
     /// # Errors

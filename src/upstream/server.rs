@@ -10,14 +10,16 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::error::Error;
 use super::hedge;
+use super::listing::optional::Unanswered;
 use super::login::Identity;
 use super::path_pauses::PathPauses;
 use super::ping::Evidence;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
-use crate::oci::RepoName;
+use crate::oci::{Digest, RepoName};
 use crate::sync::lock;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
@@ -65,6 +67,7 @@ pub(super) struct Server {
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
     evidence: Evidence,
+    unanswered: Mutex<Unanswered>,
 }
 
 impl Server {
@@ -74,6 +77,7 @@ impl Server {
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
         let (acquitted, evidence) = (Notify::new(), Evidence::default());
+        let unanswered = Mutex::default();
         Self {
             index,
             endpoint,
@@ -87,6 +91,7 @@ impl Server {
             refusals,
             scheme,
             evidence,
+            unanswered,
         }
     }
 
@@ -265,6 +270,16 @@ impl Server {
     /// Notes that `path` answers.
     pub(super) fn path_answers(&self, path: &str) {
         lock(&self.paused).end(path);
+    }
+
+    /// What it said a moment ago, if it does not answer what refers to this manifest.
+    pub(super) fn says_nothing_of(&self, name: &RepoName, digest: &Digest) -> Option<Error> {
+        lock(&self.unanswered).check(name, digest, Instant::now())
+    }
+
+    /// Notes for so long that it does not answer what refers to this manifest.
+    pub(super) fn said_nothing_of(&self, name: &RepoName, digest: &Digest, said: Error, wait: Duration) {
+        lock(&self.unanswered).note(name, digest, said, Instant::now() + wait);
     }
 
     /// Takes one of the manifests that it still gives out, until the answer is here.

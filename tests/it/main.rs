@@ -48,6 +48,7 @@ mod never_asked;
 mod obstacles;
 mod offline;
 mod outage;
+mod pages;
 mod pin;
 mod pull;
 mod ranges;

@@ -260,7 +260,13 @@ fn lists_and_blobs_carry_their_parameters() {
         |n, last: Option<&str>| Ok(Route::Tags { repo: repo.clone(), n, last: last.map(str::to_owned) });
     assert_eq!(route("/v2/org/app/tags/list"), tags(None, None));
     assert_eq!(route("/hub/v2/org/app/tags/list?n=0&last=3&last=4"), tags(Some(0), Some("3")));
-    for n in ["-1", "x", "", "1.5", "99999999999999999999999"] {
+    // As distribution.
+    for (n, expected) in [("", None), ("+5", None), ("-0", Some(0)), ("%2B5", Some(5)), ("007", Some(7))] {
+        let expected = if n == "+5" { Err(RouteError::Page) } else { tags(expected, None) };
+        assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), expected, "{n}");
+    }
+    assert_eq!(route("/v2/org/app/tags/list?n=&last="), tags(None, Some("")));
+    for n in ["-1", "x", "1.5", "9223372036854775808", "99999999999999999999999"] {
         assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), Err(RouteError::Page), "{n}");
     }
     let referrers = |artifact_type: Option<&str>| {

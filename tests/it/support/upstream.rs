@@ -1,7 +1,7 @@
 //! A fake registry that speaks HTTP/1.1, misbehaves on command and remembers every request.
 //!
 //! It is written on the bare socket, because no HTTP library lets a server lie as freely as it must:
-//! - `content`: what an honest registry answers;
+//! - `content`: what an honest registry answers, its lists in pages of any kind (`paging`);
 //! - `auth`: who may read, and the token endpoint;
 //! - `quota`: how many manifests it gives out;
 //! - `fault`: what is done to an honest answer, and to which;
@@ -12,6 +12,7 @@
 mod auth;
 mod content;
 mod fault;
+mod paging;
 mod quota;
 mod wire;
 
@@ -28,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use auth::{Auth, basic};
 pub(crate) use fault::{Fault, On};
+pub(crate) use paging::Paging;
 pub(crate) use wire::Request;
 
 use super::{Blob, Certificate, Image};
@@ -186,6 +188,12 @@ impl Upstream {
     /// Lists at most so many tags or referrers at once.
     pub(crate) fn page_size(&self, entries: usize) -> &Self {
         self.content().page_size = entries;
+        self
+    }
+
+    /// Leads from one page of tags to the next in this way.
+    pub(crate) fn paging(&self, paging: Paging) -> &Self {
+        self.content().paging = paging;
         self
     }
 
