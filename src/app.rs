@@ -61,6 +61,11 @@ impl App {
         Ok(Self { config, registries, members, metrics, tls })
     }
 
+    /// What its operator should know of the configuration, though it can be served.
+    pub fn warnings(&self) -> Vec<String> {
+        fleet::warnings(&self.members, &[])
+    }
+
     /// What it was configured to be.
     pub fn config(&self) -> &Config {
         &self.config
@@ -71,6 +76,9 @@ impl App {
     /// # Errors
     /// When the data folder or an address cannot be had, or background work has died.
     pub async fn serve(self, source: Option<Source>) -> anyhow::Result<()> {
+        for warning in self.warnings() {
+            warn!("{warning}");
+        }
         let Self { config, registries, members, metrics, tls } = self;
         store::keep_large_apart();
         let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);

@@ -2,7 +2,7 @@
 //!
 //! A credential goes to the endpoint itself or to its token server, nowhere else: the header is dropped at the first
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
-//! with a login.
+//! with a login, but at most with a token that it gives to anybody.
 
 use std::future::pending;
 use std::pin::pin;
@@ -16,14 +16,14 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
-use super::auth::{self, Authorization, Refused};
+use super::auth::{self, Anybody, Authorization, Refused};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
-use super::{Upstream, path_pauses, redirect, rename, retry};
+use super::{Upstream, door, path_pauses, redirect, rename, retry};
 use crate::context::RequestContext;
 use crate::context::via::Instance;
 use crate::oci::RepoName;
@@ -240,28 +240,35 @@ impl Upstream {
             }
         };
         let mut reply = self.follow(server, ask, name, &tried, deadline).await?;
-        if !reply.elsewhere
-            && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-        {
+        let is_refused = matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let mut again = None;
+        if !reply.elsewhere && is_refused {
             // Whoever has a seat never waits for another.
             reply.seat = None;
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again =
-                self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
-            if let Some(again) = again {
-                let again = Some(&again);
-                tried = self.auth.authorize(&self.client, seat(), again, scope, login, deadline).await?;
-                reply = self.follow(server, ask, name, &tried, deadline).await?;
-                if scheme.as_ref() != again {
-                    server.learn(again.cloned());
-                }
+            again = self.auth.reconsider(server.endpoint().as_url(), scope, login, refused).await?;
+        }
+        if again.is_none() && !ask.is_login && login.is_some() && tried.is_anybody() && door::says_no(&reply)
+        {
+            reply.seat = None;
+            again = self.scheme_at_door(server, scope, login, deadline).await?;
+        }
+        if let Some(again) = again {
+            tried = self.auth.authorize(&self.client, seat(), Some(&again), scope, login, deadline).await?;
+            reply = self.follow(server, ask, name, &tried, deadline).await?;
+            if scheme.as_ref() != Some(&again) {
+                server.learn(Some(again));
             }
         }
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = judge(reply, login.is_some());
+        let judged = if login.is_some() && tried.is_anybody() && door::is_unasked_for(&reply) {
+            Err(door::UNSUITED)
+        } else {
+            judge(reply, login.is_some())
+        };
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
             Ok(response) => {
@@ -287,6 +294,8 @@ impl Upstream {
         let path = url.path().to_owned();
         let seat = self.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
+        // What a redirect's target gives to anybody, while it is that which is asked.
+        let mut anybody: Option<Anybody> = None;
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
@@ -295,6 +304,8 @@ impl Upstream {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
                 self.stamp(&ask.context, &mut request, within);
+            } else if let Some(anybody) = &anybody {
+                anybody.add_to(&walk.url, request.headers_mut());
             }
             let sent = match hop {
                 0 => self.client.send_unless(self.silence(server, ask.late), walk.way, request, within).await,
@@ -311,10 +322,17 @@ impl Upstream {
             if !walk.elsewhere && !is_berth {
                 self.heed(server, &path, &response, sent_at);
             }
-            if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere: walk.elsewhere, seat });
+            if redirect::is_redirect(response.status()) {
+                walk.on(response.headers())?;
+                continue;
             }
-            walk.on(response.headers())?;
+            if walk.elsewhere && anybody.is_none() && response.status() == StatusCode::UNAUTHORIZED {
+                anybody = self.auth.anybody_at(&self.client, &walk, response.headers(), deadline).await?;
+                if anybody.is_some() {
+                    continue;
+                }
+            }
+            return Ok(Reply { response, elsewhere: walk.elsewhere, seat });
         }
         Err(Refusal::TooManyRedirects.into())
     }

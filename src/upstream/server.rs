@@ -61,6 +61,8 @@ pub(super) struct Server {
     quota: Mutex<Quota>,
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
+    /// Until when it is not asked again how it takes a login, since it asks for none.
+    open_until: Mutex<Option<Instant>>,
 }
 
 impl Server {
@@ -69,7 +71,20 @@ impl Server {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
+        let open_until = Mutex::default();
+        Self {
+            index,
+            endpoint,
+            circuit,
+            waits,
+            condemned,
+            rests_until,
+            paused,
+            quota,
+            refusals,
+            scheme,
+            open_until,
+        }
     }
 
     /// Its place in the configuration.
@@ -281,6 +296,16 @@ impl Server {
     /// Notes how it asks to be asked; with `None`, it is to be asked without anything again.
     pub(super) fn learn(&self, scheme: Option<Scheme>) {
         *lock(&self.scheme) = scheme;
+    }
+
+    /// Whether it was found a while ago to ask for no login.
+    pub(super) fn is_known_open(&self) -> bool {
+        lock(&self.open_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Notes that it asks for no login, which is believed for so long.
+    pub(super) fn found_open(&self, time: Duration) {
+        *lock(&self.open_until) = Some(Instant::now() + time);
     }
 }
 
