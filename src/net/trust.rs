@@ -189,8 +189,14 @@ impl ClientCertVerifier for Clients {
 }
 
 /// A server that shows an authority's own certificate, which is not a configured one.
-#[derive(Debug)]
 struct Unknown;
+
+/// The library shows it so.
+impl fmt::Debug for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

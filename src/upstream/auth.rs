@@ -105,14 +105,16 @@ impl Authorization {
 /// A token that a redirect's target gives to anybody.
 pub(super) struct Anybody {
     origin: Origin,
-    header: HeaderValue,
+    key: Arc<Key>,
+    token: Arc<Token>,
+    new: bool,
 }
 
 impl Anybody {
     /// Puts it on a request for `url`, if that is where it is from.
     pub(super) fn add_to(&self, url: &Url, headers: &mut HeaderMap) {
         if url.origin() == self.origin {
-            headers.insert(AUTHORIZATION, self.header.clone());
+            headers.insert(AUTHORIZATION, self.token.header.clone());
         }
     }
 }
@@ -227,7 +229,7 @@ impl Auth {
     }
 
     /// What anybody is to send to the target of a redirect that refused a request, if it has tokens for anybody: where
-    /// these are is judged by the target's own host. No login is ever sent there.
+    /// these are is judged by the target's own host. No login is ever sent there. One that was `sent` may have been too old.
     ///
     /// # Errors
     /// [`Refusal`] when the answer points to a token server that the rules forbid, and why there is no token.
@@ -236,8 +238,16 @@ impl Auth {
         client: &Client,
         target: &Walk<'_>,
         headers: &HeaderMap,
+        sent: Option<Anybody>,
         deadline: Instant,
     ) -> Result<Option<Anybody>, Error> {
+        let origin = target.url.origin();
+        if let Some(sent) = sent.filter(|sent| sent.origin == origin) {
+            self.tokens.forget(&sent.key, &sent.token).await;
+            if sent.new {
+                return Ok(None);
+            }
+        }
         let is_bearer = |challenge: Challenge| match challenge {
             Challenge::Bearer(bearer) => Some(bearer),
             Challenge::Basic => None,
@@ -249,11 +259,17 @@ impl Auth {
         let name = repository(&target.url);
         let scopes = Scopes::learn(bearer.scope.as_deref(), name.as_ref());
         let realm = Realm { url, way, service: bearer.service, scopes };
-        let key = Arc::new(realm.key(name.as_ref(), None));
+        let (key, started) = (Arc::new(realm.key(name.as_ref(), None)), Instant::now());
         let fetch = token::fetch(client, way, &key, None, deadline);
-        let token =
-            timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)??;
-        Ok(Some(Anybody { origin: target.url.origin(), header: token.header.clone() }))
+        match timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)? {
+            Ok(token) => {
+                let new = token.is_newer(started);
+                Ok(Some(Anybody { origin, key, token, new }))
+            }
+            // It has none for anybody: that is no word of the registry's.
+            Err(Error::Denied) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The best way to log in that an answer offers: tokens, because they travel instead of the password.
@@ -300,8 +316,9 @@ pub(super) fn is_scope_refused(headers: &HeaderMap) -> bool {
 fn repository(url: &Url) -> Option<RepoName> {
     const KINDS: [&str; 4] = ["/manifests/", "/blobs/", "/tags/", "/referrers/"];
     let (_, rest) = url.path().split_once("/v2/")?;
-    let (name, _) = KINDS.iter().find_map(|kind| rest.rsplit_once(kind))?;
-    RepoName::parse(name).ok()
+    // The last one: a repository may be called so, too.
+    let end = KINDS.iter().filter_map(|kind| rest.rfind(kind)).max()?;
+    RepoName::parse(&rest[..end]).ok()
 }
 
 fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
@@ -321,6 +338,7 @@ mod tests {
         check("https://h/v2/a/b/manifests/1", Some("a/b"));
         check("https://h/prefix/v2/a/manifests/sha256:0?x=/v2/", Some("a"));
         check("https://h/v2/blobs/manifests/blobs/sha256:0", Some("blobs/manifests"));
+        check("https://h/v2/a/blobs/manifests/1", Some("a/blobs"));
         check("https://h/v2/a/tags/list", Some("a"));
         check("https://h/v2/", None);
         check("https://h/v2/A/blobs/x", None);

@@ -43,17 +43,21 @@ pub(super) fn is_unasked_for(reply: &Reply) -> bool {
 }
 
 impl Upstream {
-    /// How `server` asks for `login` at its door; `None` if it asks for none there.
+    /// How `server` asks for `login` at its door, if that is another way than was `tried`; `None` if it asks for none there.
     ///
     /// # Errors
     /// When it cannot be asked, or asks for another kind of login.
     pub(super) async fn scheme_at_door(
         &self,
         server: &Server,
+        tried: Option<&Scheme>,
         name: Option<&RepoName>,
         login: Option<&Login>,
         deadline: Instant,
     ) -> Result<Option<Scheme>, Error> {
+        if let Some(learnt) = server.scheme().filter(|learnt| Some(learnt) != tried) {
+            return Ok(Some(learnt));
+        }
         if server.is_known_open() {
             return Ok(None);
         }

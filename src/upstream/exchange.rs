@@ -252,7 +252,7 @@ impl Upstream {
         if again.is_none() && !ask.is_login && login.is_some() && tried.is_anybody() && door::says_no(&reply)
         {
             reply.seat = None;
-            again = self.scheme_at_door(server, scope, login, deadline).await?;
+            again = self.scheme_at_door(server, scheme.as_ref(), scope, login, deadline).await?;
         }
         if let Some(again) = again {
             tried = self.auth.authorize(&self.client, seat(), Some(&again), scope, login, deadline).await?;
@@ -326,8 +326,9 @@ impl Upstream {
                 walk.on(response.headers())?;
                 continue;
             }
-            if walk.elsewhere && anybody.is_none() && response.status() == StatusCode::UNAUTHORIZED {
-                anybody = self.auth.anybody_at(&self.client, &walk, response.headers(), deadline).await?;
+            if walk.elsewhere && response.status() == StatusCode::UNAUTHORIZED {
+                let (headers, sent) = (response.headers(), anybody.take());
+                anybody = self.auth.anybody_at(&self.client, &walk, headers, sent, deadline).await?;
                 if anybody.is_some() {
                     continue;
                 }

@@ -112,7 +112,8 @@ async fn a_token_server_is_judged_by_the_target_that_names_it() {
     assert_eq!(berth.get(&tag()).await.status, 503);
     assert_eq!(other.connections(), 0);
     // A login is what it wants: it has none of ours.
-    target.auth(Auth::Basic);
+    target.forget_users();
+    target.auth(Auth::Basic).user("robot", PASSWORD, "");
     assert_eq!(berth.get(&tag()).await.status, 503);
 }
 
