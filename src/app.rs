@@ -76,9 +76,6 @@ impl App {
     /// # Errors
     /// When the data folder or an address cannot be had, or background work has died.
     pub async fn serve(self, source: Option<Source>) -> anyhow::Result<()> {
-        for warning in self.warnings() {
-            warn!("{warning}");
-        }
         let Self { config, registries, members, metrics, tls } = self;
         store::keep_large_apart();
         let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);

@@ -247,6 +247,9 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(app) => app,
         Err(error) => return complain(&error, 2),
     };
+    for warning in app.warnings() {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
