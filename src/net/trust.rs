@@ -331,7 +331,7 @@ mod tests {
         let leaf = params(&["r.example"]).signed_by(&key, &issuer).unwrap().der().clone();
         check(&leaf, std::slice::from_ref(&leaf), "r.example", "");
         check(&leaf, std::slice::from_ref(&leaf), "s.example", "not valid for name");
-        check(&leaf, std::slice::from_ref(&own), "r.example", "UnknownIssuer");
+        check(&leaf, std::slice::from_ref(&own), "r.example", "invalid peer certificate");
     }
 
     #[test]
