@@ -61,6 +61,11 @@ impl App {
         Ok(Self { config, registries, members, metrics, tls })
     }
 
+    /// What its operator should know of the configuration, though it can be served.
+    pub fn warnings(&self) -> Vec<String> {
+        fleet::warnings(&self.members, &[])
+    }
+
     /// What it was configured to be.
     pub fn config(&self) -> &Config {
         &self.config

@@ -21,10 +21,11 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::{App, Source};
 use crate::config::Config;
-use crate::oci::{Image, Platform, Registry};
+use crate::oci::{Image, Platform};
 use crate::telemetry;
 
 use folder::Folder;
+use login_check::Target;
 
 /// Threads for blocking work: writers of transfers, reads of files, password checks.
 const BLOCKING_THREADS_MAX: usize = 1024;
@@ -48,9 +49,10 @@ enum Command {
         /// TOML file
         #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
         config: Option<PathBuf>,
-        /// Only these, also those without credentials
-        #[arg(value_name = "REGISTRY")]
-        registries: Vec<Registry>,
+        /// Only these, also those without credentials; with a repository, such as harbor.example.com/team/app, what a pull
+        /// from there asks for
+        #[arg(value_name = "REGISTRY[/REPOSITORY[:TAG]]")]
+        targets: Vec<Target>,
     },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
     Verify(Place),
@@ -169,7 +171,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
-        Command::LoginCheck { config, registries } => login_check(config.as_deref(), registries),
+        Command::LoginCheck { config, targets } => login_check(config.as_deref(), targets),
         Command::Verify(place) => command(place, verify::run),
         Command::Pin { image, platform, place } => {
             command(place, async |folder| pin::pin(folder, image.clone(), platform.clone()).await)
@@ -207,7 +209,7 @@ fn command(place: &Place, run: impl AsyncFnOnce(&Folder) -> anyhow::Result<bool>
     })
 }
 
-fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
+fn login_check(file: Option<&Path>, named: &[Target]) -> ExitCode {
     let load = || {
         let mut config = file.map(Config::load).transpose()?.unwrap_or_default();
         config.add_public_registries();
@@ -215,7 +217,7 @@ fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
         login_check::choose(config.upstreams, named)
     };
     match load() {
-        Ok(upstreams) => carry_out(async { Ok(login_check::run(&upstreams).await) }),
+        Ok(upstreams) => carry_out(async { Ok(login_check::run(&upstreams, named).await) }),
         Err(error) => complain(&error, 2),
     }
 }
@@ -245,6 +247,9 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(app) => app,
         Err(error) => return complain(&error, 2),
     };
+    for warning in app.warnings() {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -265,6 +270,12 @@ fn serve(settings: &Settings) -> ExitCode {
 fn check_config(settings: &Settings) -> ExitCode {
     match settings.prepare() {
         Ok(app) => {
+            for warning in app.warnings() {
+                #[expect(clippy::print_stderr, reason = "what is said besides the answer")]
+                {
+                    eprintln!("berth: warning: {warning}");
+                }
+            }
             #[expect(clippy::print_stdout, reason = "the answer that was asked for")]
             {
                 println!("the configuration is right\n{}", app.config());

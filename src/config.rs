@@ -8,13 +8,13 @@ mod changes;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::cache::{self, Rule, Rules};
+use crate::files;
 use crate::http::{self, admin};
 use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
@@ -37,8 +37,6 @@ const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
     ("lscr.io", "https://lscr.io"),
 ];
 
-/// Thousands of registries and rules fit into it; Kubernetes caps what it mounts at 1 MiB.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 /// What stands in a line, or in the head of its section, if a value there may be secret.
 const MAY_BE_LOGIN: [&str; 5] = ["credentials", "password", "headers", "token", "secret"];
 
@@ -124,10 +122,8 @@ impl Config {
     }
 
     fn text(path: &Path) -> anyhow::Result<String> {
-        let mut text = String::new();
-        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        ensure!(text.len() as u64 <= FILE_BYTES_MAX, "expected at most {FILE_BYTES_MAX} bytes");
-        Ok(text)
+        // At the start it may be a pipe, as a shell's `<(…)` is: it is read once.
+        Ok(files::text(files::content(File::open(path)?)?)?)
     }
 
     /// Whether a file sets anything at all. One that was cut off, or is just being written, often does not; and what it

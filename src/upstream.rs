@@ -37,6 +37,8 @@ mod client;
 mod cloud;
 mod config;
 mod credential;
+mod docker_config;
+mod door;
 mod error;
 mod event;
 mod exchange;
@@ -94,7 +96,7 @@ pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
-pub use self::error::{BuildError, Error, Refusal};
+pub use self::error::{BuildError, Error, InvalidLogins, Refusal};
 pub use self::event::{Event, Observer, Outcome};
 pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;

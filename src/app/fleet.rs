@@ -83,6 +83,18 @@ impl Member {
     }
 }
 
+/// What is to be said of the configuration of these, each once, as far as it was not true of those before.
+pub(super) fn warnings(members: &[Member], before: &[Member]) -> Vec<String> {
+    let known: Vec<_> = before.iter().flat_map(|member| member.upstream.warnings()).collect();
+    let mut warnings = Vec::new();
+    for warning in members.iter().flat_map(|member| member.upstream.warnings()) {
+        if !known.contains(&warning) && !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+    warnings
+}
+
 /// Every upstream in use, with its work.
 pub(super) struct Fleet {
     members: Vec<(Member, oneshot::Sender<()>)>,

@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::fleet::{Fleet, Member};
+use super::fleet::{self, Fleet, Member};
 use super::status;
 use crate::clock::unix_seconds;
 use crate::config::{Changes, Config};
@@ -183,6 +183,9 @@ impl Running {
     fn apply(&mut self, next: Next) -> Vec<String> {
         let Next { config, changed, members, serving, guard, tls } = next;
         let before = self.fleet.members();
+        for warning in fleet::warnings(&members, &before) {
+            warn!("{warning}");
+        }
         self.data.replace(serving);
         self.admin.replace_guard(guard);
         let cache = self.data.cache();

@@ -1,44 +1,66 @@
 //! `berth login-check`: whether the configured logins work, asked of their registries.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::bail;
 
-use crate::oci::Registry;
+use crate::oci::name::InvalidName;
+use crate::oci::{Image, Reference, Registry, RepoName};
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
+
+/// What is to be tried: all logins of a registry, or what a pull from one of its repositories asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    registry: Registry,
+    repository: Option<(RepoName, Option<Reference>)>,
+}
+
+impl FromStr for Target {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let Some((_, last)) = text.rsplit_once('/') else {
+            return Ok(Self { registry: Registry::parse(text)?, repository: None });
+        };
+        let Image { repo, reference } = text.parse()?;
+        let reference = Some(reference).filter(|_| last.contains([':', '@']));
+        Ok(Self { registry: repo.registry, repository: Some((repo.name, reference)) })
+    }
+}
 
 /// Those that are named; without names, those that have credentials, and one for the parents if these have any.
 ///
 /// # Errors
 /// When one that is named is not configured.
-pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Result<Vec<Config>> {
-    let is_known = |name: &&Registry| upstreams.iter().any(|upstream| upstream.registry == **name);
+pub(super) fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config>> {
+    let is_known = |name: &&Target| upstreams.iter().any(|upstream| upstream.registry == name.registry);
     if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
-        bail!("no [[upstream]] is configured for {unknown}");
+        bail!("no [[upstream]] is configured for {}", unknown.registry);
     }
     // All have the same parents.
     let by_parents = upstreams.iter().find(|upstream| upstream.has_login());
     let by_parents = by_parents.map(|upstream| upstream.registry.clone());
     let is_chosen = |upstream: &Config| match named {
         [] => upstream.has_own_login() || by_parents.as_ref() == Some(&upstream.registry),
-        named => named.contains(&upstream.registry),
+        named => named.iter().any(|target| target.registry == upstream.registry),
     };
     Ok(upstreams.into_iter().filter(is_chosen).collect())
 }
 
-/// Tries the logins of these, and says what came of each. All is as it should be if there is nothing to put right.
-pub(super) async fn run(upstreams: &[Config]) -> bool {
+/// Tries what is named of these, and says what came of each. All is as it should be if there is nothing to put right.
+pub(super) async fn run(upstreams: &[Config], named: &[Target]) -> bool {
     if upstreams.is_empty() {
         say("no upstream has credentials");
     }
     let mut is_fine = true;
     for config in upstreams {
-        is_fine &= try_one(config).await;
+        is_fine &= try_one(config, named).await;
     }
     is_fine
 }
 
-async fn try_one(config: &Config) -> bool {
+async fn try_one(config: &Config, named: &[Target]) -> bool {
     let registry = &config.registry;
     let upstream = match Upstream::build(config, Arc::new(|_, _| {})) {
         Ok(upstream) => upstream,
@@ -51,7 +73,14 @@ async fn try_one(config: &Config) -> bool {
         say(&format!("{registry}: skipped, because it is offline by configuration"));
         return true;
     }
-    let trials = upstream.try_logins().await;
+    let named: Vec<_> = named.iter().filter(|target| target.registry == *registry).collect();
+    let mut trials = Vec::new();
+    if named.is_empty() || named.iter().any(|target| target.repository.is_none()) {
+        trials = upstream.try_logins().await;
+    }
+    for (name, reference) in named.iter().filter_map(|target| target.repository.as_ref()) {
+        trials.extend(upstream.try_pull(name, reference.as_ref()).await);
+    }
     for trial in &trials {
         say(&line(registry, trial, config.has_login()));
     }
@@ -75,7 +104,13 @@ fn line(registry: &Registry, Trial { path, endpoint, found }: &Trial, with_login
     let verdict = match found {
         Found::Accepted => "works".to_owned(),
         Found::Open => "works, without a login".to_owned(),
-        Found::Unproven => "not proven: it asks for no login before something is pulled".to_owned(),
+        Found::Unproven => {
+            format!("not proven: it asks for no login before something is pulled; name what is, as {registry}/team/app")
+        }
+        Found::Absent => {
+            "failed: it has no such image for whom berth is there; check the name, the tag, and what the account may read"
+                .to_owned()
+        }
         Found::Missing => "failed: the file of its credentials has no login for it; look at the host's name there".to_owned(),
         Found::Unsuited => {
             "failed: the registry asks for another kind of login; it may want a user name and a password, not a token"

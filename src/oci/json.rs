@@ -83,7 +83,7 @@ impl Visitor<'_> for Name<'_> {
 
 /// Whether a member's name is `name` to a client written in Go: in any letter case, and there are two letters beyond
 /// ASCII whose other case is within.
-pub(super) fn is_named(text: &str, name: &str) -> bool {
+pub fn is_named(text: &str, name: &str) -> bool {
     let fold = |character: char| match character {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',

@@ -9,7 +9,7 @@ use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::PROXY_AUTHORIZATION;
@@ -20,8 +20,8 @@ use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
 
 use super::address::{Forbidden, Guard, Names, Resolver};
 use super::config::{Config, Timeouts};
@@ -32,11 +32,13 @@ use super::lookups::Crowded;
 use super::pool::Pool;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
+use crate::files;
+use crate::net::pem::{self, InvalidPem};
+use crate::net::trust::{self, Own, Servers};
 use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
 use crate::shares::Owner;
 use crate::sync::lock;
-use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
 pub(super) const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -67,6 +69,12 @@ pub(super) enum Way {
     Guarded,
 }
 
+/// A configured certificate, and the file that it is in.
+struct Anchor {
+    path: PathBuf,
+    certificate: CertificateDer<'static>,
+}
+
 /// Sends requests for one upstream.
 pub(super) struct Client {
     /// For the endpoints, if these are shown a certificate.
@@ -76,6 +84,8 @@ pub(super) struct Client {
     guard: Arc<Guard>,
     proxies: Arc<Proxies>,
     offline: bool,
+    /// What looks wrong with the configured certificates.
+    warnings: Vec<String>,
     registry: Registry,
     observer: Observer,
     pub(super) timeouts: Timeouts,
@@ -91,9 +101,10 @@ impl Client {
         identity: Option<Arc<Identity>>,
         observer: Observer,
     ) -> Result<Self, BuildError> {
-        let tls = tls(&config.ca)?;
-        let endpoints = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
+        let (tls, anchors) = tls(&config.ca)?;
+        let endpoints: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
         let names = Names::new(config.registry.clone(), config.addresses.clone());
+        let warnings = advise(&anchors, &endpoints);
         let guard = Arc::new(Guard::new(endpoints, Arc::clone(&names)));
         let proxies = Arc::new(Proxies::new(&config.proxy));
         let connector = |resolver| connector(resolver, config.timeouts.connect);
@@ -113,6 +124,7 @@ impl Client {
             guard,
             proxies,
             offline: config.offline,
+            warnings,
             registry: config.registry.clone(),
             observer,
             timeouts: config.timeouts,
@@ -122,6 +134,11 @@ impl Client {
     /// Whether nothing is ever sent.
     pub(super) fn is_offline(&self) -> bool {
         self.offline
+    }
+
+    /// What looks wrong with the configured certificates.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Sends one request and waits for the head of its answer.
@@ -270,26 +287,40 @@ fn connector(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
     connector
 }
 
-/// Trust in the system's authorities and those of `files`.
-fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
-    let mut roots = Arc::clone(system_roots());
-    for path in files {
-        let content = watch::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
-        let wrong = || BuildError::Content { path: path.clone(), expected: "a PEM file of certificates" };
-        let mut count = 0;
-        for certificate in CertificateDer::pem_slice_iter(&content) {
-            Arc::make_mut(&mut roots).add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(wrong());
+/// Trust in the system's authorities and the certificates of these files, which are given, too.
+fn tls(paths: &[PathBuf]) -> Result<(rustls::ClientConfig, Vec<Anchor>), BuildError> {
+    let (mut roots, mut anchors) = (Arc::clone(system_roots()), Vec::new());
+    for path in paths {
+        let content = files::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        let wrong = |why| BuildError::Pem { path: path.clone(), why };
+        for (number, certificate) in (1..).zip(pem::certificates(&content).map_err(wrong)?) {
+            let added = Arc::make_mut(&mut roots).add(certificate.clone());
+            added.map_err(|_| wrong(InvalidPem::Damaged { number }))?;
+            anchors.push(Anchor { path: path.clone(), certificate });
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(BuildError::Tls)?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let own = Own::new(anchors.iter().map(|anchor| anchor.certificate.clone()).collect());
+    let builder = match Servers::new(Arc::clone(&roots), own, provider) {
+        Ok(servers) => builder.dangerous().with_custom_certificate_verifier(servers),
+        // There are no authorities at all, so that no server is believed.
+        Err(_) => builder.with_root_certificates(roots),
+    };
+    Ok((builder.with_no_client_auth(), anchors))
+}
+
+/// What is to be said of certificates that are configured for endpoints at these hosts.
+fn advise(anchors: &[Anchor], endpoints: &[Url]) -> Vec<String> {
+    let over_tls = endpoints.iter().filter(|url| url.scheme() == "https");
+    let hosts: Vec<_> = over_tls.filter_map(Url::host_str).collect();
+    let advice = |Anchor { path, certificate }: &Anchor| {
+        let advice = trust::advise(certificate, &hosts, SystemTime::now())?;
+        Some(format!("the certificate in {} {advice}", path.display()))
+    };
+    anchors.iter().filter_map(advice).collect()
 }
 
 /// The system's authorities, read and kept once: there are many upstreams and the files are large.

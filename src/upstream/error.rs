@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use super::docker_config::InvalidLogins;
+
 use super::address::Class;
 use super::cloud::NoLogin;
 
@@ -116,7 +118,10 @@ pub enum Refusal {
     #[error("upstream redirects to something that is not a plain HTTP URL")]
     RedirectTarget,
     /// From TLS back to plain text.
-    #[error("upstream redirects from https to http, on {host}")]
+    #[error(
+        "upstream redirects from https to http, on {host}: nothing is fetched without TLS there; have it know its https \
+         address, as by X-Forwarded-Proto from what ends TLS for it"
+    )]
     RedirectToPlainText {
         /// Where to.
         host: String,
@@ -138,7 +143,9 @@ pub enum Refusal {
         host: String,
     },
     /// Credentials for a TLS registry would travel in plain text.
-    #[error("upstream names a token server without TLS, {host}")]
+    #[error(
+        "upstream has TLS and names a token server without, {host}: no login is sent there; have it name one with https"
+    )]
     RealmPlainText {
         /// The token server.
         host: String,
@@ -277,6 +284,22 @@ pub enum BuildError {
         path: std::path::PathBuf,
         /// What was expected there.
         expected: &'static str,
+    },
+    /// A file holds no certificates or key that can be used.
+    #[error("cannot use {path}: {why}")]
+    Pem {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: crate::net::pem::InvalidPem,
+    },
+    /// What a file of logins has for this registry cannot be read, or the file is none.
+    #[error("cannot use {path}: {why}")]
+    Logins {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: InvalidLogins,
     },
     /// An environment variable is not set, or not text.
     #[error("the environment variable {name} has no password")]

@@ -2,7 +2,7 @@
 //!
 //! A credential goes to the endpoint itself or to its token server, nowhere else: the header is dropped at the first
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
-//! with a login.
+//! with a login, but at most with a token that it gives to anybody.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::auth::{Authorization, Refused, Scheme};
+use super::auth::{self, Anybody, Authorization, Refused, Scheme};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
@@ -23,7 +23,7 @@ use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
 use super::silence::stuck;
-use super::{Upstream, redirect, rename};
+use super::{Upstream, door, redirect, rename};
 use crate::context::RequestContext;
 use crate::oci::RepoName;
 
@@ -261,30 +261,36 @@ impl Upstream {
             }
         };
         let mut reply = self.follow(server, ask, name, &tried, deadline).await?;
-        if !reply.elsewhere
-            && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-        {
+        let is_refused = matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let mut again = None;
+        if !reply.elsewhere && is_refused {
             // Whoever has a seat never waits for another.
             reply.seat = None;
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again =
-                self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
-            if let Some(again) = again {
-                let again = Some(&again);
-                tried = authorize(again).await?;
-                reply = self.follow(server, ask, name, &tried, deadline).await?;
-                if scheme.as_ref() != again {
-                    server.learn(again.cloned());
-                }
+            again = self.auth.reconsider(server.endpoint().as_url(), scope, login, refused).await?;
+        }
+        if again.is_none() && !ask.is_login && login.is_some() && tried.is_anybody() && door::says_no(&reply)
+        {
+            reply.seat = None;
+            again = self.scheme_at_door(server, scheme.as_ref(), scope, login, deadline).await?;
+        }
+        if let Some(again) = again {
+            tried = authorize(Some(&again)).await?;
+            reply = self.follow(server, ask, name, &tried, deadline).await?;
+            if scheme.as_ref() != Some(&again) {
+                server.learn(Some(again));
             }
         }
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = match ask.is_optional {
-            true => optional::judge(reply, login.is_some(), (self.client.timeouts.idle, deadline)).await,
-            false => self.judged(server, ask, reply, (&tried, login), deadline).await,
+        let judged = if login.is_some() && tried.is_anybody() && door::is_unasked_for(&reply) {
+            Err(door::UNSUITED)
+        } else if ask.is_optional {
+            optional::judge(reply, login.is_some(), (self.client.timeouts.idle, deadline)).await
+        } else {
+            self.judged(server, ask, reply, (&tried, login), deadline).await
         };
         let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
         match judged {
@@ -311,6 +317,8 @@ impl Upstream {
         let path = url.path().to_owned();
         let seat = self.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
+        // What a redirect's target gives to anybody, while it is that which is asked.
+        let mut anybody: Option<Anybody> = None;
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
@@ -319,6 +327,8 @@ impl Upstream {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
                 self.stamp(&ask.context, &mut request, within);
+            } else if let Some(anybody) = &anybody {
+                anybody.add_to(&walk.url, request.headers_mut());
             }
             let sent = match hop {
                 0 => {
@@ -338,10 +348,18 @@ impl Upstream {
             if !walk.elsewhere && !is_berth {
                 self.heed(server, &path, &response, sent_at);
             }
-            if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere: walk.elsewhere, is_store: walk.is_store, seat });
+            if redirect::is_redirect(response.status()) {
+                walk.on(response.headers())?;
+                continue;
             }
-            walk.on(response.headers())?;
+            if walk.elsewhere && response.status() == StatusCode::UNAUTHORIZED {
+                let (headers, sent) = (response.headers(), anybody.take());
+                anybody = self.auth.anybody_at(&self.client, &walk, headers, sent, deadline).await?;
+                if anybody.is_some() {
+                    continue;
+                }
+            }
+            return Ok(Reply { response, elsewhere: walk.elsewhere, is_store: walk.is_store, seat });
         }
         Err(Refusal::TooManyRedirects.into())
     }

@@ -17,10 +17,10 @@ use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use super::docker_config::DOCKER_HUB_HOSTS;
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
-use super::login::DOCKER_HUB_HOSTS;
 use super::proxy::Proxy;
 use super::rename::Rewrite;
 use super::server::Server;

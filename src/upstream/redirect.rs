@@ -66,11 +66,28 @@ pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal
     target.set_fragment(None);
     let has_login = !target.username().is_empty() || target.password().is_some();
     let (false, Some(host)) = (has_login, target.host_str()) else { return Err(Refusal::RedirectTarget) };
+    if let Some(upgraded) = upgrade(current, &target) {
+        return Ok(upgraded);
+    }
     match (current.scheme(), target.scheme()) {
         ("https", "http") => Err(Refusal::RedirectToPlainText { host: shorten(host) }),
         (_, "http" | "https") => Ok(target),
         _ => Err(Refusal::RedirectTarget),
     }
+}
+
+/// `target` with TLS, if it is named without by a server with TLS at the same authority: behind a load balancer that ends
+/// TLS, many do not know of it.
+pub(super) fn upgrade(current: &Url, target: &Url) -> Option<Url> {
+    let is_same_port =
+        current.port() == target.port() || current.port_or_known_default() == target.port_or_known_default();
+    let is_same = current.host() == target.host() && is_same_port;
+    if (current.scheme(), target.scheme()) != ("https", "http") || !is_same {
+        return None;
+    }
+    let mut upgraded = target.clone();
+    upgraded.set_scheme("https").ok()?;
+    Some(upgraded)
 }
 
 /// Whether what may be sent to one may be sent to the other: same scheme, host and port.
@@ -115,7 +132,15 @@ mod tests {
         check("https://a/v2/x", b"//b/y", Some("https://b/y"));
         check("http://a/x", b"https://b/y", Some("https://b/y"));
         check("http://a/x", b"http://b/y", Some("http://b/y"));
-        check("https://a/x", b"http://a/y", None);
+        // B9.
+        check("https://a/x", b"http://a/y?z", Some("https://a/y?z"));
+        check("https://a/x", b"http://A:80/y", Some("https://a/y"));
+        check("https://a/x", b"http://a:443/y", Some("https://a/y"));
+        check("https://a:8443/x", b"http://a:8443/y", Some("https://a:8443/y"));
+        check("https://a:8443/x", b"http://a/y", None);
+        check("https://a/x", b"http://a:8080/y", None);
+        check("https://a/x", b"http://b/y", None);
+        check("https://a/x", b"http://user@a/y", None);
         check("https://a/x", b"https://user:pw@b/y", None);
         check("https://a/x", b"file:///etc/passwd", None);
         check("https://a/x", b"javascript:1", None);

@@ -68,6 +68,8 @@ pub(super) struct Server {
     scheme: Mutex<Option<Scheme>>,
     evidence: Evidence,
     unanswered: Mutex<Unanswered>,
+    /// Until when it is not asked again how it takes a login, since it asks for none.
+    open_until: Mutex<Option<Instant>>,
 }
 
 impl Server {
@@ -78,6 +80,7 @@ impl Server {
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
         let (acquitted, evidence) = (Notify::new(), Evidence::default());
         let unanswered = Mutex::default();
+        let open_until = Mutex::default();
         Self {
             index,
             endpoint,
@@ -92,6 +95,7 @@ impl Server {
             scheme,
             evidence,
             unanswered,
+            open_until,
         }
     }
 
@@ -329,6 +333,16 @@ impl Server {
     /// Notes how it asks to be asked; with `None`, it is to be asked without anything again.
     pub(super) fn learn(&self, scheme: Option<Scheme>) {
         *lock(&self.scheme) = scheme;
+    }
+
+    /// Whether it was found a while ago to ask for no login.
+    pub(super) fn is_known_open(&self) -> bool {
+        lock(&self.open_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Notes that it asks for no login, which is believed for so long.
+    pub(super) fn found_open(&self, time: Duration) {
+        *lock(&self.open_until) = Some(Instant::now() + time);
     }
 }
 

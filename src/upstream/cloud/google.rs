@@ -18,13 +18,13 @@ use url::{Url, form_urlencoded};
 
 use super::federation::{self, Federation};
 use super::{Environment, Grant, NoLogin, ask, post_form, read_file, request};
+use crate::files;
 use crate::upstream::client::Client;
 use crate::upstream::config::Endpoint;
 use crate::upstream::error::BuildError;
 use crate::upstream::login::Login;
 use crate::upstream::secret::Secret;
 use crate::upstream::{jwt, token};
-use crate::watch;
 
 const OAUTH: &str = "Google's token service";
 const METADATA: &str = "the Google metadata server";
@@ -69,7 +69,7 @@ impl Google {
         let in_env = || env("GOOGLE_APPLICATION_CREDENTIALS").map(PathBuf::from);
         if let Some(file) = config.key_file.clone().or_else(in_env) {
             let text =
-                watch::read_text(&file).map_err(|source| BuildError::Read { path: file.clone(), source })?;
+                files::read_text(&file).map_err(|source| BuildError::Read { path: file.clone(), source })?;
             if Key::parse(&text).is_none() && Federation::parse(&text).is_none() {
                 return Err(BuildError::Content { path: file, expected: KEY_FILE });
             }

@@ -73,6 +73,11 @@ impl Upstream {
         Self::build(Some(Certificate::new())).await
     }
 
+    /// The same with this certificate.
+    pub(crate) async fn start_tls_with(certificate: Certificate) -> Self {
+        Self::build(Some(certificate)).await
+    }
+
     /// The same for clients who show a certificate of one of these authorities.
     pub(crate) async fn start_tls_for(clients: &[&Certificate]) -> Self {
         let upstream = Self::start_tls().await;
@@ -203,6 +208,12 @@ impl Upstream {
     /// [`Upstream::anonymous`].
     pub(crate) fn auth(&self, auth: Auth) -> &Self {
         self.door().auth = auth;
+        self
+    }
+
+    /// Challenges at `/v2/` only: what may not be read is answered with this status, and without a word about logins.
+    pub(crate) fn refuses_with(&self, status: u16) -> &Self {
+        self.door().refusal = Some(status);
         self
     }
 

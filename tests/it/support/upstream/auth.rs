@@ -30,6 +30,8 @@ pub(super) struct Door {
     /// Beginnings of the names that everybody may read.
     pub(super) anonymous: Vec<String>,
     pub(super) realm: Option<String>,
+    /// How what may not be read is answered, if not with a challenge.
+    pub(super) refusal: Option<u16>,
     pub(super) expires_in: Option<u64>,
     /// Bytes that each token is longer than it need be.
     pub(super) padding: usize,
@@ -51,6 +53,7 @@ impl Default for Door {
             users: Vec::new(),
             anonymous: Vec::new(),
             realm: None,
+            refusal: None,
             expires_in: Some(300),
             padding: 0,
             first_valid_serial: 0,
@@ -87,6 +90,10 @@ impl Door {
             return None;
         }
         let repository = repository(request.path());
+        let refusal = |challenge: &str| match self.refusal.filter(|_| repository.is_some()) {
+            Some(status) => Answer::error(status, "NAME_UNKNOWN"),
+            None => refusal(challenge),
+        };
         let given = request.header("authorization").unwrap_or_default();
         match self.auth {
             Auth::Open => None,
