@@ -160,10 +160,10 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
         Error::Offline
-            | Error::DigestMismatch
-            | Error::Changed
-            | Error::Unsupported(_)
-            | Error::UnknownCursor => "nothing was tried",
+        | Error::DigestMismatch
+        | Error::Changed
+        | Error::Unsupported(_)
+        | Error::UnknownCursor => "nothing was tried",
     }
 }
 

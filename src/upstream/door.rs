@@ -69,7 +69,10 @@ impl Upstream {
         let response = self.knock(server, &tried, deadline).await?;
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            exchange::judge(Reply { response, elsewhere: false, seat: None }, login.is_some())?;
+            exchange::judge(
+                Reply { response, elsewhere: false, is_store: false, seat: None },
+                login.is_some(),
+            )?;
             return Ok(None);
         }
         let refused = Refused { status, headers: response.headers(), tried: &tried, scheme: None };

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::auth::{self, Anybody, Authorization, Refused, Scheme};
+use super::auth::{Anybody, Authorization, Refused, Scheme};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;

@@ -23,7 +23,6 @@ pub use self::cursor::PageQuery;
 pub use self::tags::{TagBody, TagPage, TagStream};
 
 use super::exchange::{Answer, Ask, media_type};
-use super::limit::Seat;
 use super::retry::{Attempts, ROUNDS_MAX, Rounds, Stop};
 use super::server::Server;
 use super::{Error, Fetched, Upstream, client};
