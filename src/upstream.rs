@@ -28,6 +28,7 @@
 //! which are loops over it.
 
 mod address;
+mod agent;
 mod auth;
 mod blob;
 mod challenge;
@@ -80,12 +81,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::StatusCode;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
+pub use self::agent::UserAgent;
 pub use self::blob::{BlobStream, Claim};
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
@@ -467,19 +468,20 @@ impl Upstream {
             let response = match sent {
                 Ok(response) => response,
                 Err(Error::Local { .. }) => return None,
-                Err(_) => return Some(false),
+                Err(error) => return server.is_useless(&error.to_string()),
             };
             let status = response.status();
             if !redirect::is_redirect(status) {
-                let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-                let is_usable = !status.is_server_error() && !is_of_proxy;
-                return Some(is_usable && !exchange::is_portal(&response));
+                return match exchange::is_usable(&response) {
+                    true => Some(true),
+                    false => server.is_useless(&format!("it answers everything with {status}, or a page")),
+                };
             }
-            if walk.on(response.headers()).is_err() {
-                return Some(false);
+            if let Err(error) = walk.on(response.headers()) {
+                return server.is_useless(&error.to_string());
             }
         }
-        Some(false)
+        server.is_useless("it redirects too often")
     }
 
     /// When a request that begins now must have its answer.

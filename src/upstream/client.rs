@@ -26,6 +26,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::{Forbidden, Guard, Names, Resolver};
+use super::agent::UserAgent;
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
 use super::identity::Identity;
@@ -78,6 +79,7 @@ pub(super) struct Client {
     proxies: Arc<Proxies>,
     offline: bool,
     registry: Registry,
+    agent: Option<UserAgent>,
     observer: Observer,
     pub(super) timeouts: Timeouts,
 }
@@ -115,6 +117,7 @@ impl Client {
             proxies,
             offline: config.offline,
             registry: config.registry.clone(),
+            agent: config.user_agent.clone(),
             observer,
             timeouts: config.timeouts,
         })
@@ -171,6 +174,9 @@ impl Client {
         way: Way,
         mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Error> {
+        if let Some(agent) = &self.agent {
+            agent.name(request.headers_mut());
+        }
         if let Some(authorization) = self.proxies.authorization(request.uri()) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }

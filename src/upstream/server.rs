@@ -1,6 +1,6 @@
 //! One endpoint at run time: whether it is up, whether it takes our logins, and how it wants to be asked.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::error::Error;
 use super::hedge;
 use super::login::Identity;
 use super::path_pauses::PathPauses;
@@ -52,6 +53,8 @@ pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    /// Why it last gave no usable answer.
+    trouble: Mutex<Option<Arc<str>>>,
     waits: Mutex<Waits>,
     /// Tells those who wait for it that a look has found it of no use.
     condemned: Notify,
@@ -69,7 +72,20 @@ impl Server {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
+        let trouble = Mutex::default();
+        Self {
+            index,
+            endpoint,
+            circuit,
+            trouble,
+            waits,
+            condemned,
+            rests_until,
+            paused,
+            quota,
+            refusals,
+            scheme,
+        }
     }
 
     /// Its place in the configuration.
@@ -94,13 +110,20 @@ impl Server {
         }
     }
 
-    /// Notes that it did not answer; true if it now counts as down.
-    pub(super) fn failed(&self) -> bool {
+    /// Notes that it did not answer, and why; true if it now counts as down.
+    pub(super) fn failed(&self, cause: &Error) -> bool {
+        *lock(&self.trouble) = Some(cause.to_string().into());
         let opened = lock(&self.circuit).fail(Instant::now(), &mut fastrand::Rng::new());
         if opened {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint does not answer: only probes ask it now");
+            tracing::warn!(endpoint = %self.endpoint, %cause, "an upstream endpoint does not answer: only probes ask it now");
         }
         opened
+    }
+
+    /// Notes that a look has had no usable answer, and why, for whoever will be told of it. Always says so itself.
+    pub(super) fn is_useless(&self, cause: &str) -> Option<bool> {
+        *lock(&self.trouble) = Some(cause.into());
+        Some(false)
     }
 
     /// Notes how long it took until the head of an answer was here.
@@ -147,7 +170,8 @@ impl Server {
     /// Notes that a look has found it of no use.
     pub(super) fn condemn(&self) {
         if lock(&self.circuit).condemn(Instant::now(), &mut fastrand::Rng::new()) {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
+            let cause = lock(&self.trouble).clone();
+            tracing::warn!(endpoint = %self.endpoint, cause = cause.as_deref(), "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
     }

@@ -67,3 +67,4 @@ mod tiers;
 mod tls;
 mod vault;
 mod verify;
+mod words;
