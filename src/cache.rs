@@ -438,7 +438,7 @@ impl Cache {
     /// Fails as upstream did, if it said a moment ago that this is not there.
     fn not_absent(&self, repo: &Repo, path: &str) -> Result<(), Error> {
         match lock(&self.0.absent).get(&(repo.clone(), path.to_owned())) {
-            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone()),
+            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone().remembered()),
             _ => Ok(()),
         }
     }

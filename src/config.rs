@@ -5,8 +5,8 @@
 //! not configured, private images behind an open door.
 
 mod changes;
+mod shown;
 
-use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,8 @@ const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
 
 /// What stands in a line, or in the head of its section, if a value there may be secret.
 const MAY_BE_LOGIN: [&str; 5] = ["credentials", "password", "headers", "token", "secret"];
+/// A key that has one of these words in it, and never a secret behind it.
+const NO_LOGIN: &str = "token_seconds";
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -264,41 +266,6 @@ impl Config {
     }
 }
 
-/// What is in force, one setting a line: what an operator wants to see before it is.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "data_dir {}", self.data_dir.display())?;
-        for address in &self.http.listen {
-            writeln!(f, "http.listen {address}")?;
-        }
-        writeln!(f, "admin.listen {}", self.admin.listen)?;
-        if let Some(address) = self.admin.metrics_listen {
-            writeln!(f, "admin.metrics_listen {address}")?;
-        }
-        let default = self.default_upstream.0.as_ref();
-        write!(f, "default_upstream {}", default.map_or("none", |registry| registry.as_str()))?;
-        for endpoint in self.parents.iter().flat_map(|parents| &parents.endpoints) {
-            write!(f, "\nparent {endpoint}")?;
-        }
-        for upstream in &self.upstreams {
-            write!(f, "\nupstream {}", upstream.registry)?;
-            for endpoint in &upstream.endpoints {
-                write!(f, " {endpoint}")?;
-            }
-            for endpoint in upstream.fallbacks.iter().flat_map(|fallback| &fallback.endpoints) {
-                write!(f, " fallback {endpoint}")?;
-            }
-            if upstream.mirror {
-                write!(f, " mirror")?;
-            }
-            if upstream.offline {
-                write!(f, " offline")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Line, key, value and what was expected. What could be a login is not shown: people paste what they are shown.
 fn describe(error: &toml::de::Error, text: &str) -> String {
     let message = error.message();
@@ -309,7 +276,8 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default().trim();
     let section = before.lines().rev().find(|line| line.trim_start().starts_with('[')).unwrap_or_default();
-    let is_about = |word: &&str| line.contains(word) || section.contains(word);
+    let plain = line.replace(NO_LOGIN, "");
+    let is_about = |word: &&str| plain.contains(word) || section.contains(word);
     let may_be_login = MAY_BE_LOGIN.iter().any(is_about) || line.contains('@');
     let key = match line.split_once('=') {
         // A value of several lines may have such a sign in it.
@@ -324,7 +292,27 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
         value if value.is_empty() || value == key || value.contains(['@', '\n']) => String::new(),
         value => format!(" {value}:"),
     };
-    format!("line {number}: {key}:{value} {message}")
+    let path = path_to(&before[before.rfind('\n').map_or(0, |end| end + 1)..]);
+    format!("line {number}: {}:{value} {message}", path.as_deref().unwrap_or(key))
+}
+
+/// The key of what comes behind the beginning of a line, with those of the tables in that line that it is in:
+/// `limits = { connections = 1, bytes_per_second = ` is about `limits.bytes_per_second`. None where that cannot be told.
+fn path_to(line: &str) -> Option<String> {
+    let (mut tables, mut key, mut begin) = (Vec::new(), "", 0);
+    for (at, c) in line.char_indices() {
+        match c {
+            '=' => key = line[begin..at].trim(),
+            '{' => tables.push(std::mem::take(&mut key)),
+            '}' => key = tables.pop()?,
+            ',' => {}
+            _ => continue,
+        }
+        begin = at + 1;
+    }
+    tables.push(key);
+    let path: Vec<_> = tables.into_iter().filter(|key| !key.is_empty()).collect();
+    (!path.is_empty() && path.iter().all(|key| is_key(key))).then(|| path.join("."))
 }
 
 /// Whether a text in front of a `=` is a key, or several joined by dots, and nothing besides.

@@ -20,6 +20,7 @@ mod lists;
 mod multipart;
 mod outlet;
 mod peers;
+mod refusal;
 pub(crate) mod registry;
 mod response;
 #[expect(unsafe_code, reason = "asks the kernel for something that has no safe name")]
@@ -292,7 +293,7 @@ async fn exchange(
             let (visit, plane) = &*ours;
             let mut response = match head::fault(request.version(), request.headers()) {
                 None => plane.answer(peer, visit, request, transport).await,
-                Some(fault) => head::refuse(fault),
+                Some(fault) => plane.refuse(peer, &request, fault),
             };
             if is_last {
                 head::close(&mut response);
@@ -333,6 +334,14 @@ impl Plane {
         match self {
             Self::Data(data, _) => data.greet(peer.ip()),
             Self::Admin(_) | Self::Metrics(_) => Visit::begin(peer.ip(), None),
+        }
+    }
+
+    /// Refuses a request whose head means different things to different programs.
+    fn refuse(&self, peer: SocketAddr, request: &Request<Incoming>, fault: &str) -> Response<Body> {
+        match self {
+            Self::Data(data, _) => data.now().refuse_head(peer, request, fault),
+            Self::Admin(_) | Self::Metrics(_) => head::refuse(fault),
         }
     }
 

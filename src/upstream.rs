@@ -29,6 +29,7 @@
 //! which are loops over it.
 
 mod address;
+mod agent;
 mod auth;
 mod blob;
 mod challenge;
@@ -91,6 +92,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
+pub use self::agent::UserAgent;
 pub use self::blob::{BlobStream, Claim};
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{

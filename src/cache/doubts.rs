@@ -53,8 +53,10 @@ impl Doubts {
         let Some(Doubt { failed, removed, revoked }) = doubts.get(&(repo.clone(), tag.clone())) else {
             return Heard { word: Word::Open, refusal: None, revoked: false };
         };
-        let refusal =
-            removed.as_ref().filter(|(at, _)| at.elapsed() < MEMORY).map(|(_, error)| error.clone());
+        let refusal = removed
+            .as_ref()
+            .filter(|(at, _)| at.elapsed() < MEMORY)
+            .map(|(_, error)| error.clone().remembered());
         let word = match &refusal {
             Some(_) => Word::Removed,
             None if failed.is_some_and(|at| at.elapsed() < MEMORY) => Word::Silent,

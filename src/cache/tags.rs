@@ -334,7 +334,7 @@ impl Cache {
                 let manifest =
                     self.manifest_by_digest(repo, &digest, context).await.map_err(|error| match error {
                         // It has just said that this is what the tag means.
-                        Error::Upstream(error) if *error == upstream::Error::NotFound => {
+                        error if error.upstream() == Some(&upstream::Error::NotFound) => {
                             upstream::Error::Malformed("a tag whose manifest is not there").into()
                         }
                         error => error,

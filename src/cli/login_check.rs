@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 
+use super::output::say;
 use crate::oci::name::InvalidName;
 use crate::oci::{Image, Reference, Registry, RepoName};
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
@@ -49,29 +50,29 @@ pub(super) fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result
 }
 
 /// Tries what is named of these, and says what came of each. All is as it should be if there is nothing to put right.
-pub(super) async fn run(upstreams: &[Config], named: &[Target]) -> bool {
+pub(super) async fn run(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool> {
     if upstreams.is_empty() {
-        say("no upstream has credentials");
+        say("no upstream has credentials")?;
     }
     let mut is_fine = true;
     for config in upstreams {
-        is_fine &= try_one(config, named).await;
+        is_fine &= try_one(config, named).await?;
     }
-    is_fine
+    Ok(is_fine)
 }
 
-async fn try_one(config: &Config, named: &[Target]) -> bool {
+async fn try_one(config: &Config, named: &[Target]) -> anyhow::Result<bool> {
     let registry = &config.registry;
     let upstream = match Upstream::build(config, Arc::new(|_, _| {})) {
         Ok(upstream) => upstream,
         Err(error) => {
-            say(&format!("{registry}: {:#}", anyhow::Error::from(error)));
-            return false;
+            say(&format!("{registry}: {:#}", anyhow::Error::from(error)))?;
+            return Ok(false);
         }
     };
     if upstream.state() == State::Offline {
-        say(&format!("{registry}: skipped, because it is offline by configuration"));
-        return true;
+        say(&format!("{registry}: skipped, because it is offline by configuration"))?;
+        return Ok(true);
     }
     let named: Vec<_> = named.iter().filter(|target| target.registry == *registry).collect();
     let mut trials = Vec::new();
@@ -82,14 +83,9 @@ async fn try_one(config: &Config, named: &[Target]) -> bool {
         trials.extend(upstream.try_pull(name, reference.as_ref()).await);
     }
     for trial in &trials {
-        say(&line(registry, trial, config.has_login()));
+        say(&line(registry, trial, config.has_login()))?;
     }
-    trials.iter().all(|trial| trial.found.is_fine())
-}
-
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-fn say(line: &str) {
-    println!("{line}");
+    Ok(trials.iter().all(|trial| trial.found.is_fine()))
 }
 
 /// What came of it and what to do about it, in a line.

@@ -37,10 +37,9 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The host that was asked: of a URL in full its own, else that of the `Host` header.
+    /// The host that was asked.
     pub(super) fn host(&self) -> Option<&str> {
-        let header = || self.headers.get(HOST).and_then(|host| host.to_str().ok());
-        self.uri.authority().map(Authority::as_str).or_else(header)
+        host_of(&self.uri, &self.headers)
     }
 
     /// Whether the client says that it already has this content (`If-None-Match`, quoted or bare).
@@ -130,6 +129,12 @@ impl Asked {
         }
         response.headers_mut().insert(LINK, value(&format!("<{target}{query}>; rel=\"next\"")));
     }
+}
+
+/// The host that a request is for: that of a URL in full, else that of the `Host` header.
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    let header = || headers.get(HOST).and_then(|host| host.to_str().ok());
+    uri.authority().map(Authority::as_str).or_else(header)
 }
 
 /// Takes the body of a request that has no use for one. Closing the connection with bytes of it unread would

@@ -23,11 +23,12 @@ use serde::Deserialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::Body;
+use super::refusal::because;
 use super::response::later;
 use super::seats::network;
 use crate::pace::{Pace, PerSecond};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::ClientLimit;
+use crate::telemetry::metrics::{ClientLimit, Reason};
 use crate::units::ByteRate;
 
 /// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
@@ -196,12 +197,13 @@ impl Guest {
                 &format!("this {} has too many connections to this mirror", self.client.name),
             );
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return Some(response);
+            return Some(because(Reason::ClientLimit, response));
         }
         let now = Instant::now();
         let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
         self.limits.metrics.client_limited(ClientLimit::Requests);
-        Some(later(wait, &format!("this {} sends this mirror too many requests", self.client.name)))
+        let refusal = later(wait, &format!("this {} sends this mirror too many requests", self.client.name));
+        Some(because(Reason::ClientLimit, refusal))
     }
 
     /// Takes its part of a body: when it may have the next.

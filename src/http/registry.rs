@@ -15,20 +15,22 @@ use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{EXPECT, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::Config;
 use super::access::{Access, Verdict};
-use super::asked::{Asked, discard};
+use super::asked::{Asked, discard, host_of};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges};
+use super::head;
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Transport;
 use super::peers::Peers;
+use super::refusal::{because, because_of_silence, close};
 use super::response::{
     API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
     unrouted, wrong_address,
@@ -40,6 +42,7 @@ use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Reason;
 use crate::upstream::{Claim, HostName};
 
 /// Time within which a request has an answer's head.
@@ -158,7 +161,10 @@ impl Serving {
                 let asked = Asked { method, uri, headers, context, transport };
                 (self.respond(&asked, &mut account).await, user)
             }
-            Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
+            Err(refusal) => {
+                self.lead_astray(&mut account, &head.uri, &head.headers);
+                (*refusal, None)
+            }
         };
         if is_announced {
             discard(body).await;
@@ -167,9 +173,27 @@ impl Serving {
         if !is_of_client {
             introduce(response.headers_mut());
         }
-        account.answered(response.status().as_u16(), response.body().len());
         let brake = Brake::of(guest.into_iter().chain(user));
-        response.map(|body| body.watched(account).braked(brake))
+        close(account, response).map(|body| body.braked(brake))
+    }
+
+    /// Refuses a request whose head means different things to different programs.
+    pub(super) fn refuse_head(
+        &self,
+        peer: SocketAddr,
+        request: &Request<Incoming>,
+        fault: &str,
+    ) -> Response<Body> {
+        let method = request.method().clone();
+        let mut account = Box::new(Account::open(Arc::clone(&self.metrics), self.access_log, peer, method));
+        self.lead_astray(&mut account, request.uri(), request.headers());
+        close(account, head::refuse(fault))
+    }
+
+    /// Notes of a request that did not come as far as a route what is known of it all the same.
+    fn lead_astray(&self, account: &mut Account, uri: &Uri, headers: &HeaderMap) {
+        let registry = self.registries.meant(host_of(uri, headers), uri.path(), uri.query());
+        account.astray(uri.path(), registry);
     }
 
     /// Whether a request names a host that a listener on loopback has.
@@ -202,7 +226,10 @@ impl Serving {
         let route =
             match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
                 Ok(route) => Arc::new(route),
-                Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
+                Err(error) => {
+                    self.lead_astray(account, &asked.uri, &asked.headers);
+                    return unrouted(&error);
+                }
             };
         account.begin(&route);
         let mut response = if asked.context.is_loop() {
@@ -239,7 +266,6 @@ impl Serving {
         match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                account.cause = error.to_string();
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
                     warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
                 }
@@ -249,7 +275,9 @@ impl Serving {
                     false => unavailable(&error, subject),
                 }
             }
-            Err(_) => outage("upstream did not answer in time; the transfer may go on: try again"),
+            Err(_) => because_of_silence(outage(
+                "upstream did not answer in time; the transfer may go on: try again",
+            )),
         }
     }
 
@@ -340,10 +368,6 @@ impl Serving {
     }
 }
 
-/// An answer to a request that did not come as far as a route.
-fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
-    account.astray(uri.path());
-    response
 }
 
 /// Of the content that is answered with, if it is content.

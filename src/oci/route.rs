@@ -7,9 +7,10 @@
 //! `v2` taken out is the first one that has some of the name behind it, so below `/v2/` a name may have a
 //! component `v2` of its own.
 //!
-//! Segments are percent-decoded one by one, after splitting. One that would decode to a slash is left as it
-//! is, and since no grammar here knows a percent sign, it names nothing. The same goes for `..`: it is never
-//! resolved, and no name contains it.
+//! One thing has one name, however it is spelt: percent codes are resolved once, also that of a slash, and slashes that
+//! are doubled or stand at the end mean nothing, as distribution has it (Portainer asks for `library%2Fapp`). What comes of
+//! that is split and judged by the grammar of names, so that no spelling reaches what another does not. `..` is never
+//! resolved, and no name contains it; nor does one contain a percent sign, which a code that is wrong leaves behind.
 
 mod registries;
 mod repositories;
@@ -126,12 +127,11 @@ impl Registries {
         if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
             return Err(RouteError::PathTooLong);
         }
-        let path = path.strip_prefix('/').unwrap_or(path);
         let (mut segments, is_coded) = split(path);
-        let decoded: Vec<_>;
+        let decoded;
         if is_coded {
-            decoded = segments.iter().map(|segment| decode(segment)).collect();
-            segments = decoded.iter().map(AsRef::as_ref).collect();
+            decoded = decode_all(&segments);
+            segments = parts(&decoded);
         }
         let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
         if ![Method::GET, Method::HEAD].contains(method) {
@@ -147,6 +147,31 @@ impl Registries {
         let repo = Repo::new(registry.clone(), RepoName::parse(&name.join("/"))?);
         self.check_limits(&repo)?;
         query.route_in(repo, tail)
+    }
+}
+
+impl Registries {
+    /// The registry that a request without a route means, or seems to mean; one that is not configured as it was named.
+    pub fn meant(&self, host: Option<&str>, path: &str, query: Option<&str>) -> Option<String> {
+        let query = query.unwrap_or_default();
+        if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
+            return None;
+        }
+        let (segments, _) = split(path);
+        let decoded = decode_all(&segments);
+        let segments = parts(&decoded);
+        let found = self.decided(Query::parse(query).ns.as_deref(), host).and_then(|decided| {
+            if let Some(registry) = decided {
+                return Ok(registry.to_string());
+            }
+            let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
+            let name = without_api_root(head, tail).ok_or(RouteError::NotFound)?;
+            self.resolve(None, &name).map(|(registry, _)| registry.to_string())
+        });
+        match found {
+            Ok(registry) | Err(RouteError::UnknownRegistry(registry)) => Some(registry),
+            Err(_) => None,
+        }
     }
 }
 
@@ -170,7 +195,7 @@ impl<'a> Tail<'a> {
     fn split<'s>(segments: &'s [&'a str]) -> Option<(&'s [&'a str], Self)> {
         if let Some(root) = segments.iter().position(|segment| *segment == "v2") {
             let own = match &segments[root + 1..] {
-                [] | [""] => Some(Tail::Base),
+                [] => Some(Tail::Base),
                 ["_catalog"] => Some(Tail::Catalog),
                 ["_oci", "ext", "discover"] => Some(Tail::Extensions),
                 _ => None,
@@ -275,7 +300,7 @@ fn parse_digest(text: &str) -> Result<Digest, RouteError> {
     Digest::parse(text).map_err(|error| RouteError::Name(error.into()))
 }
 
-/// The segments of a path, and whether it has percent codes, as nearly none has.
+/// The segments of a path that are not empty, and whether it has percent codes, as nearly none has.
 fn split(path: &str) -> (Vec<&str>, bool) {
     let (mut segments, mut begin, mut is_coded) = (Vec::with_capacity(SEGMENTS_USUAL), 0, false);
     // Half of what `str::split` takes, and each request has a path.
@@ -283,15 +308,28 @@ fn split(path: &str) -> (Vec<&str>, bool) {
         if path.as_bytes()[at] == b'%' {
             is_coded = true;
         } else {
-            segments.push(&path[begin..at]);
+            if at > begin {
+                segments.push(&path[begin..at]);
+            }
             begin = at + 1;
         }
     }
-    segments.push(&path[begin..]);
+    if begin < path.len() {
+        segments.push(&path[begin..]);
+    }
     (segments, is_coded)
 }
 
-/// A segment with its percent codes resolved, unless they are malformed, not UTF-8, or hide a slash.
+fn decode_all<'a>(segments: &[&'a str]) -> Vec<Cow<'a, str>> {
+    segments.iter().map(|segment| decode(segment)).collect()
+}
+
+/// The segments of segments that may have had slashes as percent codes in them.
+fn parts<'a>(decoded: &'a [Cow<'_, str>]) -> Vec<&'a str> {
+    decoded.iter().flat_map(|segment| segment.split('/')).filter(|part| !part.is_empty()).collect()
+}
+
+/// A segment with its percent codes resolved, unless they are malformed or not UTF-8.
 fn decode(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);
@@ -309,8 +347,8 @@ fn decode(segment: &str) -> Cow<'_, str> {
         decoded.push(value);
     }
     match String::from_utf8(decoded) {
-        Ok(decoded) if !decoded.contains('/') => Cow::Owned(decoded),
-        _ => Cow::Borrowed(segment),
+        Ok(decoded) => Cow::Owned(decoded),
+        Err(_) => Cow::Borrowed(segment),
     }
 }
 

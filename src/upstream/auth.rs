@@ -206,7 +206,7 @@ impl Auth {
                     return Ok(refused.scheme.cloned());
                 }
             }
-            let scheme = match self.offered(endpoint, name, refused.headers)? {
+            let scheme = match self.offered(endpoint, name, login, refused.headers)? {
                 Some(Scheme::Bearer(realm)) if !is_final || realm.key(name, login) != **key => {
                     Scheme::Bearer(realm)
                 }
@@ -219,7 +219,7 @@ impl Auth {
         if refused.status != StatusCode::UNAUTHORIZED {
             return Ok(None);
         }
-        let offered = self.offered(endpoint, name, refused.headers)?;
+        let offered = self.offered(endpoint, name, login, refused.headers)?;
         Ok(offered.filter(|offered| match (offered, &refused.tried.proof) {
             (Scheme::Basic, Proof::Nothing) => login.is_some_and(|login| login.to_basic().is_some()),
             (Scheme::Bearer(_), Proof::Nothing) => true,
@@ -272,25 +272,36 @@ impl Auth {
         }
     }
 
-    /// The best way to log in that an answer offers: tokens, because they travel instead of the password.
+    /// The best way to log in that an answer offers: tokens, because they travel instead of the password. An offer that
+    /// the rules forbid hides no other.
     fn offered(
         &self,
         endpoint: &Url,
         name: Option<&RepoName>,
+        login: Option<&Login>,
         headers: &HeaderMap,
     ) -> Result<Option<Scheme>, Refusal> {
-        let mut basic = None;
+        let (mut basic, mut forbidden) = (None, None);
         for challenge in challenges(headers) {
-            match challenge {
-                Challenge::Bearer(Bearer { realm, service, scope, .. }) => {
-                    let (url, way) = realm::judge(&realm, endpoint, &self.registry, &self.realm_hosts)?;
+            let Challenge::Bearer(Bearer { realm, service, scope, .. }) = challenge else {
+                basic = Some(Scheme::Basic);
+                continue;
+            };
+            match realm::judge(&realm, endpoint, &self.registry, &self.realm_hosts) {
+                Ok((url, way)) => {
                     let scopes = Scopes::learn(scope.as_deref(), name);
                     return Ok(Some(Scheme::Bearer(Arc::new(Realm { url, way, service, scopes }))));
                 }
-                Challenge::Basic => basic = Some(Scheme::Basic),
+                Err(refusal) => {
+                    forbidden.get_or_insert(refusal);
+                }
             }
         }
-        Ok(basic)
+        let has_basic = login.is_some_and(|login| login.to_basic().is_some());
+        match forbidden {
+            Some(refusal) if basic.is_none() || !has_basic => Err(refusal),
+            _ => Ok(basic),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::address::{Forbidden, Guard, Names, Resolver};
+use super::agent::UserAgent;
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
 use super::identity::Identity;
@@ -87,6 +88,7 @@ pub(super) struct Client {
     /// What looks wrong with the configured certificates.
     warnings: Vec<String>,
     registry: Registry,
+    agent: Option<UserAgent>,
     observer: Observer,
     pub(super) timeouts: Timeouts,
 }
@@ -126,6 +128,7 @@ impl Client {
             offline: config.offline,
             warnings,
             registry: config.registry.clone(),
+            agent: config.user_agent.clone(),
             observer,
             timeouts: config.timeouts,
         })
@@ -189,6 +192,9 @@ impl Client {
         mut request: Request<Full<Bytes>>,
         stuck: impl Future<Output = ()>,
     ) -> Result<Response<Incoming>, Error> {
+        if let Some(agent) = &self.agent {
+            agent.name(request.headers_mut());
+        }
         if let Some(authorization) = self.proxies.authorization(request.uri()) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }

@@ -14,6 +14,7 @@ pub use super::docker_config::InvalidLogins;
 
 use super::address::Class;
 use super::cloud::NoLogin;
+use super::proxy::AtProxy;
 
 /// Longest cause kept from a lower layer; such texts end up in logs.
 const REASON_CHARACTERS_MAX: usize = 200;
@@ -197,17 +198,29 @@ impl Error {
         !self.is_outage() || self.is_unknown_question()
     }
 
-    /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
+    /// No connection, or one that broke; keeps the lowest cause, and says if that is TLS's, or met at a proxy. Tells what this machine lacks from what upstream does.
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
-        let mut lowest = error;
+        let (mut lowest, mut where_to) = (error, String::new());
         loop {
-            if let Some(error) = lowest.downcast_ref::<io::Error>().and_then(local) {
-                return Self::Local { reason: error.to_string().into() };
+            if let Some(error) = lowest.downcast_ref::<io::Error>() {
+                if let Some(error) = local(error) {
+                    return Self::Local { reason: error.to_string().into() };
+                }
+                if is_of_tls(error) {
+                    where_to += "TLS: ";
+                }
+            }
+            if let Some(proxy) = lowest.downcast_ref::<AtProxy>() {
+                where_to += &format!("{proxy}: ");
+            }
+            // hyper-util's word for it; what is below says so in some languages of the C library's only.
+            if lowest.to_string().starts_with("dns error") {
+                where_to += "DNS: ";
             }
             let Some(source) = lowest.source() else { break };
             lowest = source;
         }
-        let reason: String = lowest.to_string().chars().take(REASON_CHARACTERS_MAX).collect();
+        let reason = format!("{where_to}{lowest}").chars().take(REASON_CHARACTERS_MAX).collect::<String>();
         Self::Unreachable { reason: reason.into() }
     }
 
@@ -251,6 +264,14 @@ pub(super) fn local(error: &io::Error) -> Option<&io::Error> {
         return Some(error);
     }
     error.get_ref()?.downcast_ref::<io::Error>().and_then(local)
+}
+
+/// Whether this is about TLS. An error that wraps another is not asked for it as a source.
+fn is_of_tls(error: &io::Error) -> bool {
+    let of_inner = |inner: &io::Error| is_of_tls(inner);
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(of_inner))
 }
 
 /// A part could not be built from its configuration; the cause names no secret.

@@ -390,26 +390,34 @@ impl Upstream {
     /// Notes whether an endpoint answered, and after what time. A 5xx may be about one image or repository: a look at
     /// the endpoint decides. What this machine lacks says nothing about the endpoint.
     fn note(&self, server: &Server, sent: &Result<Response<Incoming>, Error>, wait: Duration) {
-        let is_answer = match sent {
+        match sent {
             Ok(response) if matches!(response.status().as_u16(), 502..=504) => return self.doubt(server),
             // Says nothing about the server; `doubt` finds out.
             Ok(response) if response.status().is_server_error() || is_portal(response) => return,
             Err(Error::Local { .. } | Error::Busy { .. }) => return,
-            Err(Error::Timeout | Error::Unreachable { .. }) => false,
-            Ok(_) | Err(_) => true,
-        };
-        if is_answer {
-            server.waited(wait);
-            server.succeeded();
-        } else if server.failed() {
-            self.opened.notify_one();
+            Err(error @ (Error::Timeout | Error::Unreachable { .. })) => {
+                if server.failed(error) {
+                    self.opened.notify_one();
+                }
+                return;
+            }
+            Ok(_) | Err(_) => {}
         }
+        server.waited(wait);
+        server.succeeded();
     }
 }
 
 /// Whether something in between answers with a page whatever is asked for. Registries have pages for refusals only.
 pub(super) fn is_portal(response: &Response<Incoming>) -> bool {
     response.status().is_success() && is_page(response.headers())
+}
+
+/// Whether an answer is one that a registry can give, whatever it is asked for.
+pub(super) fn is_usable(response: &Response<Incoming>) -> bool {
+    let status = response.status();
+    let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    !status.is_server_error() && !is_of_proxy && !is_portal(response)
 }
 
 /// Whether an answer is made for people.

@@ -24,6 +24,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
+use super::agent::UserAgent;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
@@ -68,6 +69,9 @@ pub struct ParentsConfig {
     /// What they are sent besides.
     #[serde(default)]
     pub headers: Headers,
+    /// How berth names itself there.
+    #[serde(default)]
+    pub user_agent: Option<UserAgent>,
     /// Addresses of hosts, in the place of those that DNS has.
     #[serde(default)]
     pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
@@ -90,6 +94,7 @@ impl ParentsConfig {
             ca: self.ca.clone(),
             client_certificate: self.client_certificate.clone(),
             headers: self.headers.clone(),
+            user_agent: self.user_agent.clone(),
             addresses: self.addresses.clone(),
             timeouts: self.timeouts,
             // They are in the site. An egress proxy is for what is not.
@@ -457,6 +462,7 @@ mod tests {
             ca: Vec::new(),
             client_certificate: None,
             headers: Headers::default(),
+            user_agent: None,
             addresses: BTreeMap::new(),
             timeouts: Timeouts::default(),
         };

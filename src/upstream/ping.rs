@@ -65,11 +65,13 @@ impl Upstream {
         let response = match self.ping(server, within).await {
             Ok(response) => response,
             Err(Error::Local { .. }) => return None,
-            Err(_) => return Some(false),
+            Err(error) => return server.is_useless(&error.to_string()),
         };
         let status = response.status();
-        let is_usable = !status.is_server_error() && status != StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-        Some(is_usable && !exchange::is_portal(&response))
+        match exchange::is_usable(&response) {
+            true => Some(true),
+            false => server.is_useless(&format!("it answers everything with {status}, or a page")),
+        }
     }
 
     /// Whether the registry itself has refused by `response`. May read its body, and may ask for `/v2/`.

@@ -61,8 +61,7 @@ impl<'a> Walk<'a> {
 /// # Errors
 /// A [`Refusal`] that names the rule.
 pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal> {
-    let location = location.to_str().map_err(|_| Refusal::RedirectTarget)?;
-    let mut target = current.join(location).map_err(|_| Refusal::RedirectTarget)?;
+    let mut target = current.join(&in_ascii(location)).map_err(|_| Refusal::RedirectTarget)?;
     target.set_fragment(None);
     let has_login = !target.username().is_empty() || target.password().is_some();
     let (false, Some(host)) = (has_login, target.host_str()) else { return Err(Refusal::RedirectTarget) };
@@ -88,6 +87,18 @@ pub(super) fn upgrade(current: &Url, target: &Url) -> Option<Url> {
     let mut upgraded = target.clone();
     upgraded.set_scheme("https").ok()?;
     Some(upgraded)
+}
+
+/// A `Location` in ASCII, as it is asked for: some write other letters as they are, in UTF-8 or in what else they have.
+fn in_ascii(location: &HeaderValue) -> String {
+    let mut text = String::with_capacity(location.len());
+    for byte in location.as_bytes() {
+        match byte.is_ascii() {
+            true => text.push(char::from(*byte)),
+            false => text += &format!("%{byte:02X}"),
+        }
+    }
+    text
 }
 
 /// Whether what may be sent to one may be sent to the other: same scheme, host and port.
@@ -145,7 +156,11 @@ mod tests {
         check("https://a/x", b"file:///etc/passwd", None);
         check("https://a/x", b"javascript:1", None);
         check("https://a/x", b"https://", None);
-        check("https://a/x", b"https://b/\xff", None);
+        check("https://a/x", "https://b/ümlaut?ä=ö".as_bytes(), Some("https://b/%C3%BCmlaut?%C3%A4=%C3%B6"));
+        check("https://a/x", "/é".as_bytes(), Some("https://a/%C3%A9"));
+        check("https://a/x", "https://bücher.example/y".as_bytes(), Some("https://xn--bcher-kva.example/y"));
+        check("https://a/x", b"https://b/\xff", Some("https://b/%FF"));
+        check("https://a/x", b"https://b\xff/y", None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One endpoint at run time: whether it is up, whether it takes our logins, and how it wants to be asked.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -55,6 +55,8 @@ pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    /// Why it last gave no usable answer.
+    trouble: Mutex<Option<Arc<str>>>,
     waits: Mutex<Waits>,
     /// Tells those who wait for it that a look has found it of no use.
     condemned: Notify,
@@ -81,10 +83,12 @@ impl Server {
         let (acquitted, evidence) = (Notify::new(), Evidence::default());
         let unanswered = Mutex::default();
         let open_until = Mutex::default();
+        let trouble = Mutex::default();
         Self {
             index,
             endpoint,
             circuit,
+            trouble,
             waits,
             condemned,
             acquitted,
@@ -126,13 +130,20 @@ impl Server {
         }
     }
 
-    /// Notes that it did not answer; true if it now counts as down.
-    pub(super) fn failed(&self) -> bool {
+    /// Notes that it did not answer, and why; true if it now counts as down.
+    pub(super) fn failed(&self, cause: &Error) -> bool {
+        *lock(&self.trouble) = Some(cause.to_string().into());
         let opened = lock(&self.circuit).fail(Instant::now(), &mut fastrand::Rng::new());
         if opened {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint does not answer: only probes ask it now");
+            tracing::warn!(endpoint = %self.endpoint, %cause, "an upstream endpoint does not answer: only probes ask it now");
         }
         opened
+    }
+
+    /// Notes that a look has had no usable answer, and why, for whoever will be told of it. Always says so itself.
+    pub(super) fn is_useless(&self, cause: &str) -> Option<bool> {
+        *lock(&self.trouble) = Some(cause.into());
+        Some(false)
     }
 
     /// Notes how long it took until the head of an answer was here.
@@ -179,7 +190,8 @@ impl Server {
     /// Notes that a look has found it of no use.
     pub(super) fn condemn(&self) {
         if lock(&self.circuit).condemn(Instant::now(), &mut fastrand::Rng::new()) {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
+            let cause = lock(&self.trouble).clone();
+            tracing::warn!(endpoint = %self.endpoint, cause = cause.as_deref(), "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
     }

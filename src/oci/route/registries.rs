@@ -18,6 +18,9 @@ use crate::oci::printable;
 /// Other names of Docker Hub: its API host, and the host in its credentials.
 const DOCKER_HUB_HOSTS: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
 
+/// The port that a registry has where its name says none: `ghcr.io:443` is `ghcr.io`.
+const HTTPS_PORT: &str = ":443";
+
 /// A registry that requests may mean, with the names it goes by.
 #[derive(Clone, Debug)]
 pub struct KnownRegistry {
@@ -120,6 +123,9 @@ impl Registries {
                 names.entry(name.to_owned()).or_insert_with(|| registry.clone());
                 hosts.entry(name.to_owned()).or_insert_with(|| registry.clone());
             }
+            if let Some(host) = registry.as_str().strip_suffix(HTTPS_PORT) {
+                names.entry(host.to_owned()).or_insert_with(|| registry.clone());
+            }
             if registry.as_str().contains('.') && !registry.as_str().contains(':') {
                 hosts.entry(registry.as_str().to_owned()).or_insert(registry);
             }
@@ -184,9 +190,6 @@ impl Registries {
 
     /// Whether the segments in front of one of the API's own paths could be a prefix of berth.
     pub(super) fn check_prefix(&self, decided: Option<&Registry>, prefix: &[&str]) -> Result<(), RouteError> {
-        if prefix.contains(&"") {
-            return Err(RouteError::NotFound);
-        }
         match prefix.first() {
             Some(first)
                 if decided.is_none() && Registry::looks_like_host(first) && self.named(first).is_none() =>
@@ -198,7 +201,9 @@ impl Registries {
     }
 
     fn named(&self, name: &str) -> Option<&Registry> {
-        self.names.get(&*lower_case(name))
+        let name = lower_case(name);
+        let without_port = || self.names.get(name.strip_suffix(HTTPS_PORT)?);
+        self.names.get(&*name).or_else(without_port)
     }
 
     fn at_host(&self, host: &str) -> Option<&Registry> {

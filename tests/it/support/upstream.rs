@@ -249,6 +249,12 @@ impl Upstream {
         self
     }
 
+    /// Offers this before Basic, in a line of its own.
+    pub(crate) fn offers(&self, challenge: &str) -> &Self {
+        self.door().offer = Some(challenge.to_owned());
+        self
+    }
+
     /// Says of its tokens that they live so long; `None`: says nothing.
     pub(crate) fn tokens_live(&self, seconds: Option<u64>) -> &Self {
         self.door().expires_in = seconds;

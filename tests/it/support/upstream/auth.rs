@@ -35,6 +35,8 @@ pub(super) struct Door {
     pub(super) expires_in: Option<u64>,
     /// Bytes that each token is longer than it need be.
     pub(super) padding: usize,
+    /// What it offers besides, first.
+    pub(super) offer: Option<String>,
     /// Tokens below this serial are worth nothing any more.
     first_valid_serial: u64,
 }
@@ -56,6 +58,7 @@ impl Default for Door {
             refusal: None,
             expires_in: Some(300),
             padding: 0,
+            offer: None,
             first_valid_serial: 0,
         }
     }
@@ -103,7 +106,8 @@ impl Door {
                         && repository.is_none_or(|name| name.starts_with(&user.prefix))
                 });
                 let passes = user.is_some() || repository.is_some_and(|name| self.is_anonymous(name));
-                (!passes).then(|| refusal("Basic realm=\"fake\""))
+                let offer = self.offer.iter().map(String::as_str);
+                (!passes).then(|| offers(offer.chain(["Basic realm=\"fake\""])))
             }
             Auth::Bearer => {
                 let token = given.strip_prefix("Bearer ");
@@ -182,6 +186,13 @@ impl Door {
 
 fn refusal(challenge: &str) -> Answer {
     Answer::error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge)
+}
+
+fn offers<'a>(challenges: impl Iterator<Item = &'a str>) -> Answer {
+    let mut refusal = Answer::error(401, "UNAUTHORIZED");
+    // Each in a line of its own.
+    refusal.headers.extend(challenges.map(|it| ("WWW-Authenticate".to_owned(), it.to_owned())));
+    refusal
 }
 
 /// The repository that a path is in, if any.

@@ -16,6 +16,8 @@ pub(crate) enum Fault {
     Status(u16),
     /// 429 with `Retry-After` in seconds.
     Limited(u64),
+    /// The same answer with this status.
+    As(u16),
     /// 200 with the page of a captive portal.
     Html,
     /// This status, media type and body, as an ingress or a store says it.
@@ -145,6 +147,7 @@ impl Fault {
     pub(super) fn befall(self, answer: &mut Answer, request: &Request) {
         match self {
             Self::Status(status) => *answer = Answer::error(status, "UNKNOWN"),
+            Self::As(status) => answer.status = status,
             Self::Limited(seconds) => {
                 *answer = Answer::error(429, "TOOMANYREQUESTS").header("Retry-After", &seconds.to_string());
             }
