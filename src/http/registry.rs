@@ -368,8 +368,6 @@ impl Serving {
     }
 }
 
-}
-
 /// Of the content that is answered with, if it is content.
 fn digest_of(route: &Route, response: &Response<Body>) -> Option<Digest> {
     match route {
