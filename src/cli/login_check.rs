@@ -111,7 +111,7 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Denied => "it wants a login, if only at its door: set `credentials`",
         Error::Limited { .. } | Error::Busy { .. } => "try again later",
-        Error::NotFound => "there is no registry: check the path in `endpoints`",
+        Error::NotFound | Error::UnknownRegistry => "there is no registry: check the path in `endpoints`",
         Error::Unreachable { .. } | Error::Timeout => {
             "check `endpoints`, the network, `proxy`, and `ca` for certificates of one's own"
         }

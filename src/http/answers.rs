@@ -104,7 +104,8 @@ impl Answers {
         }
     }
 
-    fn are_none(&self) -> bool {
+    /// Whether none is under way.
+    pub(super) fn are_none(&self) -> bool {
         self.under_way.load(Ordering::Acquire) & !LEAVING == 0
     }
 

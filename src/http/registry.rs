@@ -24,6 +24,7 @@ use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
+use super::drain::{GoingOn, stopping};
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
@@ -63,6 +64,8 @@ pub struct Serving {
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
+    /// While berth stops.
+    pub(super) going_on: GoingOn,
 }
 
 impl Serving {
@@ -102,6 +105,7 @@ impl Serving {
             metrics,
             access_log,
             list_private,
+            going_on: GoingOn::default(),
         })
     }
 
@@ -152,7 +156,7 @@ impl Serving {
             Ok(user) => {
                 let Parts { method, uri, headers, .. } = head;
                 let asked = Asked { method, uri, headers, context, transport };
-                (self.respond(&asked, &mut account).await, user)
+                (self.respond(&asked, visit, &mut account).await, user)
             }
             Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
         };
@@ -194,13 +198,16 @@ impl Serving {
         Err(Box::new(refusal))
     }
 
-    async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {
+    async fn respond(&self, asked: &Asked, visit: &Visit, account: &mut Account) -> Response<Body> {
         let route =
             match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
                 Ok(route) => Arc::new(route),
                 Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
             };
         account.begin(&route);
+        if visit.is_late() && !self.goes_on(visit, asked, &route) {
+            return stopping();
+        }
         let mut response = if asked.context.is_loop() {
             in_a_loop()
         } else {

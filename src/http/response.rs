@@ -15,6 +15,7 @@ use hyper::{Response, StatusCode};
 
 use super::body::Body;
 use crate::cache;
+use crate::context::declare_unknown_registry;
 use crate::oci::error::{self, ErrorCode};
 use crate::oci::name::InvalidName;
 use crate::oci::route::RouteError;
@@ -100,13 +101,9 @@ pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
         RouteError::NotFound => {
             failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such path in the registry API")
         }
-        RouteError::UnknownRegistry(name) => failure(
-            StatusCode::NOT_FOUND,
-            ErrorCode::NameUnknown,
-            &format!(
-                "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
-            ),
-        ),
+        RouteError::UnknownRegistry(name) => unknown_registry(&format!(
+            "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
+        )),
         RouteError::NoDefault => failure(
             StatusCode::NOT_FOUND,
             ErrorCode::NameUnknown,
@@ -134,6 +131,13 @@ pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
             invalid(code, &error.to_string())
         }
     }
+}
+
+/// A registry that is not asked here; another berth may know whom else to ask.
+fn unknown_registry(message: &str) -> Response<Body> {
+    let mut response = failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
+    declare_unknown_registry(response.headers_mut());
+    response
 }
 
 /// Who must log in first.
@@ -201,9 +205,7 @@ fn never(message: &str) -> Response<Body> {
 pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
     use cache::Error;
     match error {
-        Error::NoUpstream => {
-            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
-        }
+        Error::NoUpstream => unknown_registry("this registry is not configured here"),
         Error::Upstream(error) => refused(error, subject),
         Error::Down => outage("upstream is down and nothing is stored"),
         Error::Missing(missing) => never(&missing.to_string()),
@@ -231,6 +233,9 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     use upstream::Error;
     match error {
         Error::NotFound => unknown(subject),
+        Error::UnknownRegistry => unknown_registry(
+            "this registry is not configured here, nor at the parents that were asked: add an [[upstream]] for it there, or pull from it directly",
+        ),
         // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
         Error::Denied => failure(
             StatusCode::NOT_FOUND,

@@ -24,6 +24,9 @@ pub enum Error {
     /// Upstream says that there is no such thing.
     #[error("upstream does not have it")]
     NotFound,
+    /// A parent does not know the registry. That is no word of the registry's own.
+    #[error("the parents that were asked do not know this registry")]
+    UnknownRegistry,
     /// Upstream refuses this repository, to nobody in particular or to a login that it accepts.
     #[error("upstream denies access")]
     Denied,
@@ -175,6 +178,7 @@ impl Error {
             | Self::Local { .. }
             | Self::Timeout => Next::Again,
             Self::NotFound
+            | Self::UnknownRegistry
             | Self::Denied
             | Self::Limited { .. }
             | Self::Busy { .. }
@@ -275,6 +279,7 @@ mod tests {
         };
         let limited = |seconds: Option<u64>| Error::Limited { retry_after: seconds.map(Duration::from_secs) };
         check(Error::NotFound, Next::Elsewhere, false);
+        check(Error::UnknownRegistry, Next::Elsewhere, true);
         check(Error::Denied, Next::Elsewhere, false);
         check(Error::LoginRefused, Next::Elsewhere, true);
         check(limited(None), Next::Again, true);

@@ -24,9 +24,9 @@ use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
 use super::{Upstream, path_pauses, redirect, rename, retry};
-use crate::context::RequestContext;
 use crate::context::via::Instance;
-use crate::oci::RepoName;
+use crate::context::{self, RequestContext};
+use crate::oci::{Repo, RepoName};
 
 /// How berth names itself to upstreams.
 pub(super) const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
@@ -262,10 +262,24 @@ impl Upstream {
         let seat = reply.seat.take();
         ask.context.answered();
         let judged = judge(reply, login.is_some());
-        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
+        let Some(peer) = self.peer() else {
+            let judged = match judged {
+                // Nobody but a parent is asked for more registries than its own.
+                Err(Error::UnknownRegistry) => Err(Error::NotFound),
+                judged => judged,
+            };
+            return judged.map(|response| Answer { response, public, seat });
+        };
         match judged {
+            // Of one that is listed it is told by asking for it.
+            Err(Error::UnknownRegistry) if !self.registry.is_unlisted() => Err(Error::NotFound),
+            Err(Error::UnknownRegistry) => {
+                peer.unknown().note(&self.registry);
+                Err(Error::UnknownRegistry)
+            }
             Ok(response) => {
-                let public = peer.hear(ask.name, response.headers(), public);
+                let repo = Repo::new(self.registry.clone(), ask.name.clone());
+                let public = peer.hear(repo, response.headers(), public);
                 Ok(Answer { response, public, seat })
             }
             // What a berth cannot get now says nothing about how often it may be asked.
@@ -394,6 +408,7 @@ pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>
     let status = response.status();
     match status.as_u16() {
         200 | 206 => Ok(response),
+        404 if !elsewhere && context::is_unknown_registry(response.headers()) => Err(Error::UnknownRegistry),
         404 => Err(Error::NotFound),
         // What an object store refuses, such as a HEAD with a signature for GET, is not the registry's word.
         401 if !elsewhere => {
