@@ -307,7 +307,7 @@ async fn exchange(
                 None => plane.answer(peer, visit, request, transport).await,
                 Some(fault) => head::refuse(fault),
             };
-            if is_last || is_late {
+            if is_last || visit.is_late() {
                 head::close(&mut response);
             }
             Ok::<Response<Body>, &str>(response.map(|body| body.under_way(answer)))
@@ -322,16 +322,19 @@ async fn exchange(
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     if is_late {
-        let ended = tokio::select! {
-            ended = connection => ended,
-            () = says_nothing(&answers) => return Err("no request came in time, and berth stops".to_owned()),
-        };
-        return ended.map(|()| begun.0.has_gone_on()).map_err(|error| error.to_string());
+        return answer_late(connection, &answers, &begun.0).await;
     }
     tokio::select! {
         result = connection.as_mut() => return result.map(|()| false).map_err(|error| error.to_string()),
         () = answers.rested_too_long() => return Err("no request came in time".to_owned()),
-        () = turned_true(&mut stop) => connection.as_mut().graceful_shutdown(),
+        () = turned_true(&mut stop) => {
+            if answers.are_yet_to_come() && matches!(begun.1, Plane::Data(..)) {
+                // It was taken a moment ago, and its request is on its way.
+                begun.0.be_late();
+                return answer_late(connection, &answers, &begun.0).await;
+            }
+            connection.as_mut().graceful_shutdown();
+        }
     }
     let was_answering = !answers.are_none();
     // hyper would go on waiting for a head that was never begun, or never ended.
@@ -342,6 +345,19 @@ async fn exchange(
         }
     };
     result.map(|()| was_answering).map_err(|error| error.to_string())
+}
+
+/// Lets a connection have one answer while berth stops.
+async fn answer_late(
+    connection: impl Future<Output = hyper::Result<()>>,
+    answers: &Answers,
+    visit: &Visit,
+) -> Result<bool, String> {
+    let ended = tokio::select! {
+        ended = connection => ended,
+        () = says_nothing(answers) => return Err("no request came in time, and berth stops".to_owned()),
+    };
+    ended.map(|()| visit.has_gone_on()).map_err(|error| error.to_string())
 }
 
 /// Ends when a connection that is to have one answer has none under way, though there was time to ask for it.

@@ -156,7 +156,7 @@ pub(super) struct Visit {
     client: Who,
     guest: Mutex<Option<Arc<Guest>>>,
     /// Whether it came while berth stops.
-    is_late: bool,
+    is_late: AtomicBool,
     /// Whether it has gone on with what was under way then.
     has_gone_on: AtomicBool,
 }
@@ -166,17 +166,27 @@ impl Visit {
     pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
         let client = Who::Address(network(client));
         let guest = limits.map(|limits| limits.greet(client.clone()));
-        Self { client, guest: Mutex::new(guest), is_late: false, has_gone_on: AtomicBool::new(false) }
+        Self {
+            client,
+            guest: Mutex::new(guest),
+            is_late: AtomicBool::new(false),
+            has_gone_on: AtomicBool::new(false),
+        }
     }
 
     /// The same, which came while berth stops, if so.
     pub(super) fn late(self, is_late: bool) -> Self {
-        Self { is_late, ..self }
+        Self { is_late: AtomicBool::new(is_late), ..self }
+    }
+
+    /// Berth stops before its first request.
+    pub(super) fn be_late(&self) {
+        self.is_late.store(true, Ordering::Relaxed);
     }
 
     /// Whether it did.
     pub(super) fn is_late(&self) -> bool {
-        self.is_late
+        self.is_late.load(Ordering::Relaxed)
     }
 
     /// It goes on with what was under way.
