@@ -14,6 +14,7 @@
 //! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
 //! content and the same work under way, and whoever has the old one goes on with it.
 
+mod attestations;
 mod chunk;
 mod claims;
 mod config;
@@ -36,6 +37,7 @@ mod refresh;
 mod schedule;
 mod tags;
 mod taken;
+mod upstreams;
 mod writer;
 
 use std::collections::HashMap;
@@ -94,6 +96,8 @@ pub struct Cache(Arc<Inner>);
 /// What a configuration says, over what is the same whatever it says.
 struct Inner {
     upstreams: HashMap<Registry, Arc<Upstream>>,
+    /// For every registry that is not among these, if any may be meant.
+    unlisted: Option<Arc<Upstream>>,
     /// The names under which each registry is configured: see [`Upstream::is_one_with`].
     one_with: HashMap<Registry, Vec<Registry>>,
     rules: Rules,
@@ -174,6 +178,8 @@ impl Cache {
             complete: config.complete,
             completions: shared.completions.clone(),
         };
+        let (mut unlisted, upstreams): (Vec<_>, Vec<_>) =
+            upstreams.into_iter().partition(|upstream| upstream.registry().is_unlisted());
         let one_with = upstreams.iter().map(|upstream| {
             let same = upstreams
                 .iter()
@@ -185,15 +191,17 @@ impl Cache {
         let one_with = one_with.collect();
         let upstreams =
             upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
-        Self(Arc::new(Inner { upstreams, one_with, rules, filler: Arc::new(filler), shared }))
+        let unlisted = unlisted.pop();
+        Self(Arc::new(Inner { upstreams, unlisted, one_with, rules, filler: Arc::new(filler), shared }))
     }
 
     /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
     /// another has taken its place.
     pub fn forget(&self, registry: &Registry) {
-        let is_of = |repo: &Repo| repo.registry == *registry;
+        let is_all = *registry == Registry::all_unlisted();
+        let is_of = |repo: &Repo| repo.registry == *registry || is_all && repo.registry.is_unlisted();
         self.forget_absences(is_of);
-        self.0.doubts.forget_all(registry);
+        self.0.doubts.forget_all(is_of);
         let mut troubled = lock(&self.0.troubled);
         let of_registry: Vec<_> =
             troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
@@ -209,7 +217,7 @@ impl Cache {
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.
     pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Blob> {
-        self.upstream(repo).ok()?;
+        self.is_served(repo).then_some(())?;
         let stored = self.0.store.blob_at_hand(repo, digest)?;
         self.0.metrics.served(Kind::Blob, Source::Hit);
         Some(Blob::stored(stored, digest, &self.0.store))
@@ -292,7 +300,7 @@ impl Cache {
             let (mut reader, source) = match self.0.flights.enter(&key, public, &asker) {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
-                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
+                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(&upstream)));
                     (reader, Source::Miss)
                 }
                 Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
@@ -390,9 +398,9 @@ impl Cache {
         Ok((claim, if joined { Source::Join } else { Source::Miss }))
     }
 
-    /// Every upstream.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        self.0.upstreams.values().map(Arc::as_ref)
+    /// Whether a blob is being brought or read, or was read a moment ago: who reads it in parts has yet to ask for the next.
+    pub fn is_going_on(&self, repo: &Repo, digest: &Digest) -> bool {
+        self.0.flights.is_under_way(&self.key(repo, digest)) || self.0.store.was_read_lately(digest)
     }
 
     /// Stops the transfers under way; what they have is kept for the next start.
@@ -403,28 +411,14 @@ impl Cache {
         }
     }
 
-    fn upstream(&self, repo: &Repo) -> Result<&Arc<Upstream>, Error> {
-        self.0.upstreams.get(&repo.registry).ok_or(Error::NoUpstream)
-    }
-
     /// Whether content is stored, for whomever it may be.
     async fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(self.0.store.blob(digest).await?.is_some())
     }
 
-    /// What a content is as a transfer of a repository's registry.
-    fn key(&self, repo: &Repo, digest: &Digest) -> PartialKey {
-        PartialKey::new(self.one_with(&repo.registry).first().unwrap_or(&repo.registry), digest)
-    }
-
-    /// The names under which a registry is configured, always in the same order.
-    fn one_with(&self, registry: &Registry) -> &[Registry] {
-        self.0.one_with.get(registry).map(Vec::as_slice).unwrap_or_default()
-    }
-
     /// How a blob comes to a client without the disk.
     fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
-        let upstream = Arc::clone(self.upstream(repo)?);
+        let upstream = self.upstream(repo)?.into_owned();
         Ok(Detour {
             context: upstream.settle(context, digest)?,
             upstream,

@@ -196,8 +196,26 @@ impl Config {
             hosts: upstream.hosts.clone(),
             repositories: upstream.repositories.clone(),
         });
-        Registries::new(known.collect(), self.default_upstream.0.clone())
-            .context("[[upstream]] and default_upstream")
+        let registries = Registries::new(known.collect(), self.default_upstream.0.clone())
+            .context("[[upstream]] and default_upstream")?;
+        Ok(registries.taking_any(self.unlisted().is_some()))
+    }
+
+    /// What is asked for registries that are not listed; `None` if nobody is.
+    pub fn unlisted(&self) -> Option<upstream::Config> {
+        upstream::Config::unlisted(self.parents.as_ref()?, self.offline)
+    }
+
+    /// All that is asked: an upstream for each registry, and one for those that are not listed.
+    pub fn all_upstreams(&self) -> Vec<upstream::Config> {
+        self.upstreams.iter().cloned().chain(self.unlisted()).collect()
+    }
+
+    /// What the store must know.
+    pub fn limits(&self) -> store::Limits {
+        let listed = || self.upstreams.iter().map(|upstream| upstream.registry.clone()).collect();
+        let sharing = self.unlisted().is_some().then(listed);
+        store::Limits { sharing, ..self.cache.limits(self.pins.clone()) }
     }
 
     /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now.
@@ -254,12 +272,12 @@ impl Config {
         self.admin.check()?;
         let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
         ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
-        let private = self.upstreams.iter().find(|upstream| upstream.has_identity());
+        let private = self.all_upstreams().into_iter().find(upstream::Config::has_identity);
         if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
             bail!(
                 "http.listen {address} is open to everybody while upstream {} knows berth by credentials, a client \
                  certificate or headers: anyone could read its private images. Set http.allow, http.htpasswd or http.tls.client_ca, or listen on 127.0.0.1",
-                upstream.registry
+                upstream.registry.label()
             );
         }
         Ok(())
@@ -401,6 +419,8 @@ mod tests {
     #[test]
     fn the_examples_of_tiers_are_right() {
         let node = read(include_str!("../config/node.toml")).unwrap();
+        assert!(node.unlisted().is_some(), "it cannot know what its site knows");
+        assert_eq!(node.cache.min_free, store::Size::Share(20.0), "the kubelet evicts pods below 15 %");
         assert!(node.upstreams.iter().all(|upstream| upstream.parents.is_some()));
         let site = read(include_str!("../config/site.toml")).unwrap();
         assert!(site.upstreams.iter().all(|upstream| upstream.parents.is_none()));

@@ -22,6 +22,7 @@
 //!   nothing but what needs it (`lookups`).
 //! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
 //!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
+//! - What no configuration lists is asked of parents alone, and takes up nothing of its own (`unlisted`).
 //! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
@@ -60,6 +61,7 @@ mod parents;
 mod path_pauses;
 mod ping;
 mod pool;
+mod privacy;
 mod program;
 mod proxy;
 mod quota;
@@ -77,12 +79,14 @@ mod tests;
 mod token;
 mod trial;
 mod turns;
+mod unlisted;
 mod vault;
 mod verdict;
 mod waits;
 mod watched;
 
 use std::future::pending;
+use std::ops::Deref;
 use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +130,7 @@ use self::limit::Limits;
 use self::parents::{Parents, Peer};
 use self::sameness::Sameness;
 use self::server::{Probe, Server};
-use crate::oci::{Registry, RepoName, Speaker};
+use crate::oci::{Registry, Speaker};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -145,7 +149,7 @@ pub enum State {
 /// What an [`Upstream`] is asked as.
 enum Role {
     /// The registry, by way of its parents if it has any, and what is asked when its own endpoints have no answer.
-    Registry(Option<Box<Parents>>, Vec<Arc<Upstream>>),
+    Registry(Option<Arc<Parents>>, Vec<Arc<Upstream>>),
     /// One of the parents.
     Parent(Peer),
     /// One of the fallbacks; the index of its first endpoint.
@@ -156,6 +160,19 @@ enum Role {
 pub struct Upstream {
     registry: Registry,
     role: Role,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Upstream {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What it takes to ask; registries that no configuration lists share one.
+pub struct Shared {
     /// What it has in common with itself under another name; `None` if it is asked by that name, as mirrors are.
     sameness: Option<Sameness>,
     /// The endpoints of the registry itself; none if only parents are asked.
@@ -184,7 +201,7 @@ impl Upstream {
     /// # Errors
     /// [`BuildError`] when the configuration names something that cannot be used.
     pub fn build(config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
-        let parents = Parents::build(config, &observer)?.map(Box::new);
+        let parents = Parents::build(config, &observer)?.map(Arc::new);
         let role = Role::Registry(parents, fallback::build_all(config, &observer)?);
         if config.mirror {
             // It is asked by way of its endpoints, and these have all that is needed.
@@ -197,7 +214,7 @@ impl Upstream {
 
     fn build_as(role: Role, config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
         let registry = config.registry.clone();
-        if config.endpoints.is_empty() {
+        if config.endpoints.is_empty() && !config.asks_only_parents() {
             return Err(BuildError::NoEndpoints { registry });
         }
         let first = match &role {
@@ -208,7 +225,7 @@ impl Upstream {
         let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
         let servers = (first..).zip(endpoints.iter().cloned());
         let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-        Ok(Arc::new(Self {
+        let shared = Shared {
             servers: servers
                 .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
                 .collect(),
@@ -226,9 +243,8 @@ impl Upstream {
             opened: Notify::new(),
             is_retired: AtomicBool::new(false),
             sameness: Sameness::of(config),
-            role,
-            registry,
-        }))
+        };
+        Ok(Arc::new(Self { registry, role, shared: Arc::new(shared) }))
     }
 
     /// The name that images carry.
@@ -244,26 +260,6 @@ impl Upstream {
     /// Whether another has taken its place: what it says now says nothing about what that will.
     pub fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Acquire)
-    }
-
-    /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
-    pub async fn is_public(&self, name: &RepoName) -> bool {
-        // Through which login a parent has its content is known from its answers only.
-        let is_by_parents = self.parents().is_none_or(|parents| parents.is_public(name));
-        is_by_parents && self.is_own_public(name).await && self.are_fallbacks_public(name).await
-    }
-
-    /// The same of its own endpoints.
-    async fn is_own_public(&self, name: &RepoName) -> bool {
-        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
-        !self.is_always_known && !self.credential.applies_to(&there).await
-    }
-
-    /// Whether what it has of a repository is for those with a login, as far as that is known without being asked: a
-    /// parent that has not been asked yet has not said.
-    pub async fn is_known_private(&self, name: &RepoName) -> bool {
-        let is_by_parents = self.parents().is_some_and(|parents| parents.is_private(name));
-        is_by_parents || !self.is_own_public(name).await || !self.are_fallbacks_public(name).await
     }
 
     /// Whether it is asked by way of parents, whose answers say whether content is for everybody.

@@ -166,7 +166,7 @@ async fn out_of_use(users: &Weak<Upstream>, retired: oneshot::Receiver<()>) {
 
 /// Counts what happens on the way to an upstream.
 fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
-    let registry = registry.as_str();
+    let registry = registry.label();
     match event {
         Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
         Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),

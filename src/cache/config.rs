@@ -60,7 +60,7 @@ impl Config {
     /// What the store must know of it.
     pub fn limits(&self, pins: Vec<Pin>) -> Limits {
         let Self { max_bytes, min_free, lease, .. } = *self;
-        Limits { max_bytes, min_free, lease, pins }
+        Limits { max_bytes, min_free, lease, pins, sharing: None }
     }
 }
 

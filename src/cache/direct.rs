@@ -276,7 +276,7 @@ impl Direct {
     async fn receive(&mut self) -> Result<(), Error> {
         let chunk = self.pump.as_mut().ok_or(Error::GivenUp)?.chunk().await?;
         let Detour { upstream, metrics, digest, .. } = &self.detour;
-        metrics.received(Kind::Blob, upstream.registry().as_str(), chunk.len() as u64);
+        metrics.received(Kind::Blob, upstream.registry().label(), chunk.len() as u64);
         let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);
         self.received += chunk.len() as u64;
         if let Proof::Pending(verifier) = &mut self.proof {

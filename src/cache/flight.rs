@@ -300,6 +300,11 @@ impl Flights {
         Some(file.size)
     }
 
+    /// Whether a flight brings this.
+    pub(super) fn is_under_way(&self, key: &PartialKey) -> bool {
+        self.lock().contains_key(key)
+    }
+
     /// Whether a flight brings this for one repository alone.
     pub(super) fn is_private(&self, key: &PartialKey) -> bool {
         self.lock().get(key).is_some_and(|flight| !flight.public)

@@ -194,7 +194,7 @@ impl Cache {
                 Verdict::Serve => return serve(kept, Source::Hit).await,
                 Verdict::ServeStale | Verdict::ServeRemoved => return serve(kept, Source::Stale).await,
                 Verdict::ServeAndCheck => {
-                    let (cache, upstream) = (self.clone(), Arc::clone(upstream));
+                    let (cache, upstream) = (self.clone(), Arc::clone(&upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(async move {
                         cache.ask_for_referrers(upstream, &repo, &digest, &context, None).await
@@ -208,7 +208,7 @@ impl Cache {
             // Who waits for upstream, and for a place there, holds none.
             kept = None;
             let limit = Some(context.patience(limit));
-            match self.ask_for_referrers(Arc::clone(upstream), repo, digest, context, limit).await {
+            match self.ask_for_referrers(Arc::clone(&upstream), repo, digest, context, limit).await {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
                     debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");

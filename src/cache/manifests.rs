@@ -41,7 +41,7 @@ impl Cache {
     /// The manifest that `reference` names in `repo`, if it may be served as it is known and that is known without
     /// a wait for anything.
     pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
-        self.upstream(repo).ok()?;
+        self.is_served(repo).then_some(())?;
         let AtHand { digest, age, warning } = match reference {
             Reference::Tag(tag) => self.tag_at_hand(repo, tag)?,
             Reference::Digest(digest) => AtHand { digest: *digest, age: None, warning: None },
@@ -86,7 +86,7 @@ impl Cache {
             return Ok(manifest);
         }
         self.not_absent(repo, &manifest_path(digest))?;
-        let upstream = Arc::clone(self.upstream(repo)?);
+        let upstream = self.upstream(repo)?.into_owned();
         let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, context.clone());
@@ -142,7 +142,7 @@ impl Cache {
         let fetched = upstream.manifest(context, &repo.name, reference, attempts).await?;
         // Its place in memory is given up when it is stored.
         let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;
-        self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
+        self.0.metrics.received(Kind::Manifest, upstream.registry().label(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
             Reference::Digest(digest) => *digest,
@@ -164,6 +164,7 @@ impl Cache {
             }
         }
         self.prove_behind(repo, &manifest, context.client());
+        self.bring_attestations(repo, &manifest, &body, context.client());
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
         Ok((Manifest { document, source: Source::Miss, warning: None, age: None }, standing))
     }

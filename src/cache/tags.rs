@@ -63,7 +63,7 @@ impl Cache {
     /// What a tag means, if that can be served as it is known, and both are known without a wait for anything.
     pub(super) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<AtHand> {
         let record = self.0.store.tag_at_hand(repo, tag)?;
-        let heard = self.heard(self.upstream(repo).ok()?, repo, tag);
+        let heard = self.heard(&*self.upstream(repo).ok()?, repo, tag);
         let confirmed = Confirmed { at: record.checked_at, revoked: heard.revoked };
         let warning = match freshness::judge(confirmed, self.0.rules.find(repo, tag), now(), heard.word) {
             Verdict::Serve => None,
@@ -87,6 +87,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
+        let upstream = &*upstream;
         let record = self.0.store.tag(repo, tag).await?;
         // After that wait: a check may have ended meanwhile, and its word counts.
         let Heard { mut word, mut refusal, revoked } = self.heard(upstream, repo, tag);
@@ -232,6 +233,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Known, Error> {
         let upstream = self.upstream(repo)?;
+        let upstream = &*upstream;
         let work = |progress| self.checking(upstream, repo, tag, context.clone().with_progress(progress));
         let key = check_key(upstream, repo, tag, context)?;
         let (result, joined) = match deadline {

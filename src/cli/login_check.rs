@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::bail;
 
 use super::output::say;
-use crate::oci::name::InvalidName;
+use crate::oci::image::InvalidImage;
 use crate::oci::{Image, Reference, Registry, RepoName};
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
 
@@ -18,9 +18,9 @@ pub(super) struct Target {
 }
 
 impl FromStr for Target {
-    type Err = InvalidName;
+    type Err = InvalidImage;
 
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
+    fn from_str(text: &str) -> Result<Self, InvalidImage> {
         let Some((_, last)) = text.rsplit_once('/') else {
             return Ok(Self { registry: Registry::parse(text)?, repository: None });
         };
@@ -142,7 +142,7 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Denied => "it wants a login, if only at its door: set `credentials`",
         Error::Limited { .. } | Error::Busy { .. } => "try again later",
-        Error::NotFound => "there is no registry: check the path in `endpoints`",
+        Error::NotFound | Error::UnknownRegistry => "there is no registry: check the path in `endpoints`",
         Error::Unreachable { .. } | Error::Timeout => {
             "check `endpoints`, the network, `proxy`, and `ca` for certificates of one's own"
         }

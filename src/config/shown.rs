@@ -49,6 +49,9 @@ impl Display for Config {
                 timeouts(f, "parents", &parents.timeouts)?;
             }
         }
+        if self.unlisted().is_some() {
+            write!(f, "\nparents are asked for every other registry, too")?;
+        }
         self.upstreams.iter().try_for_each(|upstream| self::upstream(f, upstream))
     }
 }

@@ -112,6 +112,11 @@ fn of_upstream(error: &upstream::Error) -> (Reason, Asked) {
         Error::Changed => (Reason::Changed, heard),
         Error::Offline => (Reason::Offline, Asked::Nobody),
         Error::Refused(_) => (Reason::Misled, heard),
+        Error::NotFromRegistry { status } => (Reason::Unavailable, Asked::Upstream(Some(*status))),
+        Error::TokenRefused => (Reason::Unavailable, Asked::Upstream(Some(401))),
+        Error::Unsupported(_) => (Reason::Malformed, heard),
+        Error::UnknownCursor => (Reason::Request, Asked::Nobody),
+        Error::UnknownRegistry => (Reason::UnknownRegistry, heard),
     }
 }
 

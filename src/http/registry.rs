@@ -24,13 +24,14 @@ use super::access::{Access, Verdict};
 use super::asked::{Asked, discard, host_of};
 use super::body::Body;
 use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges};
+use super::drain::{GoingOn, stopping};
 use super::head;
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Transport;
 use super::peers::Peers;
-use super::refusal::{because, because_of_silence, close};
+use super::refusal::{because_of_silence, close};
 use super::response::{
     API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
     unrouted, wrong_address,
@@ -42,7 +43,6 @@ use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::Reason;
 use crate::upstream::{Claim, HostName};
 
 /// Time within which a request has an answer's head.
@@ -60,6 +60,8 @@ pub struct Serving {
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
+    /// While berth stops.
+    pub(super) going_on: GoingOn,
 }
 
 impl Serving {
@@ -99,6 +101,7 @@ impl Serving {
             metrics,
             access_log,
             list_private,
+            going_on: GoingOn::default(),
         })
     }
 
@@ -159,7 +162,7 @@ impl Serving {
             Ok(user) => {
                 let Parts { method, uri, headers, .. } = head;
                 let asked = Asked { method, uri, headers, context, transport };
-                (self.respond(&asked, &mut account).await, user)
+                (self.respond(&asked, visit, &mut account).await, user)
             }
             Err(refusal) => {
                 self.lead_astray(&mut account, &head.uri, &head.headers);
@@ -222,7 +225,7 @@ impl Serving {
         Err(Box::new(refusal))
     }
 
-    async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {
+    async fn respond(&self, asked: &Asked, visit: &Visit, account: &mut Account) -> Response<Body> {
         let route =
             match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
                 Ok(route) => Arc::new(route),
@@ -232,6 +235,9 @@ impl Serving {
                 }
             };
         account.begin(&route);
+        if visit.is_late() && !self.goes_on(visit, asked, &route) {
+            return stopping();
+        }
         let mut response = if asked.context.is_loop() {
             in_a_loop()
         } else {

@@ -17,6 +17,7 @@ use hyper::{Response, StatusCode};
 use super::body::Body;
 use super::refusal::{Refused, because, because_of};
 use crate::cache;
+use crate::context::declare_unknown_registry;
 use crate::oci::error::{self, ErrorCode};
 use crate::oci::name::InvalidName;
 use crate::oci::route::RouteError;
@@ -106,7 +107,7 @@ pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
             let message = format!(
                 "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
             );
-            because(Reason::UnknownRegistry, nowhere(&message))
+            because(Reason::UnknownRegistry, unknown_registry(&message))
         }
         RouteError::NoDefault => because(
             Reason::NoRegistry,
@@ -138,6 +139,13 @@ fn read_only() -> Response<Body> {
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     // The body of a push is not read.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A registry that is not asked here; another berth may know whom else to ask.
+fn unknown_registry(message: &str) -> Response<Body> {
+    let mut response = failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
+    declare_unknown_registry(response.headers_mut());
     response
 }
 
@@ -201,9 +209,7 @@ fn never(message: &str) -> Response<Body> {
 pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
     use cache::Error;
     let response = match error {
-        Error::NoUpstream => {
-            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
-        }
+        Error::NoUpstream => unknown_registry("this registry is not configured here"),
         Error::Upstream(error) | Error::Remembered(error) => refused(error, subject),
         Error::Down => outage("upstream is down and nothing is stored"),
         Error::Missing(missing) => never(&missing.to_string()),
@@ -237,6 +243,9 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
             StatusCode::FORBIDDEN,
             ErrorCode::Denied,
             "upstream does not let this mirror list these tags: does it need a credential for that, or one that may do more?",
+        ),
+        Error::UnknownRegistry => unknown_registry(
+            "this registry is not configured here, nor at the parents that were asked: add an [[upstream]] for it there, or pull from it directly",
         ),
         // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
         Error::Denied => failure(

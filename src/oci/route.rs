@@ -140,11 +140,11 @@ impl Registries {
         let query = Query::parse(query);
         let decided = self.decided(query.ns.as_deref(), host)?;
         let Some(name) = without_api_root(head, tail) else {
-            self.check_prefix(decided, head)?;
+            self.check_prefix(decided.as_deref(), head)?;
             return query.route_of_api(tail);
         };
         let (registry, name) = self.resolve(decided, &name)?;
-        let repo = Repo::new(registry.clone(), RepoName::parse(&name.join("/"))?);
+        let repo = Repo::new(registry.into_owned(), RepoName::parse(&name.join("/"))?);
         self.check_limits(&repo)?;
         query.route_in(repo, tail)
     }

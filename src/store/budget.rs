@@ -100,7 +100,7 @@ impl fmt::Display for Size {
 }
 
 /// What a store may take, and what it must keep.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Blobs and partial files together.
     pub max_bytes: Size,
@@ -110,6 +110,8 @@ pub struct Limits {
     pub lease: Duration,
     /// What is kept besides the pins in the data folder.
     pub pins: Vec<Pin>,
+    /// Registries that have a share each; all others have one together. Without it every registry has its own.
+    pub sharing: Option<Vec<Registry>>,
 }
 
 impl Default for Limits {
@@ -120,6 +122,7 @@ impl Default for Limits {
             min_free: Size::Bytes(0),
             lease: Duration::ZERO,
             pins: Vec::new(),
+            sharing: None,
         }
     }
 }

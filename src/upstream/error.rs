@@ -27,6 +27,9 @@ pub enum Error {
     /// Upstream says that there is no such thing.
     #[error("upstream does not have it")]
     NotFound,
+    /// A parent does not know the registry. That is no word of the registry's own.
+    #[error("the parents that were asked do not know this registry")]
+    UnknownRegistry,
     /// Upstream refuses this repository, to nobody in particular or to a login that it accepts.
     #[error("upstream denies access")]
     Denied,
@@ -236,6 +239,7 @@ impl Error {
             | Self::Local { .. }
             | Self::Timeout => Next::Again,
             Self::NotFound
+            | Self::UnknownRegistry
             | Self::Denied
             | Self::Unsupported(_)
             | Self::TokenRefused
@@ -363,6 +367,7 @@ mod tests {
         };
         let limited = |seconds: Option<u64>| Error::Limited { retry_after: seconds.map(Duration::from_secs) };
         check(Error::NotFound, Next::Elsewhere, false);
+        check(Error::UnknownRegistry, Next::Elsewhere, true);
         check(Error::Denied, Next::Elsewhere, false);
         check(Error::LoginRefused, Next::Elsewhere, true);
         check(Error::TokenRefused, Next::Elsewhere, true);

@@ -25,7 +25,7 @@ use super::server::Server;
 use super::silence::stuck;
 use super::{Upstream, door, redirect, rename};
 use crate::context::RequestContext;
-use crate::oci::RepoName;
+use crate::oci::{Repo, RepoName};
 
 pub(super) use super::verdict::judge;
 
@@ -292,10 +292,24 @@ impl Upstream {
         } else {
             self.judged(server, ask, reply, (&tried, login), deadline).await
         };
-        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
+        let Some(peer) = self.peer() else {
+            let judged = match judged {
+                // Nobody but a parent is asked for more registries than its own.
+                Err(Error::UnknownRegistry) => Err(Error::NotFound),
+                judged => judged,
+            };
+            return judged.map(|response| Answer { response, public, seat });
+        };
         match judged {
+            // Of one that is listed it is told by asking for it.
+            Err(Error::UnknownRegistry) if !self.registry.is_unlisted() => Err(Error::NotFound),
+            Err(Error::UnknownRegistry) => {
+                peer.unknown().note(&self.registry);
+                Err(Error::UnknownRegistry)
+            }
             Ok(response) => {
-                let public = peer.hear(ask.name, response.headers(), public);
+                let repo = Repo::new(self.registry.clone(), ask.name.clone());
+                let public = peer.hear(repo, response.headers(), public);
                 Ok(Answer { response, public, seat })
             }
             // What a berth cannot get now says nothing about how often it may be asked.

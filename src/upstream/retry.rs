@@ -133,7 +133,7 @@ impl<'a> Rounds<'a> {
         rounds_max: u32,
         deadline: Instant,
     ) -> Self {
-        let parents = upstream.parents().map(|parents| parents.order(key, context)).unwrap_or_default();
+        let parents = upstream.parents_in_order(key, context);
         let all = std::iter::once(upstream).chain(upstream.fallbacks().iter().map(Arc::as_ref));
         let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
@@ -142,7 +142,8 @@ impl<'a> Rounds<'a> {
         let is_loop = !context.may_bypass() && upstream.settle_by(context, key).is_err();
         let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
         let (again, hint, may_bypass) = (VecDeque::new(), Duration::ZERO, context.may_bypass());
-        let (last, late) = (None, None);
+        // It may be that those who are left out do not know the registry.
+        let (last, late) = (upstream.unknown_to_parents().then_some(Error::UnknownRegistry), None);
         Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last, late, may_bypass, is_loop }
     }
 

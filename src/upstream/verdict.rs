@@ -13,6 +13,7 @@ use super::exchange::{Ask, Reply};
 use super::login::Login;
 use super::server::Server;
 use super::{Upstream, path_pauses, retry};
+use crate::context;
 use crate::context::via::Instance;
 
 impl Upstream {
@@ -53,6 +54,7 @@ fn refusal(reply: &Reply, with_login: bool) -> Option<Error> {
         200 | 206 => return None,
         // What a store lacks or refuses, such as a HEAD with a signature for GET or one that has expired, is not the
         // registry's word: that was to ask there.
+        404 if !elsewhere && context::is_unknown_registry(response.headers()) => Error::UnknownRegistry,
         404 if !is_store => Error::NotFound,
         401 if !elsewhere => {
             let is_login = with_login && !auth::is_scope_refused(response.headers());
