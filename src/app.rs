@@ -55,10 +55,15 @@ impl App {
         let registries = config.registries()?;
         let metrics = Arc::new(Metrics::new());
         let tls = config.http.tls.clone().map(Tls::load).transpose()?;
-        let members = Member::build_all(&config.upstreams, &[], &metrics)?;
+        let members = Member::build_all(&config.all_upstreams(), &[], &metrics)?;
         http::check(&config.http)?;
         Guard::new(&config.admin, &config.data_dir)?;
         Ok(Self { config, registries, members, metrics, tls })
+    }
+
+    /// What its operator should know of the configuration, though it can be served.
+    pub fn warnings(&self) -> Vec<String> {
+        fleet::warnings(&self.members, &[])
     }
 
     /// What it was configured to be.
@@ -77,8 +82,7 @@ impl App {
         let files = raise_file_limit();
         let (folder, mode) = (config.data_dir.clone(), config.data_mode);
         let _ = tokio::task::spawn_blocking(move || store::close_to_others(&folder, mode)).await;
-        let limits = config.cache.limits(config.pins.clone());
-        let store = Store::open_within(&config.data_dir, limits, Arc::clone(&metrics))
+        let store = Store::open_within(&config.data_dir, config.limits(), Arc::clone(&metrics))
             .await
             .with_context(|| format!("data folder {}", config.data_dir.display()))?;
         let upstreams = members.iter().map(|member| Arc::clone(&member.upstream)).collect();

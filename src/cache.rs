@@ -14,6 +14,7 @@
 //! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
 //! content and the same work under way, and whoever has the old one goes on with it.
 
+mod attestations;
 mod chunk;
 mod claims;
 mod config;
@@ -39,6 +40,7 @@ mod size;
 mod speed;
 mod tags;
 mod taken;
+mod upstreams;
 mod writer;
 
 use std::collections::HashMap;
@@ -51,8 +53,8 @@ use lru::LruCache;
 
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
-use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Reference, Registry, Repo, Tag};
+use crate::oci::ranges::{Part, Selection};
+use crate::oci::{Digest, Ranges, Reference, Registry, Repo, Tag};
 use crate::shares::Shares;
 use crate::singleflight::SingleFlight;
 use crate::store::{PartialKey, Store};
@@ -65,7 +67,7 @@ pub use chunk::Room;
 pub use config::{Complete, Config};
 pub use error::Error;
 pub use freshness::{OnRemoved, Rule, Rules};
-pub use listing::{Page, Referrers};
+pub use listing::{Page, Referrers, Tags};
 pub use manifests::Manifest;
 pub use missing::Missing;
 pub use reader::{Blob, Reading, Way};
@@ -99,6 +101,8 @@ pub struct Cache(Arc<Inner>);
 /// What a configuration says, over what is the same whatever it says.
 struct Inner {
     upstreams: HashMap<Registry, Arc<Upstream>>,
+    /// For every registry that is not among these, if any may be meant.
+    unlisted: Option<Arc<Upstream>>,
     /// The names under which each registry is configured: see [`Upstream::is_one_with`].
     one_with: HashMap<Registry, Vec<Registry>>,
     rules: Rules,
@@ -182,6 +186,8 @@ impl Cache {
             completions: shared.completions.clone(),
             mismatches: Arc::clone(&shared.mismatches),
         };
+        let (mut unlisted, upstreams): (Vec<_>, Vec<_>) =
+            upstreams.into_iter().partition(|upstream| upstream.registry().is_unlisted());
         let one_with = upstreams.iter().map(|upstream| {
             let same = upstreams
                 .iter()
@@ -193,16 +199,19 @@ impl Cache {
         let one_with = one_with.collect();
         let upstreams =
             upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
-        Self(Arc::new(Inner { upstreams, one_with, rules, filler: Arc::new(filler), shared }))
+        let unlisted = unlisted.pop();
+        Self(Arc::new(Inner { upstreams, unlisted, one_with, rules, filler: Arc::new(filler), shared }))
     }
 
     /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
     /// another has taken its place.
     pub fn forget(&self, registry: &Registry) {
-        let is_of = |repo: &Repo| repo.registry == *registry;
+        let is_all = *registry == Registry::all_unlisted();
+        let is_of_registry = |of: &Registry| of == registry || is_all && of.is_unlisted();
+        let is_of = |repo: &Repo| is_of_registry(&repo.registry);
         self.forget_absences(is_of);
-        self.0.doubts.forget_all(registry);
-        self.0.mismatches.forget_all(self.one_with(registry).first().unwrap_or(registry));
+        self.0.doubts.forget_all(is_of);
+        self.0.mismatches.forget_all(|of| self.one_with(registry).first() == Some(of) || is_of_registry(of));
         let mut troubled = lock(&self.0.troubled);
         let of_registry: Vec<_> =
             troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
@@ -218,15 +227,15 @@ impl Cache {
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.
     pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Blob> {
-        self.upstream(repo).ok()?;
+        self.is_served(repo).then_some(())?;
         let stored = self.0.store.blob_at_hand(repo, digest)?;
         self.0.metrics.served(Kind::Blob, Source::Hit);
         Some(Blob::stored(stored, digest, &self.0.store))
     }
 
     /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read. `context`: where
-    /// the request has come from.
+    /// only the ranges that are `asked` need come, if they have ends of their own; they are what must be read, in this
+    /// order. `context`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -234,7 +243,7 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        asked: Option<Range>,
+        asked: Option<&Ranges>,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let blob = match self.find_blob(repo, digest, asked, context).await {
@@ -271,7 +280,7 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        asked: Option<Range>,
+        asked: Option<&Ranges>,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
@@ -305,7 +314,7 @@ impl Cache {
             let (mut reader, source) = match self.0.flights.enter(&key, public, &asker) {
                 Entry::Join(reader) => (reader, Source::Join),
                 Entry::Lead(flight, reader) => {
-                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(upstream)));
+                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(&upstream)));
                     (reader, Source::Miss)
                 }
                 Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
@@ -318,18 +327,19 @@ impl Cache {
                 }
             };
             match reader.file().await {
-                // As long as the size is not known, no claim can have the right one.
-                Ok(Some(_)) if claim.is_some_and(|claim: Claim| reader.total() != Some(claim.size)) => {
-                    if reader.total().is_some() {
-                        self.refuted(repo, digest);
-                    }
-                    return Box::pin(self.pass_through(repo, digest, context)).await;
-                }
                 Ok(Some(file)) => {
-                    let source = match source {
-                        Source::Join => {
-                            reader.source(reader.total().and_then(|total| closed_span(asked, total)))
+                    let total = reader.total();
+                    // As long as the size is not known, no claim can have the right one.
+                    if claim.is_some_and(|claim: Claim| total != Some(claim.size)) {
+                        if total.is_some() {
+                            self.refuted(repo, digest);
                         }
+                        return Box::pin(self.pass_through(repo, digest, context)).await;
+                    }
+                    let selection = asked.zip(total).and_then(|(asked, total)| asked.select(total).ok());
+                    let parts = selection.as_ref().map_or(&[][..], Selection::parts);
+                    let source = match source {
+                        Source::Join => reader.source(parts),
                         other => other,
                     };
                     return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, context)?));
@@ -350,16 +360,24 @@ impl Cache {
     }
 
     /// Parts of a blob that earlier flights have left, if they hold all that is asked and are for this repository.
-    async fn left(&self, key: &PartialKey, repo: &Repo, granted: bool, asked: Option<Range>) -> Option<Blob> {
-        let asked = asked.filter(|asked| !matches!(asked, Range::From(_)))?;
+    async fn left(
+        &self,
+        key: &PartialKey,
+        repo: &Repo,
+        granted: bool,
+        asked: Option<&Ranges>,
+    ) -> Option<Blob> {
+        let asked = asked.filter(|asked| !asked.are_open())?;
         let left = self.0.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
-        let span = closed_span(Some(asked), left.total)?;
-        left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(key)))
+        let selection = asked.select(left.total).ok()?;
+        // What goes to the end is still to be proven.
+        let has = |part: &Part| !part.is_open && left.pieces.contains(part.span);
+        selection.parts().iter().all(has).then(|| Blob::left(left, self.0.flights.taken(key)))
     }
 
-    /// Every upstream.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        self.0.upstreams.values().map(Arc::as_ref)
+    /// Whether a blob is being brought or read, or was read a moment ago: who reads it in parts has yet to ask for the next.
+    pub fn is_going_on(&self, repo: &Repo, digest: &Digest) -> bool {
+        self.0.flights.is_under_way(&self.key(repo, digest)) || self.0.store.was_read_lately(digest)
     }
 
     /// Stops the transfers under way; what they have is kept for the next start.
@@ -370,28 +388,14 @@ impl Cache {
         }
     }
 
-    fn upstream(&self, repo: &Repo) -> Result<&Arc<Upstream>, Error> {
-        self.0.upstreams.get(&repo.registry).ok_or(Error::NoUpstream)
-    }
-
     /// Whether content is stored, for whomever it may be.
     async fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(self.0.store.blob(digest).await?.is_some())
     }
 
-    /// What a content is as a transfer of a repository's registry.
-    fn key(&self, repo: &Repo, digest: &Digest) -> PartialKey {
-        PartialKey::new(self.one_with(&repo.registry).first().unwrap_or(&repo.registry), digest)
-    }
-
-    /// The names under which a registry is configured, always in the same order.
-    fn one_with(&self, registry: &Registry) -> &[Registry] {
-        self.0.one_with.get(registry).map(Vec::as_slice).unwrap_or_default()
-    }
-
     /// How a blob comes to a client without the disk.
     fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
-        let upstream = Arc::clone(self.upstream(repo)?);
+        let upstream = self.upstream(repo)?.into_owned();
         Ok(Detour {
             context: upstream.settle(context, digest)?,
             upstream,
@@ -407,7 +411,7 @@ impl Cache {
     /// Fails as upstream did, if it said a moment ago that this is not there.
     fn not_absent(&self, repo: &Repo, path: &str) -> Result<(), Error> {
         match lock(&self.0.absent).get(&(repo.clone(), path.to_owned())) {
-            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone()),
+            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone().remembered()),
             _ => Ok(()),
         }
     }
@@ -440,11 +444,6 @@ impl Cache {
     fn is_troubled(&self, repo: &Repo) -> bool {
         lock(&self.0.troubled).get(repo).is_some_and(|since| since.elapsed() < TROUBLE_MEMORY)
     }
-}
-
-/// The bytes that a range with an end of its own has: these may go out before the whole is proven.
-fn closed_span(asked: Option<Range>, total: u64) -> Option<Span> {
-    asked.filter(|asked| !matches!(asked, Range::From(_)))?.resolve(total).ok()
 }
 
 /// What a blob is remembered by when it is absent.

@@ -7,6 +7,7 @@
 
 mod folder;
 mod login_check;
+mod output;
 mod pin;
 mod refresh;
 mod remote;
@@ -21,10 +22,15 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::{App, Source};
 use crate::config::Config;
-use crate::oci::{Image, Platform, Registry};
+use crate::oci::{Image, Platform};
 use crate::telemetry;
 
 use folder::Folder;
+use login_check::Target;
+use output::{say, tell};
+
+/// Where every command looks for its configuration that is told of no other.
+const CONFIG_DEFAULT: &str = "/etc/berth/berth.toml";
 
 /// Threads for blocking work: writers of transfers, reads of files, password checks.
 const BLOCKING_THREADS_MAX: usize = 1024;
@@ -45,12 +51,12 @@ enum Command {
     CheckConfig(Settings),
     /// Try the configured logins at their registries: exit code 1 if one does not work
     LoginCheck {
-        /// TOML file
-        #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
-        config: Option<PathBuf>,
-        /// Only these, also those without credentials
-        #[arg(value_name = "REGISTRY")]
-        registries: Vec<Registry>,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Only these, also those without credentials; with a repository, such as harbor.example.com/team/app, what a pull
+        /// from there asks for
+        #[arg(value_name = "REGISTRY[/REPOSITORY[:TAG]]")]
+        targets: Vec<Target>,
     },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
     Verify(Place),
@@ -88,12 +94,19 @@ enum Command {
     Pins(Place),
 }
 
+/// Which configuration.
+#[derive(Clone, Debug, Args)]
+struct ConfigFile {
+    /// TOML file; without it /etc/berth/berth.toml, if that is there
+    #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
+    config: Option<PathBuf>,
+}
+
 /// Which data folder, and who may have it.
 #[derive(Clone, Debug, Args)]
 struct Place {
-    /// TOML file
-    #[arg(long, value_name = "FILE", env = "BERTH_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    file: ConfigFile,
     /// Address of the admin plane
     #[arg(long, value_name = "ADDR", env = "BERTH_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
@@ -117,9 +130,24 @@ struct Settings {
     log_level: String,
 }
 
+impl ConfigFile {
+    /// The file, if there is one. One that cannot be looked at is there: it would be wrong to go on without it in silence.
+    fn path(&self) -> Option<PathBuf> {
+        let usual = || {
+            let path = Path::new(CONFIG_DEFAULT);
+            path.try_exists().unwrap_or(true).then(|| path.to_owned())
+        };
+        self.config.clone().or_else(usual)
+    }
+
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(self.path().as_deref().map(Config::load).transpose()?.unwrap_or_default())
+    }
+}
+
 impl Place {
     fn load(&self) -> anyhow::Result<Config> {
-        let mut config = self.config.as_deref().map(Config::load).transpose()?.unwrap_or_default();
+        let mut config = self.file.load()?;
         if let Some(address) = self.admin_listen {
             config.admin.listen = address;
         }
@@ -150,7 +178,7 @@ impl Settings {
     }
 
     fn in_file<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        match &self.place.config {
+        match self.place.file.path() {
             Some(file) => result.with_context(|| format!("configuration {}", file.display())),
             None => result,
         }
@@ -158,7 +186,7 @@ impl Settings {
 
     /// The file, if there is one, to be read again while berth runs.
     fn source(&self) -> Option<Source> {
-        let (file, settings) = (self.place.config.clone()?, self.clone());
+        let (file, settings) = (self.place.file.path()?, self.clone());
         Some(Source::new(file, move || settings.load()))
     }
 }
@@ -169,7 +197,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
-        Command::LoginCheck { config, registries } => login_check(config.as_deref(), registries),
+        Command::LoginCheck { file, targets } => login_check(file, targets),
         Command::Verify(place) => command(place, verify::run),
         Command::Pin { image, platform, place } => {
             command(place, async |folder| pin::pin(folder, image.clone(), platform.clone()).await)
@@ -207,15 +235,15 @@ fn command(place: &Place, run: impl AsyncFnOnce(&Folder) -> anyhow::Result<bool>
     })
 }
 
-fn login_check(file: Option<&Path>, named: &[Registry]) -> ExitCode {
+fn login_check(file: &ConfigFile, named: &[Target]) -> ExitCode {
     let load = || {
-        let mut config = file.map(Config::load).transpose()?.unwrap_or_default();
+        let mut config = file.load()?;
         config.add_public_registries();
         config.settle();
         login_check::choose(config.upstreams, named)
     };
     match load() {
-        Ok(upstreams) => carry_out(async { Ok(login_check::run(&upstreams).await) }),
+        Ok(upstreams) => carry_out(login_check::run(&upstreams, named)),
         Err(error) => complain(&error, 2),
     }
 }
@@ -245,6 +273,9 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(app) => app,
         Err(error) => return complain(&error, 2),
     };
+    for warning in app.warnings() {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -263,24 +294,24 @@ fn serve(settings: &Settings) -> ExitCode {
 }
 
 fn check_config(settings: &Settings) -> ExitCode {
-    match settings.prepare() {
-        Ok(app) => {
-            #[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-            {
-                println!("the configuration is right\n{}", app.config());
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => complain(&error, 2),
+    let app = match settings.prepare() {
+        Ok(app) => app,
+        Err(error) => return complain(&error, 2),
+    };
+    for warning in app.warnings() {
+        tell(&format!("berth: warning: {warning}"));
+    }
+    let file = settings.place.file.path().map(|path| format!("config {}\n", path.display()));
+    let file = file.unwrap_or_default();
+    match say(&format!("the configuration is right\n{file}{}", app.config())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, 1),
     }
 }
 
-/// Says what went wrong, with its causes, and gives the exit code.
+/// Says what went wrong, with its causes, and gives the exit code. The process ends with it, whether or not logging works.
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    #[expect(clippy::print_stderr, reason = "the process ends with it, whether or not logging works")]
-    {
-        eprintln!("berth: {error:#}");
-    }
+    tell(&format!("berth: {error:#}"));
     ExitCode::from(code)
 }
 

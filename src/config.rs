@@ -5,16 +5,16 @@
 //! not configured, private images behind an open door.
 
 mod changes;
+mod shown;
 
-use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::cache::{self, Rule, Rules};
+use crate::files;
 use crate::http::{self, admin};
 use crate::oci::Registry;
 use crate::oci::route::{KnownRegistry, Registries};
@@ -37,10 +37,10 @@ const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
     ("lscr.io", "https://lscr.io"),
 ];
 
-/// Thousands of registries and rules fit into it; Kubernetes caps what it mounts at 1 MiB.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 /// What stands in a line, or in the head of its section, if a value there may be secret.
 const MAY_BE_LOGIN: [&str; 5] = ["credentials", "password", "headers", "token", "secret"];
+/// A key that has one of these words in it, and never a secret behind it.
+const NO_LOGIN: &str = "token_seconds";
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -124,10 +124,8 @@ impl Config {
     }
 
     fn text(path: &Path) -> anyhow::Result<String> {
-        let mut text = String::new();
-        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-        ensure!(text.len() as u64 <= FILE_BYTES_MAX, "expected at most {FILE_BYTES_MAX} bytes");
-        Ok(text)
+        // At the start it may be a pipe, as a shell's `<(…)` is: it is read once.
+        Ok(files::text(files::content(File::open(path)?)?)?)
     }
 
     /// Whether a file sets anything at all. One that was cut off, or is just being written, often does not; and what it
@@ -198,8 +196,26 @@ impl Config {
             hosts: upstream.hosts.clone(),
             repositories: upstream.repositories.clone(),
         });
-        Registries::new(known.collect(), self.default_upstream.0.clone())
-            .context("[[upstream]] and default_upstream")
+        let registries = Registries::new(known.collect(), self.default_upstream.0.clone())
+            .context("[[upstream]] and default_upstream")?;
+        Ok(registries.taking_any(self.unlisted().is_some()))
+    }
+
+    /// What is asked for registries that are not listed; `None` if nobody is.
+    pub fn unlisted(&self) -> Option<upstream::Config> {
+        upstream::Config::unlisted(self.parents.as_ref()?, self.offline)
+    }
+
+    /// All that is asked: an upstream for each registry, and one for those that are not listed.
+    pub fn all_upstreams(&self) -> Vec<upstream::Config> {
+        self.upstreams.iter().cloned().chain(self.unlisted()).collect()
+    }
+
+    /// What the store must know.
+    pub fn limits(&self) -> store::Limits {
+        let listed = || self.upstreams.iter().map(|upstream| upstream.registry.clone()).collect();
+        let sharing = self.unlisted().is_some().then(listed);
+        store::Limits { sharing, ..self.cache.limits(self.pins.clone()) }
     }
 
     /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now.
@@ -256,48 +272,13 @@ impl Config {
         self.admin.check()?;
         let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
         ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
-        let private = self.upstreams.iter().find(|upstream| upstream.has_identity());
+        let private = self.all_upstreams().into_iter().find(upstream::Config::has_identity);
         if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
             bail!(
                 "http.listen {address} is open to everybody while upstream {} knows berth by credentials, a client \
                  certificate or headers: anyone could read its private images. Set http.allow, http.htpasswd or http.tls.client_ca, or listen on 127.0.0.1",
-                upstream.registry
+                upstream.registry.label()
             );
-        }
-        Ok(())
-    }
-}
-
-/// What is in force, one setting a line: what an operator wants to see before it is.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "data_dir {}", self.data_dir.display())?;
-        for address in &self.http.listen {
-            writeln!(f, "http.listen {address}")?;
-        }
-        writeln!(f, "admin.listen {}", self.admin.listen)?;
-        if let Some(address) = self.admin.metrics_listen {
-            writeln!(f, "admin.metrics_listen {address}")?;
-        }
-        let default = self.default_upstream.0.as_ref();
-        write!(f, "default_upstream {}", default.map_or("none", |registry| registry.as_str()))?;
-        for endpoint in self.parents.iter().flat_map(|parents| &parents.endpoints) {
-            write!(f, "\nparent {endpoint}")?;
-        }
-        for upstream in &self.upstreams {
-            write!(f, "\nupstream {}", upstream.registry)?;
-            for endpoint in &upstream.endpoints {
-                write!(f, " {endpoint}")?;
-            }
-            for endpoint in upstream.fallbacks.iter().flat_map(|fallback| &fallback.endpoints) {
-                write!(f, " fallback {endpoint}")?;
-            }
-            if upstream.mirror {
-                write!(f, " mirror")?;
-            }
-            if upstream.offline {
-                write!(f, " offline")?;
-            }
         }
         Ok(())
     }
@@ -313,7 +294,8 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
     let number = before.matches('\n').count() + 1;
     let line = text.lines().nth(number - 1).unwrap_or_default().trim();
     let section = before.lines().rev().find(|line| line.trim_start().starts_with('[')).unwrap_or_default();
-    let is_about = |word: &&str| line.contains(word) || section.contains(word);
+    let plain = line.replace(NO_LOGIN, "");
+    let is_about = |word: &&str| plain.contains(word) || section.contains(word);
     let may_be_login = MAY_BE_LOGIN.iter().any(is_about) || line.contains('@');
     let key = match line.split_once('=') {
         // A value of several lines may have such a sign in it.
@@ -328,7 +310,27 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
         value if value.is_empty() || value == key || value.contains(['@', '\n']) => String::new(),
         value => format!(" {value}:"),
     };
-    format!("line {number}: {key}:{value} {message}")
+    let path = path_to(&before[before.rfind('\n').map_or(0, |end| end + 1)..]);
+    format!("line {number}: {}:{value} {message}", path.as_deref().unwrap_or(key))
+}
+
+/// The key of what comes behind the beginning of a line, with those of the tables in that line that it is in:
+/// `limits = { connections = 1, bytes_per_second = ` is about `limits.bytes_per_second`. None where that cannot be told.
+fn path_to(line: &str) -> Option<String> {
+    let (mut tables, mut key, mut begin) = (Vec::new(), "", 0);
+    for (at, c) in line.char_indices() {
+        match c {
+            '=' => key = line[begin..at].trim(),
+            '{' => tables.push(std::mem::take(&mut key)),
+            '}' => key = tables.pop()?,
+            ',' => {}
+            _ => continue,
+        }
+        begin = at + 1;
+    }
+    tables.push(key);
+    let path: Vec<_> = tables.into_iter().filter(|key| !key.is_empty()).collect();
+    (!path.is_empty() && path.iter().all(|key| is_key(key))).then(|| path.join("."))
 }
 
 /// Whether a text in front of a `=` is a key, or several joined by dots, and nothing besides.
@@ -417,6 +419,8 @@ mod tests {
     #[test]
     fn the_examples_of_tiers_are_right() {
         let node = read(include_str!("../config/node.toml")).unwrap();
+        assert!(node.unlisted().is_some(), "it cannot know what its site knows");
+        assert_eq!(node.cache.min_free, store::Size::Share(20.0), "the kubelet evicts pods below 15 %");
         assert!(node.upstreams.iter().all(|upstream| upstream.parents.is_some()));
         let site = read(include_str!("../config/site.toml")).unwrap();
         assert!(site.upstreams.iter().all(|upstream| upstream.parents.is_none()));

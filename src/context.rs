@@ -41,6 +41,8 @@ const CLIENT: HeaderName = HeaderName::from_static("berth-client");
 pub const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
 /// Whether it is another registry, a fallback, that claims to have a content (`?1`): its word is not the registry's.
 pub const FALLBACK: HeaderName = HeaderName::from_static("berth-fallback");
+/// Whether the registry that was named is none that the answering berth asks (`?1`): that is no word of the registry's own.
+const UNKNOWN_REGISTRY: HeaderName = HeaderName::from_static("berth-unknown-registry");
 const YES: HeaderValue = HeaderValue::from_static("?1");
 /// The part of its time that the berth that asks needs to receive the answer and to go on.
 const MARGIN_PART: u32 = 8;
@@ -252,6 +254,16 @@ pub fn declare_public(headers: &mut HeaderMap) {
 /// Says to the berth that asked that the registry itself has not said so.
 pub fn declare_fallback(headers: &mut HeaderMap) {
     headers.insert(FALLBACK, YES);
+}
+
+/// Says to the berth that asked that the registry which it has named is not asked here.
+pub fn declare_unknown_registry(headers: &mut HeaderMap) {
+    headers.insert(UNKNOWN_REGISTRY, YES);
+}
+
+/// Whether an answer says so.
+pub fn is_unknown_registry(headers: &HeaderMap) -> bool {
+    headers.get(UNKNOWN_REGISTRY) == Some(&YES)
 }
 
 /// Whether an answer is said to be a fallback's.

@@ -11,13 +11,17 @@ mod asked;
 mod body;
 mod content;
 mod data;
+mod drain;
 mod head;
 mod hosts;
 mod idle;
 mod journal;
 mod limits;
+mod lists;
+mod multipart;
 mod outlet;
 mod peers;
+mod refusal;
 pub(crate) mod registry;
 mod response;
 #[expect(unsafe_code, reason = "asks the kernel for something that has no safe name")]
@@ -42,7 +46,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, warn};
 
 pub use data::Data;
@@ -72,6 +76,8 @@ const HEADERS_MAX: usize = 100;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the system had no file descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection that comes while berth stops may take to say what it wants.
+const LATE_REQUEST_MAX: Duration = Duration::from_secs(3);
 /// How long a connection that answers nothing any more may take for its last bytes when berth stops.
 const LAST_BYTES_MAX: Duration = Duration::from_secs(3);
 
@@ -96,8 +102,9 @@ pub struct Config {
     pub tls: Option<tls::Config>,
     /// One log line a request.
     pub access_log: bool,
-    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential.
-    pub list_private: bool,
+    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential. Where that is not said:
+    /// if whoever may connect is known.
+    pub list_private: Option<bool>,
     /// How long bodies may take to finish when berth is asked to stop.
     #[serde(rename = "drain_seconds", deserialize_with = "units::duration")]
     pub drain: Duration,
@@ -117,7 +124,7 @@ impl Default for Config {
             htpasswd: None,
             tls: None,
             access_log: true,
-            list_private: false,
+            list_private: None,
             drain: DRAIN,
             limits: limits::Config::default(),
             login_limits: limits::LoginConfig::default(),
@@ -126,12 +133,21 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether not everybody who can reach a listener may use it.
+    fn is_guarded(&self) -> bool {
+        is_restricted(&self.allow)
+            || self.htpasswd.is_some()
+            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    }
+
+    /// Whether lists also show what came from upstream with a credential. Who is let in may pull all of it anyway.
+    pub fn lists_private(&self) -> bool {
+        self.list_private.unwrap_or_else(|| self.is_guarded())
+    }
+
     /// A listener that anybody in the network can reach and use.
     pub fn open_listener(&self) -> Option<SocketAddr> {
-        let is_guarded = is_restricted(&self.allow)
-            || self.htpasswd.is_some()
-            || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if is_guarded {
+        if self.is_guarded() {
             return None;
         }
         self.listen.iter().find(|address| Reach::of(**address) == Reach::Network).copied()
@@ -174,7 +190,7 @@ pub enum Plane {
     Metrics(Arc<admin::Admin>),
 }
 
-/// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering.
+/// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering (`drain`).
 ///
 /// Returns when every connection is closed. `tls`: handshakes come first. `seats` bounds connections.
 pub async fn serve(
@@ -185,49 +201,69 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
-    let trouble = Rarely::default();
+    let door = Door { listener, plane, tls, seats, stop: stop.clone(), trouble: Rarely::default() };
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &seats, &trouble) => accepted,
+        tokio::select! {
+            accepted = accept(&door) => door.begin(accepted, &mut connections).await,
             () = turned_true(&mut stop) => break,
             Some(ended) = connections.join_next() => {
                 // One that had to leave was cancelled, which is no fault.
                 if let Err(panic) = ended && panic.is_panic() {
                     error!(%panic, "a fault of berth's own ended a connection; all others go on");
                 }
-                continue;
             }
-        };
-        let Some((stream, peer, seat)) = accepted else { continue };
+        }
+    }
+    door.drain(connections).await;
+}
+
+/// A listener, and what its connections are answered by.
+struct Door {
+    listener: TcpListener,
+    plane: Plane,
+    tls: Option<Tls>,
+    seats: Arc<Seats>,
+    stop: watch::Receiver<bool>,
+    trouble: Rarely,
+}
+
+impl Door {
+    /// Whether connections are taken while berth stops.
+    fn takes_more(&self) -> bool {
+        matches!(self.plane, Plane::Data(..))
+    }
+
+    /// A connection of its own, if there is one. It ends with whether it has answered what keeps berth from stopping.
+    async fn begin(&self, accepted: Option<Accepted>, connections: &mut JoinSet<bool>) {
+        let Some((stream, peer, seat)) = accepted else { return };
         seat.settled().await;
-        let (plane, tls, stop) = (plane.clone(), tls.clone(), stop.clone());
+        let (plane, tls, stop) = (self.plane.clone(), self.tls.clone(), self.stop.clone());
         let (answers, number) = (Answers::new(), seat.number());
         let connection = connections.spawn({
             let answers = Arc::clone(&answers);
             async move {
                 let _seat = seat;
-                if let Err(error) = connection(stream, peer, plane, tls, answers, stop).await {
+                connection(stream, peer, plane, tls, answers, stop).await.unwrap_or_else(|error| {
                     debug!(client = %peer, error, "a connection ended early");
-                }
+                    false
+                })
             }
         });
-        seats.may_close(peer.ip(), number, answers, connection);
+        self.seats.may_close(peer.ip(), number, answers, connection);
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
 }
 
 type Accepted = (TcpStream, SocketAddr, Seat);
 
 /// The next connection; none when it failed or finds no seat, and the next but one must be waited for.
-async fn accept(listener: &TcpListener, seats: &Arc<Seats>, trouble: &Rarely) -> Option<Accepted> {
-    match listener.accept().await {
-        Ok((stream, peer)) => seats.take(peer.ip()).map(|seat| (stream, peer, seat)),
+async fn accept(door: &Door) -> Option<Accepted> {
+    match door.listener.accept().await {
+        Ok((stream, peer)) => door.seats.take(peer.ip()).map(|seat| (stream, peer, seat)),
         Err(error) => {
-            if trouble.is_time() {
+            if door.trouble.is_time() {
                 warn!(%error, "a connection could not be accepted");
             }
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            sleep(ACCEPT_PAUSE).await;
             None
         }
     }
@@ -240,7 +276,7 @@ async fn connection(
     tls: Option<Tls>,
     answers: Arc<Answers>,
     stop: watch::Receiver<bool>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     match tls {
         None => {
@@ -266,9 +302,11 @@ async fn exchange(
     transport: Transport,
     answers: Arc<Answers>,
     mut stop: watch::Receiver<bool>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let beginning = Arc::clone(&answers);
-    let ours = Arc::new((plane.greet(peer), plane));
+    let is_late = matches!(plane, Plane::Data(..)) && *stop.borrow();
+    let ours = Arc::new((plane.greet(peer).late(is_late), plane));
+    let begun = Arc::clone(&ours);
     let lines = Lines::default();
     let stream = Watched::new(stream, lines.clone());
     let service = service_fn(move |request: Request<Incoming>| {
@@ -280,9 +318,9 @@ async fn exchange(
             let (visit, plane) = &*ours;
             let mut response = match head::fault(request.version(), request.headers()) {
                 None => plane.answer(peer, visit, request, transport).await,
-                Some(fault) => head::refuse(fault),
+                Some(fault) => plane.refuse(peer, &request, fault),
             };
-            if is_last {
+            if is_last || visit.is_late() {
                 head::close(&mut response);
             }
             Ok::<Response<Body>, &str>(response.map(|body| body.under_way(answer)))
@@ -293,13 +331,25 @@ async fn exchange(
         // By itself that is noticed only when more than so many bytes are read and the head is still not whole.
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
+        .keep_alive(!is_late)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => return result.map_err(|error| error.to_string()),
-        () = answers.rested_too_long() => return Err("no request came in time".to_owned()),
-        () = turned_true(&mut stop) => connection.as_mut().graceful_shutdown(),
+    if is_late {
+        return answer_late(connection, &answers, &begun.0).await;
     }
+    tokio::select! {
+        result = connection.as_mut() => return result.map(|()| false).map_err(|error| error.to_string()),
+        () = answers.rested_too_long() => return Err("no request came in time".to_owned()),
+        () = turned_true(&mut stop) => {
+            if answers.are_yet_to_come() && matches!(begun.1, Plane::Data(..)) {
+                // It was taken a moment ago, and its request is on its way.
+                begun.0.be_late();
+                return answer_late(connection, &answers, &begun.0).await;
+            }
+            connection.as_mut().graceful_shutdown();
+        }
+    }
+    let was_answering = !answers.are_none();
     // hyper would go on waiting for a head that was never begun, or never ended.
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -307,7 +357,28 @@ async fn exchange(
             timeout(LAST_BYTES_MAX, connection).await.unwrap_or(Ok(()))
         }
     };
-    result.map_err(|error| error.to_string())
+    result.map(|()| was_answering).map_err(|error| error.to_string())
+}
+
+/// Lets a connection have one answer while berth stops.
+async fn answer_late(
+    connection: impl Future<Output = hyper::Result<()>>,
+    answers: &Answers,
+    visit: &Visit,
+) -> Result<bool, String> {
+    let ended = tokio::select! {
+        ended = connection => ended,
+        () = says_nothing(answers) => return Err("no request came in time, and berth stops".to_owned()),
+    };
+    ended.map(|()| visit.has_gone_on()).map_err(|error| error.to_string())
+}
+
+/// Ends when a connection that is to have one answer has none under way, though there was time to ask for it.
+async fn says_nothing(answers: &Answers) {
+    sleep(LATE_REQUEST_MAX).await;
+    answers.none_left().await;
+    // The last bytes of the answer.
+    sleep(LAST_BYTES_MAX).await;
 }
 
 /// Waits to be asked to stop; an client that is gone asks, too.
@@ -321,6 +392,14 @@ impl Plane {
         match self {
             Self::Data(data, _) => data.greet(peer.ip()),
             Self::Admin(_) | Self::Metrics(_) => Visit::begin(peer.ip(), None),
+        }
+    }
+
+    /// Refuses a request whose head means different things to different programs.
+    fn refuse(&self, peer: SocketAddr, request: &Request<Incoming>, fault: &str) -> Response<Body> {
+        match self {
+            Self::Data(data, _) => data.now().refuse_head(peer, request, fault),
+            Self::Admin(_) | Self::Metrics(_) => head::refuse(fault),
         }
     }
 

@@ -25,7 +25,7 @@
 //! 3  parsing                  of documents that strangers wrote
 //! 2  shares                   of what is scarce
 //! 1  context   pace   singleflight   telemetry   watch
-//! 0  clock   oci   sync   units   nothing of ours; oci does no I/O and reads no clock
+//! 0  clock   files   net   oci   sync   units   nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -56,9 +56,11 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod context;
+pub mod files;
 #[cfg(test)]
 mod fuzz;
 pub mod http;
+pub mod net;
 pub mod oci;
 pub mod pace;
 pub mod parsing;

@@ -7,13 +7,14 @@
 //! that nobody could be refused at once, and it takes no debts: of bytes it is known only after the read how many there
 //! were.
 
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 use tokio::time::Instant;
 
-use crate::units::ByteRate;
+use crate::units::{ByteRate, Given};
 
 /// What was not used is kept for so long, and may then be used at once.
 const BURST: Duration = Duration::from_secs(1);
@@ -94,12 +95,19 @@ pub struct PerSecond(f64);
 
 impl<'de> Deserialize<'de> for PerSecond {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let per_second = f64::deserialize(deserializer)?;
-        if (PER_SECOND_MIN..=PER_SECOND_MAX).contains(&per_second) {
-            Ok(Self(per_second))
-        } else {
-            Err(de::Error::custom("expected a number per second, more than 0.0003, such as 10 or 0.5"))
-        }
+        let per_second = Given::deserialize(deserializer)?.per_second();
+        let sensible = per_second.filter(|number| (PER_SECOND_MIN..=PER_SECOND_MAX).contains(number));
+        sensible.map(Self).ok_or_else(|| {
+            de::Error::custom(
+                "expected a number per second such as 10, 0.5 or \"10/s\", more than 0.0003 and at most a thousand millions",
+            )
+        })
+    }
+}
+
+impl fmt::Display for PerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
     }
 }
 
@@ -145,8 +153,15 @@ mod tests {
     #[test]
     fn limits_are_numbers_that_make_sense() {
         assert_eq!(per_second("2").unwrap(), PerSecond(2.0));
-        for bad in ["0", "-1", "0.0001", "1e10", "nan", "'1'"] {
-            assert!(per_second(bad).is_err(), "{bad}");
+        for (good, expected) in [("'10'", 10.0), ("'10/s'", 10.0), ("'0.5 /s'", 0.5), ("1e3", 1000.0)] {
+            assert_eq!(per_second(good).unwrap(), PerSecond(expected), "{good}");
+        }
+        for bad in [
+            "0", "'0/s'", "-1", "'-1'", "0.0001", "1e10", "nan", "inf", "'inf'", "'1e3'", "'10/m'", "'10 s'",
+            "''", "true",
+        ] {
+            let error = per_second(bad).unwrap_err();
+            assert!(error.message().contains("expected"), "{bad}: {error}");
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct Owner {
 impl Owner {
     /// What is done at `registry` for `client`.
     pub fn new(registry: &Registry, client: Client) -> Self {
-        Self { registry: registry.clone(), client }
+        Self { registry: registry.owner(), client }
     }
 }
 

@@ -11,6 +11,7 @@
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
 //!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
+//! - A refusal is believed only if somebody spoke for the registry, and never if it is a store's (`verdict`, `ping`).
 //! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
 //!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
 //!   at all (`client`).
@@ -21,6 +22,7 @@
 //!   nothing but what needs it (`lookups`).
 //! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
 //!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
+//! - What no configuration lists is asked of parents alone, and takes up nothing of its own (`unlisted`).
 //! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
@@ -28,6 +30,7 @@
 //! which are loops over it.
 
 mod address;
+mod agent;
 mod auth;
 mod blob;
 mod challenge;
@@ -36,6 +39,8 @@ mod client;
 mod cloud;
 mod config;
 mod credential;
+mod docker_config;
+mod door;
 mod error;
 mod event;
 mod exchange;
@@ -54,6 +59,9 @@ mod lookups;
 mod manifest;
 mod parents;
 mod path_pauses;
+mod ping;
+mod pool;
+mod privacy;
 mod program;
 mod proxy;
 mod quota;
@@ -65,45 +73,49 @@ mod retry;
 mod sameness;
 mod secret;
 mod server;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod token;
 mod trial;
 mod turns;
+mod unlisted;
 mod vault;
+mod verdict;
 mod waits;
 mod watched;
 
 use std::future::pending;
+use std::ops::Deref;
 use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use http::StatusCode;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::address::Class;
+pub use self::agent::UserAgent;
 pub(crate) use self::blob::PAGE;
 pub use self::blob::{BLOB_BYTES_MAX, BlobStream, Claim};
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
-pub use self::error::{BuildError, Error, Refusal};
+pub use self::error::{BuildError, Error, InvalidLogins, Refusal};
 pub use self::event::{Event, Observer, Outcome};
 pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
-pub use self::listing::{ReferrerList, TagPage};
+pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
 pub use self::manifest::{Fetched, Resolved, Standing};
 pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
+pub use self::retry::Attempts;
 pub use self::trial::{Found, Party, Trial};
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
@@ -117,11 +129,9 @@ use self::hedge::Hedges;
 use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
-use self::redirect::Walk;
 use self::sameness::Sameness;
 use self::server::{Probe, Server};
-use crate::context::RequestContext;
-use crate::oci::{Registry, RepoName, Speaker};
+use crate::oci::{Registry, Speaker};
 
 /// Probes of one upstream at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
@@ -140,7 +150,7 @@ pub enum State {
 /// What an [`Upstream`] is asked as.
 enum Role {
     /// The registry, by way of its parents if it has any, and what is asked when its own endpoints have no answer.
-    Registry(Option<Box<Parents>>, Vec<Arc<Upstream>>),
+    Registry(Option<Arc<Parents>>, Vec<Arc<Upstream>>),
     /// One of the parents.
     Parent(Peer),
     /// One of the fallbacks; the index of its first endpoint.
@@ -151,6 +161,19 @@ enum Role {
 pub struct Upstream {
     registry: Registry,
     role: Role,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Upstream {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What it takes to ask; registries that no configuration lists share one.
+pub struct Shared {
     /// What it has in common with itself under another name; `None` if it is asked by that name, as mirrors are.
     sameness: Option<Sameness>,
     /// The endpoints of the registry itself; none if only parents are asked.
@@ -179,7 +202,7 @@ impl Upstream {
     /// # Errors
     /// [`BuildError`] when the configuration names something that cannot be used.
     pub fn build(config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
-        let parents = Parents::build(config, &observer)?.map(Box::new);
+        let parents = Parents::build(config, &observer)?.map(Arc::new);
         let role = Role::Registry(parents, fallback::build_all(config, &observer)?);
         if config.mirror {
             // It is asked by way of its endpoints, and these have all that is needed.
@@ -192,7 +215,7 @@ impl Upstream {
 
     fn build_as(role: Role, config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
         let registry = config.registry.clone();
-        if config.endpoints.is_empty() {
+        if config.endpoints.is_empty() && !config.asks_only_parents() {
             return Err(BuildError::NoEndpoints { registry });
         }
         let first = match &role {
@@ -203,7 +226,7 @@ impl Upstream {
         let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
         let servers = (first..).zip(endpoints.iter().cloned());
         let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-        Ok(Arc::new(Self {
+        let shared = Shared {
             servers: servers
                 .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
                 .collect(),
@@ -221,9 +244,8 @@ impl Upstream {
             opened: Notify::new(),
             is_retired: AtomicBool::new(false),
             sameness: Sameness::of(config),
-            role,
-            registry,
-        }))
+        };
+        Ok(Arc::new(Self { registry, role, shared: Arc::new(shared) }))
     }
 
     /// The name that images carry.
@@ -239,26 +261,6 @@ impl Upstream {
     /// Whether another has taken its place: what it says now says nothing about what that will.
     pub fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Acquire)
-    }
-
-    /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
-    pub async fn is_public(&self, name: &RepoName) -> bool {
-        // Through which login a parent has its content is known from its answers only.
-        let is_by_parents = self.parents().is_none_or(|parents| parents.is_public(name));
-        is_by_parents && self.is_own_public(name).await && self.are_fallbacks_public(name).await
-    }
-
-    /// The same of its own endpoints.
-    async fn is_own_public(&self, name: &RepoName) -> bool {
-        let Ok(there) = rename::at_upstream(&self.rewrites, name) else { return false };
-        !self.is_always_known && !self.credential.applies_to(&there).await
-    }
-
-    /// Whether what it has of a repository is for those with a login, as far as that is known without being asked: a
-    /// parent that has not been asked yet has not said.
-    pub async fn is_known_private(&self, name: &RepoName) -> bool {
-        let is_by_parents = self.parents().is_some_and(|parents| parents.is_private(name));
-        is_by_parents || !self.is_own_public(name).await || !self.are_fallbacks_public(name).await
     }
 
     /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
@@ -427,9 +429,13 @@ impl Upstream {
             }
             Probe::Look => {
                 let within = server.look_within().min(self.client.timeouts.header);
-                if self.answers(server, within).await == Some(false) {
-                    server.condemn();
-                    self.opened.notify_one();
+                match self.answers(server, within).await {
+                    Some(true) => server.acquit(),
+                    Some(false) => {
+                        server.condemn();
+                        self.opened.notify_one();
+                    }
+                    None => {}
                 }
             }
             Probe::Login(identity, name) => {
@@ -449,38 +455,6 @@ impl Upstream {
                 }
             }
         }
-    }
-
-    /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
-    /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. Hears who it is, if
-    /// it is a parent. `None` if this machine lacks what it takes to ask.
-    async fn answers(&self, server: &Server, within: Duration) -> Option<bool> {
-        let url = server.endpoint().at("", None);
-        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
-        for _ in 0..=redirect::HOPS_MAX {
-            let Ok(mut request) = Ask::look(&walk.url) else { return Some(false) };
-            if !walk.elsewhere {
-                self.headers.add_to(request.headers_mut());
-                self.stamp(&RequestContext::default(), &mut request, within);
-            }
-            let sent = self.client.send(walk.way, request, within).await;
-            self.meets_berth(server, &sent);
-            let response = match sent {
-                Ok(response) => response,
-                Err(Error::Local { .. }) => return None,
-                Err(_) => return Some(false),
-            };
-            let status = response.status();
-            if !redirect::is_redirect(status) {
-                let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-                let is_usable = !status.is_server_error() && !is_of_proxy;
-                return Some(is_usable && !exchange::is_portal(&response));
-            }
-            if walk.on(response.headers()).is_err() {
-                return Some(false);
-            }
-        }
-        Some(false)
     }
 
     /// When a request that begins now must have its answer.

@@ -3,15 +3,14 @@
 //! Secrets and configurations of Kubernetes are replaced by a symlink that is swapped, those of others by a rename or in
 //! place, and sometimes one file after the other. So what a path leads to is looked at by its [`Stamp`], every second and
 //! off the runtime, and counts as changed once it has come to rest: half of a rewrite should not be read at all. Whoever
-//! reads it all the same sees a further change after that. Whatever stands there by then, [`read`] does not hang on it.
+//! reads it all the same sees a further change after that.
 
 use std::fs;
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
@@ -21,9 +20,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(400);
 /// Files that never come to rest are taken as they are after so long.
 const RESTLESS_MAX: Duration = Duration::from_secs(5);
-
-/// The longest file that is read: a bundle of all the world's authorities is a tenth of it.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
 /// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
@@ -36,33 +32,6 @@ pub type Stamp = (u64, i64, i64);
 pub fn stamp(path: &Path) -> io::Result<Stamp> {
     let metadata = fs::metadata(path)?;
     Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// Reads a file of secrets or certificates, which anything may have taken the place of.
-///
-/// # Errors
-/// When it cannot be read, is something else than a file, such as a pipe that nobody writes to, or has more than 4 MiB.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file"));
-    }
-    let mut content = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "expected at most 4 MiB"));
-    }
-    Ok(content)
-}
-
-/// The same for text.
-///
-/// # Errors
-/// As for [`read`], and when it is not UTF-8.
-pub fn read_text(path: &Path) -> io::Result<String> {
-    String::from_utf8(read(path)?)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
 
 /// Waits until a file has looked the same twice in a row; then what this returns is what it looks like. None if it did
@@ -162,27 +131,6 @@ mod tests {
     /// Whether a change is seen, in time that is told rather than passes.
     async fn is_seen(watch: &mut Watch) -> bool {
         timeout(Duration::from_secs(60), watch.changed()).await.is_ok()
-    }
-
-    #[test]
-    fn what_is_no_file_or_endless_is_refused_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let check = |name: &str, expected: &str| {
-            let error = read(&at(name)).unwrap_err().to_string();
-            assert!(error.contains(expected), "{name}: {error}");
-        };
-        let mode = rustix::fs::Mode::RUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        check("pipe", "regular file");
-        check("", "regular file");
-        check("none", "No such file");
-        fs::File::create(at("large")).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
-        check("large", "4 MiB");
-        fs::File::create(at("full")).unwrap().set_len(FILE_BYTES_MAX).unwrap();
-        assert_eq!(read(&at("full")).unwrap().len() as u64, FILE_BYTES_MAX);
-        symlink("full", at("link")).unwrap();
-        assert!(read_text(&at("link")).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

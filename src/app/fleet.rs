@@ -83,6 +83,18 @@ impl Member {
     }
 }
 
+/// What is to be said of the configuration of these, each once, as far as it was not true of those before.
+pub(super) fn warnings(members: &[Member], before: &[Member]) -> Vec<String> {
+    let known: Vec<_> = before.iter().flat_map(|member| member.upstream.warnings()).collect();
+    let mut warnings = Vec::new();
+    for warning in members.iter().flat_map(|member| member.upstream.warnings()) {
+        if !known.contains(&warning) && !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+    warnings
+}
+
 /// Every upstream in use, with its work.
 pub(super) struct Fleet {
     members: Vec<(Member, oneshot::Sender<()>)>,
@@ -154,7 +166,7 @@ async fn out_of_use(users: &Weak<Upstream>, retired: oneshot::Receiver<()>) {
 
 /// Counts what happens on the way to an upstream.
 fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
-    let registry = registry.as_str();
+    let registry = registry.label();
     match event {
         Event::Ended(outcome) => metrics.upstream_request(registry, outcome.as_str()),
         Event::EndedAtParent(outcome) => metrics.parent_request(registry, outcome.as_str()),

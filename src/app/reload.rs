@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::fleet::{Fleet, Member};
+use super::fleet::{self, Fleet, Member};
 use super::status;
 use crate::clock::unix_seconds;
 use crate::config::{Changes, Config};
@@ -183,6 +183,9 @@ impl Running {
     fn apply(&mut self, next: Next) -> Vec<String> {
         let Next { config, changed, members, serving, guard, tls } = next;
         let before = self.fleet.members();
+        for warning in fleet::warnings(&members, &before) {
+            warn!("{warning}");
+        }
         self.data.replace(serving);
         self.admin.replace_guard(guard);
         let cache = self.data.cache();
@@ -194,8 +197,9 @@ impl Running {
             cache.forget(member.upstream.registry());
         }
         self.fleet.replace(members);
-        if (&config.cache, &config.pins) != (&self.config.cache, &self.config.pins) {
-            self.store.set_limits(config.cache.limits(config.pins.clone()));
+        let limits = config.limits();
+        if limits != self.config.limits() {
+            self.store.set_limits(limits);
         }
         let rate = config.cache.scrub;
         self.scrub.send_if_modified(|current| std::mem::replace(current, rate) != rate);
@@ -224,12 +228,12 @@ impl Next {
         before.config.check_next(&config)?;
         let registries = config.registries()?;
         http::check(&config.http)?;
-        let members = Member::build_all(&config.upstreams, &before.members, &before.metrics)?;
+        let members = Member::build_all(&config.all_upstreams(), &before.members, &before.metrics)?;
         // The section is the same, and what it names is not.
         let rebuilt = members.iter().filter(|member| {
             before.members.iter().any(|old| old.is_configured_as(member) && !old.is(member))
         });
-        changed.extend(rebuilt.map(|member| format!("upstream {}: ca", member.upstream.registry())));
+        changed.extend(rebuilt.map(|member| format!("upstream {}: ca", member.upstream.registry().label())));
         let tls = (config.http.tls != before.config.http.tls)
             .then(|| config.http.tls.clone().map(tls::Next::load))
             .flatten()

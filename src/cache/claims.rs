@@ -4,7 +4,6 @@
 //! repositories. It says nothing about what another registry sent; how large that is it does not even learn. A claim that
 //! is refuted is remembered, counted and logged.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::warn;
@@ -81,7 +80,7 @@ impl Cache {
         digest: &Digest,
         context: &RequestContext,
     ) -> Result<(Claim, bool), Error> {
-        let upstream = Arc::clone(self.upstream(repo)?);
+        let upstream = self.upstream(repo)?.into_owned();
         let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (name, asked, way) = (repo.name.clone(), *digest, context.clone());

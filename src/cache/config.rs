@@ -1,8 +1,9 @@
 //! `[cache]`: what is kept, and how much of it.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::store::{Limits, Pin, Rate, Size};
 use crate::units;
@@ -20,6 +21,7 @@ const LEASE: Duration = Duration::from_secs(15 * 60);
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The most that blobs and partial files may take.
+    #[serde(deserialize_with = "some")]
     pub max_bytes: Size,
     /// What is left free on the file system, whoever uses the rest.
     pub min_free: Size,
@@ -44,11 +46,21 @@ impl Default for Config {
     }
 }
 
+/// More than nothing: what keeps nothing is no cache, and each client's pull would be a download.
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(0) | Size::Share(0.0) => {
+            Err(de::Error::custom("expected more than nothing, such as \"200GiB\" or \"80%\""))
+        }
+        size => Ok(size),
+    }
+}
+
 impl Config {
     /// What the store must know of it.
     pub fn limits(&self, pins: Vec<Pin>) -> Limits {
         let Self { max_bytes, min_free, lease, .. } = *self;
-        Limits { max_bytes, min_free, lease, pins }
+        Limits { max_bytes, min_free, lease, pins, sharing: None }
     }
 }
 
@@ -63,6 +75,16 @@ pub enum Complete {
     Always,
     /// Only when somebody asks for all of it.
     Never,
+}
+
+impl fmt::Display for Complete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
 }
 
 impl Complete {

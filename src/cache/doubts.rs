@@ -13,7 +13,7 @@ use lru::LruCache;
 
 use super::error::Error;
 use super::freshness::Word;
-use crate::oci::{Registry, Repo, Tag};
+use crate::oci::{Repo, Tag};
 use crate::sync::lock;
 
 /// How long upstream is left alone about a tag after it said no, or could not be asked.
@@ -53,8 +53,10 @@ impl Doubts {
         let Some(Doubt { failed, removed, revoked }) = doubts.get(&(repo.clone(), tag.clone())) else {
             return Heard { word: Word::Open, refusal: None, revoked: false };
         };
-        let refusal =
-            removed.as_ref().filter(|(at, _)| at.elapsed() < MEMORY).map(|(_, error)| error.clone());
+        let refusal = removed
+            .as_ref()
+            .filter(|(at, _)| at.elapsed() < MEMORY)
+            .map(|(_, error)| error.clone().remembered());
         let word = match &refusal {
             Some(_) => Word::Removed,
             None if failed.is_some_and(|at| at.elapsed() < MEMORY) => Word::Silent,
@@ -83,10 +85,10 @@ impl Doubts {
         }
     }
 
-    /// The upstream of a registry is to be asked, whatever another has said in its place.
-    pub(super) fn forget_all(&self, registry: &Registry) {
+    /// The upstream of these repositories is to be asked, whatever another has said in its place.
+    pub(super) fn forget_all(&self, is_meant: impl Fn(&Repo) -> bool) {
         for ((repo, _), doubt) in lock(&self.0).iter_mut() {
-            if repo.registry == *registry {
+            if is_meant(repo) {
                 (doubt.failed, doubt.removed) = (None, None);
             }
         }

@@ -15,6 +15,9 @@ pub enum Error {
     /// Upstream's answer, or its silence.
     #[error("{0}")]
     Upstream(Arc<upstream::Error>),
+    /// Upstream's answer of a moment ago, which is believed for a while.
+    #[error("{0}, as it said a moment ago")]
+    Remembered(Arc<upstream::Error>),
     /// Upstream is known to be down and nothing is stored.
     #[error("upstream is down and nothing is stored")]
     Down,
@@ -62,7 +65,7 @@ impl Error {
     /// Whether upstream could not be asked, as opposed to having said no.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Upstream(error) => error.is_outage(),
+            Self::Upstream(error) | Self::Remembered(error) => error.is_outage(),
             Self::NoUpstream | Self::TooOld | Self::Store(_) | Self::Read(_) | Self::Damaged => false,
             Self::Down
             | Self::Missing(_)
@@ -82,12 +85,28 @@ impl Error {
 
     /// Whether the request has come round in a circle of berths.
     pub fn is_loop(&self) -> bool {
-        matches!(self, Self::Upstream(error) if **error == upstream::Error::Loop)
+        self.upstream() == Some(&upstream::Error::Loop)
     }
 
     /// Whether it is upstream's own word that there is no such thing, or none for us.
     pub fn is_absence(&self) -> bool {
-        matches!(self, Self::Upstream(error) if !error.is_outage())
+        self.upstream().is_some_and(|error| !error.is_outage())
+    }
+
+    /// What upstream said, now or a moment ago.
+    pub fn upstream(&self) -> Option<&upstream::Error> {
+        match self {
+            Self::Upstream(error) | Self::Remembered(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The same, when it is told again to somebody for whom upstream was not asked.
+    pub fn remembered(self) -> Self {
+        match self {
+            Self::Upstream(error) => Self::Remembered(error),
+            other => other,
+        }
     }
 }
 

@@ -179,7 +179,7 @@ impl Fetch {
                 Err(error) => return Ok(Some(error.into())),
             };
             let len = chunk.len() as u64;
-            self.line.metrics.received(Kind::Blob, self.line.upstream.registry().as_str(), len);
+            self.line.metrics.received(Kind::Blob, self.line.upstream.registry().label(), len);
             let end = at + len;
             if end > self.line.bound() {
                 return Err(Error::Mismatch);

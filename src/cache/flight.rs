@@ -24,6 +24,7 @@
 
 mod progress;
 mod reader;
+mod several;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -46,7 +47,7 @@ use super::schedule::Need;
 use super::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Repo};
+use crate::oci::{Digest, Range, Ranges, Repo};
 use crate::shares::{Owner, Shares};
 use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
@@ -157,9 +158,10 @@ impl Flight {
         lock(&self.places).take_asked()
     }
 
-    /// What its readers still want of `total` bytes, in the order in which they came.
+    /// What its readers still want of `total` bytes, the most urgent first.
     pub(super) fn needs(&self, total: u64) -> Vec<Need> {
-        lock(&self.places).needs(total)
+        let progress = self.progress.borrow();
+        lock(&self.places).needs(total, &progress.have)
     }
 
     /// Resolves when readers have come or left.
@@ -241,8 +243,8 @@ pub(super) struct Asker<'a> {
     pub(super) granted: bool,
     /// What its upstream has just said of it there.
     pub(super) claim: Option<Claim>,
-    /// The range that is asked for.
-    pub(super) asked: Option<Range>,
+    /// The ranges that are asked for.
+    pub(super) asked: Option<&'a Ranges>,
     /// Where the request goes on to, which has come this way.
     pub(super) context: &'a RequestContext,
 }
@@ -305,6 +307,11 @@ impl Flights {
         is_told.then_some(progress.total)
     }
 
+    /// Whether a flight brings this.
+    pub(super) fn is_under_way(&self, key: &PartialKey) -> bool {
+        self.lock().contains_key(key)
+    }
+
     /// Whether a flight brings this for one repository alone.
     pub(super) fn is_private(&self, key: &PartialKey) -> bool {
         self.lock().get(key).is_some_and(|flight| !flight.public)
@@ -354,7 +361,7 @@ impl Flights {
         table.len()
     }
 
-    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<Range>) -> Reader {
+    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<&Ranges>) -> Reader {
         flight.readers.fetch_add(1, Ordering::Relaxed);
         let place = lock(&flight.places).enter(asked);
         flight.wake.notify_one();

@@ -5,6 +5,7 @@
 //! was not to be had it is asked again, with what upstream said or failed to say: so this is the one place where it
 //! is decided what becomes of a known tag.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
@@ -98,6 +99,12 @@ impl Pattern {
     }
 }
 
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -136,7 +143,19 @@ impl<'de> Deserialize<'de> for StaleLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Given::deserialize(deserializer)? {
             Given::Text(text) if text == "forever" => Ok(Self::Forever),
-            given => given.duration().map(Self::For).map_err(de::Error::custom),
+            given => {
+                let limit = given.duration().map_err(|error| format!("{error}, or \"forever\""));
+                limit.map(Self::For).map_err(de::Error::custom)
+            }
+        }
+    }
+}
+
+impl fmt::Display for StaleLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forever => f.write_str("forever"),
+            Self::For(limit) => write!(f, "{}", units::show(*limit)),
         }
     }
 }
@@ -150,6 +169,15 @@ pub enum OnRemoved {
     Refuse,
     /// What is known is served all the same, marked stale, within `serve_stale`.
     Serve,
+}
+
+impl fmt::Display for OnRemoved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refuse => "refuse",
+            Self::Serve => "serve",
+        })
+    }
 }
 
 /// When upstream last confirmed a tag.

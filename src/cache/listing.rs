@@ -23,7 +23,7 @@ use crate::parsing::{self, Place};
 use crate::shares::Owner;
 use crate::store::ReferrersRecord;
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, ReferrerList, State, Upstream};
+use crate::upstream::{self, PageQuery, ReferrerList, State, TagPage, Upstream};
 
 /// Upstream's "nothing refers to this".
 const EMPTY_INDEX: Bytes = Bytes::from_static(
@@ -42,6 +42,15 @@ pub struct Page<T> {
     pub more: bool,
     /// How it was come by.
     pub source: Source,
+}
+
+/// Part of a list of tags.
+#[derive(Debug)]
+pub enum Tags {
+    /// As upstream has it.
+    Upstream(TagPage),
+    /// Of what is stored, since upstream cannot be asked.
+    Stored(Page<Tag>),
 }
 
 /// What refers to a manifest.
@@ -105,22 +114,24 @@ impl Cache {
         Ok(self.upstream(repo)?.has_parents())
     }
 
-    /// At most `n` tags of `repo` behind `last`. `context`: where the request has come from.
+    /// The page of the tags of `repo` that `page` means by upstream's word; from disk, at most `n` behind `last`.
+    /// `context`: where the request has come from.
     ///
     /// # Errors
-    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored.
+    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored. Nor is
+    /// what is stored the rest of a list that began with upstream's word.
     pub async fn tags(
         &self,
         repo: &Repo,
-        n: usize,
-        last: Option<&str>,
+        page: &PageQuery,
+        (n, last): (usize, Option<&str>),
         context: &RequestContext,
-    ) -> Result<Page<Tag>, Error> {
+    ) -> Result<Tags, Error> {
         let upstream = self.upstream(repo)?;
-        let is_known = self.0.store.knows(repo).await?;
+        let is_known = !page.is_continued() && self.0.store.knows(repo).await?;
         let state = upstream.state();
         let error = if state == State::Up {
-            let asked = upstream.tags(context, &repo.name, n, last);
+            let asked = upstream.tags(context, &repo.name, page);
             let listed = if is_known {
                 timeout(context.patience(CHECK_DEADLINE), asked)
                     .await
@@ -129,7 +140,7 @@ impl Cache {
                 asked.await
             };
             match listed {
-                Ok(page) => return Ok(Page { entries: page.tags, more: page.more, source: Source::Miss }),
+                Ok(page) => return Ok(Tags::Upstream(page)),
                 Err(error) => Error::from(error),
             }
         } else if state == State::Down {
@@ -144,7 +155,7 @@ impl Cache {
         let mut entries = self.0.store.tags(repo, last, n.saturating_add(1)).await?;
         let more = entries.len() > n;
         entries.truncate(n);
-        Ok(Page { entries, more, source: Source::Stale })
+        Ok(Tags::Stored(Page { entries, more, source: Source::Stale }))
     }
 
     /// What refers to `digest` in `repo`, by upstream's word, which is kept by the rule for the tag that stands for such
@@ -183,7 +194,7 @@ impl Cache {
                 Verdict::Serve => return serve(kept, Source::Hit).await,
                 Verdict::ServeStale | Verdict::ServeRemoved => return serve(kept, Source::Stale).await,
                 Verdict::ServeAndCheck => {
-                    let (cache, upstream) = (self.clone(), Arc::clone(upstream));
+                    let (cache, upstream) = (self.clone(), Arc::clone(&upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(async move {
                         cache.ask_for_referrers(upstream, &repo, &digest, &context, None).await
@@ -197,7 +208,7 @@ impl Cache {
             // Who waits for upstream, and for a place there, holds none.
             kept = None;
             let limit = Some(context.patience(limit));
-            match self.ask_for_referrers(Arc::clone(upstream), repo, digest, context, limit).await {
+            match self.ask_for_referrers(Arc::clone(&upstream), repo, digest, context, limit).await {
                 Ok(referrers) => return Ok(Some(referrers)),
                 Err(error) => {
                     debug!(repository = %repo, %digest, %error, "upstream does not say what refers to this");
@@ -233,9 +244,10 @@ impl Cache {
     ) -> Result<Referrers, Error> {
         let key = (repo.clone(), *digest, context.level());
         let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
+        let remember = self.0.rules.find(&repo, &Tag::of_referrers(&digest)).check_after;
         let work = |progress| async move {
             let context = context.with_progress(progress);
-            let listed = upstream.referrers(&context, &repo.name, &digest).await?;
+            let listed = upstream.referrers(&context, &repo.name, &digest, remember).await?;
             let listed = listed.unwrap_or(ReferrerList {
                 body: EMPTY_INDEX,
                 is_empty: true,

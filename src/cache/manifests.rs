@@ -19,7 +19,7 @@ use crate::parsing;
 use crate::shares::Owner;
 use crate::store::{Grant, ManifestRecord, Proof, Store};
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{Fetched, Standing, Upstream};
+use crate::upstream::{Attempts, Fetched, Standing, Upstream};
 
 /// Blobs that are looked for to tell whether an image is here whole: an index of 500 images of 100 layers has as many.
 const BLOBS_LOOKED_FOR_MAX: usize = 50_000;
@@ -41,7 +41,7 @@ impl Cache {
     /// The manifest that `reference` names in `repo`, if it may be served as it is known and that is known without
     /// a wait for anything.
     pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
-        self.upstream(repo).ok()?;
+        self.is_served(repo).then_some(())?;
         let AtHand { digest, age, warning } = match reference {
             Reference::Tag(tag) => self.tag_at_hand(repo, tag)?,
             Reference::Digest(digest) => AtHand { digest: *digest, age: None, warning: None },
@@ -86,7 +86,7 @@ impl Cache {
             return Ok(manifest);
         }
         self.not_absent(repo, &manifest_path(digest))?;
-        let upstream = Arc::clone(self.upstream(repo)?);
+        let upstream = self.upstream(repo)?.into_owned();
         let context = upstream.settle(context, digest)?;
         let key = (repo.clone(), *digest, context.level());
         let (cache, repository, digest, way) = (self.clone(), repo.clone(), *digest, context.clone());
@@ -96,7 +96,9 @@ impl Cache {
             if let Some(manifest) = cache.stored_manifest(&repo, &digest).await? {
                 return Ok(manifest);
             }
-            let fetched = cache.fetch_manifest(&upstream, &context, &repo, &Reference::Digest(digest)).await;
+            let reference = Reference::Digest(digest);
+            let fetched =
+                cache.fetch_manifest(&upstream, &context, &repo, &reference, Attempts::Rounds).await;
             fetched.map(|(manifest, _)| manifest)
         };
         let (manifest, joined) = self.0.manifests.run(key, work).await;
@@ -135,11 +137,12 @@ impl Cache {
         context: &RequestContext,
         repo: &Repo,
         reference: &Reference,
+        attempts: Attempts,
     ) -> Result<(Manifest, Standing), Error> {
-        let fetched = upstream.manifest(context, &repo.name, reference).await?;
+        let fetched = upstream.manifest(context, &repo.name, reference, attempts).await?;
         // Its place in memory is given up when it is stored.
         let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;
-        self.0.metrics.received(Kind::Manifest, upstream.registry().as_str(), body.len() as u64);
+        self.0.metrics.received(Kind::Manifest, upstream.registry().label(), body.len() as u64);
         let digest = match reference {
             // Upstream's part has compared it.
             Reference::Digest(digest) => *digest,
@@ -161,6 +164,7 @@ impl Cache {
             }
         }
         self.prove_behind(repo, &manifest, context.client());
+        self.bring_attestations(repo, &manifest, &body, context.client());
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
         Ok((Manifest { document, source: Source::Miss, warning: None, age: None }, standing))
     }

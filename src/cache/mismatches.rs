@@ -80,11 +80,11 @@ impl Mismatches {
         lock(&self.0).pop(key);
     }
 
-    /// Another upstream has taken the place of a registry's.
-    pub(super) fn forget_all(&self, registry: &Registry) {
+    /// Another upstream has taken the place of these registries'.
+    pub(super) fn forget_all(&self, is_of: impl Fn(&Registry) -> bool) {
         let mut failures = lock(&self.0);
         let of_registry: Vec<_> =
-            failures.iter().map(|(key, _)| key).filter(|key| key.registry == *registry).cloned().collect();
+            failures.iter().map(|(key, _)| key).filter(|key| is_of(&key.registry)).cloned().collect();
         for key in &of_registry {
             failures.pop(key);
         }

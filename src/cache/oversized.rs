@@ -74,16 +74,17 @@ impl Oversized {
         parts.sort_unstable();
         let trial = Arc::new(Trial { bytes: claimed(manifest), largest, stated: OnceCell::new() });
         let mut registries = lock(&self.0);
-        if registries.len() >= REGISTRIES_MAX && !registries.contains_key(&repo.registry) {
+        let owner = repo.registry.owner();
+        if registries.len() >= REGISTRIES_MAX && !registries.contains_key(&owner) {
             registries.clear();
         }
-        registries.entry(repo.registry.clone()).or_default().put(repo, digest, Suspect { parts, trial });
+        registries.entry(owner).or_default().put(repo, digest, Suspect { parts, trial });
     }
 
     /// An image of a repository fits: what it needs is kept, whatever else needs it.
     fn clear(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
         let mut registries = lock(&self.0);
-        let Some(suspects) = registries.get_mut(&repo.registry) else { return };
+        let Some(suspects) = registries.get_mut(&repo.registry.owner()) else { return };
         suspects.take(repo, digest);
         let needed: Vec<Digest> = manifest.blobs.iter().filter_map(Descriptor::digest).collect();
         for ((of, _), suspect) in &mut suspects.images {
@@ -98,7 +99,7 @@ impl Oversized {
     /// The suspected images of a repository that name this blob.
     fn trials(&self, repo: &Repo, blob: &Digest) -> Vec<Arc<Trial>> {
         let mut registries = lock(&self.0);
-        let Some(suspects) = registries.get_mut(&repo.registry) else { return Vec::new() };
+        let Some(suspects) = registries.get_mut(&repo.registry.owner()) else { return Vec::new() };
         let names_it = |suspect: &Suspect| suspect.parts.binary_search(blob).is_ok();
         let of_repo = suspects.images.iter().filter(|((of, _), suspect)| of == repo && names_it(suspect));
         let found: Vec<_> = of_repo.map(|(key, suspect)| (key.clone(), Arc::clone(&suspect.trial))).collect();
@@ -111,7 +112,7 @@ impl Oversized {
     fn knows(&self, repo: &Repo, digest: &Digest) -> bool {
         let registries = lock(&self.0);
         let key = (repo.clone(), *digest);
-        registries.get(&repo.registry).is_some_and(|suspects| suspects.images.contains(&key))
+        registries.get(&repo.registry.owner()).is_some_and(|suspects| suspects.images.contains(&key))
     }
 }
 
@@ -197,7 +198,7 @@ impl Cache {
         for some in trial.largest.chunks(HEADS_AT_ONCE) {
             let mut sizes = JoinSet::new();
             for digest in some {
-                let upstream = Arc::clone(self.upstream(repo)?);
+                let upstream = self.upstream(repo)?.into_owned();
                 let (name, digest) = (repo.name.clone(), *digest);
                 let context = upstream.settle(context, &digest)?;
                 sizes.spawn(async move { upstream.head_blob(&context, &name, &digest).await });

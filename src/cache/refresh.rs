@@ -77,6 +77,7 @@ impl Cache {
     /// [`Error::NoUpstream`], and [`Error::Store`] when what is known cannot be read. Everything else is an outcome.
     pub async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
         let upstream = self.upstream(repo)?;
+        let upstream = &*upstream;
         self.forget_absences(|of| of == repo);
         self.0.doubts.forget(repo, tag);
         let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);

@@ -50,6 +50,8 @@ pub(super) struct Need {
     pub(super) span: Span,
     /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
     pub(super) is_open: bool,
+    /// It does not stand there yet: what is under way is not cut for it.
+    pub(super) is_ahead: bool,
 }
 
 /// What to do with bytes that have come.
@@ -152,7 +154,7 @@ impl Schedule {
             Some(range) => {
                 // Behind the end there is nothing to bring.
                 if let Ok(span) = range.resolve(self.total) {
-                    self.asked.insert(self.widened(span));
+                    self.asked.insert(widened(span, self.total));
                 }
             }
         }
@@ -265,7 +267,8 @@ impl Schedule {
         if missing - need.span.start > AHEAD {
             return None;
         }
-        if self.claims.iter().any(|claim| claim.holds(missing) && claim.is_near(missing, self.now)) {
+        let is_waited_for = |claim: &Claim| need.is_ahead || claim.is_near(missing, self.now);
+        if self.claims.iter().any(|claim| claim.holds(missing) && is_waited_for(claim)) {
             return None;
         }
         let mut start = missing;
@@ -275,7 +278,7 @@ impl Schedule {
             let floor = behind.filter(|end| *end <= missing).max().unwrap_or(0);
             start = block_start(missing).max(self.have.end_before(missing)).max(floor);
         }
-        let end = if need.is_open { self.total } else { self.widened(need.span).end };
+        let end = if need.is_open { self.total } else { widened(need.span, self.total).end };
         let end = end.min(self.next_taken(missing));
         Some(self.segment(Span { start, end }))
     }
@@ -313,10 +316,6 @@ impl Schedule {
         Span { end, ..span }
     }
 
-    fn widened(&self, span: Span) -> Span {
-        Span { start: block_start(span.start), end: block_end(span.end).min(self.total) }
-    }
-
     fn claim(&mut self, span: Span) -> Job {
         let id = self.next_id;
         self.next_id += 1;
@@ -340,6 +339,31 @@ pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
     }
 }
 
+/// What to ask first for several ranges of a content of unknown size: the first of them, and behind it what comes in
+/// the same request. One to the end is asked for when all of them are known to be served.
+pub(super) fn lead(ranges: &[Range]) -> Range {
+    let mut pieces = Pieces::default();
+    for range in ranges {
+        if let Range::Closed { first, last } = *range
+            && last < OFFSET_MAX
+        {
+            pieces.insert(widened(Span { start: first, end: last + 1 }, u64::MAX));
+        }
+    }
+    match ranges.first().copied().unwrap_or(Range::From(0)) {
+        Range::Closed { first, last } => {
+            Range::Closed { first, last: pieces.run_end(first).saturating_sub(1).max(last) }
+        }
+        Range::From(first) => Range::Closed { first, last: first },
+        suffix @ Range::Suffix(_) => suffix,
+    }
+}
+
+/// The blocks that a part of a content of `total` bytes lies in.
+pub(super) fn widened(span: Span, total: u64) -> Span {
+    Span { start: block_start(span.start), end: block_end(span.end).min(total) }
+}
+
 fn block_start(position: u64) -> u64 {
     position / BLOCK * BLOCK
 }
@@ -361,7 +385,7 @@ mod tests {
     }
 
     fn need(start: u64, end: u64, is_open: bool) -> Need {
-        Need { span: span(start, end), is_open }
+        Need { span: span(start, end), is_open, is_ahead: false }
     }
 
     fn spans(schedule: &mut Schedule, needs: &[Need]) -> Vec<Span> {
@@ -371,7 +395,7 @@ mod tests {
     #[test]
     fn the_first_request_of_an_unknown_size() {
         let check = |asked: Option<&str>, expected: Option<&str>| {
-            let asked = asked.map(|text| Range::parse(&format!("bytes={text}")).unwrap());
+            let asked = asked.map(|text| Range::parse(text).unwrap());
             let first = first(asked, 1).map(|range| range.to_string());
             assert_eq!(first, expected.map(|text| format!("bytes={text}")), "{asked:?}");
         };
@@ -387,6 +411,22 @@ mod tests {
         check(Some("1073000000-1073000999"), Some("1072693248-1073741823"));
         check(Some("5-99999999999999999999999999"), Some("5-"));
         assert_eq!(first(None, 4), Some(Range::Closed { first: 0, last: SEGMENT - 1 }));
+    }
+
+    #[test]
+    fn the_first_request_for_several_ranges() {
+        let check = |list: &[&str], expected: &str| {
+            let ranges: Vec<_> = list.iter().map(|text| Range::parse(text).unwrap()).collect();
+            assert_eq!(lead(&ranges).to_string(), format!("bytes={expected}"), "{list:?}");
+        };
+        check(&["5-9", "40000000-40000009"], "5-1048575");
+        check(&["40000000-40000009", "5-9"], "40000000-40894463");
+        check(&["5-9", "3145728-3145729", "1048576-2097152"], "5-4194303");
+        check(&["5-9", "-51", "7-"], "5-1048575");
+        check(&["-51", "5-9"], "-51");
+        check(&["5-", "0-1"], "5-5");
+        check(&["99999999999999999999-", "0-1"], "18446744073709551615-18446744073709551615");
+        check(&["5-99999999999999999999", "0-1"], "5-18446744073709551615");
     }
 
     #[test]
@@ -431,6 +471,17 @@ mod tests {
         assert!(far(1, MIB) && !far(1, MIB / 2));
         assert!(far(4, 3 * MIB) && !far(4, 2 * MIB));
         assert!(far(40, 5 * MIB) && !far(40, 4 * MIB));
+    }
+
+    #[test]
+    fn what_is_read_later_cuts_nothing_that_is_under_way() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(Some(Range::Closed { first: 0, last: 40 * MIB - 1 }));
+        let main = schedule.next(&[need(0, 40 * MIB, false)]).unwrap();
+        let ahead = |start: u64| Need { is_ahead: true, ..need(start * MIB, (start + 1) * MIB, false) };
+        assert_eq!(spans(&mut schedule, &[ahead(30), ahead(60)]), [span(60 * MIB, 61 * MIB)]);
+        assert_eq!(spans(&mut schedule, &[need(30 * MIB, 31 * MIB, false)]), [span(30 * MIB, 31 * MIB)]);
+        assert_eq!(schedule.wanted(main.id), Some((span(0, 30 * MIB), true)));
     }
 
     #[test]
@@ -543,7 +594,7 @@ mod tests {
                     let range = match kind { 0 => None, 1 => Some(Range::From(first)), 2 => Some(Range::Suffix(a)), _ => Some(Range::Closed { first, last }) };
                     schedule.ask(range);
                     if let Ok(span) = range.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)) {
-                        needs.push(Need { span, is_open: matches!(range, None | Some(Range::From(_))) });
+                        needs.push(Need { span, is_open: matches!(range, None | Some(Range::From(_))), is_ahead: random.bool() });
                     }
                 }
                 jobs.extend(std::iter::from_fn(|| schedule.next(&needs)));

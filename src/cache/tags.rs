@@ -1,6 +1,9 @@
 //! Tags: what is known of them, when upstream is asked, and what is served when it cannot answer.
 //!
-//! A check is a HEAD that names the digest; the manifest is then fetched by that digest, if it is not here.
+//! A check is a HEAD that names the digest; the manifest is then fetched by that digest, if it is not here. A HEAD that
+//! is refused is followed by a GET, whose word counts. Where there is nothing else to answer with, a check that fails is
+//! made again, as every other request is.
+//!
 //! The tag moves when the manifest is stored. Until the new image is here whole, the last whole image of the
 //! tag is remembered, and served if upstream dies in between.
 //!
@@ -25,7 +28,7 @@ use crate::context::RequestContext;
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, Standing, Upstream};
+use crate::upstream::{self, Attempts, Standing, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
 pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
@@ -60,7 +63,7 @@ impl Cache {
     /// What a tag means, if that can be served as it is known, and both are known without a wait for anything.
     pub(super) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<AtHand> {
         let record = self.0.store.tag_at_hand(repo, tag)?;
-        let heard = self.heard(self.upstream(repo).ok()?, repo, tag);
+        let heard = self.heard(&*self.upstream(repo).ok()?, repo, tag);
         let confirmed = Confirmed { at: record.checked_at, revoked: heard.revoked };
         let warning = match freshness::judge(confirmed, self.0.rules.find(repo, tag), now(), heard.word) {
             Verdict::Serve => None,
@@ -84,6 +87,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Manifest, Error> {
         let upstream = self.upstream(repo)?;
+        let upstream = &*upstream;
         let record = self.0.store.tag(repo, tag).await?;
         // After that wait: a check may have ended meanwhile, and its word counts.
         let Heard { mut word, mut refusal, revoked } = self.heard(upstream, repo, tag);
@@ -229,6 +233,7 @@ impl Cache {
         context: &RequestContext,
     ) -> Result<Known, Error> {
         let upstream = self.upstream(repo)?;
+        let upstream = &*upstream;
         let work = |progress| self.checking(upstream, repo, tag, context.clone().with_progress(progress));
         let key = check_key(upstream, repo, tag, context)?;
         let (result, joined) = match deadline {
@@ -304,7 +309,11 @@ impl Cache {
         let before = self.0.store.tag(repo, tag).await?;
         // Who has something to fall back on waits less, and a parent must know.
         let asking = if before.is_some() { context.within(CHECK_DEADLINE) } else { context.clone() };
-        let resolved = upstream.resolve(&asking, &repo.name, tag).await?;
+        let attempts = match &before {
+            Some(record) if self.will_do(repo, tag, record) => Attempts::Once,
+            _ => Attempts::Rounds,
+        };
+        let resolved = upstream.resolve(&asking, &repo.name, tag, attempts).await?;
         let is_spared = upstream.is_short() && before.as_ref().is_some_and(|it| self.will_do(repo, tag, it));
         let (manifest, standing) = match resolved.digest {
             Some(digest) => {
@@ -327,15 +336,21 @@ impl Cache {
                 let manifest =
                     self.manifest_by_digest(repo, &digest, context).await.map_err(|error| match error {
                         // It has just said that this is what the tag means.
-                        Error::Upstream(error) if *error == upstream::Error::NotFound => {
+                        error if error.upstream() == Some(&upstream::Error::NotFound) => {
                             upstream::Error::Malformed("a tag whose manifest is not there").into()
                         }
                         error => error,
                     })?;
                 (manifest, standing)
             }
-            None if is_spared => return Err(upstream::Error::Limited { retry_after: None }.into()),
-            None => self.fetch_manifest(upstream, context, repo, &Reference::Tag(tag.clone())).await?,
+            // A refusal costs none of the few that are left; whether it is one, the GET tells.
+            None if is_spared && !resolved.is_refused => {
+                return Err(upstream::Error::Limited { retry_after: None }.into());
+            }
+            None => {
+                let reference = Reference::Tag(tag.clone());
+                self.fetch_manifest(upstream, context, repo, &reference, attempts).await?
+            }
         };
         self.moved(upstream, repo, tag, before, (manifest, standing)).await
     }

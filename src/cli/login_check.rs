@@ -1,66 +1,91 @@
 //! `berth login-check`: whether the configured logins work, asked of their registries.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::bail;
 
-use crate::oci::Registry;
+use super::output::say;
+use crate::oci::image::InvalidImage;
+use crate::oci::{Image, Reference, Registry, RepoName};
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
+
+/// What is to be tried: all logins of a registry, or what a pull from one of its repositories asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    registry: Registry,
+    repository: Option<(RepoName, Option<Reference>)>,
+}
+
+impl FromStr for Target {
+    type Err = InvalidImage;
+
+    fn from_str(text: &str) -> Result<Self, InvalidImage> {
+        let Some((_, last)) = text.rsplit_once('/') else {
+            return Ok(Self { registry: Registry::parse(text)?, repository: None });
+        };
+        let Image { repo, reference } = text.parse()?;
+        let reference = Some(reference).filter(|_| last.contains([':', '@']));
+        Ok(Self { registry: repo.registry, repository: Some((repo.name, reference)) })
+    }
+}
 
 /// Those that are named; without names, those that have credentials, and one for the parents if these have any.
 ///
 /// # Errors
 /// When one that is named is not configured.
-pub(super) fn choose(upstreams: Vec<Config>, named: &[Registry]) -> anyhow::Result<Vec<Config>> {
-    let is_known = |name: &&Registry| upstreams.iter().any(|upstream| upstream.registry == **name);
+pub(super) fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config>> {
+    let is_known = |name: &&Target| upstreams.iter().any(|upstream| upstream.registry == name.registry);
     if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
-        bail!("no [[upstream]] is configured for {unknown}");
+        bail!("no [[upstream]] is configured for {}", unknown.registry);
     }
     // All have the same parents.
     let by_parents = upstreams.iter().find(|upstream| upstream.has_login());
     let by_parents = by_parents.map(|upstream| upstream.registry.clone());
     let is_chosen = |upstream: &Config| match named {
         [] => upstream.has_own_login() || by_parents.as_ref() == Some(&upstream.registry),
-        named => named.contains(&upstream.registry),
+        named => named.iter().any(|target| target.registry == upstream.registry),
     };
     Ok(upstreams.into_iter().filter(is_chosen).collect())
 }
 
-/// Tries the logins of these, and says what came of each. All is as it should be if there is nothing to put right.
-pub(super) async fn run(upstreams: &[Config]) -> bool {
+/// Tries what is named of these, and says what came of each. All is as it should be if there is nothing to put right.
+pub(super) async fn run(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool> {
     if upstreams.is_empty() {
-        say("no upstream has credentials");
+        say("no upstream has credentials")?;
     }
     let mut is_fine = true;
     for config in upstreams {
-        is_fine &= try_one(config).await;
+        is_fine &= try_one(config, named).await?;
     }
-    is_fine
+    Ok(is_fine)
 }
 
-async fn try_one(config: &Config) -> bool {
+async fn try_one(config: &Config, named: &[Target]) -> anyhow::Result<bool> {
     let registry = &config.registry;
     let upstream = match Upstream::build(config, Arc::new(|_, _| {})) {
         Ok(upstream) => upstream,
         Err(error) => {
-            say(&format!("{registry}: {:#}", anyhow::Error::from(error)));
-            return false;
+            say(&format!("{registry}: {:#}", anyhow::Error::from(error)))?;
+            return Ok(false);
         }
     };
     if upstream.state() == State::Offline {
-        say(&format!("{registry}: skipped, because it is offline by configuration"));
-        return true;
+        say(&format!("{registry}: skipped, because it is offline by configuration"))?;
+        return Ok(true);
     }
-    let trials = upstream.try_logins().await;
+    let named: Vec<_> = named.iter().filter(|target| target.registry == *registry).collect();
+    let mut trials = Vec::new();
+    if named.is_empty() || named.iter().any(|target| target.repository.is_none()) {
+        trials = upstream.try_logins().await;
+    }
+    for (name, reference) in named.iter().filter_map(|target| target.repository.as_ref()) {
+        trials.extend(upstream.try_pull(name, reference.as_ref()).await);
+    }
     for trial in &trials {
-        say(&line(registry, trial, config.has_login()));
+        say(&line(registry, trial, config.has_login()))?;
     }
-    trials.iter().all(|trial| trial.found.is_fine())
-}
-
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-fn say(line: &str) {
-    println!("{line}");
+    Ok(trials.iter().all(|trial| trial.found.is_fine()))
 }
 
 /// What came of it and what to do about it, in a line.
@@ -75,7 +100,13 @@ fn line(registry: &Registry, Trial { path, endpoint, found }: &Trial, with_login
     let verdict = match found {
         Found::Accepted => "works".to_owned(),
         Found::Open => "works, without a login".to_owned(),
-        Found::Unproven => "not proven: it asks for no login before something is pulled".to_owned(),
+        Found::Unproven => {
+            format!("not proven: it asks for no login before something is pulled; name what is, as {registry}/team/app")
+        }
+        Found::Absent => {
+            "failed: it has no such image for whom berth is there; check the name, the tag, and what the account may read"
+                .to_owned()
+        }
         Found::Missing => "failed: the file of its credentials has no login for it; look at the host's name there".to_owned(),
         Found::Unsuited => {
             "failed: the registry asks for another kind of login; it may want a user name and a password, not a token"
@@ -111,17 +142,25 @@ fn remedy(error: &Error, with_login: bool) -> &'static str {
         }
         Error::Denied => "it wants a login, if only at its door: set `credentials`",
         Error::Limited { .. } | Error::Busy { .. } => "try again later",
-        Error::NotFound => "there is no registry: check the path in `endpoints`",
+        Error::NotFound | Error::UnknownRegistry => "there is no registry: check the path in `endpoints`",
         Error::Unreachable { .. } | Error::Timeout => {
             "check `endpoints`, the network, `proxy`, and `ca` for certificates of one's own"
         }
         Error::Loop => "check `endpoints`: this mirror asks itself, by way of another",
         Error::Local { .. } => "raise the limits of what runs berth, such as `ulimit -n`",
-        Error::Unavailable { .. } | Error::Malformed(_) => {
+        Error::TokenRefused => {
+            "compare the clocks of registry and token server, and the key that the registry trusts with that of the server"
+        }
+        Error::Unavailable { .. } | Error::NotFromRegistry { .. } | Error::Malformed(_) => {
             "check `endpoints`, and what answers there instead of a registry that is well, such as a proxy"
         }
         Error::Refused(_) => "check that this is what its operator wants before anything is allowed",
-        Error::Offline | Error::NoLength | Error::DigestMismatch | Error::Changed => "nothing was tried",
+        Error::Offline
+        | Error::NoLength
+        | Error::DigestMismatch
+        | Error::Changed
+        | Error::Unsupported(_)
+        | Error::UnknownCursor => "nothing was tried",
     }
 }
 

@@ -4,6 +4,7 @@ use anyhow::{bail, ensure};
 use serde_json::json;
 
 use super::folder::Folder;
+use super::output::say;
 use crate::oci::{Image, Platform};
 use crate::store::{Pin, Pinned};
 
@@ -18,7 +19,7 @@ pub(super) async fn pin(folder: &Folder, image: Image, platforms: Vec<Platform>)
         Folder::Ours(store) => store.pin(pin).await?,
         Folder::Theirs(remote) => remote.post(PINS, &pin).await?,
     };
-    show(&pinned);
+    say(&line(&pinned))?;
     Ok(true)
 }
 
@@ -39,7 +40,7 @@ pub(super) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool>
 /// Shows all pins.
 pub(super) async fn list(folder: &Folder) -> anyhow::Result<bool> {
     for pinned in pins(folder).await? {
-        show(&pinned);
+        say(&line(&pinned))?;
     }
     Ok(true)
 }
@@ -49,11 +50,6 @@ async fn pins(folder: &Folder) -> anyhow::Result<Vec<Pinned>> {
         Folder::Ours(store) => Ok(store.pins().await),
         Folder::Theirs(remote) => remote.get(PINS).await,
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-fn show(pinned: &Pinned) {
-    println!("{}", line(pinned));
 }
 
 /// A pin in a line: which, and what of it is here.

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::folder::Folder;
+use super::output::say;
 use crate::cache::{Outcome, Refreshed};
 use crate::oci::{Image, Reference};
 
@@ -30,7 +31,7 @@ pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow
         let command = json!({ "ref": image, "all_tags": all_tags, "after": after });
         let Part { tags, more } = remote.post(REFRESH, &command).await?;
         for refreshed in &tags {
-            show(refreshed);
+            say(&line(refreshed))?;
             is_confirmed &= refreshed.outcome.is_confirmed();
         }
         if !more {
@@ -42,11 +43,6 @@ pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow
             Reference::Digest(_) => bail!("the daemon has checked something that is no tag"),
         };
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-fn show(refreshed: &Refreshed) {
-    println!("{}", line(refreshed));
 }
 
 /// What came of it, in a line.

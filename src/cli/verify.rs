@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::folder::Folder;
+use super::output::{say, tell};
 use crate::store::Verification;
 
 /// Where the daemon does it.
@@ -32,33 +33,31 @@ pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
         };
         if told.elapsed() >= TELL_INTERVAL {
             told = Instant::now();
-            tell(&state);
+            tell(&progress(&state));
         }
     }
-    conclude(&state);
+    conclude(&state)?;
     Ok(state.complete && state.damaged == 0 && state.skipped == 0)
 }
 
 /// A line while it is under way, which is no result.
-#[expect(clippy::print_stderr, reason = "for whoever waits")]
-fn tell(state: &Verification) {
+fn progress(state: &Verification) -> String {
     let Verification { blobs, blobs_total, bytes, damaged, .. } = state;
-    eprintln!("{blobs} of {blobs_total} files, {bytes} bytes, {damaged} damaged");
+    format!("{blobs} of {blobs_total} files, {bytes} bytes, {damaged} damaged")
 }
 
-#[expect(clippy::print_stdout, reason = "the answer that was asked for")]
-fn conclude(state: &Verification) {
+fn conclude(state: &Verification) -> anyhow::Result<()> {
     for finding in &state.findings {
-        println!("damaged {}: {}", finding.digest, finding.damage.as_str());
+        say(&format!("damaged {}: {}", finding.digest, finding.damage.as_str()))?;
     }
     if state.damaged > 0 {
-        println!("what is damaged was taken out of service, and is fetched again when it is next asked for");
+        say("what is damaged was taken out of service, and is fetched again when it is next asked for")?;
     }
     if !state.complete {
-        println!("stopped early, after {} of {} files", state.blobs, state.blobs_total);
+        say(&format!("stopped early, after {} of {} files", state.blobs, state.blobs_total))?;
     }
     let Verification { blobs, bytes, damaged, foreign, skipped, .. } = state;
-    println!(
+    say(&format!(
         "{blobs} files, {bytes} bytes: {damaged} damaged, {skipped} could not be looked at, {foreign} not berth's"
-    );
+    ))
 }

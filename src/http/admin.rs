@@ -188,7 +188,7 @@ impl Admin {
         };
         let cache = self.data.cache();
         let offline = cache.upstreams().filter(|upstream| upstream.state() == State::Offline);
-        let mut offline: Vec<_> = offline.map(|upstream| upstream.registry().as_str()).collect();
+        let mut offline: Vec<_> = offline.map(|upstream| upstream.registry().label()).collect();
         offline.sort_unstable();
         if !offline.is_empty() {
             text += &format!("offline: {}\n", offline.join(", "));
@@ -208,12 +208,12 @@ impl Admin {
         let cache = self.data.cache();
         for upstream in cache.upstreams() {
             let state = upstream.state();
-            let of = |gauge: &metrics::ByRegistry, is_so| gauge.set(upstream.registry().as_str(), is_so);
+            let of = |gauge: &metrics::ByRegistry, is_so| gauge.set(upstream.registry().label(), is_so);
             of(&self.metrics.upstream_up, state == State::Up);
             of(&self.metrics.upstream_offline, state == State::Offline);
             of(&self.metrics.login_refused, upstream.is_login_refused());
         }
-        self.metrics.tell_only_of(|registry| cache.upstreams().any(|it| it.registry().as_str() == registry));
+        self.metrics.tell_only_of(|registry| cache.upstreams().any(|it| it.registry().label() == registry));
     }
 }
 

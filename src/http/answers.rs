@@ -104,7 +104,13 @@ impl Answers {
         }
     }
 
-    fn are_none(&self) -> bool {
+    /// Whether none has begun.
+    pub(super) fn are_yet_to_come(&self) -> bool {
+        self.are_none() && self.active_at.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether none is under way.
+    pub(super) fn are_none(&self) -> bool {
         self.under_way.load(Ordering::Acquire) & !LEAVING == 0
     }
 

@@ -1,4 +1,4 @@
-//! What an answer depends on in a request: its conditions, its range, its host; and what is done with its body.
+//! What an answer depends on in a request: its conditions, its ranges, its host; and what is done with its body.
 
 use std::time::Duration;
 
@@ -9,14 +9,16 @@ use hyper::body::Incoming;
 use hyper::header::{HOST, IF_NONE_MATCH, IF_RANGE, LINK, RANGE};
 use hyper::{HeaderMap, Method, Response, Uri, Version};
 use tokio::time::timeout;
+use url::form_urlencoded;
 
 use super::body::Body;
-use super::outlet::Transport;
+use super::multipart::Framing;
+use super::outlet::{Sending, Transport};
 use super::response::value;
-use crate::cache::{Blob, Way};
+use crate::cache::{Blob, Reading, Way};
 use crate::context::RequestContext;
-use crate::oci::Digest;
-use crate::oci::range::Range;
+use crate::oci::ranges::{Part, Refusal};
+use crate::oci::{Digest, Ranges};
 
 /// Bytes of a request's body that are read and thrown away.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
@@ -36,10 +38,9 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The host that was asked: of a URL in full its own, else that of the `Host` header.
+    /// The host that was asked.
     pub(super) fn host(&self) -> Option<&str> {
-        let header = || self.headers.get(HOST).and_then(|host| host.to_str().ok());
-        self.uri.authority().map(Authority::as_str).or_else(header)
+        host_of(&self.uri, &self.headers)
     }
 
     /// Whether the client says that it already has this content (`If-None-Match`, quoted or bare).
@@ -57,20 +58,23 @@ impl Asked {
         lines.flat_map(|line| line.split(',')).any(is_it)
     }
 
-    /// The range that was asked, unless it was asked of other content (`If-Range`).
-    pub(super) fn range(&self, digest: &Digest) -> Option<Range> {
+    /// The ranges that were asked, unless they were asked of other content (`If-Range`).
+    ///
+    /// # Errors
+    /// When they are too many to be served.
+    pub(super) fn ranges(&self, digest: &Digest) -> Result<Option<Ranges>, Refusal> {
         let is_other = self
             .headers
             .get(IF_RANGE)
             .is_some_and(|tag| tag.as_bytes() != format!("\"{digest}\"").as_bytes());
         if is_other {
-            return None;
+            return Ok(None);
         }
         let mut lines = self.headers.get_all(RANGE).iter();
         match (lines.next(), lines.next()) {
-            (Some(line), None) => Range::parse(line.to_str().ok()?),
-            // Several lines are one list, and a list of ranges is answered with everything.
-            _ => None,
+            (Some(line), None) => line.to_str().map_or(Ok(None), Ranges::parse),
+            // There is to be one, whatever it lists.
+            _ => Ok(None),
         }
     }
 
@@ -79,34 +83,74 @@ impl Asked {
         self.version >= Version::HTTP_11
     }
 
-    /// The bytes of a blob from `start` up to `end`, or to its end, as a body; `held` as for [`Blob::read`].
-    pub(super) fn body_of(&self, blob: Blob, start: u64, end: Option<u64>, held: bool) -> Body {
-        let (client, length) = (self.context.client(), end.map(|end| end - start));
+    /// All of a blob as a body.
+    pub(super) fn body_of_all(&self, blob: Blob) -> Body {
+        let length = blob.total;
+        self.body(blob, Part::whole(length.unwrap_or(u64::MAX)), length)
+    }
+
+    /// A part of a blob as a body.
+    pub(super) fn body_of(&self, blob: Blob, part: Part) -> Body {
+        self.body(blob, part, Some(part.span.len()))
+    }
+
+    fn body(&self, blob: Blob, part: Part, length: Option<u64>) -> Body {
+        let (way, client) = (self.way(), self.context.client());
+        let reading = blob.read(part, way, client);
+        let sending = self.sending(&reading);
+        Body::reading(reading, length, sending)
+    }
+
+    /// Several parts of a blob as a body, in `framing`.
+    pub(super) fn body_of_parts(&self, blob: Blob, parts: Box<[Part]>, framing: Box<Framing>) -> Body {
+        let length = framing.length(&parts);
+        let reading = blob.read_parts(parts, self.way());
+        let sending = self.sending(&reading);
+        Body::parts(reading, framing, length, sending)
+    }
+
+    /// How bytes of a file come to its connection.
+    fn way(&self) -> Way {
         match &self.transport {
-            Transport::Plain(outlet) => {
-                let reading = blob.read((start, end), held, Way::Mapped, client);
-                let sending = outlet.set(reading.mapped());
-                Body::reading(reading, length, sending)
-            }
-            Transport::Tls(room) => {
-                let reading = blob.read((start, end), held, Way::Copied(room.clone()), client);
-                Body::reading(reading, length, None)
-            }
+            Transport::Plain(_) => Way::Mapped,
+            Transport::Tls(room) => Way::Copied(room.clone()),
         }
     }
 
-    /// Links to the rest of a list: a path of this host, so that it is right behind any proxy.
+    fn sending(&self, reading: &Reading) -> Option<Sending> {
+        match &self.transport {
+            Transport::Plain(outlet) => outlet.set(reading.mapped()),
+            Transport::Tls(_) => None,
+        }
+    }
+
+    /// Links to the rest of a list of berth's own, behind `last`.
     pub(super) fn link_to_next(&self, response: &mut Response<Body>, n: usize, last: Option<String>) {
         let Some(last) = last else { return };
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        for (key, value) in url::form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes()) {
-            if key != "n" && key != "last" {
-                query.append_pair(&key, &value);
-            }
-        }
+        let mut query = form_urlencoded::Serializer::new(String::new());
         let query = query.append_pair("n", &n.to_string()).append_pair("last", &last).finish();
-        response.headers_mut().insert(LINK, value(&format!("<{}?{query}>; rel=\"next\"", self.uri.path())));
+        self.link_to(response, &query);
     }
+
+    /// Links to the next page, of this query: a path of this host, so that it is right behind any proxy. The registry is
+    /// said again, if the client has said it in the query.
+    pub(super) fn link_to(&self, response: &mut Response<Body>, query: &str) {
+        let mut own = form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes());
+        let namespace = own.find(|(key, _)| key == "ns").map(|(_, namespace)| namespace);
+        let mut target = format!("{}?", self.uri.path());
+        if let Some(namespace) = namespace {
+            target.push_str("ns=");
+            target.extend(form_urlencoded::byte_serialize(namespace.as_bytes()));
+            target.push('&');
+        }
+        response.headers_mut().insert(LINK, value(&format!("<{target}{query}>; rel=\"next\"")));
+    }
+}
+
+/// The host that a request is for: that of a URL in full, else that of the `Host` header.
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    let header = || headers.get(HOST).and_then(|host| host.to_str().ok());
+    uri.authority().map(Authority::as_str).or_else(header)
 }
 
 /// Takes the body of a request that has no use for one. Closing the connection with bytes of it unread would

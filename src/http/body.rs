@@ -9,14 +9,18 @@ use http_body::{Frame, SizeHint};
 use super::answers::UnderWay;
 use super::journal::Account;
 use super::limits::Brake;
+use super::multipart::Framing;
 use super::outlet::Sending;
 use crate::cache::{self, Reading};
+use crate::upstream::TagStream;
 
-/// An answer's body.
+/// An answer's body. Its length is known, but for that of a long list, and of a blob of which upstream does not say it.
 pub(crate) struct Body {
     content: Content,
     /// None where its end is not known before it comes: then it goes out in chunks.
     remaining: Option<u64>,
+    /// What frames the parts that are read, if they are several.
+    framing: Option<Box<Framing>>,
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Box<Account>>,
     /// Holds it back, if its client may not take everything at once.
@@ -29,6 +33,8 @@ enum Content {
     Whole(Bytes),
     Reading(Box<Reading>),
     Next(Pin<Box<dyn Future<Output = (Box<Reading>, Next)> + Send>>),
+    List(Box<TagStream>),
+    NextOfList(Pin<Box<dyn Future<Output = (Box<TagStream>, Next)> + Send>>),
     Empty,
 }
 
@@ -56,8 +62,26 @@ impl Body {
         Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
     }
 
+    /// The parts that `reading` will give, with what frames them; `len` bytes in all.
+    pub(super) fn parts(reading: Reading, framing: Box<Framing>, len: u64, sending: Option<Sending>) -> Self {
+        Self { framing: Some(framing), ..Self::reading(reading, Some(len), sending) }
+    }
+
+    /// A list as it comes.
+    pub(super) fn list(list: Box<TagStream>) -> Self {
+        Self::of(Content::List(list), None)
+    }
+
     fn of(content: Content, remaining: Option<u64>) -> Self {
-        Self { content, remaining, account: None, brake: None, under_way: None, _sending: None }
+        Self {
+            content,
+            remaining,
+            framing: None,
+            account: None,
+            brake: None,
+            under_way: None,
+            _sending: None,
+        }
     }
 
     /// Bytes that are still to be sent; none where that is not known.
@@ -97,6 +121,15 @@ impl Body {
         }
     }
 
+    /// What stands between two parts, if one is read to its end; before the first and behind the last, too.
+    fn frame(&mut self, reading: &mut Reading) -> Option<Bytes> {
+        let framing = self.framing.as_mut().filter(|_| reading.is_done())?;
+        match reading.next_part() {
+            Some(part) => Some(framing.begin(part)),
+            None => self.framing.take().map(|framing| framing.end()),
+        }
+    }
+
     /// The next bytes, as fast as they are there.
     fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, cache::Error>>> {
         loop {
@@ -116,6 +149,10 @@ impl Body {
                         self.content = Content::Reading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
+                    if let Some(bytes) = self.frame(&mut reading) {
+                        self.content = Content::Reading(reading);
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
                     self.content = Content::Next(Box::pin(async move {
                         let next = reading.next().await;
                         (reading, next)
@@ -126,17 +163,33 @@ impl Body {
                         self.content = Content::Next(next);
                         return Poll::Pending;
                     };
-                    let Some(bytes) = result.transpose() else { return Poll::Ready(None) };
-                    if bytes.is_ok() {
-                        self.content = Content::Reading(reading);
-                    }
-                    if let (Err(error), Some(account)) = (&bytes, &mut self.account) {
-                        account.broke_off(error);
-                    }
-                    return Poll::Ready(Some(bytes));
+                    return self.came(result, Content::Reading(reading));
+                }
+                Content::List(mut list) => {
+                    self.content = Content::NextOfList(Box::pin(async move {
+                        let next = list.chunk().await;
+                        (list, next.map_err(cache::Error::from))
+                    }));
+                }
+                Content::NextOfList(mut next) => {
+                    let Poll::Ready((list, result)) = next.as_mut().poll(context) else {
+                        self.content = Content::NextOfList(next);
+                        return Poll::Pending;
+                    };
+                    return self.came(result, Content::List(list));
                 }
             }
         }
+    }
+
+    /// Goes on with `rest` behind bytes that came; notes why there are none any more, if that is no end.
+    fn came(&mut self, next: Next, rest: Content) -> Poll<Option<Result<Bytes, cache::Error>>> {
+        match (&next, &mut self.account) {
+            (Ok(Some(_)), _) => self.content = rest,
+            (Err(error), Some(account)) => account.broke_off(error),
+            (Ok(None), _) | (Err(_), None) => {}
+        }
+        Poll::Ready(next.transpose())
     }
 }
 

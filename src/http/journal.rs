@@ -3,6 +3,7 @@
 //! It is opened when a request's head has arrived and closed when the last byte of the answer has been handed
 //! to the connection, or the connection was lost. Nothing here ever holds a header's value of the client.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use tracing::info;
 
+use super::refusal::{Refused, is_to_be_told};
 use crate::cache;
 use crate::oci::{Repo, Route};
 use crate::telemetry::Metrics;
@@ -35,6 +37,10 @@ pub(crate) struct Account {
     pub(crate) cache: &'static str,
     /// The path, if it led to no route.
     path: Option<String>,
+    /// The registry that it means, or seems to mean, if it led to no route.
+    registry: Option<String>,
+    /// Why it is answered with an error, if it is.
+    refused: Option<Refused>,
     in_flight: InFlight,
     /// Why there is no content, if there is none.
     pub(crate) cause: String,
@@ -60,6 +66,8 @@ impl Account {
             status: CLIENT_LEFT,
             cache: "",
             path: None,
+            registry: None,
+            refused: None,
             cause: String::new(),
             began: Instant::now(),
             first_byte: None,
@@ -83,9 +91,16 @@ impl Account {
         self.route = Some(Arc::clone(route));
     }
 
-    /// It led to no route. A path holds no secret; a query may, and is not kept.
-    pub(crate) fn astray(&mut self, path: &str) {
+    /// It led to no route. A path holds no secret; a query may, and is not kept, but for the registry that it names.
+    pub(crate) fn astray(&mut self, path: &str, registry: Option<String>) {
         self.path = Some(path.chars().take(PATH_BYTES_MAX).collect());
+        self.registry = registry;
+    }
+
+    /// It is answered with an error.
+    pub(super) fn refused(&mut self, refused: Refused) {
+        self.metrics.refused(refused.reason);
+        self.refused = Some(refused);
     }
 
     /// The head of the answer is ready; `promised` bytes of body follow, or nobody knows how many.
@@ -103,7 +118,7 @@ impl Account {
         self.bytes += bytes;
     }
 
-    /// The body has come to its end, wherever that is.
+    /// A body of which nobody knew how long it is has come to its end.
     pub(crate) fn ended(&mut self) {
         self.promised = self.bytes;
     }
@@ -129,9 +144,19 @@ impl Drop for Account {
         if let Some(kind) = kind.filter(|_| matches!(self.status, 200 | 206)) {
             self.metrics.pushed(kind, self.bytes);
         }
-        if !self.log {
-            return;
+        if self.log {
+            self.tell(first_byte, whole);
+        } else if let Some(refused) = &self.refused
+            && let Some(left_out) = is_to_be_told(refused.reason)
+        {
+            self.tell_of(refused, left_out);
         }
+    }
+}
+
+impl Account {
+    /// The line of the access log.
+    fn tell(&self, first_byte: Duration, whole: Duration) {
         let end = match (self.broken, self.bytes < self.promised) {
             (true, _) => "broken_off",
             (false, _) if self.status == CLIENT_LEFT => "client_left",
@@ -139,25 +164,54 @@ impl Drop for Account {
             (false, false) => "whole",
         };
         let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
+        let (reason, cache, cause) = match &self.refused {
+            Some(refused) => (refused.reason.as_str(), refused.cache_status().into(), &refused.cause),
+            None => ("", Cow::Borrowed(self.cache), &self.cause),
+        };
         info!(
             target: "berth::access",
             request = format_args!("{:016x}", self.request),
             client = %self.client.ip(),
             method = %self.method,
             handler = self.handler.as_str(),
-            registry = repo.map_or("", |repo| repo.registry.as_str()),
+            registry = self.registry(repo),
             repository = repo.map_or("", |repo| repo.name.as_str()),
             reference,
             status = self.status,
             bytes = self.bytes,
             first_byte_seconds = first_byte.as_secs_f64(),
             duration_seconds = whole.as_secs_f64(),
-            cache = self.cache,
+            cache = &*cache,
             path = self.path,
-            cause = self.cause,
+            reason,
+            cause,
             end,
             "request",
         );
+    }
+
+    /// A line about a refusal while the access log is switched off.
+    fn tell_of(&self, refused: &Refused, left_out: u64) {
+        let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
+        info!(
+            target: "berth::refused",
+            request = format_args!("{:016x}", self.request),
+            client = %self.client.ip(),
+            method = %self.method,
+            registry = self.registry(repo),
+            repository = repo.map_or("", |repo| repo.name.as_str()),
+            reference,
+            status = self.status,
+            path = self.path,
+            reason = refused.reason.as_str(),
+            cause = refused.cause,
+            left_out,
+            "a request was refused; others for the same reason are not told of for a minute",
+        );
+    }
+
+    fn registry<'a>(&'a self, repo: Option<&'a Repo>) -> &'a str {
+        repo.map_or_else(|| self.registry.as_deref().unwrap_or_default(), |repo| repo.registry.as_str())
     }
 }
 

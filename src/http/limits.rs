@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,11 +23,12 @@ use serde::Deserialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::Body;
+use super::refusal::because;
 use super::response::later;
 use super::seats::network;
 use crate::pace::{Pace, PerSecond};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::ClientLimit;
+use crate::telemetry::metrics::{ClientLimit, Reason};
 use crate::units::ByteRate;
 
 /// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
@@ -155,6 +156,10 @@ fn step(per_second: NonZeroU64) -> u64 {
 pub(super) struct Visit {
     client: Who,
     guest: Mutex<Option<Arc<Guest>>>,
+    /// Whether it came while berth stops.
+    is_late: AtomicBool,
+    /// Whether it has gone on with what was under way then.
+    has_gone_on: AtomicBool,
 }
 
 impl Visit {
@@ -162,7 +167,37 @@ impl Visit {
     pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
         let client = Who::Address(network(client));
         let guest = limits.map(|limits| limits.greet(client.clone()));
-        Self { client, guest: Mutex::new(guest) }
+        Self {
+            client,
+            guest: Mutex::new(guest),
+            is_late: AtomicBool::new(false),
+            has_gone_on: AtomicBool::new(false),
+        }
+    }
+
+    /// The same, which came while berth stops, if so.
+    pub(super) fn late(self, is_late: bool) -> Self {
+        Self { is_late: AtomicBool::new(is_late), ..self }
+    }
+
+    /// Berth stops before its first request.
+    pub(super) fn be_late(&self) {
+        self.is_late.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did.
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Relaxed)
+    }
+
+    /// It goes on with what was under way.
+    pub(super) fn go_on(&self) {
+        self.has_gone_on.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub(super) fn has_gone_on(&self) -> bool {
+        self.has_gone_on.load(Ordering::Relaxed)
     }
 
     /// Who it is by these limits: others may have come with a new configuration.
@@ -196,12 +231,13 @@ impl Guest {
                 &format!("this {} has too many connections to this mirror", self.client.name),
             );
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return Some(response);
+            return Some(because(Reason::ClientLimit, response));
         }
         let now = Instant::now();
         let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
         self.limits.metrics.client_limited(ClientLimit::Requests);
-        Some(later(wait, &format!("this {} sends this mirror too many requests", self.client.name)))
+        let refusal = later(wait, &format!("this {} sends this mirror too many requests", self.client.name));
+        Some(because(Reason::ClientLimit, refusal))
     }
 
     /// Takes its part of a body: when it may have the next.

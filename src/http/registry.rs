@@ -16,29 +16,31 @@ use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{EXPECT, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::Config;
 use super::access::{Access, Verdict};
-use super::asked::{Asked, discard};
+use super::asked::{Asked, discard, host_of};
 use super::body::Body;
-use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
+use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges};
+use super::drain::{GoingOn, stopping};
+use super::head;
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
 use super::outlet::Transport;
 use super::peers::Peers;
+use super::refusal::{because_of_silence, close};
 use super::response::{
-    API_VERSION, CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, Subject, busy, cache_status, content, failure,
-    in_a_loop, log_in, misdirected, outage, unavailable, unrouted, value, wrong_address,
+    API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
+    unrouted, wrong_address,
 };
 use super::seats::network;
 use crate::cache::{self, Cache, Size};
 use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
-use crate::oci::error::ErrorCode;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
@@ -46,12 +48,8 @@ use crate::upstream::{self, HostName};
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
-/// How long a range waits until it is known where the blob ends: half of the budget.
+/// How long ranges wait until it is known where the blob ends: half of the budget.
 const MEASURE_MAX: Duration = Duration::from_secs(9);
-/// Entries of a list when the client does not say.
-const PAGE_DEFAULT: usize = 1000;
-/// Entries of a list at most; larger wishes get this many and a link to the rest.
-const PAGE_MAX: usize = 1000;
 
 /// What the data plane serves, and to whom: one configuration, and the content behind it.
 pub struct Serving {
@@ -66,6 +64,8 @@ pub struct Serving {
     metrics: Arc<Metrics>,
     access_log: bool,
     list_private: bool,
+    /// While berth stops.
+    pub(super) going_on: GoingOn,
 }
 
 impl Serving {
@@ -83,7 +83,7 @@ impl Serving {
     ) -> anyhow::Result<Self> {
         let access =
             Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
-        let Config { access_log, list_private, .. } = *config;
+        let (access_log, list_private) = (config.access_log, config.lists_private());
         let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
             .filter(|known| known.are_of(config))
         {
@@ -105,12 +105,23 @@ impl Serving {
             metrics,
             access_log,
             list_private,
+            going_on: GoingOn::default(),
         })
     }
 
     /// Where its content comes from.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// Which registry and repository a request means.
+    pub(super) fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Whether lists also show what came from upstream with a credential.
+    pub(super) fn lists_private(&self) -> bool {
+        self.list_private
     }
 
     /// What one address may take, if that is limited.
@@ -155,9 +166,12 @@ impl Serving {
             Ok(user) => {
                 let Parts { method, uri, version, headers, .. } = head;
                 let asked = Asked { method, uri, version, headers, context, transport };
-                (self.respond(&asked, &mut account).await, user)
+                (self.respond(&asked, visit, &mut account).await, user)
             }
-            Err(refusal) => (refuse(&mut account, &head.uri, *refusal), None),
+            Err(refusal) => {
+                self.lead_astray(&mut account, &head.uri, &head.headers);
+                (*refusal, None)
+            }
         };
         if is_announced {
             discard(body).await;
@@ -166,9 +180,27 @@ impl Serving {
         if !is_of_client {
             introduce(response.headers_mut());
         }
-        account.answered(response.status().as_u16(), response.body().len());
         let brake = Brake::of(guest.into_iter().chain(user));
-        response.map(|body| body.watched(account).braked(brake))
+        close(account, response).map(|body| body.braked(brake))
+    }
+
+    /// Refuses a request whose head means different things to different programs.
+    pub(super) fn refuse_head(
+        &self,
+        peer: SocketAddr,
+        request: &Request<Incoming>,
+        fault: &str,
+    ) -> Response<Body> {
+        let method = request.method().clone();
+        let mut account = Box::new(Account::open(Arc::clone(&self.metrics), self.access_log, peer, method));
+        self.lead_astray(&mut account, request.uri(), request.headers());
+        close(account, head::refuse(fault))
+    }
+
+    /// Notes of a request that did not come as far as a route what is known of it all the same.
+    fn lead_astray(&self, account: &mut Account, uri: &Uri, headers: &HeaderMap) {
+        let registry = self.registries.meant(host_of(uri, headers), uri.path(), uri.query());
+        account.astray(uri.path(), registry);
     }
 
     /// Whether a request names a host that a listener on loopback has.
@@ -197,13 +229,19 @@ impl Serving {
         Err(Box::new(refusal))
     }
 
-    async fn respond(&self, asked: &Asked, account: &mut Account) -> Response<Body> {
+    async fn respond(&self, asked: &Asked, visit: &Visit, account: &mut Account) -> Response<Body> {
         let route =
             match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
                 Ok(route) => Arc::new(route),
-                Err(error) => return refuse(account, &asked.uri, unrouted(&error)),
+                Err(error) => {
+                    self.lead_astray(account, &asked.uri, &asked.headers);
+                    return unrouted(&error);
+                }
             };
         account.begin(&route);
+        if visit.is_late() && !self.goes_on(visit, asked, &route) {
+            return stopping();
+        }
         let mut response = if asked.context.is_loop() {
             in_a_loop()
         } else {
@@ -238,7 +276,6 @@ impl Serving {
         match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                account.cause = error.to_string();
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
                     warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
                 }
@@ -248,7 +285,9 @@ impl Serving {
                     false => unavailable(&error, subject),
                 }
             }
-            Err(_) => outage("upstream did not answer in time; the transfer may go on: try again"),
+            Err(_) => because_of_silence(outage(
+                "upstream did not answer in time; the transfer may go on: try again",
+            )),
         }
     }
 
@@ -283,8 +322,10 @@ impl Serving {
             }
             Route::Blob { repo, digest } if asked.method == Method::GET => {
                 let blob = self.cache.blob_at_hand(repo, digest)?;
-                let range = asked.range(digest);
-                Some(of_blob(asked, (repo, digest), blob, range, account))
+                Some(match asked.ranges(digest) {
+                    Ok(ranges) => of_blob(asked, (repo, digest), blob, ranges, account),
+                    Err(refusal) => refused_ranges(refusal),
+                })
             }
             _ => None,
         }
@@ -329,122 +370,22 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let range = asked.range(digest);
-        let mut blob = self.cache.blob(repo, digest, range, &asked.context).await?;
+        let ranges = match asked.ranges(digest) {
+            Ok(ranges) => ranges,
+            Err(refusal) => return Ok(refused_ranges(refusal)),
+        };
+        let mut blob = self.cache.blob(repo, digest, ranges.as_ref(), &asked.context).await?;
         if blob.total.is_none() && !asked.is_chunked() {
             // To such a client an end that is cut off is an end like any other.
             if !blob.measure().await {
                 return Err(upstream::Error::NoLength.into());
             }
-        } else if blob.total.is_none() && range.is_some() {
-            // Who asks for a part gets everything if it does not turn out in time: that is what upstream does, too.
+        } else if blob.total.is_none() && ranges.is_some() {
+            // Who asks for parts gets everything if it does not turn out in time: that is what upstream does, too.
             let _ = timeout(asked.context.patience(MEASURE_MAX), blob.measure()).await;
         }
-        Ok(of_blob(asked, (repo, digest), blob, range, account))
+        Ok(of_blob(asked, (repo, digest), blob, ranges, account))
     }
-
-    async fn tags(
-        &self,
-        asked: &Asked,
-        repo: &Repo,
-        n: Option<usize>,
-        last: Option<&str>,
-        account: &mut Account,
-    ) -> Result<Response<Body>, cache::Error> {
-        let is_hidden = async || -> Result<bool, cache::Error> {
-            Ok(!self.list_private && !self.cache.is_public(repo).await?)
-        };
-        // Where there are parents, their answer says whether it is.
-        if is_hidden().await? && !self.cache.has_parents(repo)? {
-            return Ok(hidden());
-        }
-        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
-        if size == 0 {
-            return Ok(json(list("tags", Some(repo.name.as_str()), std::iter::empty())));
-        }
-        let page = self.cache.tags(repo, size, last, &asked.context).await?;
-        if is_hidden().await? {
-            return Ok(hidden());
-        }
-        let body =
-            list("tags", Some(repo.name.as_str()), page.entries.iter().map(|tag| tag.as_str().to_owned()));
-        let mut response = json(body);
-        let next = page.entries.last().filter(|_| page.more);
-        asked.link_to_next(&mut response, size, next.map(|tag| tag.as_str().to_owned()));
-        response.headers_mut().insert(NAMESPACE, value(repo.registry.as_str()));
-        let status = cache_status(page.source, false, false);
-        account.cache = status;
-        response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
-        Ok(response)
-    }
-
-    async fn catalog(
-        &self,
-        asked: &Asked,
-        n: Option<usize>,
-        last: Option<&str>,
-    ) -> Result<Response<Body>, cache::Error> {
-        let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
-        let last = last.and_then(|last| {
-            let (registry, name) = last.split_once('/')?;
-            Some(Repo { registry: registry.parse().ok()?, name: name.parse().ok()? })
-        });
-        if size == 0 {
-            return Ok(json(list("repositories", None, std::iter::empty())));
-        }
-        let may_have = |repo: &Repo| self.registries.may_have(repo);
-        let page = self.cache.repositories(size, last, self.list_private, may_have).await?;
-        let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
-        let next = page.entries.last().filter(|_| page.more);
-        asked.link_to_next(&mut response, size, next.map(ToString::to_string));
-        Ok(response)
-    }
-
-    async fn referrers(
-        &self,
-        asked: &Asked,
-        (repo, digest): (&Repo, &Digest),
-        artifact_type: Option<&str>,
-        account: &mut Account,
-    ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest, &asked.context).await? else {
-            return Ok(failure(
-                StatusCode::NOT_FOUND,
-                ErrorCode::ManifestUnknown,
-                "upstream does not say what refers to this manifest, and nothing is stored",
-            ));
-        };
-        let status = cache_status(referrers.source, false, false);
-        account.cache = status;
-        let (referrers, is_filtered) = match artifact_type {
-            Some(artifact_type) => referrers.of_type(artifact_type).await,
-            None => (referrers, false),
-        };
-        let index = "application/vnd.oci.image.index.v1+json";
-        let mut response = content(StatusCode::OK, index, referrers.body);
-        let headers = response.headers_mut();
-        headers.insert(NAMESPACE, value(repo.registry.as_str()));
-        if is_filtered {
-            headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
-        }
-        headers.insert(CACHE_STATUS, HeaderValue::from_static(status));
-        Ok(response)
-    }
-}
-
-/// An answer to a request that did not come as far as a route.
-fn refuse(account: &mut Account, uri: &Uri, response: Response<Body>) -> Response<Body> {
-    account.astray(uri.path());
-    response
-}
-
-/// A list that is not shown.
-fn hidden() -> Response<Body> {
-    failure(
-        StatusCode::NOT_FOUND,
-        ErrorCode::NameUnknown,
-        "lists show only what needs no credential upstream, unless [http] list_private is set",
-    )
 }
 
 /// Of the content that is answered with, if it is content.
@@ -479,16 +420,7 @@ fn subject(route: &Route) -> Subject {
     }
 }
 
-fn json(body: Bytes) -> Response<Body> {
+/// A body of JSON.
+pub(super) fn json(body: Bytes) -> Response<Body> {
     content(StatusCode::OK, "application/json", body)
-}
-
-/// `{"name": …, "tags": […]}`, or the like.
-fn list(key: &str, name: Option<&str>, entries: impl Iterator<Item = String>) -> Bytes {
-    let mut object = serde_json::Map::new();
-    if let Some(name) = name {
-        object.insert("name".to_owned(), name.into());
-    }
-    object.insert(key.to_owned(), entries.map(serde_json::Value::from).collect());
-    serde_json::Value::from(object).to_string().into()
 }

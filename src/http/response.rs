@@ -2,8 +2,9 @@
 //!
 //! Statuses are chosen for what clients do with them (protocol.md B.1): a 404 or a 503 makes a container
 //! runtime go on to its next host at once; a 429 would be hammered, and a redirect that is not followed would
-//! end the pull. Texts say what to do and never carry internals; the cause is in the log under the request's
-//! number.
+//! end the pull. What may be had soon has a `Retry-After`; without one a refusal is final, as long as neither the
+//! configuration nor upstream changes. Texts say what to do and never carry internals; the cause is in the log under the
+//! request's number, and every error takes its reason along (`refusal`).
 
 use std::time::Duration;
 
@@ -14,12 +15,14 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 
 use super::body::Body;
+use super::refusal::{Refused, because, because_of};
 use crate::cache;
+use crate::context::declare_unknown_registry;
 use crate::oci::error::{self, ErrorCode};
 use crate::oci::name::InvalidName;
 use crate::oci::route::RouteError;
-use crate::telemetry::metrics::Source;
-use crate::upstream;
+use crate::telemetry::metrics::{Reason, Source};
+use crate::upstream::{self, Refusal};
 
 /// When to ask again after an outage: by then an upstream that was down has been probed.
 const OUTAGE_RETRY_SECONDS: u64 = 5;
@@ -45,7 +48,9 @@ pub(super) fn content(status: StatusCode, content_type: &str, body: Bytes) -> Re
 
 /// An error that a client understands.
 pub(super) fn failure(status: StatusCode, code: ErrorCode, message: &str) -> Response<Body> {
-    content(status, "application/json", error::body(code, message))
+    let mut response = content(status, "application/json", error::body(code, message));
+    response.extensions_mut().insert(Refused::by_code(code, message));
+    response
 }
 
 /// A header's value; text that cannot be one is left out rather than answered with a failure.
@@ -89,40 +94,28 @@ pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -
 /// A path that means nothing, or something that is not to be had.
 pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
     let invalid = |code, message: &str| failure(StatusCode::BAD_REQUEST, code, message);
+    let nowhere = |message: &str| failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
     match error {
-        RouteError::Forbidden(repo) => failure(
-            StatusCode::FORBIDDEN,
-            ErrorCode::Denied,
-            &format!(
+        RouteError::Forbidden(repo) => {
+            let message = format!(
                 "`{repo}` may not be pulled through this mirror: see `repositories` of its [[upstream]]"
-            ),
-        ),
-        RouteError::NotFound => {
-            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "no such path in the registry API")
-        }
-        RouteError::UnknownRegistry(name) => failure(
-            StatusCode::NOT_FOUND,
-            ErrorCode::NameUnknown,
-            &format!(
-                "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
-            ),
-        ),
-        RouteError::NoDefault => failure(
-            StatusCode::NOT_FOUND,
-            ErrorCode::NameUnknown,
-            "the request names no registry and there is no default_upstream: send ns=, or put the registry in front of the name",
-        ),
-        RouteError::Method => {
-            let mut response = failure(
-                StatusCode::METHOD_NOT_ALLOWED,
-                ErrorCode::Unsupported,
-                "berth is a pull-through mirror and takes no pushes or deletes: send them to the registry itself",
             );
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            // The body of a push is not read.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            response
+            because(Reason::Forbidden, failure(StatusCode::FORBIDDEN, ErrorCode::Denied, &message))
         }
+        RouteError::NotFound => because(Reason::Path, nowhere("no such path in the registry API")),
+        RouteError::UnknownRegistry(name) => {
+            let message = format!(
+                "registry `{name}` is not configured here: add an [[upstream]] for it, or pull from it directly"
+            );
+            because(Reason::UnknownRegistry, unknown_registry(&message))
+        }
+        RouteError::NoDefault => because(
+            Reason::NoRegistry,
+            nowhere(
+                "the request names no registry and there is no default_upstream: send ns=, or put the registry in front of the name",
+            ),
+        ),
+        RouteError::Method => because(Reason::Method, read_only()),
         RouteError::Page => invalid(ErrorCode::PaginationNumberInvalid, "expected n to be a number"),
         RouteError::PathTooLong => invalid(ErrorCode::NameInvalid, "the path is longer than any name can be"),
         RouteError::Name(error) => {
@@ -134,6 +127,26 @@ pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
             invalid(code, &error.to_string())
         }
     }
+}
+
+/// A push or a delete.
+fn read_only() -> Response<Body> {
+    let mut response = failure(
+        StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::Unsupported,
+        "berth is a pull-through mirror and takes no pushes or deletes: send them to the registry itself",
+    );
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    // The body of a push is not read.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// A registry that is not asked here; another berth may know whom else to ask.
+fn unknown_registry(message: &str) -> Response<Body> {
+    let mut response = failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
+    declare_unknown_registry(response.headers_mut());
+    response
 }
 
 /// Who must log in first.
@@ -164,25 +177,20 @@ pub(super) fn wrong_address() -> Response<Body> {
         "this address is not in this mirror's [http] allow",
     );
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
+    because(Reason::Address, response)
 }
 
 /// A request for a host that a listener on loopback does not have: a browser may have been led here.
 pub(super) fn misdirected() -> Response<Body> {
-    failure(
-        StatusCode::MISDIRECTED_REQUEST,
-        ErrorCode::Denied,
-        "this mirror has no such Host: use its address or localhost, or add the name to [http] hosts",
-    )
+    let message =
+        "this mirror has no such Host: use its address or localhost, or add the name to [http] hosts";
+    because(Reason::Host, failure(StatusCode::MISDIRECTED_REQUEST, ErrorCode::Denied, message))
 }
 
 /// A request of another berth that has come through this one before, or through too many.
 pub(super) fn in_a_loop() -> Response<Body> {
-    failure(
-        StatusCode::LOOP_DETECTED,
-        ErrorCode::Unavailable,
-        "mirrors ask one another in a circle: check their endpoints, parents and [http] peers",
-    )
+    let message = "mirrors ask one another in a circle: check their endpoints, parents and [http] peers";
+    because(Reason::Loop, failure(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, message))
 }
 
 /// What cannot be had now, and may be had soon.
@@ -200,11 +208,9 @@ fn never(message: &str) -> Response<Body> {
 /// Why there is no content. The one table: every error has its line.
 pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
     use cache::Error;
-    match error {
-        Error::NoUpstream => {
-            failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, "this registry is not configured here")
-        }
-        Error::Upstream(error) => refused(error, subject),
+    let response = match error {
+        Error::NoUpstream => unknown_registry("this registry is not configured here"),
+        Error::Upstream(error) | Error::Remembered(error) => refused(error, subject),
         Error::Down => outage("upstream is down and nothing is stored"),
         Error::Missing(missing) => never(&missing.to_string()),
         Error::TooOld => {
@@ -222,7 +228,8 @@ pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Bo
         Error::Busy | Error::Displaced => outage("too many transfers are under way: try again"),
         Error::Stalled(_) => outage("no byte arrived from upstream in time"),
         Error::GivenUp => outage("the transfer was given up: try again"),
-    }
+    };
+    because_of(error, response)
 }
 
 fn unknown(subject: Subject) -> Response<Body> {
@@ -235,11 +242,29 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     use upstream::Error;
     match error {
         Error::NotFound => unknown(subject),
+        // Clients go on without a list that is denied.
+        Error::Denied if matches!(subject, Subject::Repository) => failure(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            "upstream does not let this mirror list these tags: does it need a credential for that, or one that may do more?",
+        ),
+        Error::UnknownRegistry => unknown_registry(
+            "this registry is not configured here, nor at the parents that were asked: add an [[upstream]] for it there, or pull from it directly",
+        ),
         // 404 rather than 403: absent and forbidden look alike, and clients go on to the registry itself.
         Error::Denied => failure(
             StatusCode::NOT_FOUND,
             ErrorCode::Denied,
             "upstream refuses access, or there is no such repository: does this mirror need a credential for it?",
+        ),
+        Error::Unsupported(what) => {
+            failure(StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, &format!("upstream has {what}"))
+        }
+        Error::NotFromRegistry { status } => outage(&format!(
+            "something answers in the registry's place, with status {status}: check its ingress or proxy"
+        )),
+        Error::TokenRefused => outage(
+            "upstream refuses a token that its own token server has just issued: compare their clocks and keys",
         ),
         Error::LoginRefused => outage("upstream refuses this mirror's own credential: check it"),
         Error::NoLogin(_) => outage("this mirror is issued no login for this registry: see its log"),
@@ -264,9 +289,42 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
         Error::Offline => {
             never("this registry is offline by this mirror's configuration, and nothing is stored of it")
         }
-        Error::Refused(_) => outage(
-            "upstream points to an address that this mirror must not reach: see redirect_hosts and realm_hosts",
+        Error::UnknownCursor => failure(
+            StatusCode::BAD_REQUEST,
+            ErrorCode::PaginationNumberInvalid,
+            "this mirror has not given out this link to a page, or was started since: begin with the first page",
         ),
+        Error::Refused(refusal) => never(misled(refusal)),
+    }
+}
+
+/// Where upstream points, and why this mirror does not go there. Which host that is stands in the log.
+fn misled(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::TooManyRedirects => {
+            "upstream redirects from one place to the next without end: check `endpoints`, or whether it is well"
+        }
+        Refusal::RedirectTarget => "upstream redirects to something that is no plain http or https URL",
+        Refusal::RedirectToPlainText { .. } => {
+            "upstream redirects from https to http, which this mirror does not follow: nobody could tell who answers"
+        }
+        Refusal::Address { .. } => {
+            "upstream points into a network that it must not lead this mirror to: if that is meant, name the host (see this \
+             mirror's log) in redirect_hosts, or in realm_hosts if it is its token server"
+        }
+        Refusal::RealmHost { .. } => {
+            "upstream wants a login for a token server on another domain: if that is its own, name the host (see this mirror's \
+             log) in realm_hosts"
+        }
+        Refusal::RealmPlainText { .. } => {
+            "upstream has https, and wants a login for a token server without it: that must have https, too"
+        }
+        Refusal::RealmTarget => {
+            "upstream wants a login for a token server whose address is no plain http or https URL"
+        }
+        Refusal::RealmRedirects { .. } => {
+            "upstream's token server redirects elsewhere, where no login is sent to: upstream must name the new one itself"
+        }
     }
 }
 

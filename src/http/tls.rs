@@ -6,18 +6,18 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use anyhow::Context as _;
-use rustls::RootCertStore;
+use anyhow::{Context as _, anyhow};
 use rustls::crypto::ring;
-use rustls::server::{ServerConfig, WebPkiClientVerifier};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ServerConfig;
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use crate::watch::{self, Watch};
+use crate::files;
+use crate::net::pem;
+use crate::net::trust::{Clients, Own};
+use crate::watch::Watch;
 
 /// `[http.tls]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -37,13 +37,12 @@ impl Config {
     }
 
     fn load(&self) -> anyhow::Result<ServerConfig> {
-        let here = || format!("http.tls.cert {}: expected PEM certificates", self.cert.display());
-        let content = watch::read(&self.cert).with_context(here)?;
-        let certificates = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
-        let certificates = certificates.with_context(here)?;
-        let here = || format!("http.tls.key {}: expected a PEM private key", self.key.display());
-        let content = watch::read(&self.key).with_context(here)?;
-        let key = PrivateKeyDer::from_pem_slice(&content).with_context(here)?;
+        let here = || format!("http.tls.cert {}", self.cert.display());
+        let content = files::read(&self.cert).with_context(here)?;
+        let certificates = pem::certificates(&content).with_context(here)?;
+        let here = || format!("http.tls.key {}", self.key.display());
+        let content = files::read(&self.key).with_context(here)?;
+        let key = pem::private_key(&content).with_context(here)?;
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -51,14 +50,12 @@ impl Config {
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let here = || format!("http.tls.client_ca {}: expected PEM certificates", path.display());
-                let mut roots = RootCertStore::empty();
-                let content = watch::read(path).with_context(here)?;
-                for certificate in CertificateDer::pem_slice_iter(&content) {
-                    roots.add(certificate.with_context(here)?).with_context(here)?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                builder.with_client_cert_verifier(verifier.build().with_context(here)?)
+                let here = || format!("http.tls.client_ca {}", path.display());
+                let content = files::read(path).with_context(here)?;
+                let own = Own::new(pem::certificates(&content).with_context(here)?);
+                let clients =
+                    Clients::new(own, provider).map_err(|error| anyhow!(error)).with_context(here)?;
+                builder.with_client_cert_verifier(clients)
             }
         };
         let mut config = builder.with_single_cert(certificates, key).with_context(|| {

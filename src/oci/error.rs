@@ -4,6 +4,7 @@
 //! it depends on what makes clients fall back (protocol notes B.1, B.8), not on the code alone.
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::json;
 
 /// What a client is told went wrong. The first group is the distribution-spec's own list, as far as a mirror
@@ -71,9 +72,43 @@ pub fn body(code: ErrorCode, message: &str) -> Bytes {
     json!({ "errors": [{ "code": code.as_str(), "message": message }] }).to_string().into()
 }
 
+/// Whether a body is an error of a registry: a list of `errors`, each with its code. Codes are not compared, because
+/// registries have their own.
+pub fn is_error_body(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Body {
+        errors: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        code: String,
+    }
+    let read = serde_json::from_slice::<Body>(body);
+    read.is_ok_and(|body| !body.errors.is_empty() && body.errors.iter().all(|entry| !entry.code.is_empty()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registrys_error_is_told_from_what_others_say() {
+        let check =
+            |body: &str, expected: bool| assert_eq!(is_error_body(body.as_bytes()), expected, "{body}");
+        check(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no","detail":{"Tag":"1"}}]}"#, true);
+        check("\n{\"request\":1,\"errors\":[{\"code\":\"X\"},{\"code\":\"Y\"}]}\n", true);
+        check(std::str::from_utf8(&body(ErrorCode::Denied, "no")).unwrap(), true);
+        check(r#"{"errors":[]}"#, false);
+        check(r#"{"errors":[{"message":"Not found","status":404}]}"#, false);
+        check(r#"{"errors":"not found"}"#, false);
+        check(r#"{"error":"not found","code":404}"#, false);
+        check("404 page not found\n", false);
+        check("<html>404 Not Found</html>", false);
+        check("", false);
+        check("{}", false);
+        check("[]", false);
+        check("null", false);
+    }
 
     #[test]
     fn a_body_is_one_error_with_its_text_escaped() {

@@ -25,10 +25,46 @@ pub struct Image {
     pub reference: Reference,
 }
 
-impl FromStr for Image {
-    type Err = InvalidName;
+/// Why a text is no image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidImage {
+    /// A part of it is against the grammar of names.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// `docker://alpine:3`, as skopeo and Helm have it, or a URL.
+    #[error(
+        "not an image: expected a name such as alpine:3 or ghcr.io/org/app:1; this looks like a name of skopeo's or Helm's, or a \
+         URL: leave out what stands up to `://`"
+    )]
+    Transport,
+    /// `docker-archive:…`, or another transport that is no registry.
+    #[error(
+        "not an image of a registry: expected a name such as alpine:3; this looks like a transport of skopeo's"
+    )]
+    Local,
+}
 
-    fn from_str(text: &str) -> Result<Self, InvalidName> {
+/// Transports of skopeo whose images are not in a registry.
+const LOCAL_TRANSPORTS: [&str; 7] =
+    ["containers-storage", "dir", "docker-archive", "docker-daemon", "oci", "oci-archive", "sif"];
+
+impl FromStr for Image {
+    type Err = InvalidImage;
+
+    fn from_str(text: &str) -> Result<Self, InvalidImage> {
+        if text.contains("://") {
+            return Err(InvalidImage::Transport);
+        }
+        Self::parse(text).map_err(|error| match text.split_once(':') {
+            // Only where it can be nothing else: `dir:3` is an image of Docker Hub.
+            Some((transport, _)) if LOCAL_TRANSPORTS.contains(&transport) => InvalidImage::Local,
+            _ => error.into(),
+        })
+    }
+}
+
+impl Image {
+    fn parse(text: &str) -> Result<Self, InvalidName> {
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(Digest::parse(digest)?)),
             None => (text, None),
@@ -70,8 +106,20 @@ pub struct Platform {
 
 /// Why a text is no platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a platform such as linux/amd64 or linux/arm/v7")]
-pub struct InvalidPlatform;
+pub enum InvalidPlatform {
+    /// Not words joined by slashes.
+    #[error("expected a platform such as linux/amd64 or linux/arm/v7")]
+    Form,
+    /// `windows(10.0.17763)/amd64`.
+    #[error(
+        "expected a platform such as linux/amd64 or windows/amd64; this looks like one of containerd's: leave out the version \
+         in parentheses"
+    )]
+    OsVersion,
+    /// `linux/amd64,linux/arm64`.
+    #[error("expected one platform, such as linux/amd64; this looks like several: give each by itself")]
+    Several,
+}
 
 impl Platform {
     /// Whether an index says this of one of its manifests. Without a variant, any will do; an arm64 without one is
@@ -91,15 +139,21 @@ impl FromStr for Platform {
     type Err = InvalidPlatform;
 
     fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
+        if text.contains('(') {
+            return Err(InvalidPlatform::OsVersion);
+        }
+        if text.contains(',') {
+            return Err(InvalidPlatform::Several);
+        }
         let parts: Vec<&str> = text.split('/').collect();
         let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let (os, architecture, variant) = match parts[..] {
             [os, architecture] => (os, architecture, None),
             [os, architecture, variant] => (os, architecture, Some(variant)),
-            _ => return Err(InvalidPlatform),
+            _ => return Err(InvalidPlatform::Form),
         };
         if !parts.iter().all(is_word) {
-            return Err(InvalidPlatform);
+            return Err(InvalidPlatform::Form);
         }
         Ok(Self {
             os: os.to_owned(),
@@ -163,6 +217,25 @@ mod tests {
     }
 
     #[test]
+    fn what_other_programs_write_is_named() {
+        let image = |text: &str| text.parse::<Image>().unwrap_err();
+        for text in ["docker://alpine:3", "oci://ghcr.io/org/chart", "https://ghcr.io/org/app", "DOCKER://a"]
+        {
+            assert_eq!(image(text), InvalidImage::Transport, "{text}");
+        }
+        for text in ["docker-archive:/tmp/x.tar", "oci:/var/lib/x:1", "dir:/tmp/x", "docker-daemon:alpine:3"]
+        {
+            assert_eq!(image(text), InvalidImage::Local, "{text}");
+        }
+        assert_eq!("dir:3".parse::<Image>().unwrap().to_string(), "docker.io/library/dir:3");
+        let platform = |text: &str| text.parse::<Platform>().unwrap_err();
+        for text in ["windows(10.0.17763)/amd64", "windows(10.0.20348.2762)/amd64", "linux()/arm/v7"] {
+            assert_eq!(platform(text), InvalidPlatform::OsVersion, "{text}");
+        }
+        assert_eq!(platform("linux/amd64,linux/arm64"), InvalidPlatform::Several);
+    }
+
+    #[test]
     fn platforms_match_what_an_index_says() {
         let check = |wanted: &str, described: &str, expected: bool| {
             let platform: Platform = wanted.parse().unwrap();
@@ -180,7 +253,7 @@ mod tests {
         check("linux/arm64/v8", r#"{"os":"linux","architecture":"arm64"}"#, true);
         check("linux/amd64", "\"nonsense\"", false);
         for text in ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/amd64/", "linux/a b"] {
-            assert_eq!(text.parse::<Platform>(), Err(InvalidPlatform), "{text}");
+            assert_eq!(text.parse::<Platform>(), Err(InvalidPlatform::Form), "{text}");
         }
     }
 }

@@ -40,9 +40,50 @@ pub(super) fn members<'de, A: MapAccess<'de>>(
     Ok(())
 }
 
+/// Reads the members of `names` as often as each comes, and passes over all others. Names may hold what is no text, such
+/// as half of a surrogate pair: a client written in Go takes that, too.
+pub(super) fn all_members<'de, A: MapAccess<'de>>(
+    map: &mut A,
+    names: &[&'static str],
+    mut read: impl FnMut(&'static str, &mut A) -> Result<(), A::Error>,
+) -> Result<(), A::Error> {
+    while let Some(name) = map.next_key_seed(Name(names))? {
+        match name {
+            Some(name) => read(name, map)?,
+            None => drop(map.next_value::<IgnoredAny>()?),
+        }
+    }
+    Ok(())
+}
+
+/// Which of these a member's name is.
+struct Name<'a>(&'a [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<&'static str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        // As bytes, because a text is refused if it is not one.
+        json.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = Option<&'static str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_bytes<E>(self, name: &[u8]) -> Result<Self::Value, E> {
+        let Ok(name) = std::str::from_utf8(name) else { return Ok(None) };
+        Ok(self.0.iter().copied().find(|it| is_named(name, it)))
+    }
+}
+
 /// Whether a member's name is `name` to a client written in Go: in any letter case, and there are two letters beyond
 /// ASCII whose other case is within.
-pub(super) fn is_named(text: &str, name: &str) -> bool {
+pub fn is_named(text: &str, name: &str) -> bool {
     let fold = |character: char| match character {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',

@@ -2,7 +2,8 @@
 //!
 //! Nothing is ever written back: a manifest is stored and served as the bytes that came, and this is only a
 //! view of them. Fields that are not needed are skipped, and a child with a foreign media type or digest
-//! algorithm is no error. At most [`DESCRIPTORS_MAX`] of them are read. What is refused is what no client takes: schema 1 (a cache cannot verify it by
+//! algorithm is no error, nor is a member that comes twice or has the wrong type where nobody needs it. At most
+//! [`DESCRIPTORS_MAX`] of them are read. What is refused is what no client takes: schema 1 (a cache cannot verify it by
 //! hashing), a document of two kinds at once (CVE-2021-41190), and pages that are no manifest, such as the
 //! HTML of a captive portal.
 
@@ -18,6 +19,8 @@ const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Withdrawn before OCI 1.1 was final, but oras lists it still and some registries hold such artifacts.
 const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
+/// What the types of vendors, and so of all manifests, begin with.
+const VENDORS: &str = "application/vnd.";
 const SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+";
 
 /// What every upstream is asked for, whatever the client accepts: with less, some registries answer schema 1
@@ -101,7 +104,7 @@ pub enum InvalidManifest {
     /// It names more than any image has; nothing of it is kept.
     #[error("manifest with more than {DESCRIPTORS_MAX} descriptors")]
     TooManyParts,
-    /// Not JSON, or fields of the wrong type or twice.
+    /// Not JSON, or no descriptor where one must be.
     #[error("not the JSON of a manifest")]
     NotJson(#[source] serde_json::Error),
     /// The old Docker form.
@@ -118,9 +121,22 @@ pub enum InvalidManifest {
     Untyped,
 }
 
+impl InvalidManifest {
+    /// Whether it is a manifest nonetheless, though none that clients take: that will not change. Else it may be
+    /// anything, such as the page of a portal.
+    pub fn is_manifest(&self) -> bool {
+        match self {
+            Self::TooLarge | Self::TooManyParts | Self::Schema1 | Self::UnknownType(_) | Self::Shape(_) => {
+                true
+            }
+            Self::NotJson(_) | Self::Untyped => false,
+        }
+    }
+}
+
 impl Manifest {
-    /// Reads a manifest. The `Content-Type` decides its type if it is a manifest's. If it is none or a
-    /// general one, the `mediaType` within decides, else the fields do.
+    /// Reads a manifest. The `Content-Type` decides its type if it is a manifest's, else the `mediaType` within. Without
+    /// that the fields decide, unless the `Content-Type` is a vendor's own.
     ///
     /// # Errors
     /// [`InvalidManifest`]: to a cache, all of them mean that upstream did not answer with a manifest.
@@ -128,8 +144,7 @@ impl Manifest {
         if body.len() > MANIFEST_BYTES_MAX {
             return Err(InvalidManifest::TooLarge);
         }
-        let header = declared(content_type)?;
-        Document::read(body)?.judge(header)
+        Document::read(body)?.judge(Declared::read(content_type))
     }
 
     /// What it refers to: manifests, then blobs. Never the subject, which exists without this manifest.
@@ -143,15 +158,28 @@ pub fn is_manifest_type(media_type: &str) -> bool {
     known(media_type).is_ok()
 }
 
-/// The manifest type that a `Content-Type` names; `None` if it names none but does not exclude one.
-fn declared(content_type: Option<&str>) -> Result<Option<&'static str>, InvalidManifest> {
-    let header = content_type.unwrap_or_default();
-    let essence = header.split(';').next().unwrap_or_default().trim();
-    let general = essence.is_empty()
-        || essence.eq_ignore_ascii_case("application/json")
-        || essence.eq_ignore_ascii_case("application/octet-stream")
-        || essence.rsplit('/').next().is_some_and(|subtype| subtype.eq_ignore_ascii_case("plain"));
-    if general { Ok(None) } else { known(essence).map(Some) }
+/// What a `Content-Type` says of the type of a manifest.
+enum Declared {
+    /// That it is this one.
+    Known(&'static str),
+    /// That it is one that berth does not serve: schema 1, or of some vendor.
+    Foreign(InvalidManifest),
+    /// Nothing. Servers and stores label files by how they look, or all alike.
+    Nothing,
+}
+
+impl Declared {
+    fn read(content_type: Option<&str>) -> Self {
+        let header = content_type.unwrap_or_default();
+        let essence = header.split(';').next().unwrap_or_default().trim();
+        let is_vendors =
+            essence.get(..VENDORS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(VENDORS));
+        match known(essence) {
+            Ok(known) => Self::Known(known),
+            Err(error) if is_vendors => Self::Foreign(error),
+            Err(_) => Self::Nothing,
+        }
+    }
 }
 
 fn known(media_type: &str) -> Result<&'static str, InvalidManifest> {

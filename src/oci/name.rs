@@ -3,7 +3,9 @@
 //! Grammar from distribution-spec "Pulling manifests". A value of these types is safe as a path below the
 //! data folder: no empty, `.`, `..` or `_`-leading component can exist in it.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -38,12 +40,45 @@ pub enum InvalidName {
 }
 
 /// A registry as images name it: `host[:port]` in lower case, such as `docker.io` or `localhost:5000`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Registry(Arc<str>);
+///
+/// Besides its name it knows whether it is unlisted: no part of the configuration. Those are as many as clients name, so
+/// they share what listed ones have each for itself. Two of one name are equal either way.
+#[derive(Clone)]
+pub struct Registry(Arc<str>, bool);
+
+impl PartialEq for Registry {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Registry {}
+
+impl Hash for Registry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Ord for Registry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Registry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Registry {
     /// Docker Hub, the registry of names without a host.
     pub const DOCKER_HUB: &'static str = "docker.io";
+    /// The label in metrics of every registry that the configuration does not list.
+    const LABEL_OF_UNLISTED: &'static str = "other";
+    /// What stands for all of them; no registry can be called so.
+    const ALL_UNLISTED: &'static str = "*";
 
     /// Reads `host[:port]`; the host may be a name, an IPv4 address or a bracketed IPv6 address.
     ///
@@ -70,12 +105,42 @@ impl Registry {
         if text.len() > 255 || !host.is_none_or(is_host) || !port_is_number {
             return Err(InvalidName::Registry);
         }
-        Ok(Self(text.into()))
+        Ok(Self(text.into(), false))
+    }
+
+    /// The same, which the configuration does not list.
+    pub fn unlisted(self) -> Self {
+        Self(self.0, true)
+    }
+
+    /// What stands for every registry that the configuration does not list.
+    pub fn all_unlisted() -> Self {
+        Self(Self::ALL_UNLISTED.into(), true)
+    }
+
+    /// Whether the configuration does not list it.
+    pub fn is_unlisted(&self) -> bool {
+        self.1
+    }
+
+    /// Its label in metrics, of which there are no more than the configuration lists.
+    pub fn label(&self) -> &str {
+        if self.is_unlisted() { Self::LABEL_OF_UNLISTED } else { &self.0 }
+    }
+
+    /// To whom what is done for it is charged.
+    pub fn owner(&self) -> Self {
+        if self.is_unlisted() { Self::all_unlisted() } else { self.clone() }
     }
 
     /// The text that images carry.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether that is its name.
+    pub fn is_named(&self, text: &str) -> bool {
+        self.0.eq_ignore_ascii_case(text)
     }
 
     /// Whether a leading path segment can only be meant as a registry: a dot, a colon, or `localhost`.
@@ -335,6 +400,17 @@ mod tests {
         check("[::1]", "[__1]");
         check("[::1]:5000", "[__1]_5000_");
         check("Registry.Example.com:443", "registry.example.com_443_");
+    }
+
+    #[test]
+    fn registries_that_are_not_listed_share_an_owner_and_a_label() {
+        let registry = |text: &str| Registry::parse(text).unwrap();
+        let (a, b) = (registry("a.example").unlisted(), registry("b.example").unlisted());
+        assert_eq!((a.owner(), a.label()), (b.owner(), b.label()));
+        assert_eq!(a, registry("a.example"), "it is the same place");
+        assert_eq!(registry("a.example").label(), "a.example");
+        assert_ne!(registry("other").owner(), a.owner());
+        assert!(Registry::parse(a.owner().as_str()).is_err());
     }
 
     #[test]

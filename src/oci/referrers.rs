@@ -8,6 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::digest::Digest;
 use super::json::{DESCRIPTORS_MAX, List, Text, is_named, members};
 
 /// Why a body is no list of referrers.
@@ -49,6 +50,12 @@ pub fn filter(body: &[u8], artifact_type: &str) -> Result<Vec<u8>, InvalidReferr
     let mut merged = Merged::new(|entry| is_of(entry, artifact_type));
     merged.add(body)?;
     Ok(merged.finish())
+}
+
+/// Whether a list can be one of what refers to `subject`: it is none if it is the subject itself, which some servers
+/// answer with whatever stands in front of its digest.
+pub fn is_about(body: &[u8], subject: &Digest) -> bool {
+    Digest::of(subject.algorithm(), body) != *subject
 }
 
 /// Whether an entry is of a type; one that does not say its type in a way that clients understand is of none.
@@ -169,6 +176,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::oci::Algorithm;
 
     fn value(text: &[u8]) -> Value {
         serde_json::from_slice(text).unwrap()
@@ -197,6 +205,15 @@ mod tests {
         assert_eq!(value(&filtered)["manifests"].as_array().unwrap().len(), 2);
         assert_eq!(value(&filtered)["mediaType"], "m");
         assert_eq!(value(&filter(list, "z").unwrap()), json!({ "manifests": [], "mediaType": "m" }));
+    }
+
+    #[test]
+    fn the_subject_itself_is_no_list_about_it() {
+        let list = br#"{"manifests":[]}"#;
+        for algorithm in Algorithm::ALL {
+            assert!(!is_about(list, &Digest::of(algorithm, list)));
+            assert!(is_about(list, &Digest::of(algorithm, b"a manifest")));
+        }
     }
 
     #[test]

@@ -7,9 +7,10 @@
 //! `v2` taken out is the first one that has some of the name behind it, so below `/v2/` a name may have a
 //! component `v2` of its own.
 //!
-//! Segments are percent-decoded one by one, after splitting. One that would decode to a slash is left as it
-//! is, and since no grammar here knows a percent sign, it names nothing. The same goes for `..`: it is never
-//! resolved, and no name contains it.
+//! One thing has one name, however it is spelt: percent codes are resolved once, also that of a slash, and slashes that
+//! are doubled or stand at the end mean nothing, as distribution has it (Portainer asks for `library%2Fapp`). What comes of
+//! that is split and judged by the grammar of names, so that no spelling reaches what another does not. `..` is never
+//! resolved, and no name contains it; nor does one contain a percent sign, which a code that is wrong leaves behind.
 
 mod registries;
 mod repositories;
@@ -28,8 +29,8 @@ use super::name::{InvalidName, Reference, Repo, RepoName};
 /// The longest path: a name, a prefix of the same length, a keyword and a sha512 digest, all percent-coded
 /// in part.
 pub const PATH_BYTES_MAX: usize = 1024;
-/// The longest query: `ns`, and a media type or a tag; a mirror has no use for more.
-pub const QUERY_BYTES_MAX: usize = 1024;
+/// The longest query: `ns`, and a media type, a tag, or a registry's own cursor of 4,096 bytes with what is added to it.
+pub const QUERY_BYTES_MAX: usize = 5 * 1024;
 /// Of a usual path: room for these is made at once.
 const SEGMENTS_USUAL: usize = 8;
 
@@ -126,12 +127,11 @@ impl Registries {
         if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
             return Err(RouteError::PathTooLong);
         }
-        let path = path.strip_prefix('/').unwrap_or(path);
         let (mut segments, is_coded) = split(path);
-        let decoded: Vec<_>;
+        let decoded;
         if is_coded {
-            decoded = segments.iter().map(|segment| decode(segment)).collect();
-            segments = decoded.iter().map(AsRef::as_ref).collect();
+            decoded = decode_all(&segments);
+            segments = parts(&decoded);
         }
         let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
         if ![Method::GET, Method::HEAD].contains(method) {
@@ -140,13 +140,38 @@ impl Registries {
         let query = Query::parse(query);
         let decided = self.decided(query.ns.as_deref(), host)?;
         let Some(name) = without_api_root(head, tail) else {
-            self.check_prefix(decided, head)?;
+            self.check_prefix(decided.as_deref(), head)?;
             return query.route_of_api(tail);
         };
         let (registry, name) = self.resolve(decided, &name)?;
-        let repo = Repo::new(registry.clone(), RepoName::parse(&name.join("/"))?);
+        let repo = Repo::new(registry.into_owned(), RepoName::parse(&name.join("/"))?);
         self.check_limits(&repo)?;
         query.route_in(repo, tail)
+    }
+}
+
+impl Registries {
+    /// The registry that a request without a route means, or seems to mean; one that is not configured as it was named.
+    pub fn meant(&self, host: Option<&str>, path: &str, query: Option<&str>) -> Option<String> {
+        let query = query.unwrap_or_default();
+        if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
+            return None;
+        }
+        let (segments, _) = split(path);
+        let decoded = decode_all(&segments);
+        let segments = parts(&decoded);
+        let found = self.decided(Query::parse(query).ns.as_deref(), host).and_then(|decided| {
+            if let Some(registry) = decided {
+                return Ok(registry.to_string());
+            }
+            let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
+            let name = without_api_root(head, tail).ok_or(RouteError::NotFound)?;
+            self.resolve(None, &name).map(|(registry, _)| registry.to_string())
+        });
+        match found {
+            Ok(registry) | Err(RouteError::UnknownRegistry(registry)) => Some(registry),
+            Err(_) => None,
+        }
     }
 }
 
@@ -170,7 +195,7 @@ impl<'a> Tail<'a> {
     fn split<'s>(segments: &'s [&'a str]) -> Option<(&'s [&'a str], Self)> {
         if let Some(root) = segments.iter().position(|segment| *segment == "v2") {
             let own = match &segments[root + 1..] {
-                [] | [""] => Some(Tail::Base),
+                [] => Some(Tail::Base),
                 ["_catalog"] => Some(Tail::Catalog),
                 ["_oci", "ext", "discover"] => Some(Tail::Extensions),
                 _ => None,
@@ -264,7 +289,10 @@ impl<'a> Query<'a> {
     }
 
     fn page_size(&self) -> Result<Option<usize>, RouteError> {
-        self.n.as_deref().map(str::parse).transpose().map_err(|_| RouteError::Page)
+        // As the registry that everybody knows: what is empty is not there, and no number is larger than Go's.
+        let n = self.n.as_deref().filter(|n| !n.is_empty()).map(str::parse::<i64>).transpose();
+        let n = n.map_err(|_| RouteError::Page)?;
+        n.map(usize::try_from).transpose().map_err(|_| RouteError::Page)
     }
 }
 
@@ -272,7 +300,7 @@ fn parse_digest(text: &str) -> Result<Digest, RouteError> {
     Digest::parse(text).map_err(|error| RouteError::Name(error.into()))
 }
 
-/// The segments of a path, and whether it has percent codes, as nearly none has.
+/// The segments of a path that are not empty, and whether it has percent codes, as nearly none has.
 fn split(path: &str) -> (Vec<&str>, bool) {
     let (mut segments, mut begin, mut is_coded) = (Vec::with_capacity(SEGMENTS_USUAL), 0, false);
     // Half of what `str::split` takes, and each request has a path.
@@ -280,15 +308,28 @@ fn split(path: &str) -> (Vec<&str>, bool) {
         if path.as_bytes()[at] == b'%' {
             is_coded = true;
         } else {
-            segments.push(&path[begin..at]);
+            if at > begin {
+                segments.push(&path[begin..at]);
+            }
             begin = at + 1;
         }
     }
-    segments.push(&path[begin..]);
+    if begin < path.len() {
+        segments.push(&path[begin..]);
+    }
     (segments, is_coded)
 }
 
-/// A segment with its percent codes resolved, unless they are malformed, not UTF-8, or hide a slash.
+fn decode_all<'a>(segments: &[&'a str]) -> Vec<Cow<'a, str>> {
+    segments.iter().map(|segment| decode(segment)).collect()
+}
+
+/// The segments of segments that may have had slashes as percent codes in them.
+fn parts<'a>(decoded: &'a [Cow<'_, str>]) -> Vec<&'a str> {
+    decoded.iter().flat_map(|segment| segment.split('/')).filter(|part| !part.is_empty()).collect()
+}
+
+/// A segment with its percent codes resolved, unless they are malformed or not UTF-8.
 fn decode(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);
@@ -306,8 +347,8 @@ fn decode(segment: &str) -> Cow<'_, str> {
         decoded.push(value);
     }
     match String::from_utf8(decoded) {
-        Ok(decoded) if !decoded.contains('/') => Cow::Owned(decoded),
-        _ => Cow::Borrowed(segment),
+        Ok(decoded) => Cow::Owned(decoded),
+        Err(_) => Cow::Borrowed(segment),
     }
 }
 

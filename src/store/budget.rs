@@ -30,7 +30,7 @@ use super::pin::Pin;
 use crate::oci::{Digest, Registry};
 use crate::sync::lock;
 use crate::telemetry::Metrics;
-use crate::units::{ByteSize, Given};
+use crate::units::{self, ByteSize, Given};
 
 /// Eviction begins behind when less than this part of the budget is left, and ends when twice as much is.
 const MARK: u64 = 20;
@@ -54,7 +54,9 @@ pub enum Size {
 
 /// Why a text is not an amount.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a size such as \"200GiB\", \"500MB\", a number of bytes, or \"80%\"")]
+#[error(
+    "expected a size such as \"200GiB\", \"1.5TB\" or a whole number of bytes, or a share of the disk such as \"80%\""
+)]
 pub struct InvalidSize;
 
 impl Size {
@@ -71,22 +73,18 @@ impl FromStr for Size {
     type Err = InvalidSize;
 
     fn from_str(text: &str) -> Result<Self, InvalidSize> {
-        let Some(share) = text.strip_suffix('%') else {
-            return text.parse().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| InvalidSize);
-        };
-        let share = share.trim_end();
-        let is_number = share.chars().all(|c| c.is_ascii_digit() || c == '.');
-        let share: f64 = share.parse().ok().filter(|_| is_number).ok_or(InvalidSize)?;
-        if share <= 100.0 { Ok(Self::Share(share)) } else { Err(InvalidSize) }
+        if text.ends_with('%') {
+            return units::percent(text).map(Self::Share).ok_or(InvalidSize);
+        }
+        text.parse().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| InvalidSize)
     }
 }
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let size = match Given::deserialize(deserializer)? {
-            Given::Whole(bytes) => Ok(Self::Bytes(bytes)),
             Given::Text(text) => text.parse(),
-            Given::Other(_) => Err(InvalidSize),
+            number => number.size().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| InvalidSize),
         };
         size.map_err(de::Error::custom)
     }
@@ -95,14 +93,14 @@ impl<'de> Deserialize<'de> for Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bytes(bytes) => write!(f, "{bytes}B"),
+            Self::Bytes(bytes) => write!(f, "{}", ByteSize(*bytes)),
             Self::Share(share) => write!(f, "{share}%"),
         }
     }
 }
 
 /// What a store may take, and what it must keep.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Blobs and partial files together.
     pub max_bytes: Size,
@@ -112,6 +110,8 @@ pub struct Limits {
     pub lease: Duration,
     /// What is kept besides the pins in the data folder.
     pub pins: Vec<Pin>,
+    /// Registries that have a share each; all others have one together. Without it every registry has its own.
+    pub sharing: Option<Vec<Registry>>,
 }
 
 impl Default for Limits {
@@ -122,6 +122,7 @@ impl Default for Limits {
             min_free: Size::Bytes(0),
             lease: Duration::ZERO,
             pins: Vec::new(),
+            sharing: None,
         }
     }
 }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use rustix::fs::{Advice, fadvise};
 
+use super::Store;
 use super::mapping::Mapping;
 use super::recheck::Soundness;
 use crate::clock::{age, unix_seconds};
@@ -28,6 +29,8 @@ use crate::sync::lock;
 const BELIEVED_FOR_SECONDS: u64 = 1;
 /// How long a mapping stays that nobody reads: its pages count as the process's memory.
 const MAPPED_FOR_SECONDS: u64 = 10;
+/// For how long a blob counts as read that a client reads part by part: the longest pause that it makes between two.
+const READ_LATELY_SECONDS: u64 = 5;
 /// Repositories remembered for one digest; others are looked up each time.
 const REPOS_MAX: usize = 16;
 /// Parts of a table, each with its own lock, so that requests for different digests do not meet.
@@ -128,6 +131,13 @@ impl AsRef<File> for BlobFile {
 pub struct Mapped {
     blob: BlobFile,
     mapping: Arc<Mapping>,
+}
+
+impl Store {
+    /// Whether somebody reads a stored blob, or did within the last seconds.
+    pub fn was_read_lately(&self, digest: &Digest) -> bool {
+        self.0.ledger.opened.was_read_lately(digest)
+    }
 }
 
 /// A mapped file as long as somebody else keeps it: whoever has this does not count as a reader.
@@ -311,6 +321,14 @@ impl Opened {
     /// Whether somebody reads the file of a digest now.
     pub(super) fn is_being_read(&self, digest: &Digest) -> bool {
         self.blobs.item(digest).is_some_and(|item| item.what.is_being_read())
+    }
+
+    /// Whether somebody reads the file of a digest, or did within the last seconds.
+    pub(super) fn was_read_lately(&self, digest: &Digest) -> bool {
+        let is_late =
+            |used_at: u64| age(used_at, unix_seconds()).is_some_and(|age| age <= READ_LATELY_SECONDS);
+        let item = self.blobs.item(digest);
+        item.is_some_and(|item| item.what.is_being_read() || is_late(item.used_at.load(Ordering::Relaxed)))
     }
 
     /// Uses that were not handed out yet.

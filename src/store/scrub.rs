@@ -4,6 +4,7 @@
 //! A round goes through the index in the order of digests, and how far it is stands there, so that a restart
 //! does not begin anew; where that is lost, nothing is but time. There is at most a round a day.
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::verify::{Hashing, Verdict, conclude};
 use super::{Error, blocking};
 use crate::clock::unix_seconds;
 use crate::oci::Digest;
-use crate::units::{ByteRate, ByteSize, Given, InvalidByteRate};
+use crate::units::{ByteRate, Given};
 
 /// 200 GiB in seven hours, for half a per cent of a core.
 const BYTES_PER_SECOND: u64 = 8 << 20;
@@ -43,14 +44,21 @@ impl Default for Rate {
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let rate = match Given::deserialize(deserializer)? {
-            Given::Text(text) if text == "off" => return Ok(Self(None)),
-            Given::Text(text) => text.parse(),
-            Given::Whole(bytes) => ByteSize(bytes).try_into(),
-            Given::Other(_) => Err(InvalidByteRate),
-        };
-        let ByteRate(bytes) = rate.map_err(|error| de::Error::custom(format!("{error}, or \"off\"")))?;
-        Ok(Self(Some(bytes)))
+        let given = Given::deserialize(deserializer)?;
+        if given == Given::Text("off".to_owned()) {
+            return Ok(Self(None));
+        }
+        let rate = given.rate().map_err(|error| de::Error::custom(format!("{error}, or \"off\"")))?;
+        Ok(Self(Some(rate.0)))
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(bytes) => fmt::Display::fmt(&ByteRate(bytes), f),
+            None => f.write_str("off"),
+        }
     }
 }
 

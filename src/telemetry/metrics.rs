@@ -17,7 +17,7 @@ use prometheus::{
 };
 
 pub use configuration::{Configuration, Reload};
-pub use requests::{Handler, InFlight, Verb};
+pub use requests::{Handler, InFlight, Reason, Verb};
 
 use requests::Requests;
 use space::Space;
@@ -393,6 +393,11 @@ impl Metrics {
         whole: Duration,
     ) {
         self.requests.ended(handler, verb, status, first_byte, whole);
+    }
+
+    /// A request was answered with an error.
+    pub fn refused(&self, reason: Reason) {
+        self.requests.refused(reason);
     }
 
     /// Content was found, or not.

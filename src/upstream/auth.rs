@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use http::header::WWW_AUTHENTICATE;
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
-use url::Url;
+use url::{Origin, Url};
 
 use super::challenge::{self, Bearer, Challenge};
 use super::client::{Client, Way};
@@ -17,6 +17,7 @@ use super::config::{Config, HostName};
 use super::error::{Error, Refusal};
 use super::limit::Seat;
 use super::login::Login;
+use super::redirect::Walk;
 use super::token::{self, Key, Token, Tokens};
 use super::{realm, secret};
 use crate::oci::{Registry, RepoName};
@@ -92,6 +93,30 @@ impl Scopes {
 pub(super) struct Authorization {
     pub(super) header: Option<HeaderValue>,
     proof: Proof,
+}
+
+impl Authorization {
+    /// Whether nothing was sent, so that an answer is for nobody in particular.
+    pub(super) fn is_anybody(&self) -> bool {
+        matches!(self.proof, Proof::Nothing)
+    }
+}
+
+/// A token that a redirect's target gives to anybody.
+pub(super) struct Anybody {
+    origin: Origin,
+    key: Arc<Key>,
+    token: Arc<Token>,
+    new: bool,
+}
+
+impl Anybody {
+    /// Puts it on a request for `url`, if that is where it is from.
+    pub(super) fn add_to(&self, url: &Url, headers: &mut HeaderMap) {
+        if url.origin() == self.origin {
+            headers.insert(AUTHORIZATION, self.token.header.clone());
+        }
+    }
 }
 
 /// What stands behind a header, and so what its refusal means.
@@ -181,7 +206,7 @@ impl Auth {
                     return Ok(refused.scheme.cloned());
                 }
             }
-            let scheme = match self.offered(endpoint, name, refused.headers)? {
+            let scheme = match self.offered(endpoint, name, login, refused.headers)? {
                 Some(Scheme::Bearer(realm)) if !is_final || realm.key(name, login) != **key => {
                     Scheme::Bearer(realm)
                 }
@@ -194,7 +219,7 @@ impl Auth {
         if refused.status != StatusCode::UNAUTHORIZED {
             return Ok(None);
         }
-        let offered = self.offered(endpoint, name, refused.headers)?;
+        let offered = self.offered(endpoint, name, login, refused.headers)?;
         Ok(offered.filter(|offered| match (offered, &refused.tried.proof) {
             (Scheme::Basic, Proof::Nothing) => login.is_some_and(|login| login.to_basic().is_some()),
             (Scheme::Bearer(_), Proof::Nothing) => true,
@@ -203,25 +228,80 @@ impl Auth {
         }))
     }
 
-    /// The best way to log in that an answer offers: tokens, because they travel instead of the password.
+    /// What anybody is to send to the target of a redirect that refused a request, if it has tokens for anybody: where
+    /// these are is judged by the target's own host. No login is ever sent there. One that was `sent` may have been too old.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the answer points to a token server that the rules forbid, and why there is no token.
+    pub(super) async fn anybody_at(
+        &self,
+        client: &Client,
+        target: &Walk<'_>,
+        headers: &HeaderMap,
+        sent: Option<Anybody>,
+        deadline: Instant,
+    ) -> Result<Option<Anybody>, Error> {
+        let origin = target.url.origin();
+        if let Some(sent) = sent.filter(|sent| sent.origin == origin) {
+            self.tokens.forget(&sent.key, &sent.token).await;
+            if sent.new {
+                return Ok(None);
+            }
+        }
+        let is_bearer = |challenge: Challenge| match challenge {
+            Challenge::Bearer(bearer) => Some(bearer),
+            Challenge::Basic => None,
+        };
+        let Some(bearer) = challenges(headers).into_iter().find_map(is_bearer) else { return Ok(None) };
+        let (url, judged) = realm::judge(&bearer.realm, &target.url, &self.registry, &self.realm_hosts)?;
+        // Its own host is dialled as the redirect was.
+        let way = if url.host() == target.url.host() { target.way } else { judged };
+        let name = repository(&target.url);
+        let scopes = Scopes::learn(bearer.scope.as_deref(), name.as_ref());
+        let realm = Realm { url, way, service: bearer.service, scopes };
+        let (key, started) = (Arc::new(realm.key(name.as_ref(), None)), Instant::now());
+        let fetch = token::fetch(client, way, &key, None, deadline);
+        match timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)? {
+            Ok(token) => {
+                let new = token.is_newer(started);
+                Ok(Some(Anybody { origin, key, token, new }))
+            }
+            // It has none for anybody: that is no word of the registry's.
+            Err(Error::Denied) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The best way to log in that an answer offers: tokens, because they travel instead of the password. An offer that
+    /// the rules forbid hides no other.
     fn offered(
         &self,
         endpoint: &Url,
         name: Option<&RepoName>,
+        login: Option<&Login>,
         headers: &HeaderMap,
     ) -> Result<Option<Scheme>, Refusal> {
-        let mut basic = None;
+        let (mut basic, mut forbidden) = (None, None);
         for challenge in challenges(headers) {
-            match challenge {
-                Challenge::Bearer(Bearer { realm, service, scope, .. }) => {
-                    let (url, way) = realm::judge(&realm, endpoint, &self.registry, &self.realm_hosts)?;
+            let Challenge::Bearer(Bearer { realm, service, scope, .. }) = challenge else {
+                basic = Some(Scheme::Basic);
+                continue;
+            };
+            match realm::judge(&realm, endpoint, &self.registry, &self.realm_hosts) {
+                Ok((url, way)) => {
                     let scopes = Scopes::learn(scope.as_deref(), name);
                     return Ok(Some(Scheme::Bearer(Arc::new(Realm { url, way, service, scopes }))));
                 }
-                Challenge::Basic => basic = Some(Scheme::Basic),
+                Err(refusal) => {
+                    forbidden.get_or_insert(refusal);
+                }
             }
         }
-        Ok(basic)
+        let has_basic = login.is_some_and(|login| login.to_basic().is_some());
+        match forbidden {
+            Some(refusal) if basic.is_none() || !has_basic => Err(refusal),
+            _ => Ok(basic),
+        }
     }
 }
 
@@ -236,11 +316,31 @@ impl Realm {
     }
 }
 
+/// Whether upstream says of a token from its own token server that it is none. That is no word about what was asked for:
+/// their clocks differ, or a key was changed on one side.
+pub(super) fn is_token_refused(tried: &Authorization, status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::UNAUTHORIZED
+        && matches!(tried.proof, Proof::Token { .. })
+        && has_error(headers, "invalid_token")
+}
+
 /// Whether upstream took the token and says that it does not reach so far: how Docker Hub says 404.
 pub(super) fn is_scope_refused(headers: &HeaderMap) -> bool {
-    challenges(headers).iter().any(
-        |challenge| matches!(challenge, Challenge::Bearer(bearer) if bearer.error.as_deref() == Some("insufficient_scope")),
-    )
+    has_error(headers, "insufficient_scope")
+}
+
+fn has_error(headers: &HeaderMap, error: &str) -> bool {
+    let is_it = |challenge: &Challenge| matches!(challenge, Challenge::Bearer(bearer) if bearer.error.as_deref() == Some(error));
+    challenges(headers).iter().any(is_it)
+}
+
+/// The repository that a URL of a registry is about.
+fn repository(url: &Url) -> Option<RepoName> {
+    const KINDS: [&str; 4] = ["/manifests/", "/blobs/", "/tags/", "/referrers/"];
+    let (_, rest) = url.path().split_once("/v2/")?;
+    // The last one: a repository may be called so, too.
+    let end = KINDS.iter().filter_map(|kind| rest.rfind(kind)).max()?;
+    RepoName::parse(&rest[..end]).ok()
 }
 
 fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
@@ -250,6 +350,22 @@ fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_of_a_registry_names_a_repository() {
+        let check = |url: &str, expected: Option<&str>| {
+            let found = repository(&Url::parse(url).unwrap());
+            assert_eq!(found.map(|name| name.to_string()).as_deref(), expected, "{url}");
+        };
+        check("https://h/v2/a/b/manifests/1", Some("a/b"));
+        check("https://h/prefix/v2/a/manifests/sha256:0?x=/v2/", Some("a"));
+        check("https://h/v2/blobs/manifests/blobs/sha256:0", Some("blobs/manifests"));
+        check("https://h/v2/a/blobs/manifests/1", Some("a/blobs"));
+        check("https://h/v2/a/tags/list", Some("a"));
+        check("https://h/v2/", None);
+        check("https://h/v2/A/blobs/x", None);
+        check("https://h/store/a", None);
+    }
 
     #[test]
     fn scopes_are_for_pulling_what_is_asked_for() {

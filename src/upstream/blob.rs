@@ -286,7 +286,10 @@ impl Upstream {
                     return Ok(Claim { size: check_size(total)?, speaker: self.whose(is_fallback(headers)) });
                 }
             }
-            Err(Error::Unavailable { status: 400 | 401 | 403 | 405 | 501 }) => {}
+            Err(
+                Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 501 }
+                | Error::NotFromRegistry { status: 403 },
+            ) => {}
             Err(Error::NotFound | Error::Denied) if self.peer().is_none() => {}
             Err(error) => return Err(error),
         }

@@ -9,44 +9,46 @@ use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
 
 use super::address::{Forbidden, Guard, Names, Resolver};
+use super::agent::UserAgent;
 use super::config::{Config, Timeouts};
 use super::error::{BuildError, Error};
 use super::identity::Identity;
 use super::limit::Limit;
 use super::lookups::Crowded;
+use super::pool::Pool;
 use super::proxy::{Dialer, Proxies};
 use super::{Event, Observer, Outcome};
+use crate::files;
+use crate::net::pem::{self, InvalidPem};
+use crate::net::trust::{self, Own, Servers};
 use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
 use crate::shares::Owner;
 use crate::sync::lock;
-use crate::watch;
 
 /// Longer than the pauses within one pull, shorter than what registries' front ends allow.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+pub(super) const POOL_IDLE: Duration = Duration::from_secs(60);
 /// As many layers as a few nodes fetch at once.
-const POOL_IDLE_CONNECTIONS_MAX: usize = 32;
+pub(super) const POOL_IDLE_CONNECTIONS_MAX: usize = 32;
 /// Bounds the head of an answer, and how much of a body is read at once.
-const BUFFER_BYTES_MAX: usize = 256 * 1024;
+pub(super) const BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// Most headers of an answer; registries behind CDNs send thirty.
-const HEADERS_MAX: usize = 128;
+pub(super) const HEADERS_MAX: usize = 128;
 /// When the first of a name's address families does not connect, the other is tried beside it.
 const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 
@@ -54,10 +56,10 @@ const HAPPY_EYEBALLS: Duration = Duration::from_millis(300);
 const PLACE_RETRY: Duration = Duration::from_secs(2);
 /// When to come back if too many names wait to be looked up: most of them have been by then.
 const NAMES_RETRY: Duration = Duration::from_secs(5);
+/// A body is longer than its reader takes.
+pub(super) const TOO_LARGE: Error = Error::Malformed("a body larger than any of its kind");
 /// Between two log lines about what this machine lacks.
 const LACK_WARNED_EVERY: Duration = Duration::from_secs(10);
-
-type Http = legacy::Client<HttpsConnector<Dialer>, Full<Bytes>>;
 
 /// How a host may be dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,16 +70,25 @@ pub(super) enum Way {
     Guarded,
 }
 
+/// A configured certificate, and the file that it is in.
+struct Anchor {
+    path: PathBuf,
+    certificate: CertificateDer<'static>,
+}
+
 /// Sends requests for one upstream.
 pub(super) struct Client {
     /// For the endpoints, if these are shown a certificate.
-    own: Option<Http>,
-    direct: Http,
-    guarded: Http,
+    own: Option<Pool>,
+    direct: Pool,
+    guarded: Pool,
     guard: Arc<Guard>,
     proxies: Arc<Proxies>,
     offline: bool,
+    /// What looks wrong with the configured certificates.
+    warnings: Vec<String>,
     registry: Registry,
+    agent: Option<UserAgent>,
     observer: Observer,
     pub(super) timeouts: Timeouts,
 }
@@ -92,9 +103,10 @@ impl Client {
         identity: Option<Arc<Identity>>,
         observer: Observer,
     ) -> Result<Self, BuildError> {
-        let tls = tls(&config.ca)?;
-        let endpoints = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
+        let (tls, anchors) = tls(&config.ca)?;
+        let endpoints: Vec<_> = config.endpoints.iter().map(|endpoint| endpoint.as_url().clone()).collect();
         let names = Names::new(config.registry.clone(), config.addresses.clone());
+        let warnings = advise(&anchors, &endpoints);
         let guard = Arc::new(Guard::new(endpoints, Arc::clone(&names)));
         let proxies = Arc::new(Proxies::new(&config.proxy));
         let connector = |resolver| connector(resolver, config.timeouts.connect);
@@ -105,16 +117,18 @@ impl Client {
         let with_certificate = |identity: Arc<Identity>| {
             let mut tls = tls.clone();
             tls.client_auth_cert_resolver = identity;
-            pool(direct.clone(), tls)
+            Pool::new(direct.clone(), tls)
         };
         Ok(Self {
             own: identity.map(with_certificate),
-            direct: pool(direct, tls.clone()),
-            guarded: pool(guarded, tls),
+            direct: Pool::new(direct, tls.clone()),
+            guarded: Pool::new(guarded, tls),
             guard,
             proxies,
             offline: config.offline,
+            warnings,
             registry: config.registry.clone(),
+            agent: config.user_agent.clone(),
             observer,
             timeouts: config.timeouts,
         })
@@ -125,6 +139,11 @@ impl Client {
         self.offline
     }
 
+    /// What looks wrong with the configured certificates.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// Sends one request and waits for the head of its answer.
     pub(super) async fn send(
         &self,
@@ -132,14 +151,15 @@ impl Client {
         request: Request<Full<Bytes>>,
         within: Duration,
     ) -> Result<Response<Incoming>, Error> {
-        self.send_unless(pending(), way, request, within).await
+        self.send_unless((pending(), pending()), way, request, within).await
     }
 
-    /// The same, but does not go on waiting when it is `hopeless`. Every request to an upstream and to what it names
-    /// goes out here, so this is where one that is offline is left alone.
+    /// The same, but does not go on waiting when it is `hopeless`, and not on a connection that was used before when it
+    /// seems to be `stuck` there. Every request to an upstream and to what it names goes out here, so this is where one
+    /// that is offline is left alone.
     pub(super) async fn send_unless(
         &self,
-        hopeless: impl Future<Output = ()>,
+        (hopeless, stuck): (impl Future<Output = ()>, impl Future<Output = ()>),
         way: Way,
         request: Request<Full<Bytes>>,
         within: Duration,
@@ -148,7 +168,7 @@ impl Client {
             return Err(Error::Offline);
         }
         let answer = tokio::select! {
-            answer = timeout(within, self.dispatch(way, request)) => answer.unwrap_or(Err(Error::Timeout)),
+            answer = timeout(within, self.dispatch(way, request, stuck)) => answer.unwrap_or(Err(Error::Timeout)),
             () = hopeless => Err(Error::Timeout),
         };
         match &answer {
@@ -170,7 +190,11 @@ impl Client {
         &self,
         way: Way,
         mut request: Request<Full<Bytes>>,
+        stuck: impl Future<Output = ()>,
     ) -> Result<Response<Incoming>, Error> {
+        if let Some(agent) = &self.agent {
+            agent.name(request.headers_mut());
+        }
         if let Some(authorization) = self.proxies.authorization(request.uri()) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }
@@ -189,7 +213,7 @@ impl Client {
                 &self.guarded
             }
         };
-        pool.request(request).await.map_err(|error| judge(&error))
+        pool.request(request, stuck).await.map_err(|error| judge(&error))
     }
 }
 
@@ -207,7 +231,7 @@ pub(super) async fn read(
         let frame = frame.map_err(|error| Error::unreachable(&error))?;
         if let Ok(data) = frame.into_data() {
             if whole.len() + data.len() > bytes_max {
-                return Err(Error::Malformed("a body larger than any of its kind"));
+                return Err(TOO_LARGE);
             }
             whole.extend_from_slice(&data);
         }
@@ -225,7 +249,6 @@ pub(super) async fn read_document(
     (idle, deadline): (Duration, Instant),
     place: &mut Option<Place>,
 ) -> Result<Bytes, Error> {
-    const TOO_LARGE: Error = Error::Malformed("a body larger than any of its kind");
     let stated = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if stated.is_some_and(|bytes| bytes > bytes_max) {
         return Err(TOO_LARGE);
@@ -270,41 +293,40 @@ fn connector(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
     connector
 }
 
-fn pool(dialer: Dialer, tls: rustls::ClientConfig) -> Http {
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(dialer);
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX)
-        .http1_max_buf_size(BUFFER_BYTES_MAX)
-        .http1_max_headers(HEADERS_MAX)
-        .build(connector)
-}
-
-/// Trust in the system's authorities and those of `files`.
-fn tls(files: &[PathBuf]) -> Result<rustls::ClientConfig, BuildError> {
-    let mut roots = Arc::clone(system_roots());
-    for path in files {
-        let content = watch::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
-        let wrong = || BuildError::Content { path: path.clone(), expected: "a PEM file of certificates" };
-        let mut count = 0;
-        for certificate in CertificateDer::pem_slice_iter(&content) {
-            Arc::make_mut(&mut roots).add(certificate.map_err(|_| wrong())?).map_err(|_| wrong())?;
-            count += 1;
-        }
-        if count == 0 {
-            return Err(wrong());
+/// Trust in the system's authorities and the certificates of these files, which are given, too.
+fn tls(paths: &[PathBuf]) -> Result<(rustls::ClientConfig, Vec<Anchor>), BuildError> {
+    let (mut roots, mut anchors) = (Arc::clone(system_roots()), Vec::new());
+    for path in paths {
+        let content = files::read(path).map_err(|source| BuildError::Read { path: path.clone(), source })?;
+        let wrong = |why| BuildError::Pem { path: path.clone(), why };
+        for (number, certificate) in (1..).zip(pem::certificates(&content).map_err(wrong)?) {
+            let added = Arc::make_mut(&mut roots).add(certificate.clone());
+            added.map_err(|_| wrong(InvalidPem::Damaged { number }))?;
+            anchors.push(Anchor { path: path.clone(), certificate });
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(BuildError::Tls)?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let own = Own::new(anchors.iter().map(|anchor| anchor.certificate.clone()).collect());
+    let builder = match Servers::new(Arc::clone(&roots), own, provider) {
+        Ok(servers) => builder.dangerous().with_custom_certificate_verifier(servers),
+        // There are no authorities at all, so that no server is believed.
+        Err(_) => builder.with_root_certificates(roots),
+    };
+    Ok((builder.with_no_client_auth(), anchors))
+}
+
+/// What is to be said of certificates that are configured for endpoints at these hosts.
+fn advise(anchors: &[Anchor], endpoints: &[Url]) -> Vec<String> {
+    let over_tls = endpoints.iter().filter(|url| url.scheme() == "https");
+    let hosts: Vec<_> = over_tls.filter_map(Url::host_str).collect();
+    let advice = |Anchor { path, certificate }: &Anchor| {
+        let advice = trust::advise(certificate, &hosts, SystemTime::now())?;
+        Some(format!("the certificate in {} {advice}", path.display()))
+    };
+    anchors.iter().filter_map(advice).collect()
 }
 
 /// The system's authorities, read and kept once: there are many upstreams and the files are large.

@@ -45,7 +45,7 @@ use super::login::Login;
 use super::secret::Secret;
 use super::token::FRESH;
 use super::vault::{Vault, VaultProblem};
-use crate::watch;
+use crate::files;
 
 /// An ECR token has some two kilobytes, a JWT with many claims some ten.
 pub(super) const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -231,7 +231,7 @@ fn field(reply: &Value, name: &str, service: &'static str, what: &'static str) -
 pub(super) async fn read_file(path: &Path, expected: &'static str) -> Result<Secret, NoLogin> {
     let wrong = || NoLogin::File { path: path.to_owned(), expected };
     let owned = path.to_owned();
-    let text = tokio::task::spawn_blocking(move || watch::read_text(&owned))
+    let text = tokio::task::spawn_blocking(move || files::read_text(&owned))
         .await
         .map_err(|_| wrong())?
         .map_err(|_| wrong())?;

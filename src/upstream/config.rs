@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
+use super::agent::UserAgent;
 use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::fallback::FallbackConfig;
 use super::headers::Headers;
@@ -91,6 +92,9 @@ pub struct Config {
     /// What the endpoints are sent besides.
     #[serde(default)]
     pub headers: Headers,
+    /// How berth names itself to whom it asks.
+    #[serde(default)]
+    pub user_agent: Option<UserAgent>,
     /// How much may be asked of it.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -124,6 +128,7 @@ impl Config {
             addresses: BTreeMap::new(),
             client_certificate: None,
             headers: Headers::default(),
+            user_agent: None,
             limits: LimitsConfig::default(),
             timeouts: Timeouts::default(),
         }
@@ -232,7 +237,7 @@ const BUDGET: Duration = Duration::from_secs(18);
 /// No setting can be longer than this.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
-/// How long to wait for what, in seconds; fractions are allowed.
+/// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
@@ -265,7 +270,7 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     if !time.is_zero() && time <= TIMEOUT_MAX {
         Ok(time)
     } else {
-        Err(de::Error::custom(format!("expected more than 0 and at most {} seconds", TIMEOUT_MAX.as_secs())))
+        Err(de::Error::custom(format!("expected more than 0 and at most {}", units::show(TIMEOUT_MAX))))
     }
 }
 

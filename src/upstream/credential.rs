@@ -109,6 +109,14 @@ impl Credential {
         }
     }
 
+    /// What an operator should know of what is configured.
+    pub(super) fn warning(&self) -> Option<String> {
+        match self {
+            Self::Watched(watched) => watched.warning(),
+            Self::Anonymous | Self::Fixed(_) | Self::Issued(_) => None,
+        }
+    }
+
     /// Notes that the registry refused `login`. True if there may be another.
     pub(super) async fn refused(&self, login: &Login) -> bool {
         match self {

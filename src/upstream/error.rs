@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+pub use super::docker_config::InvalidLogins;
+
 use super::address::Class;
 use super::cloud::NoLogin;
+use super::proxy::AtProxy;
 
 /// Longest cause kept from a lower layer; such texts end up in logs.
 const REASON_CHARACTERS_MAX: usize = 200;
@@ -24,6 +27,9 @@ pub enum Error {
     /// Upstream says that there is no such thing.
     #[error("upstream does not have it")]
     NotFound,
+    /// A parent does not know the registry. That is no word of the registry's own.
+    #[error("the parents that were asked do not know this registry")]
+    UnknownRegistry,
     /// Upstream refuses this repository, to nobody in particular or to a login that it accepts.
     #[error("upstream denies access")]
     Denied,
@@ -51,6 +57,23 @@ pub enum Error {
         /// The status.
         status: u16,
     },
+    /// A refusal by something that answers in the registry's place, such as an ingress without its backend.
+    #[error(
+        "something in the registry's place answered with status {status}: that is no registry's error, and /v2/ is \
+         answered neither with 200 nor with 401 as a registry does"
+    )]
+    NotFromRegistry {
+        /// The status.
+        status: u16,
+    },
+    /// Upstream refuses a token that its own token server has just issued.
+    #[error(
+        "upstream refuses a token that its token server has just issued: do their clocks and keys agree?"
+    )]
+    TokenRefused,
+    /// What upstream has will never be served, because clients do not take it.
+    #[error("upstream has {0}")]
+    Unsupported(&'static str),
     /// The request has come round in a circle of berths: there is nobody else to ask there.
     #[error("upstream is a mirror that asks this one")]
     Loop,
@@ -84,6 +107,9 @@ pub enum Error {
     /// The configuration says that this upstream is never asked.
     #[error("this upstream is offline by configuration")]
     Offline,
+    /// A page of a list is asked for by a cursor that none of the endpoints has given out, as far as is known.
+    #[error("a list's page is asked for by a cursor that upstream has not given out")]
+    UnknownCursor,
     /// Upstream sent berth somewhere that its rules forbid.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -99,7 +125,10 @@ pub enum Refusal {
     #[error("upstream redirects to something that is not a plain HTTP URL")]
     RedirectTarget,
     /// From TLS back to plain text.
-    #[error("upstream redirects from https to http, on {host}")]
+    #[error(
+        "upstream redirects from https to http, on {host}: nothing is fetched without TLS there; have it know its https \
+         address, as by X-Forwarded-Proto from what ends TLS for it"
+    )]
     RedirectToPlainText {
         /// Where to.
         host: String,
@@ -121,7 +150,9 @@ pub enum Refusal {
         host: String,
     },
     /// Credentials for a TLS registry would travel in plain text.
-    #[error("upstream names a token server without TLS, {host}")]
+    #[error(
+        "upstream has TLS and names a token server without, {host}: no login is sent there; have it name one with https"
+    )]
     RealmPlainText {
         /// The token server.
         host: String,
@@ -150,20 +181,52 @@ impl Error {
     /// Whether this says something about upstream's health rather than about what was asked: then what is
     /// known already may be served.
     pub fn is_outage(&self) -> bool {
-        !matches!(self, Self::NotFound | Self::Denied)
+        !matches!(self, Self::NotFound | Self::Denied | Self::Unsupported(_) | Self::UnknownCursor)
     }
 
-    /// No connection, or one that broke; keeps the lowest cause. Tells what this machine lacks from what upstream does.
+    /// Whether it is about how something was asked for, such as by pages of a size.
+    pub(super) fn is_about_the_question(&self) -> bool {
+        match self {
+            // Not there, not allowed, and later are about something else.
+            Self::Unavailable { status } => matches!(status, 400 | 402 | 405..=407 | 409..=428 | 430..=499),
+            Self::Changed => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it says that a question is not known, as an answer to one that need not be.
+    pub(super) fn is_unknown_question(&self) -> bool {
+        matches!(self, Self::Unavailable { status: 404 | 501 }) || self.is_about_the_question()
+    }
+
+    /// Whether it says no to a question that need not be known, rather than nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        !self.is_outage() || self.is_unknown_question()
+    }
+
+    /// No connection, or one that broke; keeps the lowest cause, and says if that is TLS's, or met at a proxy. Tells what this machine lacks from what upstream does.
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
-        let mut lowest = error;
+        let (mut lowest, mut where_to) = (error, String::new());
         loop {
-            if let Some(error) = lowest.downcast_ref::<io::Error>().and_then(local) {
-                return Self::Local { reason: error.to_string().into() };
+            if let Some(error) = lowest.downcast_ref::<io::Error>() {
+                if let Some(error) = local(error) {
+                    return Self::Local { reason: error.to_string().into() };
+                }
+                if is_of_tls(error) {
+                    where_to += "TLS: ";
+                }
+            }
+            if let Some(proxy) = lowest.downcast_ref::<AtProxy>() {
+                where_to += &format!("{proxy}: ");
+            }
+            // hyper-util's word for it; what is below says so in some languages of the C library's only.
+            if lowest.to_string().starts_with("dns error") {
+                where_to += "DNS: ";
             }
             let Some(source) = lowest.source() else { break };
             lowest = source;
         }
-        let reason: String = lowest.to_string().chars().take(REASON_CHARACTERS_MAX).collect();
+        let reason = format!("{where_to}{lowest}").chars().take(REASON_CHARACTERS_MAX).collect::<String>();
         Self::Unreachable { reason: reason.into() }
     }
 
@@ -174,11 +237,15 @@ impl Error {
                 Next::Again
             }
             Self::Unavailable { status: 408 | 500 | 502..=599 }
+            | Self::NotFromRegistry { .. }
             | Self::Unreachable { .. }
             | Self::Local { .. }
             | Self::Timeout => Next::Again,
             Self::NotFound
+            | Self::UnknownRegistry
             | Self::Denied
+            | Self::Unsupported(_)
+            | Self::TokenRefused
             | Self::Limited { .. }
             | Self::Busy { .. }
             | Self::Loop
@@ -190,6 +257,7 @@ impl Error {
             | Self::DigestMismatch
             | Self::Changed
             | Self::Offline
+            | Self::UnknownCursor
             | Self::Refused(_) => Next::Elsewhere,
         }
     }
@@ -204,6 +272,14 @@ pub(super) fn local(error: &io::Error) -> Option<&io::Error> {
         return Some(error);
     }
     error.get_ref()?.downcast_ref::<io::Error>().and_then(local)
+}
+
+/// Whether this is about TLS. An error that wraps another is not asked for it as a source.
+fn is_of_tls(error: &io::Error) -> bool {
+    let of_inner = |inner: &io::Error| is_of_tls(inner);
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(of_inner))
 }
 
 /// A part could not be built from its configuration; the cause names no secret.
@@ -237,6 +313,22 @@ pub enum BuildError {
         path: std::path::PathBuf,
         /// What was expected there.
         expected: &'static str,
+    },
+    /// A file holds no certificates or key that can be used.
+    #[error("cannot use {path}: {why}")]
+    Pem {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: crate::net::pem::InvalidPem,
+    },
+    /// What a file of logins has for this registry cannot be read, or the file is none.
+    #[error("cannot use {path}: {why}")]
+    Logins {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: InvalidLogins,
     },
     /// An environment variable is not set, or not text.
     #[error("the environment variable {name} has no password")]
@@ -279,8 +371,12 @@ mod tests {
         };
         let limited = |seconds: Option<u64>| Error::Limited { retry_after: seconds.map(Duration::from_secs) };
         check(Error::NotFound, Next::Elsewhere, false);
+        check(Error::UnknownRegistry, Next::Elsewhere, true);
         check(Error::Denied, Next::Elsewhere, false);
         check(Error::LoginRefused, Next::Elsewhere, true);
+        check(Error::TokenRefused, Next::Elsewhere, true);
+        check(Error::NotFromRegistry { status: 404 }, Next::Again, true);
+        check(Error::Unsupported("a schema 1 manifest"), Next::Elsewhere, false);
         check(limited(None), Next::Again, true);
         check(limited(Some(5)), Next::Again, true);
         check(limited(Some(6)), Next::Elsewhere, true);

@@ -2,10 +2,8 @@
 //!
 //! A credential goes to the endpoint itself or to its token server, nowhere else: the header is dropped at the first
 //! hop to another scheme, host or port and never put on again, and the refusal of such a place is not answered
-//! with a login.
+//! with a login, but at most with a token that it gives to anybody.
 
-use std::future::pending;
-use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,20 +11,23 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE, 
 use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::auth::{self, Authorization, Refused};
+use super::auth::{Anybody, Authorization, Refused, Scheme};
 use super::error::{Error, Refusal};
 use super::hedge::Late;
 use super::limit::Seat;
+use super::listing::optional;
 use super::login::Login;
 use super::redirect::Walk;
 use super::server::Server;
-use super::{Upstream, path_pauses, redirect, rename, retry};
+use super::silence::stuck;
+use super::{Upstream, door, redirect, rename};
 use crate::context::RequestContext;
-use crate::context::via::Instance;
-use crate::oci::RepoName;
+use crate::oci::{Repo, RepoName};
+
+pub(super) use super::verdict::judge;
 
 /// How berth names itself to upstreams.
 pub(super) const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
@@ -46,6 +47,10 @@ pub(super) struct Ask<'a> {
     pub(super) is_transfer: bool,
     /// Whether nothing of the repository is asked for, but whether its login is taken.
     pub(super) is_login: bool,
+    /// Whether a refusal need not be proven to be the registry's own: the same is asked again by GET then.
+    pub(super) is_tentative: bool,
+    /// Whether the registry may not know the question at all, as some know no referrers.
+    pub(super) is_optional: bool,
     /// Where the request has come from; the endpoint is told.
     pub(super) context: RequestContext,
     /// Who is told when the endpoint is late.
@@ -65,6 +70,8 @@ impl<'a> Ask<'a> {
             range: None,
             is_transfer: false,
             is_login: false,
+            is_tentative: false,
+            is_optional: false,
             context,
             late: None,
         }
@@ -73,6 +80,11 @@ impl<'a> Ask<'a> {
     /// A HEAD of `path`.
     pub(super) fn head(name: &'a RepoName, path: String) -> Self {
         Self { method: Method::HEAD, ..Self::get(name, path) }
+    }
+
+    /// The same, if a refusal leads to a GET, which tells more.
+    pub(super) fn tentative(self) -> Self {
+        Self { is_tentative: true, ..self }
     }
 
     /// The same on behalf of somebody who may have been passed on.
@@ -138,10 +150,12 @@ pub(super) struct Answer {
     pub(super) seat: Option<Seat>,
 }
 
-/// An answer of any status, and whether it came from another place than the endpoint.
+/// An answer of any status, and whether it came from another place than the endpoint's API.
 pub(super) struct Reply {
     pub(super) response: Response<Incoming>,
     pub(super) elsewhere: bool,
+    /// Whether that place is not even another registry's API.
+    pub(super) is_store: bool,
     pub(super) seat: Option<Seat>,
 }
 
@@ -228,10 +242,17 @@ impl Upstream {
     ) -> Result<Answer, Error> {
         let scheme = server.scheme();
         let scope = ask.scope(name);
-        let seat = || self.seat(&ask.context, deadline);
-        let authorized =
-            self.auth.authorize(&self.client, seat(), scheme.as_ref(), scope, login, deadline).await;
-        let mut tried = match authorized {
+        let authorize = async |scheme: Option<&Scheme>| {
+            let seat = self.seat(&ask.context, deadline);
+            match self.auth.authorize(&self.client, seat, scheme, scope, login, deadline).await {
+                // Where something answers in the registry's place, it may do so in the token server's, too.
+                Err(Error::Denied) if !self.is_registry(server, deadline).await => {
+                    Err(Error::NotFromRegistry { status: StatusCode::FORBIDDEN.as_u16() })
+                }
+                authorized => authorized,
+            }
+        };
+        let mut tried = match authorize(scheme.as_ref()).await {
             Ok(tried) => tried,
             Err(error) => {
                 // The token server may have moved: the next request hears of the new one.
@@ -240,32 +261,55 @@ impl Upstream {
             }
         };
         let mut reply = self.follow(server, ask, name, &tried, deadline).await?;
-        if !reply.elsewhere
-            && matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-        {
+        let is_refused = matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let mut again = None;
+        if !reply.elsewhere && is_refused {
             // Whoever has a seat never waits for another.
             reply.seat = None;
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            let again =
-                self.auth.reconsider(server.endpoint().as_url(), ask.scope(name), login, refused).await?;
-            if let Some(again) = again {
-                let again = Some(&again);
-                tried = self.auth.authorize(&self.client, seat(), again, scope, login, deadline).await?;
-                reply = self.follow(server, ask, name, &tried, deadline).await?;
-                if scheme.as_ref() != again {
-                    server.learn(again.cloned());
-                }
+            again = self.auth.reconsider(server.endpoint().as_url(), scope, login, refused).await?;
+        }
+        if again.is_none() && !ask.is_login && login.is_some() && tried.is_anybody() && door::says_no(&reply)
+        {
+            reply.seat = None;
+            again = self.scheme_at_door(server, scheme.as_ref(), scope, login, deadline).await?;
+        }
+        if let Some(again) = again {
+            tried = authorize(Some(&again)).await?;
+            reply = self.follow(server, ask, name, &tried, deadline).await?;
+            if scheme.as_ref() != Some(&again) {
+                server.learn(Some(again));
             }
         }
         let public = !self.is_always_known && (tried.header.is_none() || login.is_none());
         let seat = reply.seat.take();
         ask.context.answered();
-        let judged = judge(reply, login.is_some());
-        let Some(peer) = self.peer() else { return judged.map(|response| Answer { response, public, seat }) };
+        let judged = if login.is_some() && tried.is_anybody() && door::is_unasked_for(&reply) {
+            Err(door::UNSUITED)
+        } else if ask.is_optional {
+            optional::judge(reply, login.is_some(), (self.client.timeouts.idle, deadline)).await
+        } else {
+            self.judged(server, ask, reply, (&tried, login), deadline).await
+        };
+        let Some(peer) = self.peer() else {
+            let judged = match judged {
+                // Nobody but a parent is asked for more registries than its own.
+                Err(Error::UnknownRegistry) => Err(Error::NotFound),
+                judged => judged,
+            };
+            return judged.map(|response| Answer { response, public, seat });
+        };
         match judged {
+            // Of one that is listed it is told by asking for it.
+            Err(Error::UnknownRegistry) if !self.registry.is_unlisted() => Err(Error::NotFound),
+            Err(Error::UnknownRegistry) => {
+                peer.unknown().note(&self.registry);
+                Err(Error::UnknownRegistry)
+            }
             Ok(response) => {
-                let public = peer.hear(ask.name, response.headers(), public);
+                let repo = Repo::new(self.registry.clone(), ask.name.clone());
+                let public = peer.hear(repo, response.headers(), public);
                 Ok(Answer { response, public, seat })
             }
             // What a berth cannot get now says nothing about how often it may be asked.
@@ -287,6 +331,8 @@ impl Upstream {
         let path = url.path().to_owned();
         let seat = self.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
         let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
+        // What a redirect's target gives to anybody, while it is that which is asked.
+        let mut anybody: Option<Anybody> = None;
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
             let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
@@ -295,9 +341,14 @@ impl Upstream {
                 self.headers.add_to(request.headers_mut());
                 request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
                 self.stamp(&ask.context, &mut request, within);
+            } else if let Some(anybody) = &anybody {
+                anybody.add_to(&walk.url, request.headers_mut());
             }
             let sent = match hop {
-                0 => self.client.send_unless(self.silence(server, ask.late), walk.way, request, within).await,
+                0 => {
+                    let silent = (self.silence(server, ask.late), stuck(server, &ask.method));
+                    self.client.send_unless(silent, walk.way, request, within).await
+                }
                 _ => self.client.send(walk.way, request, within).await,
             };
             let is_berth = !walk.elsewhere && self.meets_berth(server, &sent);
@@ -311,10 +362,18 @@ impl Upstream {
             if !walk.elsewhere && !is_berth {
                 self.heed(server, &path, &response, sent_at);
             }
-            if !redirect::is_redirect(response.status()) {
-                return Ok(Reply { response, elsewhere: walk.elsewhere, seat });
+            if redirect::is_redirect(response.status()) {
+                walk.on(response.headers())?;
+                continue;
             }
-            walk.on(response.headers())?;
+            if walk.elsewhere && response.status() == StatusCode::UNAUTHORIZED {
+                let (headers, sent) = (response.headers(), anybody.take());
+                anybody = self.auth.anybody_at(&self.client, &walk, headers, sent, deadline).await?;
+                if anybody.is_some() {
+                    continue;
+                }
+            }
+            return Ok(Reply { response, elsewhere: walk.elsewhere, is_store: walk.is_store, seat });
         }
         Err(Refusal::TooManyRedirects.into())
     }
@@ -335,32 +394,6 @@ impl Upstream {
         url
     }
 
-    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells
-    /// when it is late.
-    async fn silence(&self, server: &Server, late: Option<&Late>) {
-        let lateness = async {
-            sleep(server.late_after()).await;
-            if let Some(late) = late {
-                late.tell();
-            }
-            pending().await
-        };
-        tokio::select! {
-            () = lateness => {}
-            () = self.condemnation(server) => {}
-        }
-    }
-
-    async fn condemnation(&self, server: &Server) {
-        let mut condemned = pin!(server.condemned());
-        condemned.as_mut().enable();
-        tokio::select! {
-            () = condemned.as_mut() => return,
-            () = sleep(server.patience()) => self.doubt(server),
-        }
-        condemned.await;
-    }
-
     /// Has an endpoint looked at that may be of no use at all.
     pub(super) fn doubt(&self, server: &Server) {
         if server.doubt() {
@@ -371,50 +404,34 @@ impl Upstream {
     /// Notes whether an endpoint answered, and after what time. A 5xx may be about one image or repository: a look at
     /// the endpoint decides. What this machine lacks says nothing about the endpoint.
     fn note(&self, server: &Server, sent: &Result<Response<Incoming>, Error>, wait: Duration) {
-        let is_answer = match sent {
+        match sent {
             Ok(response) if matches!(response.status().as_u16(), 502..=504) => return self.doubt(server),
             // Says nothing about the server; `doubt` finds out.
             Ok(response) if response.status().is_server_error() || is_portal(response) => return,
             Err(Error::Local { .. } | Error::Busy { .. }) => return,
-            Err(Error::Timeout | Error::Unreachable { .. }) => false,
-            Ok(_) | Err(_) => true,
-        };
-        if is_answer {
-            server.waited(wait);
-            server.succeeded();
-        } else if server.failed() {
-            self.opened.notify_one();
+            Err(error @ (Error::Timeout | Error::Unreachable { .. })) => {
+                if server.failed(error) {
+                    self.opened.notify_one();
+                }
+                return;
+            }
+            Ok(_) | Err(_) => {}
         }
-    }
-}
-
-/// What an answer's status means.
-pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
-    let Reply { response, elsewhere, .. } = reply;
-    let status = response.status();
-    match status.as_u16() {
-        200 | 206 => Ok(response),
-        404 => Err(Error::NotFound),
-        // What an object store refuses, such as a HEAD with a signature for GET, is not the registry's word.
-        401 if !elsewhere => {
-            let is_login = with_login && !auth::is_scope_refused(response.headers());
-            Err(if is_login { Error::LoginRefused } else { Error::Denied })
-        }
-        // A page is from something in between, such as a firewall; registries explain themselves in JSON.
-        403 if !elsewhere && !is_page(response.headers()) => Err(Error::Denied),
-        416 => Err(Error::Changed),
-        508 if !elsewhere && Instance::answering(response.headers()).is_some() => Err(Error::Loop),
-        429 => Err(Error::Limited { retry_after: retry::retry_after(response.headers()) }),
-        503 if let Some(wait) = retry::retry_after(response.headers()) => {
-            Err(Error::Limited { retry_after: Some(wait.min(path_pauses::PAUSE_MAX)) })
-        }
-        status => Err(Error::Unavailable { status }),
+        server.waited(wait);
+        server.succeeded();
     }
 }
 
 /// Whether something in between answers with a page whatever is asked for. Registries have pages for refusals only.
 pub(super) fn is_portal(response: &Response<Incoming>) -> bool {
     response.status().is_success() && is_page(response.headers())
+}
+
+/// Whether an answer is one that a registry can give, whatever it is asked for.
+pub(super) fn is_usable(response: &Response<Incoming>) -> bool {
+    let status = response.status();
+    let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    !status.is_server_error() && !is_of_proxy && !is_portal(response)
 }
 
 /// Whether an answer is made for people.

@@ -16,11 +16,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
+use super::agent::UserAgent;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use super::docker_config::DOCKER_HUB_HOSTS;
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
-use super::login::DOCKER_HUB_HOSTS;
 use super::proxy::Proxy;
 use super::rename::Rewrite;
 use super::server::Server;
@@ -60,6 +61,9 @@ pub struct FallbackConfig {
     /// What it is sent besides.
     #[serde(default)]
     pub headers: Headers,
+    /// How berth names itself there.
+    #[serde(default)]
+    pub user_agent: Option<UserAgent>,
     /// How much may be asked of it.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -90,6 +94,7 @@ impl FallbackConfig {
             addresses: self.addresses.clone(),
             client_certificate: self.client_certificate.clone(),
             headers: self.headers.clone(),
+            user_agent: self.user_agent.clone(),
             limits: self.limits.clone(),
             timeouts: self.timeouts,
             ..Config::new(registry_at(first)?, self.endpoints.clone())

@@ -11,14 +11,14 @@ use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::ring;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 
 use super::config::CredentialsConfig;
 use super::error::BuildError;
 use super::headers::Headers;
-use crate::watch::{self, Watch};
+use crate::files;
+use crate::net::pem;
+use crate::watch::Watch;
 
 /// `client_certificate`: what berth shows to the endpoints of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -66,17 +66,16 @@ impl Identity {
     }
 }
 
-fn read(files: &ClientCertificate) -> Result<CertifiedKey, BuildError> {
-    let wrong = |path: &Path, expected| BuildError::Content { path: path.to_owned(), expected };
+fn read(pair: &ClientCertificate) -> Result<CertifiedKey, BuildError> {
     let content =
-        |path: &Path| watch::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source });
-    let chain = CertificateDer::pem_slice_iter(&content(&files.cert)?).collect::<Result<Vec<_>, _>>();
-    let chain = chain.ok().filter(|chain| !chain.is_empty());
-    let chain = chain.ok_or_else(|| wrong(&files.cert, "a PEM file of certificates"))?;
-    let key = PrivateKeyDer::from_pem_slice(&content(&files.key)?)
-        .map_err(|_| wrong(&files.key, "a PEM file of a private key"))?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|_| wrong(&files.key, "the private key of `client_certificate.cert`"))
+        |path: &Path| files::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source });
+    let wrong = |path: &Path, why| BuildError::Pem { path: path.to_owned(), why };
+    let chain = pem::certificates(&content(&pair.cert)?).map_err(|why| wrong(&pair.cert, why))?;
+    let key = pem::private_key(&content(&pair.key)?).map_err(|why| wrong(&pair.key, why))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|_| BuildError::Content {
+        path: pair.key.clone(),
+        expected: "the private key of `client_certificate.cert`",
+    })
 }
 
 impl fmt::Debug for Identity {

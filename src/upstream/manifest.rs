@@ -1,8 +1,12 @@
 //! Tags and manifests: what a tag means now, and the bytes of a manifest.
 //!
-//! A tag is looked up by HEAD, which Docker Hub does not count. Whatever the client accepts, upstream is asked for
-//! every type of manifest. An answer that is no manifest, or not the one asked for, is an endpoint's failure and
-//! not the registry's word: the next endpoint is asked.
+//! A tag is looked up by HEAD, which Docker Hub does not count. HEAD is optional for registries and their proxies, and
+//! its answer has no body that says who refuses: a refusal leaves it to the GET. Whatever the client accepts, upstream is
+//! asked for every type of manifest. An answer that is no manifest, or not the one asked for, is an endpoint's failure
+//! and not the registry's word: the next endpoint is asked. A manifest that no client takes is the registry's word, and
+//! final.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,7 +15,8 @@ use tokio::time::Instant;
 
 use super::exchange::{Answer, Ask, is_page, media_type};
 use super::hedge::Late;
-use super::retry::{ROUNDS_MAX, Rounds};
+use super::parents::Peer;
+use super::retry::{Attempts, Rounds};
 use super::server::Server;
 use super::{Error, Upstream, client};
 use crate::context::RequestContext;
@@ -36,6 +41,15 @@ pub struct Resolved {
     pub size: Option<u64>,
     /// How fresh that is.
     pub standing: Standing,
+    /// Whether there is no such tag, or none for us, by an answer to HEAD: a GET may tell otherwise.
+    pub is_refused: bool,
+}
+
+impl Resolved {
+    /// HEAD says nothing of use.
+    fn unknown(is_refused: bool) -> Self {
+        Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, is_refused }
+    }
 }
 
 /// How fresh an answer about a tag is by the word of the parent that gave it. A registry's own is as fresh as can be.
@@ -85,7 +99,7 @@ pub struct Fetched {
 }
 
 impl Upstream {
-    /// Asks what `tag` means. Every endpoint is asked once at most: who checks a tag has something to fall back on.
+    /// Asks what `tag` means.
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none answered.
@@ -94,32 +108,39 @@ impl Upstream {
         context: &RequestContext,
         name: &RepoName,
         tag: &Tag,
+        attempts: Attempts,
     ) -> Result<Resolved, Error> {
         let deadline = self.deadline();
         let late = Late::default();
-        let rounds =
-            Rounds::new(self, (&self.key_of_tag(name, tag), context), &[], 1, deadline).hedging(&late);
-        let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(&late);
+        let (key, rounds_max) = (self.key_of_tag(name, tag), attempts.rounds_max());
+        let rounds = Rounds::new(self, (&key, context), &[], rounds_max, deadline).hedging(&late);
+        let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(&late).tentative();
         let ask = &Ask { accept: Some(manifest::ACCEPT), ..ask };
-        rounds
-            .first(|stop| async move {
-                match stop.upstream().exchange(stop.server(), ask, deadline).await {
-                    Ok(answer) if is_page(answer.response.headers()) => {
-                        Err(Error::Malformed("a page instead of a manifest"))
+        let is_refused = &AtomicBool::new(false);
+        let resolved = rounds.first(|stop| async move {
+            match stop.upstream().exchange(stop.server(), ask, deadline).await {
+                Ok(answer) => {
+                    let headers = answer.response.headers();
+                    let resolved = resolved(headers, stop.upstream().standing(headers));
+                    // With a digest it is a manifest, whatever it is labelled: the digest will be held against it.
+                    if resolved.digest.is_none() && is_page(headers) {
+                        return Err(Error::Malformed("a page instead of a manifest"));
                     }
-                    Ok(answer) => {
-                        let headers = answer.response.headers();
-                        Ok(resolved(headers, stop.upstream().standing(headers)))
-                    }
-                    // Some registries and proxies know no HEAD.
-                    Err(Error::Unavailable { status: 405 | 501 }) => {
-                        let standing = Standing::FRESH;
-                        Ok(Resolved { digest: None, media_type: None, size: None, standing })
-                    }
-                    Err(error) => Err(error),
+                    Ok(resolved)
                 }
-            })
-            .await
+                Err(error) if is_about_head(&error) => Ok(Resolved::unknown(false)),
+                Err(error) => {
+                    // A berth has asked by GET itself.
+                    let is_berth = stop.upstream().peer().is_some_and(Peer::is_berth);
+                    is_refused.fetch_or(!is_berth && !error.is_outage(), Ordering::Relaxed);
+                    Err(error)
+                }
+            }
+        });
+        match resolved.await {
+            Err(_) if is_refused.load(Ordering::Relaxed) => Ok(Resolved::unknown(true)),
+            resolved => resolved,
+        }
     }
 
     /// Fetches a manifest.
@@ -131,8 +152,9 @@ impl Upstream {
         context: &RequestContext,
         name: &RepoName,
         reference: &Reference,
+        attempts: Attempts,
     ) -> Result<Fetched, Error> {
-        self.manifest_until(context, name, reference, self.deadline()).await
+        self.manifest_until(context, name, reference, attempts, self.deadline()).await
     }
 
     /// As [`Upstream::manifest`], as a part of a longer request.
@@ -141,6 +163,7 @@ impl Upstream {
         context: &RequestContext,
         name: &RepoName,
         reference: &Reference,
+        attempts: Attempts,
         deadline: Instant,
     ) -> Result<Fetched, Error> {
         let key = match reference {
@@ -148,7 +171,8 @@ impl Upstream {
             Reference::Tag(tag) => self.key_of_tag(name, tag),
         };
         let late = &Late::default();
-        let mut rounds = Rounds::new(self, (&key, context), &[], ROUNDS_MAX, deadline).hedging(late);
+        let rounds_max = attempts.rounds_max();
+        let mut rounds = Rounds::new(self, (&key, context), &[], rounds_max, deadline).hedging(late);
         while let Some((stop, answer)) = rounds
             .answer(|stop| async move {
                 let from = (stop.server(), context, late);
@@ -192,10 +216,14 @@ impl Upstream {
         let speaker = self.speaker();
         let (until, mut place) = ((self.client.timeouts.idle, deadline), None);
         let owner = Owner::new(&self.registry, context.client());
-        let body = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await?;
-        let (bytes, reference) = (body.clone(), reference.clone());
+        let read = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await;
+        let body = read.map_err(|error| match error {
+            client::TOO_LARGE if !is_page(&head.headers) => unsupported(&InvalidManifest::TooLarge),
+            error => error,
+        })?;
+        let (bytes, reference, stated) = (body.clone(), reference.clone(), content_digest(&head.headers));
         // The place goes along: it is taken until the work is done, also if nobody waits for that.
-        let verify = move || (verify(content_type.as_deref(), &bytes, &reference), place);
+        let verify = move || (verify(content_type.as_deref(), &bytes, &reference, stated), place);
         let (manifest, place) = parsing::parse(body.len(), verify).await;
         Ok(Fetched { body, manifest: manifest?, endpoint, public, speaker, standing, place })
     }
@@ -206,28 +234,69 @@ impl Upstream {
     }
 }
 
-fn verify(content_type: Option<&str>, body: &[u8], reference: &Reference) -> Result<Manifest, Error> {
-    let manifest = Manifest::parse(content_type, body).map_err(|error| match error {
-        InvalidManifest::Schema1 => Error::Malformed("a schema 1 manifest, which clients no longer take"),
-        InvalidManifest::TooLarge => Error::Malformed("a manifest larger than clients take"),
-        InvalidManifest::TooManyParts => Error::Malformed("a manifest of more parts than any image has"),
-        _ => Error::Malformed("something else than a manifest that clients take"),
+/// Whether a body is a manifest, and the one that was asked for; `stated` is the digest that came with it.
+fn verify(
+    content_type: Option<&str>,
+    body: &[u8],
+    reference: &Reference,
+    stated: Option<Digest>,
+) -> Result<Manifest, Error> {
+    let is_it = |digest: &Digest| Digest::of(digest.algorithm(), body) == *digest;
+    let manifest = Manifest::parse(content_type, body).map_err(|error| {
+        let is_proven = match reference {
+            Reference::Digest(digest) => is_it(digest),
+            Reference::Tag(_) => stated.as_ref().is_some_and(is_it),
+        };
+        // What is not proven may be anything, such as the page of a portal.
+        if is_proven || error.is_manifest() {
+            unsupported(&error)
+        } else {
+            Error::Malformed("something else than a manifest that clients take")
+        }
     })?;
     match reference {
-        Reference::Digest(digest) if Digest::of(digest.algorithm(), body) != *digest => {
-            Err(Error::DigestMismatch)
-        }
+        Reference::Digest(digest) if !is_it(digest) => Err(Error::DigestMismatch),
         Reference::Digest(_) | Reference::Tag(_) => Ok(manifest),
     }
 }
 
+/// What a manifest is that no client takes, in words for whoever wants to pull it.
+fn unsupported(error: &InvalidManifest) -> Error {
+    Error::Unsupported(match error {
+        InvalidManifest::Schema1 => {
+            "only a manifest of schema 1, which clients no longer take: push the image again with a current client"
+        }
+        InvalidManifest::TooLarge => "a manifest of more than 4 MiB, which is more than clients read",
+        InvalidManifest::TooManyParts => "a manifest of more parts than any image has",
+        InvalidManifest::UnknownType(_) => "a manifest of a media type that is neither Docker's nor OCI's",
+        InvalidManifest::Shape(_) => {
+            "a manifest that lacks the fields of its type, or is of two types at once (CVE-2021-41190)"
+        }
+        InvalidManifest::NotJson(_) | InvalidManifest::Untyped => {
+            "content of this digest that is no manifest: is it the digest of a blob?"
+        }
+    })
+}
+
+/// Whether an endpoint seems not to answer HEAD as it would answer GET: some registries and proxies know no HEAD, and
+/// stores have signatures for GET alone.
+fn is_about_head(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { status: 400..=407 | 409..=428 | 430..=499 | 501 })
+}
+
+fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+    let digest = headers.get(&DOCKER_CONTENT_DIGEST)?.to_str().ok()?;
+    Digest::parse(digest).ok()
+}
+
 fn resolved(headers: &HeaderMap, standing: Standing) -> Resolved {
-    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     Resolved {
-        digest: text(&DOCKER_CONTENT_DIGEST).and_then(|digest| Digest::parse(digest).ok()),
+        digest: content_digest(headers),
         media_type: media_type(headers).map(str::to_owned),
-        size: text(&CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+        size: length.and_then(|length| length.parse().ok()),
         standing,
+        is_refused: false,
     }
 }
 

@@ -5,6 +5,8 @@
 //! and an order of the others for when that is down. Where this very process comes in that order the registry itself is
 //! asked: site caches may name one another, and themselves.
 //!
+//! Where a registry is not listed in the configuration parents may be asked for it all the same (`unlisted`).
+//!
 //! A parent is an [`Upstream`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
 //! and what [`crate::context`] says, and never the registry's login.
 
@@ -24,16 +26,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
+use super::agent::UserAgent;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::lookups::lookups;
 use super::proxy::Proxy;
 use super::server::Server;
+use super::unlisted::Unknown;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
 use crate::context::via::Instance;
 use crate::context::{self, RequestContext};
-use crate::oci::{Algorithm, Digest, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
 use crate::sync::lock;
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
@@ -56,6 +60,9 @@ pub struct ParentsConfig {
     /// The registries themselves are never asked.
     #[serde(default)]
     pub only: bool,
+    /// They are asked for registries that are not listed, too. Where they alone are asked they are, unless this forbids it.
+    #[serde(default)]
+    pub any: Option<bool>,
     /// The login, if the parents want one.
     #[serde(default)]
     pub credentials: Option<CredentialsConfig>,
@@ -68,6 +75,9 @@ pub struct ParentsConfig {
     /// What they are sent besides.
     #[serde(default)]
     pub headers: Headers,
+    /// How berth names itself there.
+    #[serde(default)]
+    pub user_agent: Option<UserAgent>,
     /// Addresses of hosts, in the place of those that DNS has.
     #[serde(default)]
     pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
@@ -82,6 +92,11 @@ impl ParentsConfig {
         is_known(self.credentials.as_ref(), self.client_certificate.as_ref(), &self.headers)
     }
 
+    /// Whether they are asked for registries that the configuration does not list.
+    pub fn take_any(&self) -> bool {
+        self.any.unwrap_or(self.only)
+    }
+
     /// What a parent is asked with for the registry of `config`.
     fn template(&self, config: &Config) -> Config {
         Config {
@@ -90,6 +105,7 @@ impl ParentsConfig {
             ca: self.ca.clone(),
             client_certificate: self.client_certificate.clone(),
             headers: self.headers.clone(),
+            user_agent: self.user_agent.clone(),
             addresses: self.addresses.clone(),
             timeouts: self.timeouts,
             // They are in the site. An egress proxy is for what is not.
@@ -99,56 +115,66 @@ impl ParentsConfig {
     }
 }
 
-/// What an [`Upstream`] that is a parent knows of the berth that it is.
-pub(super) struct Peer {
+/// What an [`Upstream`] that is a parent knows of the berth that it is. Clones share it.
+#[derive(Clone)]
+pub(super) struct Peer(Arc<Known>);
+
+struct Known {
     index: usize,
     /// Whether it is believed that content is for everybody: the configuration trusts it, or it proves who it is.
     is_trusted: bool,
     instance: Mutex<Option<Instance>>,
-    told: Mutex<LruCache<RepoName, bool>>,
+    told: Mutex<LruCache<Repo, bool>>,
+    unknown: Unknown,
 }
 
 impl Peer {
     pub(super) fn new(index: usize, is_trusted: bool) -> Self {
         let told = Mutex::new(LruCache::new(TOLD_MAX));
-        Self { index, is_trusted, instance: Mutex::default(), told }
+        let (instance, unknown) = (Mutex::default(), Unknown::default());
+        Self(Arc::new(Known { index, is_trusted, instance, told, unknown }))
     }
 
     /// What stands for its endpoint.
     pub(super) fn index(&self) -> usize {
-        self.index
+        self.0.index
+    }
+
+    /// The registries that it does not know.
+    pub(super) fn unknown(&self) -> &Unknown {
+        &self.0.unknown
     }
 
     /// Whether it has said that it is a berth.
     pub(super) fn is_berth(&self) -> bool {
-        lock(&self.instance).is_some()
+        lock(&self.0.instance).is_some()
     }
 
     /// Whether it is this very process.
     pub(super) fn is_self(&self) -> bool {
-        *lock(&self.instance) == Some(Instance::own())
+        *lock(&self.0.instance) == Some(Instance::own())
     }
 
     /// Whether it would take the request for a loop.
     fn refuses(&self, context: &RequestContext) -> bool {
-        lock(&self.instance).is_some_and(|instance| context.has(instance) || !context.may_go_on())
+        lock(&self.0.instance).is_some_and(|instance| context.has(instance) || !context.may_go_on())
     }
 
     /// Hears who answers; true if it is news that this is this very process.
     fn meet(&self, answering: Instance) -> bool {
-        let before = lock(&self.instance).replace(answering);
+        let before = lock(&self.0.instance).replace(answering);
         before != Some(answering) && answering == Instance::own()
     }
 
     /// Hears whether content of `name` is for everybody: only if it says so, would say it to anybody, and is trusted.
-    pub(super) fn hear(&self, name: &RepoName, headers: &HeaderMap, is_anonymous: bool) -> bool {
-        let is_public = is_anonymous && self.is_trusted && context::is_public(headers);
-        lock(&self.told).put(name.clone(), is_public);
+    pub(super) fn hear(&self, repo: Repo, headers: &HeaderMap, is_anonymous: bool) -> bool {
+        let is_public = is_anonymous && self.0.is_trusted && context::is_public(headers);
+        lock(&self.0.told).put(repo, is_public);
         is_public
     }
 
-    fn told(&self, name: &RepoName) -> Option<bool> {
-        lock(&self.told).peek(name).copied()
+    fn told(&self, repo: &Repo) -> Option<bool> {
+        lock(&self.0.told).peek(repo).copied()
     }
 }
 
@@ -175,9 +201,7 @@ impl Upstream {
     }
 
     pub(super) fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
-        let has_parent = |context: &RequestContext| {
-            self.parents().is_some_and(|parents| !parents.order(key, context).is_empty())
-        };
+        let has_parent = |context: &RequestContext| !self.parents_in_order(key, context).is_empty();
         if has_parent(context) {
             Ok(context.clone())
         } else if context.is_of_client() || !has_parent(&RequestContext::default()) {
@@ -359,15 +383,16 @@ impl Parents {
     }
 
     /// Whether a parent has said that `name` is for everybody, and none has denied it.
-    pub(super) fn is_public(&self, name: &RepoName) -> bool {
-        let all = self.all();
-        let mut told = all.iter().filter_map(|parent| parent.peer()?.told(name)).peekable();
+    pub(super) fn is_public(&self, registry: &Registry, name: &RepoName) -> bool {
+        let (all, repo) = (self.all(), Repo::new(registry.clone(), name.clone()));
+        let mut told = all.iter().filter_map(|parent| parent.peer()?.told(&repo)).peekable();
         told.peek().is_some() && told.all(|is_public| is_public)
     }
 
     /// Whether a parent has said that `name` is not for everybody.
-    pub(super) fn is_private(&self, name: &RepoName) -> bool {
-        self.all().iter().any(|parent| parent.peer().and_then(|peer| peer.told(name)) == Some(false))
+    pub(super) fn is_private(&self, registry: &Registry, name: &RepoName) -> bool {
+        let repo = Repo::new(registry.clone(), name.clone());
+        self.all().iter().any(|parent| parent.peer().and_then(|peer| peer.told(&repo)) == Some(false))
     }
 
     /// Keeps the list of parents, and what is known of each, up to date.
@@ -453,10 +478,12 @@ mod tests {
         let parents = ParentsConfig {
             endpoints: vec![Endpoint::parse("http://site.example:5000").unwrap()],
             only: false,
+            any: None,
             credentials: None,
             ca: Vec::new(),
             client_certificate: None,
             headers: Headers::default(),
+            user_agent: None,
             addresses: BTreeMap::new(),
             timeouts: Timeouts::default(),
         };
@@ -518,7 +545,7 @@ mod tests {
         let meet = |index: usize, instance: Instance| {
             let upstreams = parents.upstreams();
             let peer = upstreams.iter().filter_map(|parent| parent.peer()).find(|peer| peer.index() == index);
-            lock(&peer.unwrap().instance).replace(instance);
+            lock(&peer.unwrap().0.instance).replace(instance);
         };
         let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
         let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);

@@ -24,6 +24,7 @@ use tower_service::Service;
 use super::address::{Class, Forbidden, Resolver, shorten};
 use super::config::Endpoint;
 use super::error::Refusal;
+use super::pool::Answered;
 
 /// Through which egress proxy an upstream is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +62,8 @@ impl<'de> Deserialize<'de> for Proxy {
 /// Which proxy is used for which URL.
 pub(super) struct Proxies {
     matcher: Option<Matcher>,
+    /// What of `NO_PROXY` the matcher does not know.
+    exempt: Vec<Exempt>,
     /// It is the environment that says so. Then this machine itself is never asked through a proxy.
     is_environment: bool,
 }
@@ -73,7 +76,10 @@ impl Proxies {
             Proxy::None => None,
             Proxy::Through(url) => Some(Matcher::builder().all(url.to_string()).build()),
         };
-        Self { matcher, is_environment: matches!(config, Proxy::Environment) }
+        let is_environment = matches!(config, Proxy::Environment);
+        let list = ["NO_PROXY", "no_proxy"].iter().find_map(|name| std::env::var(name).ok());
+        let exempt = list.filter(|_| is_environment).map(|list| Exempt::read(&list)).unwrap_or_default();
+        Self { matcher, exempt, is_environment }
     }
 
     /// What a request to a plain `http` URL must carry for its proxy.
@@ -90,9 +96,46 @@ impl Proxies {
             Some(Class::Loopback) => self.is_environment,
             _ => false,
         };
+        let is_direct = is_direct || self.exempt.iter().any(|exempt| exempt.is_for(uri));
         (!is_direct).then(|| matcher.intercept(uri))?
     }
 }
+
+/// An entry of `NO_PROXY`, as curl and Go have it: a host with all below it, a network or `*`, for one port or for every
+/// one. `*.domain` is `.domain`. Entries stand between commas or white space.
+struct Exempt {
+    /// It is for what this matcher would ask no proxy for.
+    hosts: Matcher,
+    port: Option<u16>,
+}
+
+impl Exempt {
+    fn read(list: &str) -> Vec<Self> {
+        let words = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+        words.map(Self::one).collect()
+    }
+
+    fn one(word: &str) -> Self {
+        let host_and_port = word.rsplit_once(':').and_then(|(host, port)| {
+            // Without brackets several colons are an address.
+            let is_host = !host.contains(':') || host.ends_with(']');
+            Some((host, port.parse().ok().filter(|_| is_host)?))
+        });
+        let (host, port) = host_and_port.map_or((word, None), |(host, port)| (host, Some(port)));
+        let host = host.trim_matches(['[', ']']);
+        let host = if host.starts_with("*.") { &host[1..] } else { host };
+        Self { hosts: Matcher::builder().all(ANY_PROXY).no(host).build(), port }
+    }
+
+    fn is_for(&self, uri: &Uri) -> bool {
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let is_port = self.port.is_none_or(|port| port == uri.port_u16().unwrap_or(usual));
+        is_port && self.hosts.intercept(uri).is_none()
+    }
+}
+
+/// Stands for one that would be asked.
+const ANY_PROXY: &str = "http://proxy.invalid";
 
 /// What kind of address a URL names, if it names one and not a host.
 fn class(uri: &Uri) -> Option<Class> {
@@ -150,17 +193,33 @@ impl Service<Uri> for Dialer {
             let reason = "the proxy's URL must begin with http://";
             return Box::pin(async move { Err(io::Error::new(io::ErrorKind::Unsupported, reason).into()) });
         }
+        let name = proxy.uri().authority().map_or_else(String::new, ToString::to_string);
+        let at_proxy = move |source: BoxError| AtProxy { name, source };
         if uri.scheme_str() == Some("http") {
             let connecting = self.to_proxies.call(proxy.uri().clone());
-            return Box::pin(async move { Ok(Stream { tcp: connecting.await?, is_proxied: true }) });
+            return Box::pin(async move {
+                let tcp = connecting.await.map_err(|error| at_proxy(error.into()))?;
+                Ok(Stream { tcp, is_proxied: true })
+            });
         }
         let mut tunnel = Tunnel::new(proxy.uri().clone(), self.to_proxies.clone());
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
         let connecting = tunnel.call(uri);
-        Box::pin(async move { Ok(Stream { tcp: connecting.await?, is_proxied: false }) })
+        Box::pin(async move {
+            let tcp = connecting.await.map_err(|error| at_proxy(error.into()))?;
+            Ok(Stream { tcp, is_proxied: false })
+        })
     }
+}
+
+/// The egress proxy could not be reached, or does not let berth through: that says nothing about what is behind it.
+#[derive(Debug, thiserror::Error)]
+#[error("the egress proxy {name}")]
+pub(super) struct AtProxy {
+    name: String,
+    source: BoxError,
 }
 
 /// Whether a name that an upstream points to may be given to a proxy, which will resolve it.
@@ -184,7 +243,7 @@ pub(super) struct Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.tcp.connected().proxy(self.is_proxied)
+        self.tcp.connected().proxy(self.is_proxied).extra(Answered::default())
     }
 }
 
@@ -253,6 +312,7 @@ mod tests {
     fn what_is_near_is_asked_directly() {
         let proxies = |is_environment| Proxies {
             matcher: Some(Matcher::builder().all("http://proxy.example:3128").build()),
+            exempt: Vec::new(),
             is_environment,
         };
         let check = |url: &str, by_environment: bool, by_configuration: bool| {
@@ -266,5 +326,41 @@ mod tests {
         check("https://[::1]:1/", false, true);
         check("http://169.254.169.254/latest", false, false);
         check("http://[fd00:ec2::23]/v1/credentials", false, false);
+    }
+
+    #[test]
+    fn what_no_proxy_names_is_asked_directly() {
+        let check = |list: &str, url: &str, expected: bool| {
+            let matcher = Some(Matcher::builder().all("http://proxy.example:3128").build());
+            let proxies = Proxies { matcher, exempt: Exempt::read(list), is_environment: true };
+            assert_eq!(proxies.of(&url.parse().unwrap()).is_none(), expected, "{list} {url}");
+        };
+        check("h.example:5000", "http://h.example:5000/v2/", true);
+        check("h.example:5000", "https://h.example:5000/v2/", true);
+        check("h.example:5000", "http://h.example/v2/", false);
+        check("h.example:5000", "http://x.h.example:5000/", true);
+        check("h.example:443", "https://h.example/", true);
+        check("h.example:443", "http://h.example/", false);
+        check("h.example:80", "http://h.example/", true);
+        check("*.h.example", "https://x.h.example/", true);
+        check("*.h.example", "https://evilh.example/", false);
+        check("*.h.example:8443", "https://x.h.example:8443/", true);
+        check("*.h.example:8443", "https://x.h.example/", false);
+        check("a.example, *.b.example b.test", "https://x.b.example/", true);
+        check("a.example, *.b.example b.test", "https://b.test/", true);
+        check("H.Example", "https://h.example:5000/", true);
+        check(".h.example", "https://x.h.example/", true);
+        check("10.0.0.0/8:5000", "http://10.1.2.3:5000/", true);
+        check("10.0.0.0/8", "http://10.1.2.3:5000/", true);
+        check("10.1.2.3:5000", "http://10.1.2.3:5001/", false);
+        check("[fd00::1]:5000", "http://[fd00::1]:5000/", true);
+        check("[fd00::1]:5000", "http://[fd00::1]/", false);
+        check("fd00::1", "http://[fd00::1]:5000/", true);
+        check("*", "https://h.example/", true);
+        check("*:443", "http://h.example/", false);
+        check("", "https://h.example/", false);
+        check(",, ,", "https://h.example/", false);
+        check("h.example:port", "https://h.example/", false);
+        check("*.", "https://h.example/", false);
     }
 }

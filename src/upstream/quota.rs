@@ -5,11 +5,14 @@
 //! counts as spent until its answer is here, so that many at once ask for no more than there is. An endpoint that
 //! says nothing of the kind has no quota. Pure: the time is a parameter.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Deserializer, de};
 use tokio::time::Instant;
+
+use crate::units::{self, Given};
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -22,15 +25,15 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How soon requests under way will have told what they left.
 const SOON: Duration = Duration::from_millis(250);
 /// What is kept for images never seen. Of Docker Hub's 100 for anonymous clients that is twenty images in six hours.
-const RESERVE_PERCENT: u64 = 20;
+const RESERVE_PERCENT: f64 = 20.0;
 
 /// What of a quota is kept for images never seen: `20`, or `"20%"` of the whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reserve {
     /// So many manifests.
     Count(u64),
     /// So many per cent of the quota.
-    Percent(u64),
+    Percent(f64),
 }
 
 impl Default for Reserve {
@@ -43,28 +46,33 @@ impl Reserve {
     fn of(self, limit: u64) -> u64 {
         match self {
             Self::Count(count) => count,
-            Self::Percent(percent) => limit.saturating_mul(percent) / 100,
+            // As exact as anybody means it: a quota has some hundred manifests.
+            Self::Percent(percent) => (limit as f64 * percent / 100.0) as u64,
         }
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a number of manifests, or a share such as \"20%\"")]
-enum ReserveText {
-    Count(u64),
-    Percent(String),
-}
-
 impl<'de> Deserialize<'de> for Reserve {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match ReserveText::deserialize(deserializer)? {
-            ReserveText::Count(count) => Ok(Self::Count(count)),
-            ReserveText::Percent(text) => {
-                let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-                percent.filter(|percent| *percent <= 100).map(Self::Percent).ok_or_else(|| {
-                    de::Error::custom(format!("`{text}`: expected a share such as \"20%\", or a number"))
-                })
+        let reserve = match Given::deserialize(deserializer)? {
+            Given::Whole(count) => Some(Self::Count(count)),
+            Given::Other(_) => None,
+            Given::Text(text) => {
+                let count = || text.parse().ok().map(Self::Count);
+                units::percent(&text).map(Self::Percent).or_else(count)
             }
+        };
+        reserve.ok_or_else(|| {
+            de::Error::custom("expected a number of manifests, or a share of the quota such as \"20%\"")
+        })
+    }
+}
+
+impl fmt::Display for Reserve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
         }
     }
 }
@@ -254,7 +262,7 @@ mod tests {
             check(bad, None);
         }
         assert_eq!(Reserve::default().of(100), 20);
-        assert_eq!(Reserve::Percent(100).of(u64::MAX), u64::MAX / 100);
+        assert_eq!(Reserve::Percent(100.0).of(u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Which token servers may be asked, and be sent a credential. Pure.
 //!
 //! The realm of a challenge is text from outside. It must be on the registry's own host or registrable domain,
-//! or be named in the configuration; and a registry with TLS must have a token server with TLS.
+//! or be named in the configuration; and a registry with TLS must have a token server with TLS. One that is named without,
+//! at the registry's own authority, is asked with TLS.
 
 use url::{Host, Url};
 
@@ -9,6 +10,7 @@ use super::address::shorten;
 use super::client::Way;
 use super::config::HostName;
 use super::error::Refusal;
+use super::redirect;
 use crate::oci::Registry;
 
 /// Registries that are known to keep their token server on another domain.
@@ -33,6 +35,9 @@ pub(super) fn judge(
         && url.password().is_none()
         && url.as_str().len() <= REALM_BYTES_MAX;
     let (true, Some(host)) = (is_plain, url.host_str()) else { return Err(Refusal::RealmTarget) };
+    if let Some(upgraded) = redirect::upgrade(endpoint, &url) {
+        return Ok((upgraded, Way::Direct));
+    }
     if endpoint.scheme() == "https" && url.scheme() != "https" {
         return Err(Refusal::RealmPlainText { host: shorten(host) });
     }
@@ -77,7 +82,12 @@ mod tests {
         check("https://quay.io", "https://ghcr.io/token", None);
         check("https://quay.io", "https://login.example.org/t", direct);
         check("https://quay.io", "https://evil.login.example.org/t", None);
-        check("https://quay.io", "http://quay.io/v2/auth", None);
+        // B9.
+        check("https://quay.io", "http://quay.io/v2/auth", direct);
+        check("https://quay.io:8443", "http://quay.io:8443/v2/auth", direct);
+        check("https://quay.io", "http://quay.io:8080/v2/auth", None);
+        check("https://quay.io:8443", "http://quay.io/v2/auth", None);
+        check("https://quay.io", "http://token.quay.io/v2/auth", None);
         check("http://quay.io", "http://quay.io/v2/auth", direct);
         check("http://quay.io", "https://quay.io/v2/auth", direct);
         check("https://quay.io", "https://evilquay.io/auth", None);

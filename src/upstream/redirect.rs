@@ -29,14 +29,16 @@ pub(super) struct Walk<'a> {
     pub(super) url: Url,
     /// How that may be dialled.
     pub(super) way: Way,
-    /// Whether it has left the endpoint. What is for that alone is not sent any more then, wherever it leads.
+    /// Whether it has left the endpoint's API. What is for that alone is not sent any more then, wherever it leads.
     pub(super) elsewhere: bool,
+    /// Whether it has left what looks like the API of any registry: what answers then is a store, not a registry.
+    pub(super) is_store: bool,
 }
 
 impl<'a> Walk<'a> {
     /// From `url` of `endpoint`.
     pub(super) fn new(endpoint: &'a Url, url: Url, allowed: &'a [HostName]) -> Self {
-        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false }
+        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false, is_store: false }
     }
 
     /// Goes to where the headers of a redirect point.
@@ -46,7 +48,9 @@ impl<'a> Walk<'a> {
     pub(super) fn on(&mut self, headers: &HeaderMap) -> Result<(), Error> {
         let location = headers.get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
         self.url = next(&self.url, location)?;
-        self.elsewhere |= !is_same_origin(&self.url, self.endpoint);
+        let is_api = is_api(&self.url, self.endpoint);
+        self.elsewhere |= !is_api || !is_same_origin(&self.url, self.endpoint);
+        self.is_store |= !is_api;
         self.way = way(&self.url, self.endpoint, self.allowed);
         Ok(())
     }
@@ -57,11 +61,13 @@ impl<'a> Walk<'a> {
 /// # Errors
 /// A [`Refusal`] that names the rule.
 pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal> {
-    let location = location.to_str().map_err(|_| Refusal::RedirectTarget)?;
-    let mut target = current.join(location).map_err(|_| Refusal::RedirectTarget)?;
+    let mut target = current.join(&in_ascii(location)).map_err(|_| Refusal::RedirectTarget)?;
     target.set_fragment(None);
     let has_login = !target.username().is_empty() || target.password().is_some();
     let (false, Some(host)) = (has_login, target.host_str()) else { return Err(Refusal::RedirectTarget) };
+    if let Some(upgraded) = upgrade(current, &target) {
+        return Ok(upgraded);
+    }
     match (current.scheme(), target.scheme()) {
         ("https", "http") => Err(Refusal::RedirectToPlainText { host: shorten(host) }),
         (_, "http" | "https") => Ok(target),
@@ -69,9 +75,44 @@ pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal
     }
 }
 
+/// `target` with TLS, if it is named without by a server with TLS at the same authority: behind a load balancer that ends
+/// TLS, many do not know of it.
+pub(super) fn upgrade(current: &Url, target: &Url) -> Option<Url> {
+    let is_same_port =
+        current.port() == target.port() || current.port_or_known_default() == target.port_or_known_default();
+    let is_same = current.host() == target.host() && is_same_port;
+    if (current.scheme(), target.scheme()) != ("https", "http") || !is_same {
+        return None;
+    }
+    let mut upgraded = target.clone();
+    upgraded.set_scheme("https").ok()?;
+    Some(upgraded)
+}
+
+/// A `Location` in ASCII, as it is asked for: some write other letters as they are, in UTF-8 or in what else they have.
+fn in_ascii(location: &HeaderValue) -> String {
+    let mut text = String::with_capacity(location.len());
+    for byte in location.as_bytes() {
+        match byte.is_ascii() {
+            true => text.push(char::from(*byte)),
+            false => text += &format!("%{byte:02X}"),
+        }
+    }
+    text
+}
+
 /// Whether what may be sent to one may be sent to the other: same scheme, host and port.
 pub(super) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin().is_tuple() && one.origin() == other.origin()
+}
+
+/// Whether `target` is in a registry's API: the endpoint's own, or that of another registry.
+///
+/// Stores are often on the registry's own host, behind the same ingress, and still have signatures that expire and
+/// errors that say nothing about what was asked of the registry.
+fn is_api(target: &Url, endpoint: &Url) -> bool {
+    let base = if is_same_origin(target, endpoint) { endpoint.path().trim_end_matches('/') } else { "" };
+    target.path().strip_prefix(base).is_some_and(|path| path == "/v2" || path.starts_with("/v2/"))
 }
 
 /// How `target` may be dialled by the upstream whose endpoint redirected.
@@ -102,12 +143,24 @@ mod tests {
         check("https://a/v2/x", b"//b/y", Some("https://b/y"));
         check("http://a/x", b"https://b/y", Some("https://b/y"));
         check("http://a/x", b"http://b/y", Some("http://b/y"));
-        check("https://a/x", b"http://a/y", None);
+        // B9.
+        check("https://a/x", b"http://a/y?z", Some("https://a/y?z"));
+        check("https://a/x", b"http://A:80/y", Some("https://a/y"));
+        check("https://a/x", b"http://a:443/y", Some("https://a/y"));
+        check("https://a:8443/x", b"http://a:8443/y", Some("https://a:8443/y"));
+        check("https://a:8443/x", b"http://a/y", None);
+        check("https://a/x", b"http://a:8080/y", None);
+        check("https://a/x", b"http://b/y", None);
+        check("https://a/x", b"http://user@a/y", None);
         check("https://a/x", b"https://user:pw@b/y", None);
         check("https://a/x", b"file:///etc/passwd", None);
         check("https://a/x", b"javascript:1", None);
         check("https://a/x", b"https://", None);
-        check("https://a/x", b"https://b/\xff", None);
+        check("https://a/x", "https://b/ümlaut?ä=ö".as_bytes(), Some("https://b/%C3%BCmlaut?%C3%A4=%C3%B6"));
+        check("https://a/x", "/é".as_bytes(), Some("https://a/%C3%A9"));
+        check("https://a/x", "https://bücher.example/y".as_bytes(), Some("https://xn--bcher-kva.example/y"));
+        check("https://a/x", b"https://b/\xff", Some("https://b/%FF"));
+        check("https://a/x", b"https://b\xff/y", None);
     }
 
     #[test]
@@ -121,6 +174,28 @@ mod tests {
         check("https://a", "https://a.b", false);
         check("http://127.0.0.1", "http://2130706433", true);
         check("data:x", "data:x", false);
+    }
+
+    #[test]
+    fn a_store_is_whatever_is_outside_of_an_api() {
+        let check = |location: &[&str], elsewhere: bool, is_store: bool| {
+            let endpoint = url("https://r.example/hub");
+            let mut walk = Walk::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &[]);
+            for location in location {
+                let location = HeaderValue::from_str(location).unwrap();
+                walk.on(&HeaderMap::from_iter([(LOCATION, location)])).unwrap();
+            }
+            assert_eq!((walk.elsewhere, walk.is_store), (elsewhere, is_store), "{location:?}");
+        };
+        check(&["/hub/v2/b/blobs/x"], false, false);
+        check(&["/v2/b/blobs/x"], true, true);
+        check(&["/store/x?sig=1"], true, true);
+        check(&["/hub/v2x/"], true, true);
+        check(&["/hub/v2"], false, false);
+        check(&["https://other.example/v2/a/blobs/x"], true, false);
+        check(&["https://s3.example/docker/registry/v2/blobs/sha256/x/data"], true, true);
+        check(&["/store/x", "/hub/v2/a/blobs/x"], true, true);
+        check(&["https://other.example/v2/a/blobs/x", "https://r.example/hub/v2/a/blobs/x"], true, false);
     }
 
     #[test]

@@ -22,6 +22,25 @@ use crate::context::RequestContext;
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
+
+/// How often the endpoints are asked before a request fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempts {
+    /// Once: there is something else to answer with.
+    Once,
+    /// In rounds, with waits in between: there is nothing else.
+    Rounds,
+}
+
+impl Attempts {
+    pub(super) fn rounds_max(self) -> u32 {
+        match self {
+            Self::Once => 1,
+            Self::Rounds => ROUNDS_MAX,
+        }
+    }
+}
+
 /// The middle of the first wait.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// The middle of the longest wait.
@@ -114,7 +133,7 @@ impl<'a> Rounds<'a> {
         rounds_max: u32,
         deadline: Instant,
     ) -> Self {
-        let parents = upstream.parents().map(|parents| parents.order(key, context)).unwrap_or_default();
+        let parents = upstream.parents_in_order(key, context);
         let all = std::iter::once(upstream).chain(upstream.fallbacks().iter().map(Arc::as_ref));
         let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
         let all = parents.into_iter().map(Stop::Parent).chain(own);
@@ -123,7 +142,8 @@ impl<'a> Rounds<'a> {
         let is_loop = !context.may_bypass() && upstream.settle_by(context, key).is_err();
         let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
         let (again, hint, may_bypass) = (VecDeque::new(), Duration::ZERO, context.may_bypass());
-        let (last, late) = (None, None);
+        // It may be that those who are left out do not know the registry.
+        let (last, late) = (upstream.unknown_to_parents().then_some(Error::UnknownRegistry), None);
         Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last, late, may_bypass, is_loop }
     }
 
@@ -134,6 +154,15 @@ impl<'a> Rounds<'a> {
             self.late = Some(late);
         }
         self
+    }
+
+    /// Asks only those that are meant, if any is. Returns whether one is.
+    pub(super) fn keep_if_any(&mut self, is_meant: impl Fn(&Stop<'a>) -> bool) -> bool {
+        let is_any = self.left.iter().any(&is_meant);
+        if is_any {
+            self.left.retain(is_meant);
+        }
+        is_any
     }
 
     /// What the first stop says that has an answer.

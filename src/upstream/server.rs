@@ -1,6 +1,6 @@
 //! One endpoint at run time: whether it is up, whether it takes our logins, and how it wants to be asked.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -10,13 +10,16 @@ use tokio::time::Instant;
 use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
+use super::error::Error;
 use super::hedge;
+use super::listing::optional::Unanswered;
 use super::login::Identity;
 use super::path_pauses::PathPauses;
+use super::ping::Evidence;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
 use super::waits::Waits;
-use crate::oci::RepoName;
+use crate::oci::{Digest, RepoName};
 use crate::sync::lock;
 
 /// It is left alone for so long at most, whatever it asks for: a mistaken date must not lame it for days, and one
@@ -52,15 +55,23 @@ pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
     circuit: Mutex<Circuit>,
+    /// Why it last gave no usable answer.
+    trouble: Mutex<Option<Arc<str>>>,
     waits: Mutex<Waits>,
     /// Tells those who wait for it that a look has found it of no use.
     condemned: Notify,
+    /// Tells those who wait for it that a look has found nothing wrong with it.
+    acquitted: Notify,
     /// Until when it wants to be left alone.
     rests_until: Mutex<Option<Instant>>,
     paused: Mutex<PathPauses>,
     quota: Mutex<Quota>,
     refusals: Mutex<Refusals>,
     scheme: Mutex<Option<Scheme>>,
+    evidence: Evidence,
+    unanswered: Mutex<Unanswered>,
+    /// Until when it is not asked again how it takes a login, since it asks for none.
+    open_until: Mutex<Option<Instant>>,
 }
 
 impl Server {
@@ -69,12 +80,37 @@ impl Server {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { index, endpoint, circuit, waits, condemned, rests_until, paused, quota, refusals, scheme }
+        let (acquitted, evidence) = (Notify::new(), Evidence::default());
+        let unanswered = Mutex::default();
+        let open_until = Mutex::default();
+        let trouble = Mutex::default();
+        Self {
+            index,
+            endpoint,
+            circuit,
+            trouble,
+            waits,
+            condemned,
+            acquitted,
+            rests_until,
+            paused,
+            quota,
+            refusals,
+            scheme,
+            evidence,
+            unanswered,
+            open_until,
+        }
     }
 
     /// Its place in the configuration.
     pub(super) fn index(&self) -> usize {
         self.index
+    }
+
+    /// Whether it is a registry that answers there.
+    pub(super) fn evidence(&self) -> &Evidence {
+        &self.evidence
     }
 
     /// Where it is.
@@ -94,13 +130,20 @@ impl Server {
         }
     }
 
-    /// Notes that it did not answer; true if it now counts as down.
-    pub(super) fn failed(&self) -> bool {
+    /// Notes that it did not answer, and why; true if it now counts as down.
+    pub(super) fn failed(&self, cause: &Error) -> bool {
+        *lock(&self.trouble) = Some(cause.to_string().into());
         let opened = lock(&self.circuit).fail(Instant::now(), &mut fastrand::Rng::new());
         if opened {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint does not answer: only probes ask it now");
+            tracing::warn!(endpoint = %self.endpoint, %cause, "an upstream endpoint does not answer: only probes ask it now");
         }
         opened
+    }
+
+    /// Notes that a look has had no usable answer, and why, for whoever will be told of it. Always says so itself.
+    pub(super) fn is_useless(&self, cause: &str) -> Option<bool> {
+        *lock(&self.trouble) = Some(cause.into());
+        Some(false)
     }
 
     /// Notes how long it took until the head of an answer was here.
@@ -147,9 +190,20 @@ impl Server {
     /// Notes that a look has found it of no use.
     pub(super) fn condemn(&self) {
         if lock(&self.circuit).condemn(Instant::now(), &mut fastrand::Rng::new()) {
-            tracing::warn!(endpoint = %self.endpoint, "an upstream endpoint gives no usable answer to anything: only probes ask it now");
+            let cause = lock(&self.trouble).clone();
+            tracing::warn!(endpoint = %self.endpoint, cause = cause.as_deref(), "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
+    }
+
+    /// Waits until a look has found nothing wrong with it.
+    pub(super) fn acquitted(&self) -> Notified<'_> {
+        self.acquitted.notified()
+    }
+
+    /// Notes that a look has found nothing wrong with it.
+    pub(super) fn acquit(&self) {
+        self.acquitted.notify_waiters();
     }
 
     /// Whether it refuses this login, as far as clients are concerned.
@@ -234,6 +288,16 @@ impl Server {
         lock(&self.paused).end(path);
     }
 
+    /// What it said a moment ago, if it does not answer what refers to this manifest.
+    pub(super) fn says_nothing_of(&self, name: &RepoName, digest: &Digest) -> Option<Error> {
+        lock(&self.unanswered).check(name, digest, Instant::now())
+    }
+
+    /// Notes for so long that it does not answer what refers to this manifest.
+    pub(super) fn said_nothing_of(&self, name: &RepoName, digest: &Digest, said: Error, wait: Duration) {
+        lock(&self.unanswered).note(name, digest, said, Instant::now() + wait);
+    }
+
     /// Takes one of the manifests that it still gives out, until the answer is here.
     ///
     /// # Errors
@@ -281,6 +345,16 @@ impl Server {
     /// Notes how it asks to be asked; with `None`, it is to be asked without anything again.
     pub(super) fn learn(&self, scheme: Option<Scheme>) {
         *lock(&self.scheme) = scheme;
+    }
+
+    /// Whether it was found a while ago to ask for no login.
+    pub(super) fn is_known_open(&self) -> bool {
+        lock(&self.open_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Notes that it asks for no login, which is believed for so long.
+    pub(super) fn found_open(&self, time: Duration) {
+        *lock(&self.open_until) = Some(Instant::now() + time);
     }
 }
 

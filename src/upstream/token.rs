@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, LOCATION, USER_AGENT};
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use lru::LruCache;
@@ -19,7 +19,7 @@ use super::address::shorten;
 use super::client::{self, Client, Way};
 use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
-use super::{jwt, retry, secret};
+use super::{jwt, redirect, retry, secret};
 use crate::oci::json::{self, Scalar};
 use crate::sync::lock;
 
@@ -31,8 +31,11 @@ const TOKENS_BYTES_MAX: usize = 4 << 20;
 const SLOT_BYTES: usize = 512;
 /// Between two looks for tokens that are over.
 const SWEPT_EVERY: Duration = Duration::from_secs(60);
-/// Bytes of a token server's reply, and so of a token. As ggcr caps it; a JWT with many grants has some ten kilobytes.
-const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a token server's reply, and so of a token. A JWT with many grants has some ten kilobytes, and some replies list
+/// all that an account may do besides; no registry takes a header as large as this.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+/// Redirects of a token server on its own host: to https, and to where it has moved there.
+const HOPS_MAX: usize = 3;
 /// What a reply without `expires_in` means, and the least that any means (distribution, "Token Authentication").
 const LIFETIME_MIN: Duration = Duration::from_secs(60);
 /// A credential that was withdrawn should not live on for ever in a token.
@@ -225,19 +228,30 @@ pub(super) async fn fetch(
     deadline: Instant,
 ) -> Result<Token, Error> {
     let deadline = deadline.min(Instant::now() + client.timeouts.token);
-    let request = match login {
-        Some(Login::IdentityToken(token)) => by_form(key, token)?,
-        _ => by_query(key, login)?,
+    let mut url = match login {
+        Some(Login::IdentityToken(_)) => key.realm.clone(),
+        _ => with_query(key),
     };
-    let within = deadline.saturating_duration_since(Instant::now());
-    let response = client.send(way, request, within).await?;
+    let mut hops = 0;
+    let response = loop {
+        let request = match login {
+            Some(Login::IdentityToken(token)) => by_form(key, &url, token)?,
+            _ => by_query(&url, login)?,
+        };
+        let within = deadline.saturating_duration_since(Instant::now());
+        let response = client.send(way, request, within).await?;
+        if !redirect::is_redirect(response.status()) {
+            break response;
+        }
+        let is_form = matches!(login, Some(Login::IdentityToken(_)));
+        hops += 1;
+        let next = follow(&url, response.status(), response.headers().get(LOCATION), is_form);
+        url = next.filter(|_| hops <= HOPS_MAX).ok_or_else(|| Refusal::RealmRedirects {
+            host: shorten(key.realm.host_str().unwrap_or_default()),
+        })?;
+    };
     let status = response.status();
-    if status.is_redirection() {
-        // The credential would have to follow, to a place that no rule has judged.
-        let host = shorten(key.realm.host_str().unwrap_or_default());
-        return Err(Refusal::RealmRedirects { host }.into());
-    }
-    if status != StatusCode::OK {
+    if !status.is_success() {
         return Err(refused(status, login.is_some(), retry::retry_after(response.headers())));
     }
     let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
@@ -259,8 +273,18 @@ fn refused(status: StatusCode, with_login: bool, retry_after: Option<Duration>) 
     }
 }
 
-/// `GET realm?service=…&scope=…`, with Basic if there is a password.
-fn by_query(key: &Key, login: Option<&Login>) -> Result<Request<Full<Bytes>>, Error> {
+/// Where a token server that redirects is to be asked: at itself, or at its host by https where it was http, which is where
+/// the rules let a credential go. A form is sent again only where that is what the redirect means.
+fn follow(url: &Url, status: StatusCode, location: Option<&HeaderValue>, is_form: bool) -> Option<Url> {
+    let next = redirect::next(url, location?).ok()?;
+    let is_upgrade = next.host() == url.host() && (url.scheme(), next.scheme()) == ("http", "https");
+    let is_near = is_upgrade || redirect::is_same_origin(url, &next);
+    let is_as_it_was = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+    (is_near && (is_as_it_was || !is_form)).then_some(next)
+}
+
+/// `realm?service=…&scope=…`.
+fn with_query(key: &Key) -> Url {
     let mut url = key.realm.clone();
     {
         let mut query = url.query_pairs_mut();
@@ -275,7 +299,12 @@ fn by_query(key: &Key, login: Option<&Login>) -> Result<Request<Full<Bytes>>, Er
     if url.query() == Some("") {
         url.set_query(None);
     }
-    let mut request = request(Method::GET, &url, Bytes::new())?;
+    url
+}
+
+/// A GET, with Basic if there is a password.
+fn by_query(url: &Url, login: Option<&Login>) -> Result<Request<Full<Bytes>>, Error> {
+    let mut request = request(Method::GET, url, Bytes::new())?;
     if let Some(basic) = login.and_then(Login::to_basic) {
         request.headers_mut().insert(AUTHORIZATION, basic);
     }
@@ -283,7 +312,7 @@ fn by_query(key: &Key, login: Option<&Login>) -> Result<Request<Full<Bytes>>, Er
 }
 
 /// The OAuth form, which takes an identity token.
-fn by_form(key: &Key, token: &secret::Secret) -> Result<Request<Full<Bytes>>, Error> {
+fn by_form(key: &Key, url: &Url, token: &secret::Secret) -> Result<Request<Full<Bytes>>, Error> {
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.append_pair("grant_type", "refresh_token").append_pair("client_id", "berth");
     if let Some(service) = &key.service {
@@ -293,7 +322,7 @@ fn by_form(key: &Key, token: &secret::Secret) -> Result<Request<Full<Bytes>>, Er
         form.append_pair("scope", &key.scopes.join(" "));
     }
     form.append_pair("refresh_token", token.expose());
-    let mut request = request(Method::POST, &key.realm, form.finish().into())?;
+    let mut request = request(Method::POST, url, form.finish().into())?;
     let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
     request.headers_mut().insert(CONTENT_TYPE, form_type);
     Ok(request)
@@ -331,6 +360,27 @@ pub(super) fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_credential_follows_a_token_server_to_itself_alone() {
+        let check = |from: &str, location: &str, is_form: bool, status: u16, expected: Option<&str>| {
+            let location = HeaderValue::try_from(location).unwrap();
+            let status = StatusCode::from_u16(status).unwrap();
+            let next = follow(&Url::parse(from).unwrap(), status, Some(&location), is_form);
+            assert_eq!(next.as_ref().map(Url::as_str), expected, "{from} {location:?}");
+        };
+        check("https://h/token?a=1", "/auth/token?a=1", false, 301, Some("https://h/auth/token?a=1"));
+        check("http://h/token", "https://h/token", false, 302, Some("https://h/token"));
+        check("http://h:8080/t", "https://h:8443/t", false, 308, Some("https://h:8443/t"));
+        check("https://h/token", "http://h/token", false, 302, None);
+        check("https://h/token", "https://h:8443/token", false, 302, None);
+        check("http://h/token", "http://h:8080/token", false, 302, None);
+        check("https://h/token", "https://evil.h/token", false, 307, None);
+        check("https://h/token", "https://u:p@h/token", false, 307, None);
+        check("https://h/token", "/t", true, 302, None);
+        check("https://h/token", "/t", true, 307, Some("https://h/t"));
+        assert_eq!(follow(&Url::parse("https://h/t").unwrap(), StatusCode::FOUND, None, false), None);
+    }
 
     #[test]
     fn replies_differ() {

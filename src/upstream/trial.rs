@@ -1,33 +1,35 @@
 //! Logins tried at a registry's door, for whoever has just configured them.
 //!
 //! What is asked is `GET /v2/`, as `docker login` does. That proves who berth is, not what it may read. As always a
-//! login is sent only where it is asked for, so at a door that is open to anybody it stays unproven.
+//! login is sent only where it is asked for, so at a door that is open to anybody it stays unproven. For a repository it
+//! is asked what a pull from there asks, in the same way.
 
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, USER_AGENT};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use http::StatusCode;
+use tokio::time::timeout_at;
 
-use super::Upstream;
-use super::auth::{Authorization, Refused, Scheme};
-use super::client::Way;
+use super::auth::{Refused, Scheme};
 use super::config::Endpoint;
 use super::error::Error;
-use super::exchange::{self, AGENT, Reply};
+use super::exchange::{self, Ask, Reply};
 use super::login::Login;
 use super::parents::Parents;
 use super::server::Server;
+use super::{Upstream, rename};
 use crate::context::RequestContext;
-use crate::oci::RepoName;
+use crate::oci::manifest::ACCEPT;
+use crate::oci::{Reference, RepoName};
 
 /// Stands for a repository of a project. No more than its scope is asked for, so it need not exist.
 const ANY_REPOSITORY: &str = "login-check";
 
+/// The tag that clients ask for if none is given.
+const LATEST: &str = "latest";
+
 /// What came of one login at one endpoint.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// What the names of the repositories begin with that the login is for; nothing if it is for all.
+    /// What the names of the repositories begin with that the login is for, nothing if it is for all; or the repository
+    /// that was asked for.
     pub path: String,
     /// Where it was tried, or would have been at a fallback; `None` if there was nothing to try.
     pub endpoint: Option<Endpoint>,
@@ -48,6 +50,8 @@ pub enum Found {
     Missing,
     /// Another kind of login is asked for: it was not sent.
     Unsuited,
+    /// Whoever berth is there is let in, and what was asked for is not there for them.
+    Absent,
     /// Nobody is let in with it, or without one if there is none.
     Failed {
         /// Who refused or failed.
@@ -62,7 +66,7 @@ impl Found {
     pub fn is_fine(&self) -> bool {
         match self {
             Self::Accepted | Self::Unproven | Self::Open => true,
-            Self::Missing | Self::Unsuited | Self::Failed { .. } => false,
+            Self::Missing | Self::Unsuited | Self::Absent | Self::Failed { .. } => false,
         }
     }
 }
@@ -93,6 +97,93 @@ impl Upstream {
             trials.extend(fallback.try_own_logins().await);
         }
         trials
+    }
+
+    /// Asks every one of these endpoints for an image as a pull does; without a reference, for whatever there is in the
+    /// repository.
+    pub async fn try_pull(&self, name: &RepoName, reference: Option<&Reference>) -> Vec<Trial> {
+        let mut trials = Vec::new();
+        for parent in self.parents().map(Parents::upstreams).unwrap_or_default() {
+            trials.extend(parent.try_own_pull(name, reference).await);
+        }
+        trials.extend(self.try_own_pull(name, reference).await);
+        for fallback in self.fallbacks() {
+            trials.extend(fallback.try_own_pull(name, reference).await);
+        }
+        trials
+    }
+
+    async fn try_own_pull(&self, name: &RepoName, reference: Option<&Reference>) -> Vec<Trial> {
+        let mut trials = Vec::new();
+        for server in &self.servers {
+            let found = self.try_pull_at(server, name, reference).await;
+            let found = found.unwrap_or_else(|(by, error)| Found::Failed { by, error });
+            let endpoint = Some(server.endpoint().clone());
+            trials.push(Trial { path: name.to_string(), endpoint, found });
+        }
+        trials
+    }
+
+    async fn try_pull_at(
+        &self,
+        server: &Server,
+        name: &RepoName,
+        reference: Option<&Reference>,
+    ) -> Result<Found, (Party, Error)> {
+        let deadline = self.deadline();
+        let there = rename::at_upstream(&self.rewrites, name).map_err(|error| (Party::Registry, error))?;
+        let login = self.login(&there, deadline).await.map_err(|error| (Party::Issuer, error))?;
+        let error = match self.ask_as_pulls_do(server, login.as_ref(), (name, &there), reference).await {
+            Ok(is_public) if is_public => return Ok(Found::Open),
+            Ok(_) => return Ok(Found::Accepted),
+            Err(Error::NotFound) => return Ok(Found::Absent),
+            Err(error) => error,
+        };
+        // Who it was shows when that is asked alone.
+        match self.try_login(server, login.as_ref(), Some(&there)).await {
+            Err((by, alone)) if alone == error => Err((by, error)),
+            Ok(_) | Err(_) => Err((Party::Registry, error)),
+        }
+    }
+
+    /// Whether what was asked for came without a login. A HEAD comes first, as ever; some registries know none.
+    async fn ask_as_pulls_do(
+        &self,
+        server: &Server,
+        login: Option<&Login>,
+        (name, there): (&RepoName, &RepoName),
+        reference: Option<&Reference>,
+    ) -> Result<bool, Error> {
+        let path = match reference {
+            Some(reference) => format!("manifests/{reference}"),
+            None => format!("manifests/{LATEST}"),
+        };
+        let manifest = |ask| Ask { accept: Some(ACCEPT), ..ask };
+        let mut asks = vec![manifest(Ask::head(name, path.clone())), manifest(Ask::get(name, path))];
+        if reference.is_none() {
+            // It may have other tags.
+            asks.push(Ask { query: Some("n=1".to_owned()), ..Ask::get(name, "tags/list".to_owned()) });
+        }
+        let mut answer = Err(Error::NotFound);
+        for ask in &asks {
+            answer = self.exchange_as(login, server, ask, there, self.deadline()).await;
+            let is_worth_more = matches!(
+                answer,
+                Err(Error::NotFound | Error::Denied | Error::Unavailable { .. } | Error::Malformed(_))
+            );
+            if !is_worth_more {
+                break;
+            }
+        }
+        answer.map(|answer| answer.public)
+    }
+
+    /// What an operator should know of its configuration, though berth can work with it.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_parents = self.parents().map(Parents::upstreams).unwrap_or_default();
+        let of_others = of_parents.iter().chain(self.fallbacks()).flat_map(|other| other.warnings());
+        let own = self.credential.warning().into_iter().chain(self.client.warnings().iter().cloned());
+        own.chain(of_others).collect()
     }
 
     async fn try_own_logins(&self) -> Vec<Trial> {
@@ -153,27 +244,9 @@ impl Upstream {
             }
             None => first,
         };
-        let reply = Reply { response, elsewhere: false, seat: None };
+        let reply = Reply { response, elsewhere: false, is_store: false, seat: None };
         exchange::judge(reply, login.is_some()).map_err(by_registry)?;
         Ok(if login.is_some() { Found::Accepted } else { Found::Open })
-    }
-
-    async fn knock(
-        &self,
-        server: &Server,
-        tried: &Authorization,
-        deadline: Instant,
-    ) -> Result<Response<Incoming>, Error> {
-        let mut request = Request::get(server.endpoint().at("", None).as_str())
-            .header(USER_AGENT, AGENT)
-            .header(ACCEPT_ENCODING, "identity")
-            .body(Full::default())
-            .map_err(|_| Error::Malformed("an endpoint that cannot be asked"))?;
-        self.headers.add_to(request.headers_mut());
-        self.stamp(&RequestContext::default(), &mut request, self.client.timeouts.header);
-        request.headers_mut().extend(tried.header.clone().map(|header| (AUTHORIZATION, header)));
-        let within = self.client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
-        self.client.send(Way::Direct, request, within).await
     }
 }
 

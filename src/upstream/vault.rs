@@ -23,13 +23,13 @@ use url::Url;
 pub use self::config::{AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath};
 
 use self::session::{Session, Token};
-use super::Observer;
 use super::cloud::{Environment, NoLogin};
 use super::config::Config;
 use super::error::{BuildError, Error};
 use super::kept::{Answer, Kept, LIFETIME_MAX, Lease};
-use super::login::{self, Login};
+use super::login::Login;
 use super::secret::Secret;
+use super::{Observer, docker_config};
 use crate::oci::Registry;
 
 /// How old a secret can be that is in use. A secret that was replaced, and whose old one the registry no longer takes, is
@@ -212,7 +212,7 @@ impl Vault {
             let text = data[property].as_str().filter(|text| !text.is_empty());
             text.ok_or_else(|| VaultProblem::Property { path: path(), property })
         };
-        if !data["registry"].is_null() && !login::is_key_of(text("registry")?, &self.registry) {
+        if !data["registry"].is_null() && !docker_config::is_key_of(text("registry")?, &self.registry) {
             return Err(VaultProblem::OtherRegistry { path: path() }.into());
         }
         let (username, password) = (text("username")?.to_owned(), text("password")?.to_owned());

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::docker_config::Logins;
 use super::error::{BuildError, Error};
-use super::login::{Login, Logins};
+use super::login::Login;
 use super::secret::Secret;
+use crate::files;
 use crate::oci::{Registry, RepoName};
-use crate::watch::{self, Stamp, stamp};
+use crate::watch::{Stamp, stamp};
 
 /// How long a change of the file may go unseen.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -57,6 +59,11 @@ impl Watched {
         let logins = Arc::new(source.read()?);
         let state = Mutex::new(State { logins, stamp, checked: Instant::now() });
         Ok(Self { source, state, looking: tokio::sync::Mutex::default() })
+    }
+
+    /// What an operator should know of what is in the file.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.source.warning(&self.lock().logins)
     }
 
     /// The login for a repository, if one applies.
@@ -149,6 +156,9 @@ impl Source {
         match self.read() {
             Ok(logins) => {
                 tracing::info!(registry = %self.registry, path = %self.path.display(), "credentials were re-read");
+                if let Some(warning) = self.warning(&logins) {
+                    tracing::warn!("{warning}");
+                }
                 Some((stamp, Some(logins)))
             }
             Err(error) => {
@@ -159,18 +169,28 @@ impl Source {
     }
 
     fn read(&self) -> Result<Logins, BuildError> {
-        let wrong = |expected| BuildError::Content { path: self.path.clone(), expected };
         let unreadable = |source| BuildError::Read { path: self.path.clone(), source };
-        let content = watch::read(&self.path).map_err(unreadable)?;
+        let text = files::read_text(&self.path).map_err(unreadable)?;
         let Some(username) = &self.username else {
-            return Logins::parse(&content, &self.registry).map_err(|_| wrong("a Docker config.json"));
+            let wrong = |why| BuildError::Logins { path: self.path.clone(), why };
+            return Logins::parse(&text, &self.registry).map_err(wrong);
         };
-        let text = String::from_utf8(content).map_err(|_| wrong("a password in UTF-8"))?;
         let password = text.trim_end_matches(['\r', '\n']).to_owned();
         if password.is_empty() {
-            return Err(wrong("a password"));
+            return Err(BuildError::Content { path: self.path.clone(), expected: "a password" });
         }
         Ok(Logins::single(Login::Basic { username: username.clone(), password: Secret::new(password) }))
+    }
+
+    /// What an operator should know of what was read.
+    fn warning(&self, logins: &Logins) -> Option<String> {
+        logins.is_empty().then(|| {
+            format!(
+                "{} has no login for {}, so that it is asked as anybody: look at how its host is written there",
+                self.path.display(),
+                self.registry
+            )
+        })
     }
 }
 
@@ -244,6 +264,6 @@ mod tests {
         assert!(load().starts_with("cannot read"));
         replace(&path, r#"{"auths": "hunter2""#);
         let error = load();
-        assert!(error.ends_with("is not a Docker config.json") && !error.contains("hunter2"), "{error}");
+        assert!(error.contains("not a Docker config.json") && !error.contains("hunter2"), "{error}");
     }
 }

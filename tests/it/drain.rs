@@ -1,4 +1,4 @@
-//! Signals, and the end: what a supervisor and the clients see of a stop.
+//! Signals, and the end: what a supervisor and the clients see of a stop (D2: also a client that fetches a blob in parts).
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -25,9 +25,9 @@ async fn body_under_way(setup: impl FnOnce(Setup) -> Setup) -> (Upstream, Berth,
     (upstream, berth, blob, open, gate)
 }
 
-async fn until_refused(berth: &Berth) {
-    let address = berth.address();
-    eventually("new connections are refused", async || TcpStream::connect(address).await.is_err()).await;
+/// While a body goes on, what is new is refused with words.
+async fn until_stopping(berth: &Berth) {
+    eventually("what is new is refused", async || berth.get("/v2/").await.status == 503).await;
 }
 
 #[tokio::test]
@@ -37,11 +37,69 @@ async fn a_body_under_way_is_finished_and_nothing_new_begins() {
     berth.signal(Signal::TERM);
     eventually("it is not ready", async || berth.admin("/readyz").await.status == 503).await;
     assert_eq!(berth.admin("/healthz").await.status, 200);
-    until_refused(&berth).await;
+    until_stopping(&berth).await;
     gate.open();
     assert_eq!(open.read().await.expect(200), &blob.content.slice(1000..));
     assert_eq!(berth.exit().await.code, Some(0));
     assert!(berth.logs_contain("drained"));
+}
+
+/// As containerd does with several workers on one layer: each asks for its next part over a new connection, as its old one
+/// is closed, and never of another host.
+#[tokio::test]
+async fn a_client_that_fetches_a_blob_in_parts_gets_all_of_them_while_berth_stops() {
+    for is_stored in [false, true] {
+        let upstream = Upstream::start().await;
+        let (image, other) = (Image::of(7, &[24 << 20]), Image::of(8, &[1000]));
+        upstream.image(REPO, "1", &image).image(REPO, "2", &other);
+        let mut berth = Berth::with("docker.io", &upstream).start().await;
+        let (blob, path) = (image.layer(), image.layer().path(REPO));
+        if is_stored {
+            assert_eq!(berth.get(&path).await.expect(200), &blob.content);
+        }
+        berth.pull(REPO, "2", &other).await;
+        let part = |number: u64| {
+            let (first, last) = (number << 20, ((number + 1) << 20) - 1);
+            (
+                berth.get(&path).range(&format!("{first}-{last}")),
+                blob.content.slice(first as usize..=last as usize),
+            )
+        };
+        // Larger than what the sockets take, so that it goes on until it is read.
+        let slow = berth.get(&path).open().await;
+        berth.signal(Signal::TERM);
+        until_stopping(&berth).await;
+        for number in 0..8 {
+            let (ask, expected) = part(number);
+            let reply = ask.await;
+            assert_eq!(reply.expect(206), &expected, "part {number}, stored: {is_stored}");
+            assert_eq!(reply.header("connection"), Some("close"));
+        }
+        for path in [format!("/v2/{REPO}/manifests/2"), other.path(REPO)] {
+            let reply = berth.get(&path).await;
+            assert_eq!((reply.status, &*reply.error_code()), (503, "UNAVAILABLE"), "{path}");
+            assert_eq!(reply.header("connection"), Some("close"));
+        }
+        assert_eq!(slow.read().await.expect(200), &blob.content);
+        // The last part was read a moment ago: there may be a next one.
+        let (ask, expected) = part(0);
+        assert_eq!(ask.await.expect(206), &expected);
+        assert_eq!(berth.exit().await.code, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_late_and_says_nothing_does_not_hold_up_the_end() {
+    let (_upstream, mut berth, blob, open, gate) =
+        body_under_way(|setup| setup.http("drain_seconds = 600")).await;
+    berth.signal(Signal::TERM);
+    until_stopping(&berth).await;
+    let _silent = TcpStream::connect(berth.address()).await.unwrap();
+    let mut half = TcpStream::connect(berth.address()).await.unwrap();
+    half.write_all(b"GET /v2/ HTTP/1.1\r\nHost:").await.unwrap();
+    gate.open();
+    assert_eq!(open.read().await.expect(200), &blob.content.slice(1000..));
+    assert_eq!(berth.exit().await.code, Some(0));
 }
 
 #[tokio::test]
@@ -59,7 +117,7 @@ async fn a_second_sigterm_ends_at_once() {
     let (_upstream, mut berth, _, open, _gate) =
         body_under_way(|setup| setup.http("drain_seconds = 600")).await;
     berth.signal(Signal::TERM);
-    until_refused(&berth).await;
+    until_stopping(&berth).await;
     berth.signal(Signal::TERM);
     assert!(!open.read().await.complete);
     assert_eq!(berth.exit().await.code, Some(0));
@@ -99,7 +157,7 @@ async fn connections_at_rest_do_not_hold_up_the_end() {
 async fn sighup_does_not_cut_a_drain_short() {
     let (_upstream, mut berth, blob, open, gate) = body_under_way(|setup| setup).await;
     berth.signal(Signal::TERM);
-    until_refused(&berth).await;
+    until_stopping(&berth).await;
     berth.signal(Signal::HUP);
     berth.until_logged("SIGHUP").await;
     gate.open();

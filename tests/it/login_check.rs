@@ -319,3 +319,43 @@ async fn a_login_for_parents_is_tried_there() {
         assert_eq!(lines[1], format!("docker.io at {}: works, without a login", registry.url()));
     }
 }
+
+/// A5 of the field's reports.
+#[tokio::test]
+async fn a_repository_is_asked_for_as_a_pull_would() {
+    let hiding = private(Auth::Basic).await;
+    hiding.refuses_with(404);
+    hiding.image("team/app", "1", &Image::of(1, &[300])).image("other/app", "latest", &Image::of(2, &[300]));
+    let file = file_of(&docker_config(&[("r.example", "robot", PASSWORD)]));
+    let toml = section("r.example", hiding.url(), &format!("credentials = {{ file = {file:?} }}"));
+    let at = hiding.url();
+    let check = async |target: &str, code: i32, expected: String| {
+        let said = login_check(&toml, &[target]).await;
+        assert_eq!(said.code, Some(code), "{}", said.text);
+        assert!(said.text.starts_with(&expected), "{}", said.text);
+    };
+    check("r.example/team/app:1", 0, format!("r.example/team/app at {at}: works\n")).await;
+    check("r.example/team/app", 0, format!("r.example/team/app at {at}: works\n")).await;
+    check("r.example/team/app:2", 1, format!("r.example/team/app at {at}: failed: it has no such image"))
+        .await;
+    check("r.example/other/app", 1, format!("r.example/other/app at {at}: failed: it has no such image"))
+        .await;
+    check("r.example", 0, format!("r.example at {at}: works\n")).await;
+    check("s.example/team/app", 2, "berth: no [[upstream]] is configured for s.example".to_owned()).await;
+
+    let open = Upstream::start().await;
+    open.image("team/app", "latest", &Image::of(1, &[300]));
+    let toml = section("r.example", open.url(), "");
+    let said = login_check(&toml, &["r.example/team/app"]).await;
+    let expected = format!("r.example/team/app at {}: works, without a login\n", open.url());
+    assert_eq!((said.code, said.text), (Some(0), expected));
+
+    for (auth, party) in [(Auth::Basic, "registry"), (Auth::Bearer, "token server")] {
+        let upstream = private(auth).await;
+        let file = file_of(&docker_config(&[("r.example", "robot", WRONG)]));
+        let toml = section("r.example", upstream.url(), &format!("credentials = {{ file = {file:?} }}"));
+        let said = login_check(&toml, &["r.example/team/app"]).await;
+        let refused = format!("failed at the {party}: upstream refuses the configured credential");
+        assert!(said.code == Some(1) && said.text.contains(&refused), "{}", said.text);
+    }
+}

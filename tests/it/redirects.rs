@@ -118,8 +118,15 @@ async fn a_login_stays_where_it_was_asked_for() {
         registry.image(REPO, "2", &other);
         elsewhere.image(REPO, "2", &other).auth(auth).user("robot", PASSWORD, "team/");
         assert_eq!(berth.get(&other.layer().path(REPO)).await.status, 503);
-        assert!(is_bare(&elsewhere));
-        assert_eq!(elsewhere.count("*", "/token"), 0);
+        let sent = |place: &Upstream| -> Vec<String> {
+            let requests = place.requests();
+            requests.iter().filter_map(|it| it.header("authorization").map(str::to_owned)).collect()
+        };
+        let (here, there) = (sent(&registry), sent(&elsewhere));
+        assert!(there.iter().all(|header| header.starts_with("Bearer ") && !here.contains(header)));
+        // A token is asked for as anybody would.
+        assert!(elsewhere.seen("*", "/token").iter().all(|it| it.header("authorization").is_none()));
+        assert_eq!(there.is_empty(), auth == Auth::Basic);
     }
 }
 
@@ -234,4 +241,55 @@ async fn urls_in_manifests_and_links_in_lists_are_not_followed() {
     assert_eq!(berth.get(&image.layer().path("team/foreign")).await.status, 404);
     assert_eq!(berth.get(&format!("/v2/{REPO}/tags/list")).await.status, 200);
     assert_eq!(victim.connections(), 0);
+}
+
+/// A store behind the registry's own ingress: it is outside of `/v2/`, and its signatures expire (B7).
+#[tokio::test]
+async fn what_a_store_on_the_registrys_own_host_refuses_is_asked_of_the_registry_again() {
+    let expired = [
+        Fault::Says(403, "application/xml", "<Error><Code>AccessDenied</Code></Error>"),
+        Fault::Says(403, "application/json", r#"{"errors":[{"code":"DENIED","message":"expired"}]}"#),
+        Fault::Says(404, "application/xml", "<Error><Code>NoSuchKey</Code></Error>"),
+        Fault::Says(401, "text/plain", "expired"),
+        Fault::Says(400, "application/xml", "<Error><Code>ExpiredToken</Code></Error>"),
+    ];
+    for fault in expired {
+        let registry = Upstream::start().await;
+        let image = Image::of(1, &[3_000_000]);
+        registry.image(REPO, "1", &image).auth(Auth::Basic).user("robot", PASSWORD, "team/");
+        let (layer, password) = (image.layer(), file_of(PASSWORD));
+        let store = format!("/store/{}", layer.digest);
+        let path = layer.path(REPO);
+        registry.on("GET", &path).fault(Fault::RedirectTo(format!("{}{store}?signature=1", registry.url())));
+        let content = Fault::Content("application/octet-stream", layer.content.clone());
+        registry.on("GET", &store).fault(content);
+        registry.on("GET", &store).first(1).fault(Fault::Cut(1_000_000));
+        registry.on("GET", &store).nth(2).fault(fault);
+        let berth = with_login(&registry, &password).start().await;
+        let reply = within_deadline("the whole blob", berth.get(&path)).await;
+        assert_eq!(reply.expect(200), &layer.content);
+        let asked = registry.seen("GET", &store);
+        assert_eq!(asked.len(), 3);
+        assert!(asked.iter().all(|request| request.header("authorization").is_none()));
+        assert!(registry.count("GET", &path) >= 3, "each signature is used once");
+    }
+}
+
+/// Nor does it unmake what is not here yet.
+#[tokio::test]
+async fn what_a_store_refuses_is_no_word_of_the_registry() {
+    for status in [401, 403, 404] {
+        let registry = Upstream::start().await;
+        let image = Image::of(1, &[3000]);
+        registry.image(REPO, "1", &image);
+        let path = image.layer().path(REPO);
+        registry.on("*", &path).fault(Fault::RedirectTo(format!("{}/store/x", registry.url())));
+        registry.on("*", "/store/").fault(Fault::Status(status));
+        let berth = Berth::with("r.example", &registry).start().await;
+        for reply in [berth.get(&path).await, berth.head(&path).await] {
+            assert_eq!(reply.status, 503, "{status}");
+        }
+        registry.behave();
+        assert_eq!(berth.get(&path).await.expect(200), &image.layer().content);
+    }
 }

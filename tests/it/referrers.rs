@@ -197,3 +197,128 @@ async fn questions_about_what_is_not_here_leave_nothing_behind() {
     upstream.stop().await;
     assert_eq!(berth.get("/v2/library/never-1/tags/list").await.status, 503);
 }
+
+/// Requests for lists, and for the tags that stand for them.
+fn asked(upstream: &Upstream) -> (usize, usize) {
+    (upstream.count("GET", "/referrers/"), upstream.count("GET", "/manifests/sha256-"))
+}
+
+#[tokio::test]
+async fn what_has_no_such_api_is_asked_by_tag_and_that_is_remembered() {
+    let elsewhere = Upstream::start().await;
+    // B3: GitHub's leads to its web page, which limits.
+    elsewhere.on("*", "/login").fault(Fault::Limited(30));
+    elsewhere.on("*", "/gone").fault(Fault::Status(404));
+    elsewhere.on("*", "/denied").fault(Fault::Status(403));
+    elsewhere.on("*", "/page").fault(Fault::Html);
+    let to = |path: &str| Fault::RedirectTo(format!("{}{path}", elsewhere.url()));
+    for fault in [
+        to("/login"),
+        to("/gone"),
+        to("/denied"),
+        to("/page"),
+        Fault::Status(404),
+        Fault::Status(405),
+        Fault::Status(406),
+        Fault::Status(410),
+        Fault::Status(501),
+        Fault::Html,
+        Fault::Content("text/plain", "404 page not found".into()),
+        Fault::Content("application/json", "{}".into()),
+    ] {
+        let (upstream, berth, image, artifacts) = signed().await;
+        let list = Image::index(&artifacts.iter().collect::<Vec<_>>());
+        upstream.image(REPO, &fallback(&image), &list);
+        upstream.on("GET", "/referrers/").fault(fault);
+        let expected: Vec<_> = artifacts.iter().map(|image| image.digest().to_string()).collect();
+        assert_eq!(listed(&berth.get(&path(&image)).await), expected);
+        assert_eq!(asked(&upstream), (1, 1));
+        // Of the others in that repository it is known too.
+        for artifact in &artifacts {
+            assert!(listed(&berth.get(&path(artifact)).await).is_empty());
+        }
+        assert_eq!(asked(&upstream), (1, 4));
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_says_nothing_of_the_rest() {
+    let (upstream, berth, image, artifacts) = signed().await;
+    // Anybody may ask about what nobody has.
+    for seed in 0..3_u8 {
+        let digest = Digest::of(Algorithm::Sha256, &[seed]);
+        upstream.on("GET", &digest.to_string()).fault(Fault::Status(400));
+        assert!(listed(&berth.get(&format!("/v2/{REPO}/referrers/{digest}")).await).is_empty());
+        assert!(
+            listed(&berth.get(&format!("/v2/library/none/referrers/{}", image.digest())).await).is_empty()
+        );
+        assert_eq!(asked(&upstream).0, 2 + usize::from(seed), "the same is not asked again");
+    }
+    assert_eq!(listed(&berth.get(&path(&image)).await), sorted(&artifacts));
+}
+
+#[tokio::test]
+async fn an_outage_of_the_api_is_no_lack_of_it() {
+    for fault in
+        [Fault::Status(500), Fault::Status(503), Fault::Limited(1), Fault::Hangup, Fault::Status(403)]
+    {
+        let (upstream, berth, image, artifacts) = signed().await;
+        upstream.on("GET", "/referrers/").fault(fault.clone());
+        let reply = berth.get(&path(&image)).await;
+        assert_eq!((reply.status, &*reply.error_code()), (404, "MANIFEST_UNKNOWN"), "nobody knows");
+        if matches!(fault, Fault::Status(500)) {
+            upstream.behave();
+            assert_eq!(listed(&berth.get(&path(&image)).await), sorted(&artifacts));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_next_page_that_is_not_there_is_no_end() {
+    for fault in [
+        Fault::Status(404),
+        Fault::Status(403),
+        Fault::Status(405),
+        Fault::Html,
+        Fault::Header("Link", "<?>; rel=next".to_owned()),
+    ] {
+        let (upstream, berth, image, _) = signed().await;
+        upstream.page_size(1);
+        upstream.on("GET", "/referrers/").after(1).fault(fault);
+        let reply = berth.get(&path(&image)).await;
+        assert_eq!((reply.status, &*reply.error_code()), (404, "MANIFEST_UNKNOWN"));
+    }
+}
+
+/// B2: GitLab answers the tag with the subject itself.
+#[tokio::test]
+async fn what_stands_under_the_tag_and_is_no_list_of_referrers_is_none() {
+    let parts = [Image::of(11, &[3000]), Image::of(12, &[3000])];
+    let index = Image::index(&parts.iter().collect::<Vec<_>>());
+    let other = Image::index(&[&Image::draft(13, &[10]).artifact(SBOM).build()]);
+    for has_api in [false, true] {
+        let upstream = Upstream::start().await;
+        upstream.image(REPO, "1", &index);
+        if !has_api {
+            upstream.without_referrers_api();
+        }
+        upstream.image(REPO, &fallback(&index), &index);
+        upstream.image(REPO, &fallback(&parts[0]), &parts[0]).image(REPO, "2", &parts[0]);
+        let berth = Berth::with("docker.io", &upstream).start().await;
+        if has_api {
+            // It answers whatever is asked about a digest with what has it.
+            let body = Fault::Content(INDEX, index.manifest.clone());
+            upstream.on("GET", &format!("/referrers/{}", index.digest())).fault(body);
+        }
+        assert!(listed(&berth.get(&path(&index)).await).is_empty(), "the subject itself");
+        assert!(listed(&berth.get(&path(&parts[0])).await).is_empty(), "an image");
+    }
+    let docker = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let body = String::from_utf8(other.manifest.to_vec()).unwrap().replace(INDEX, docker);
+    let upstream = Upstream::start().await;
+    upstream.without_referrers_api().image(REPO, "1", &index).image(REPO, &fallback(&index), &other);
+    let berth = Berth::with("docker.io", &upstream).start().await;
+    upstream.on("GET", "/manifests/sha256-").first(1).fault(Fault::Content(docker, body.into()));
+    assert!(listed(&berth.get(&path(&index)).await).is_empty(), "of images");
+    assert_eq!(listed(&berth.get(&path(&index)).await).len(), 1, "what is a list is one");
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::clients::{Client, Mirror, containerd_pulls_with};
-use crate::support::process::{try_run, write};
+use crate::support::process::{tool, try_run, write};
 use crate::support::real_images::{By, Images};
 use crate::support::registry::{Auth, Registry};
 use crate::support::{Berth, Certificate, Setup, docker_config};
@@ -134,4 +134,39 @@ async fn containerd_asks_berth_for_every_registry_with_the_hosts_file() {
     for by in [By::Tag, By::Digest] {
         containerd_pulls_with(&hosts, &[images.image("single"), &multi.of_registry("ghcr.test")], by).await;
     }
+}
+
+/// README's first lines, with the login that the sample for Docker Hub asks for: the list of tags may be private, and is
+/// denied in a way that skopeo goes on from.
+#[tokio::test]
+async fn skopeo_inspects_an_image_with_the_sample_of_docker_hub() {
+    let image = Images::ready().await.image("single");
+    let registry = Registry::start(Auth::Basic { user: "example", password: "hunter2" }).await;
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("docker-hub-token"), "hunter2");
+    let file =
+        example("docker-hub.toml", folder.path()).replace("https://registry-1.docker.io", &registry.url());
+    let berth = async |file: &str, data_dir: &str| {
+        let data_dir = folder.path().join(data_dir);
+        let setup = Setup::new("docker.io").file(file).data_dir(&data_dir);
+        let setup = setup.arg(&format!("--data-dir={}", data_dir.display()));
+        setup.arg("--listen=127.0.0.1:0").arg("--admin-listen=127.0.0.1:0").start().await
+    };
+    let readme = include_str!("../../README.md");
+    let line = "skopeo inspect --tls-verify=false docker://127.0.0.1:5000/library/alpine:3";
+    assert!(readme.lines().any(|it| it == line), "README says it otherwise");
+    let inspect = |berth: &Berth| {
+        let mut command = tool("skopeo");
+        let of = format!("docker://{}/{}:{}", berth.address(), image.repository, image.tag);
+        command.args(["inspect", "--tls-verify=false", &of]);
+        command
+    };
+    let said = try_run(&mut inspect(&berth(&file, "open").await)).await;
+    let said = said.unwrap_or_else(|complaint| panic!("{complaint}"));
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["RepoTags"].as_array().map(Vec::len), Some(0), "{said}");
+    let guarded = format!("{file}\n[http]\nallow = [\"127.0.0.0/8\"]\n");
+    let said = try_run(&mut inspect(&berth(&guarded, "guarded").await)).await;
+    let said = said.unwrap_or_else(|complaint| panic!("{complaint}"));
+    assert!(said.contains(&format!("\"{}\"", image.tag)), "{said}");
 }

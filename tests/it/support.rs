@@ -48,7 +48,7 @@ pub(crate) use command::{Said, command};
 pub(crate) use egress::EgressProxy;
 pub(crate) use image::{Blob, Image};
 pub(crate) use relay::Relay;
-pub(crate) use upstream::{Auth, Fault, Upstream, basic};
+pub(crate) use upstream::{Auth, Fault, Paging, Upstream, basic};
 pub(crate) use vault::{JWT, ROLE_ID, SECRET_ID, Vault};
 
 /// How long a condition may take. Far more than it should, for machines that do much else meanwhile.

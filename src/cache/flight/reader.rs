@@ -14,6 +14,7 @@ use crate::cache::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::Repo;
 use crate::oci::range::Span;
+use crate::oci::ranges::Part;
 use crate::store::BlobFile;
 use crate::telemetry::metrics::Source;
 
@@ -61,6 +62,12 @@ impl Reader {
         self.progress.borrow().total
     }
 
+    /// How large the content is, with the file of that size, if that is known by now.
+    pub(in crate::cache) fn known(&self) -> Option<(u64, BlobFile)> {
+        let progress = self.progress.borrow();
+        progress.total.zip(progress.file.clone())
+    }
+
     /// Waits until it is known how large the content is, and says it with the file; nothing if the flight ends before.
     pub(in crate::cache) async fn measured(&mut self) -> Option<(u64, BlobFile)> {
         let is_known = |progress: &Progress| progress.total.is_some() || progress.end.is_some();
@@ -68,9 +75,10 @@ impl Reader {
         progress.total.zip(progress.file.clone())
     }
 
-    /// How the bytes of `span` are come by, by a reader that has just joined.
-    pub(in crate::cache) fn source(&self, span: Option<Span>) -> Source {
-        if span.is_some_and(|span| self.has(span)) {
+    /// How `parts` are come by, by a reader that has just joined; what is open in them is still to be proven.
+    pub(in crate::cache) fn source(&self, parts: &[Part]) -> Source {
+        let has = |part: &Part| !part.is_open && self.has(part.span);
+        if !parts.is_empty() && parts.iter().all(has) {
             Source::Hit
         } else if self.moved_nothing {
             Source::Miss

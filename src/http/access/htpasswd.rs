@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use bcrypt::HashParts;
 
-use crate::watch;
+use crate::files;
 
 /// Bytes of a password that bcrypt looks at.
 const PASSWORD_BYTES_MAX: usize = 72;
@@ -47,7 +47,7 @@ impl Users {
     /// Names file and line, and what was expected.
     pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
         let here = || format!("htpasswd {}", path.display());
-        let text = watch::read_text(path).with_context(here)?;
+        let text = files::read_text(path).with_context(here)?;
         let mut users = Self::default();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -1,18 +1,19 @@
 //! The changing side of the admin plane: small JSON in, JSON out.
 //!
-//! A command is a POST with `Content-Type: application/json`, which may be `{}`. What takes long is begun by its
+//! A command is a POST with `Content-Type: application/json`, which may be `{}`; where there is nothing to say, it may also
+//! be empty. What takes long is begun by its
 //! POST and followed by a GET of the same path: whoever began it may go away and come back.
 //!
 //! A web page that an administrator happens to look at can make the browser send requests here. It cannot
-//! choose that content type for another site without asking first (and nobody here answers such a question),
-//! and what a browser sends for a page carries an `Origin`: neither is let in.
+//! choose that content type, nor show a token, for another site without asking first (and nobody here answers such a
+//! question), and what a browser sends for a page carries an `Origin`: neither is let in.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -217,10 +218,10 @@ impl Refusal {
     }
 }
 
-/// A command, if it comes from no browser and can be read.
+/// A command, if it comes from no browser and can be read. An empty body is the command that says nothing, `{}`.
 async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
     let (head, body) = request.into_parts();
-    refuse_browsers(&head.headers)?;
+    refuse_browsers(&head.headers, body.is_end_stream())?;
     let body = tokio::time::timeout(COMMAND_TIMEOUT, Limited::new(body, COMMAND_BYTES_MAX).collect()).await;
     let too_slow = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the command did not arrive in time");
     let too_large = |_| {
@@ -228,13 +229,18 @@ async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, R
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error)
     };
     let body: Bytes = body.map_err(too_slow)?.map_err(too_large)?.to_bytes();
-    serde_json::from_slice(&body)
+    let text = if body.is_empty() { b"{}" } else { &*body };
+    serde_json::from_slice(text)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the command: {error}")))
 }
 
-fn refuse_browsers(headers: &HeaderMap) -> Result<(), Refusal> {
+fn refuse_browsers(headers: &HeaderMap, is_empty: bool) -> Result<(), Refusal> {
     if headers.contains_key(ORIGIN) {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "expected no Origin: this is not for browsers"));
+    }
+    // `curl -X POST`. Of nothing there is no type, and what says nothing but its path has shown the token.
+    if is_empty {
+        return Ok(());
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();

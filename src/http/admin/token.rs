@@ -10,15 +10,16 @@
 //! everybody. Both hold at least 32 characters.
 
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use subtle::ConstantTimeEq as _;
+
+use crate::files;
 
 /// The file in the data folder.
 pub(super) const TOKEN_FILE: &str = "admin-token";
@@ -86,22 +87,18 @@ impl TokenFile {
     /// # Errors
     /// [`Unusable`].
     pub fn read(&self) -> Result<Token, Unusable> {
-        // Never waits for a pipe. A secret of Kubernetes is a link.
+        // A secret of Kubernetes is a link.
         let follow = if self.is_own { OFlags::NOFOLLOW } else { OFlags::empty() };
-        let flags = (OFlags::NONBLOCK | follow).bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path).map_err(unusable)?;
+        let file = files::open(&self.path, follow).map_err(unusable)?;
         let found = file.metadata().map_err(Unusable::Unreadable)?;
-        if !found.is_file() {
-            return Err(Unusable::NotAFile);
-        }
         let (forbidden, expected) =
             if self.is_own { (0o077, "600") } else { (0o007, "600, or 640 for a group") };
         let mode = found.mode() & 0o777;
         if mode & forbidden != 0 {
             return Err(Unusable::Open { mode, expected });
         }
-        let mut text = String::new();
-        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| match error.kind() {
+        let text = files::content(file.take(FILE_BYTES_MAX + 1)).and_then(files::text);
+        let text = text.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => Unusable::NotAToken,
             _ => Unusable::Unreadable(error),
         })?;
@@ -118,6 +115,7 @@ impl fmt::Display for TokenFile {
 fn unusable(error: io::Error) -> Unusable {
     match error.kind() {
         io::ErrorKind::NotFound => Unusable::Missing,
+        io::ErrorKind::InvalidInput => Unusable::NotAFile,
         // What `NOFOLLOW` says to a link.
         _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Unusable::NotAFile,
         _ => Unusable::Unreadable(error),

@@ -63,8 +63,8 @@ fn what_is_no_manifest_is_refused() {
         assert!(said.starts_with(expected), "{content_type:?} {body}: {said}");
     };
     let image = r#"{"schemaVersion":2,"config":{},"layers":[]}"#;
-    check(Some("text/html"), image, "not a manifest's media type: `text/html`");
     check(Some("application/vnd.example+json"), image, "not a manifest's media type");
+    check(Some("Application/VND.example+json"), "{}", "neither a media type");
     check(None, r#"{"mediaType":"image/png","layers":[]}"#, "not a manifest's media type: `image/png`");
     check(None, "<!doctype html>", "not the JSON");
     check(None, "", "not the JSON");
@@ -75,8 +75,10 @@ fn what_is_no_manifest_is_refused() {
     check(Some(OCI_MANIFEST), r#"{"manifests":[]}"#, "the fields do not fit");
     check(Some(OCI_MANIFEST), r#"{"manifests":[],"config":{},"layers":[]}"#, "the fields do not fit");
     check(Some(OCI_INDEX), r#"{"manifests":[],"layers":[]}"#, "the fields do not fit");
-    check(Some(OCI_MANIFEST), r#"{"config":{"size":-1},"layers":[]}"#, "not the JSON");
-    check(Some(OCI_MANIFEST), r#"{"config":{},"config":{},"layers":[]}"#, "not the JSON");
+    check(Some(OCI_MANIFEST), r#"{"config":{},"layers":{}}"#, "not the JSON");
+    check(Some(OCI_MANIFEST), r#"{"config":{},"layers":["x"]}"#, "not the JSON");
+    check(Some(OCI_MANIFEST), "{}", "neither a media type");
+    check(Some(OCI_INDEX), "{}", "neither a media type");
     check(None, r#"{"schemaVersion":1,"fsLayers":[]}"#, "manifest of schema 1");
     check(Some("application/vnd.docker.distribution.manifest.v1+prettyjws"), "{}", "manifest of schema 1");
     check(None, &" ".repeat(MANIFEST_BYTES_MAX + 1), "manifest larger");
@@ -113,24 +115,143 @@ fn an_index_says_what_its_manifests_are() {
 
 /// CVE-2021-41190, as clients see it that take names in any letter case.
 #[test]
-fn a_document_means_one_thing_in_every_letter_case() {
+fn a_document_is_of_one_kind_in_every_letter_case() {
     for body in [
         r#"{"config":{},"Layers":[],"manifests":[]}"#,
         r#"{"config":{},"layers":[],"MANIFESTS":null}"#,
         r#"{"config":{},"layers":[],"manifeſts":[]}"#,
         r#"{"config":{},"layers":[],"man\u0069fests":[]}"#,
-        r#"{"config":{},"layers":[],"Layers":[]}"#,
-        r#"{"config":{},"Config":{},"layers":[]}"#,
-        r#"{"config":{"digest":"a","DIGEST":"b"},"layers":[]}"#,
-        r#"{"config":{},"layers":[{"size":1,"Size":2}]}"#,
+        r#"{"manifests":[],"manifests":[],"layers":null}"#,
+        r#"{"layers":[],"LAYERS":null,"manifests":null}"#,
         r#"{"config":["application/x","sha256:0",1],"layers":[]}"#,
     ] {
-        assert!(Manifest::parse(Some(OCI_MANIFEST), body.as_bytes()).is_err(), "{body}");
+        for media_type in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST] {
+            assert!(Manifest::parse(Some(media_type), body.as_bytes()).is_err(), "{media_type} {body}");
+        }
+        assert!(Manifest::parse(None, body.as_bytes()).is_err(), "{body}");
     }
     let image = format!(r#"{{"Config":{{"Digest":"{DIGEST}"}},"LAYERS":[{{}}]}}"#);
     let image = Manifest::parse(Some(OCI_MANIFEST), image.as_bytes()).unwrap();
     assert_eq!((image.kind, image.blobs.len()), (Kind::Image, 2));
     assert_eq!(image.blobs[0].digest(), Digest::parse(DIGEST).ok());
+}
+
+/// Members of a manifest that the view has no need of, or of a type that it passes over.
+const LOOSE_MEMBERS: [&str; 26] = [
+    r#","annotations":{"a":null}"#,
+    r#","annotations":null"#,
+    r#","annotations":{"a":"1","a":"2"}"#,
+    r#","annotations":[1,2]"#,
+    r#","annotations":"text","annotations":{}"#,
+    r#","annotations":{"a":"\ud800"}"#,
+    r#","annotations":{"\udc00\ud800":"b"}"#,
+    r#","\ud800":1"#,
+    r#","annotations":{"a":1e999999}"#,
+    r#","annotations":{"a":-0.0E+1}"#,
+    r#","artifactType":7"#,
+    r#","artifactType":null,"artifactType":"x""#,
+    r#","subject":null"#,
+    r#","subject":"text""#,
+    r#","subject":{"digest":5}"#,
+    r#","schemaVersion":2"#,
+    r#","schemaVersion":"2""#,
+    r#","schemaVersion":null"#,
+    r#","schemaVersion":2.0"#,
+    r#","SchemaVersion":[]"#,
+    r#","mediaType":null"#,
+    r#","mediaType":"""#,
+    r#","mediaType":7"#,
+    r#","blobs":null"#,
+    r#","history":[{"v1Compatibility":"{}"}]"#,
+    r#","":1,"":2"#,
+];
+
+/// The same of a descriptor.
+const LOOSE_DESCRIPTORS: [&str; 17] = [
+    r#","size":-1"#,
+    r#","size":1.5"#,
+    r#","size":"3""#,
+    r#","size":null"#,
+    r#","size":99999999999999999999"#,
+    r#","size":1,"Size":2"#,
+    r#","mediaType":[]"#,
+    r#","mediaType":"\ud800""#,
+    r#","mediaType":"a","mediatype":"b""#,
+    r#","digest":null"#,
+    r#","DIGEST":"$2""#,
+    r#","urls":null"#,
+    r#","urls":"http://x""#,
+    r#","data":7"#,
+    r#","platform":"amd64""#,
+    r#","platform":{"os":"a","os":1}"#,
+    r#","annotations":{"a":null,"a":null}"#,
+];
+
+/// What Go's reader takes, and a little more: what is read of it is its kind, and every digest that any client may see.
+#[test]
+fn manifests_are_read_as_loosely_as_clients_read_them() {
+    let other = DIGEST.replace('e', "0");
+    let check = |body: &str, digests: usize| {
+        let body = body.replace("$1", DIGEST).replace("$2", &other);
+        let manifest = Manifest::parse(Some(OCI_MANIFEST), body.as_bytes());
+        let manifest = manifest.unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        assert_eq!((manifest.kind, &*manifest.media_type), (Kind::Image, OCI_MANIFEST), "{body}");
+        assert_eq!(manifest.children().filter_map(Descriptor::digest).count(), digests, "{body}");
+    };
+    let image = |members: &str, descriptor: &str| {
+        format!(
+            r#"{{"schemaVersion":2{members},"config":{{"digest":"$1"{descriptor}}},"layers":[{{"digest":"$2"}}]}}"#
+        )
+    };
+    for members in LOOSE_MEMBERS {
+        check(&image(members, ""), 2);
+    }
+    for descriptor in LOOSE_DESCRIPTORS {
+        check(&image("", descriptor), 2);
+    }
+    check(r#"{"config":{"digest":"$1"},"layers":null}"#, 1);
+    check(r#"{"config":{"digest":"$1"}}"#, 1);
+    check(r#"{"config":null,"layers":[null,{"digest":"$1"}]}"#, 1);
+    check(r#"{"config":{"digest":"$1"},"config":{"digest":"$2"},"layers":[]}"#, 2);
+    check(r#"{"config":{"digest":"$1"},"layers":[],"layers":[{"digest":"$2"}]}"#, 2);
+    check(r#"{"config":{},"layers":[{"digest":"$1"}],"Layers":[{"digest":"$2"}]}"#, 2);
+    check(r#"{"config":{"digest":"md5:x"},"layers":[{"digest":"$1"}]}"#, 1);
+    check("\t{\"config\":{\"digest\":\"$1\"},\"layers\":[]}\r\n ", 1);
+    let latin =
+        [br#"{"config":{},"layers":[],"annotations":{"a":"caf"#.as_slice(), b"\xe9\xff", br#""}}"#].concat();
+    assert!(Manifest::parse(Some(OCI_MANIFEST), &latin).is_ok());
+    let cut = [br#"{"config":{},"layers":[]}"#.as_slice(), b"\xe2\x82"].concat();
+    assert!(Manifest::parse(Some(OCI_MANIFEST), &cut).is_err());
+}
+
+#[test]
+fn a_label_of_another_kind_leaves_it_to_the_content() {
+    let image = r#"{"config":{},"layers":[]}"#;
+    let typed = format!(r#"{{"mediaType":"{DOCKER_MANIFEST}","config":{{}},"layers":[]}}"#);
+    for label in ["text/html", "application/x-gzip", "image/png", "x"] {
+        assert_eq!(summary(Some(label), image), format!("{OCI_MANIFEST} Image 1"), "{label}");
+        assert_eq!(summary(Some(label), &typed), format!("{DOCKER_MANIFEST} Image 1"), "{label}");
+    }
+    assert_eq!(summary(Some("application/vnd.example+json"), &typed), format!("{DOCKER_MANIFEST} Image 1"));
+}
+
+#[test]
+fn what_is_a_manifest_that_no_client_takes_is_told_from_what_is_none() {
+    let check = |content_type: Option<&str>, body: &str, expected: bool| {
+        let error = Manifest::parse(content_type, body.as_bytes()).unwrap_err();
+        assert_eq!(error.is_manifest(), expected, "{content_type:?} {body}");
+    };
+    let schema_1 = "application/vnd.docker.distribution.manifest.v1+json";
+    check(Some(schema_1), r#"{"schemaVersion":1}"#, true);
+    check(None, r#"{"schemaVersion":1.0}"#, true);
+    check(None, r#"{"schemaVersion":2,"SCHEMAVERSION":1}"#, true);
+    check(Some("application/vnd.x+json"), r#"{"schemaVersion":2}"#, true);
+    check(None, r#"{"mediaType":"application/vnd.x","layers":[]}"#, true);
+    check(Some(OCI_INDEX), r#"{"layers":[],"manifests":[]}"#, true);
+    check(Some("application/vnd.api+json"), r#"{"errors":[]}"#, false);
+    check(Some(OCI_INDEX), r#"{"message":"log in"}"#, false);
+    check(Some(OCI_INDEX), "<html>", false);
+    check(None, r#"{"token":"x"}"#, false);
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! leading segment that is a registry or an alias decides, and one that could only be a registry but is not
 //! configured is an error, so that a typo never asks Docker Hub for `ghcr.oi/…`. Else it is the default.
 //!
-//! Invariant: no answer names a registry that is not configured.
+//! Where parents are asked for any registry, one that is not configured is no error but [unlisted](Registry::is_unlisted).
+//!
+//! Invariant: no answer names a registry that is neither configured nor unlisted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,6 +19,9 @@ use crate::oci::printable;
 
 /// Other names of Docker Hub: its API host, and the host in its credentials.
 const DOCKER_HUB_HOSTS: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
+
+/// The port that a registry has where its name says none: `ghcr.io:443` is `ghcr.io`.
+const HTTPS_PORT: &str = ":443";
 
 /// A registry that requests may mean, with the names it goes by.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub struct Registries {
     /// By `Host` header.
     hosts: HashMap<String, Registry>,
     default: Option<Registry>,
+    /// Whether any other registry may be meant, too.
+    takes_any: bool,
     /// Of registries not all of whose repositories may be pulled.
     limits: HashMap<Registry, Repositories>,
 }
@@ -120,11 +127,19 @@ impl Registries {
                 names.entry(name.to_owned()).or_insert_with(|| registry.clone());
                 hosts.entry(name.to_owned()).or_insert_with(|| registry.clone());
             }
+            if let Some(host) = registry.as_str().strip_suffix(HTTPS_PORT) {
+                names.entry(host.to_owned()).or_insert_with(|| registry.clone());
+            }
             if registry.as_str().contains('.') && !registry.as_str().contains(':') {
                 hosts.entry(registry.as_str().to_owned()).or_insert(registry);
             }
         }
-        Ok(Self { names, hosts, default, limits })
+        Ok(Self { names, hosts, default, takes_any: false, limits })
+    }
+
+    /// The same; if so, a registry that is none of them may be meant, too.
+    pub fn taking_any(self, takes_any: bool) -> Self {
+        Self { takes_any, ..self }
     }
 
     /// The registry that `ns=` or the virtual host names, if either does.
@@ -132,10 +147,13 @@ impl Registries {
         &self,
         ns: Option<&str>,
         host: Option<&str>,
-    ) -> Result<Option<&Registry>, RouteError> {
+    ) -> Result<Option<Cow<'_, Registry>>, RouteError> {
         match (ns, host) {
-            (Some(ns), _) => self.named(ns).ok_or_else(|| unknown(ns)).map(Some),
-            (None, Some(host)) => Ok(self.at_host(host)),
+            (Some(ns), _) => match self.named(ns) {
+                Some(registry) => Ok(Some(Cow::Borrowed(registry))),
+                None => self.unlisted(ns).map(|registry| Some(Cow::Owned(registry))),
+            },
+            (None, Some(host)) => Ok(self.at_host(host).map(Cow::Borrowed)),
             (None, None) => Ok(None),
         }
     }
@@ -143,22 +161,34 @@ impl Registries {
     /// The registry, and those of the segments that are the name within it.
     pub(super) fn resolve<'a>(
         &'a self,
-        decided: Option<&'a Registry>,
+        decided: Option<Cow<'a, Registry>>,
         segments: &'a [&'a str],
-    ) -> Result<(&'a Registry, &'a [&'a str]), RouteError> {
+    ) -> Result<(Cow<'a, Registry>, &'a [&'a str]), RouteError> {
         let (first, rest) = segments.split_first().ok_or(InvalidName::Repository)?;
         // A prefix without a name behind it is itself the name, as in `hub` of `docker.io/library/hub`.
         let prefix = if rest.is_empty() { None } else { self.named(first) };
         match (decided, prefix) {
-            (Some(decided), Some(prefix)) if decided == prefix => Ok((decided, rest)),
+            (Some(decided), Some(prefix)) if *decided == *prefix => Ok((decided, rest)),
+            (Some(decided), _) if decided.is_unlisted() && !rest.is_empty() && decided.is_named(first) => {
+                Ok((decided, rest))
+            }
             (Some(decided), _) => Ok((decided, segments)),
-            (None, Some(prefix)) => Ok((prefix, rest)),
+            (None, Some(prefix)) => Ok((Cow::Borrowed(prefix), rest)),
             (None, None) if [".", ".."].contains(first) => Err(InvalidName::Repository.into()),
-            (None, None) if Registry::looks_like_host(first) => Err(match self.named(first) {
-                Some(_) => InvalidName::Repository.into(),
-                None => unknown(first),
-            }),
-            (None, None) => Ok((self.default.as_ref().ok_or(RouteError::NoDefault)?, segments)),
+            (None, None) if Registry::looks_like_host(first) => {
+                let registry = match self.named(first) {
+                    Some(_) => return Err(InvalidName::Repository.into()),
+                    None => self.unlisted(first)?,
+                };
+                if rest.is_empty() {
+                    Err(InvalidName::Repository.into())
+                } else {
+                    Ok((Cow::Owned(registry), rest))
+                }
+            }
+            (None, None) => {
+                Ok((Cow::Borrowed(self.default.as_ref().ok_or(RouteError::NoDefault)?), segments))
+            }
         }
     }
 
@@ -184,21 +214,27 @@ impl Registries {
 
     /// Whether the segments in front of one of the API's own paths could be a prefix of berth.
     pub(super) fn check_prefix(&self, decided: Option<&Registry>, prefix: &[&str]) -> Result<(), RouteError> {
-        if prefix.contains(&"") {
-            return Err(RouteError::NotFound);
-        }
         match prefix.first() {
             Some(first)
                 if decided.is_none() && Registry::looks_like_host(first) && self.named(first).is_none() =>
             {
-                Err(unknown(first))
+                self.unlisted(first).map(drop)
             }
             _ => Ok(()),
         }
     }
 
+    /// The registry of a name that is not configured, if any may be meant and it is one.
+    fn unlisted(&self, name: &str) -> Result<Registry, RouteError> {
+        let is_possible = self.takes_any && Registry::looks_like_host(name);
+        let registry = is_possible.then(|| Registry::parse(name).ok()).flatten();
+        registry.map(Registry::unlisted).ok_or_else(|| unknown(name))
+    }
+
     fn named(&self, name: &str) -> Option<&Registry> {
-        self.names.get(&*lower_case(name))
+        let name = lower_case(name);
+        let without_port = || self.names.get(name.strip_suffix(HTTPS_PORT)?);
+        self.names.get(&*name).or_else(without_port)
     }
 
     fn at_host(&self, host: &str) -> Option<&Registry> {

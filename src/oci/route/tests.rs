@@ -141,6 +141,71 @@ fn only_one_prefix_is_stripped_and_only_the_deciding_one() {
 }
 
 #[test]
+fn one_repository_has_one_name_however_its_path_is_spelt() {
+    for target in [
+        "/v2/library%2Falpine/manifests/3",
+        "/v2/library%2falpine/manifests/3",
+        "/v2/library/alpine%2Fmanifests/3",
+        "/v2%2Flibrary%2Falpine%2Fmanifests%2F3",
+        "/v2/%6cibrary/alpine/manifests/3",
+        "/v2/library//alpine/manifests/3",
+        "/v2/library/alpine//manifests///3",
+        "//v2//library/alpine/manifests/3",
+        "/v2/library/alpine/manifests/3/",
+        "/v2/library/alpine/manifests/3//",
+        "/v2/library/%2f/alpine/manifests/3%2F",
+        "/v2/hub%2Flibrary/alpine/manifests/3",
+        "/v2/docker.io%2Flibrary%2Falpine/manifests/3",
+        "/hub//v2/library/alpine/manifests/3/?ns=docker.io",
+    ] {
+        check(target, "docker.io/library/alpine 3");
+    }
+    let blob = format!("/v2/library%2Falpine/blobs/{DIGEST}/");
+    assert_eq!(route(&blob), route(&format!("/v2/library/alpine/blobs/{DIGEST}")));
+    assert_eq!(route("/v2/library%2Falpine/tags//list/"), route("/v2/library/alpine/tags/list"));
+}
+
+#[test]
+fn the_usual_port_of_a_registry_may_be_said() {
+    for target in [
+        "/v2/org/app/manifests/1?ns=ghcr.io:443",
+        "/v2/org/app/manifests/1?ns=GHCR.io%3A443",
+        "/v2/ghcr.io:443/org/app/manifests/1",
+        "/ghcr.io:443/v2/org/app/manifests/1?ns=ghcr.io",
+        "ghcr.io:443/v2/org/app/manifests/1",
+    ] {
+        check(target, "ghcr.io/org/app 1");
+    }
+    let own = vec![
+        known("x.example:443", &[], &[]),
+        known("y.example:443", &[], &[]),
+        known("y.example", &[], &[]),
+    ];
+    let registries = Registries::new(own, None).unwrap();
+    let meant = |ns: &str| registries.meant(None, "/v2/a/manifests/1", Some(&format!("ns={ns}"))).unwrap();
+    assert_eq!((&*meant("x.example"), &*meant("x.example:443")), ("x.example:443", "x.example:443"));
+    assert_eq!((&*meant("y.example"), &*meant("y.example:443")), ("y.example", "y.example:443"));
+}
+
+#[test]
+fn what_cannot_be_routed_still_means_a_registry() {
+    let meant = |target: &str| {
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        registries().meant(None, path, query)
+    };
+    let check =
+        |target: &str, expected: Option<&str>| assert_eq!(meant(target).as_deref(), expected, "{target}");
+    check("/v2/org/app/manifests/1?ns=quay.io", Some("quay.io"));
+    check("/v2/quay.io/org/app/manifests/1", Some("quay.io"));
+    check("/v2/ghcr.io/Org/app/manifests/1", Some("ghcr.io"));
+    check("/v2/a/manifests/.3", Some("docker.io"));
+    check("/v2/a/blobs/x?ns=harbor", Some("harbor.example.com"));
+    check("/etc/passwd", None);
+    check("/v2/?ns=evil%0a", Some("evil?"));
+}
+
+#[test]
 fn words_of_the_protocol_may_be_parts_of_a_name() {
     check("/v2/org/v2/app/manifests/1", "docker.io/org/v2/app 1");
     check("/v2/v2/app/manifests/1", "docker.io/v2/app 1");
@@ -156,7 +221,8 @@ fn words_of_the_protocol_may_be_parts_of_a_name() {
 fn registries_that_are_not_configured_are_refused_never_the_default() {
     let unknown = |name: &str| format!("registry `{name}` is not configured on this mirror");
     check("/v2/org/app/manifests/1?ns=quay.io", &unknown("quay.io"));
-    check("/v2/org/app/manifests/1?ns=ghcr.io:443", &unknown("ghcr.io:443"));
+    check("/v2/org/app/manifests/1?ns=ghcr.io:80", &unknown("ghcr.io:80"));
+    check("/v2/org/app/manifests/1?ns=quay.io:443", &unknown("quay.io:443"));
     check("/v2/org/app/manifests/1?ns=169.254.169.254", &unknown("169.254.169.254"));
     check("/v2/org/app/manifests/1?ns=", &unknown(""));
     check("/v2/org/app/manifests/1?ns=http://x/%0a%ff", &unknown("http://x/??"));
@@ -190,15 +256,15 @@ fn names_cannot_climb_hide_or_grow() {
         "/v2/../../etc/passwd/manifests/3",
         "/v2/library/../../x/manifests/3",
         "/v2/library/%2e%2e/x/manifests/3",
-        "/v2/library%2falpine/manifests/3",
-        "/v2/library%2Falpine/manifests/3",
         "/v2/a/%252e%252e/manifests/3",
+        "/v2/a%2f..%2fb/manifests/3",
+        "/v2/a%2F%2e%2e/manifests/3",
+        "/v2/library%252falpine/manifests/3",
+        "/v2/%5c/manifests/3",
         "/v2/a/%zz/manifests/3",
         "/v2/a/%/manifests/3",
         "/v2/a/%ff/manifests/3",
         "/v2/a/%00/manifests/3",
-        "/v2//library/alpine/manifests/3",
-        "//v2/library/alpine/manifests/3",
         "/v2/Library/Alpine/manifests/3",
         "/v2/_oci/manifests/3",
         "/hub/../x/manifests/3",
@@ -210,7 +276,8 @@ fn names_cannot_climb_hide_or_grow() {
     check(&format!("/v2/{}/manifests/3", "a".repeat(1100)), "path or query too long");
     check(&format!("/v2/a/manifests/3?ns={}", "a".repeat(1100)), "path or query too long");
     check("/v2/a/manifests/.3", &InvalidName::Tag.to_string());
-    check("/v2/a/manifests/", &InvalidName::Tag.to_string());
+    check("/v2/a/manifests/", "no such path");
+    check("/v2/a/manifests/3%2f4", "no such path");
     check(&format!("/v2/a/manifests/{}", "x".repeat(129)), &InvalidName::Tag.to_string());
     check("/v2/a/manifests/sha256:00", "not a digest: expected algorithm:hex in lower case");
     check("/v2/a/blobs/x", "not a digest: expected algorithm:hex in lower case");
@@ -219,23 +286,22 @@ fn names_cannot_climb_hide_or_grow() {
 
 #[test]
 fn the_api_root_answers_below_any_prefix() {
-    for target in
-        ["/v2/", "/v2", "/hub/v2/", "/hub/v2", "/hub/x/v2/", "/docker.io/v2/", "/v2/?ns=docker.io", "x/v2/"]
-    {
-        assert_eq!(route(target), Ok(Route::Base), "{target}");
-    }
     for target in [
-        "/",
-        "",
-        "/v1/",
+        "/v2/",
+        "/v2",
+        "/hub/v2/",
+        "/hub/v2",
+        "/hub/x/v2/",
+        "/docker.io/v2/",
+        "/v2/?ns=docker.io",
+        "x/v2/",
         "//v2/",
         "/v2//",
-        "/v2/x",
-        "/v2/x/v2/",
-        "/metrics",
-        "/v2/_catalog/",
-        "/v2/manifests/x",
+        "/v2%2f",
     ] {
+        assert_eq!(route(target), Ok(Route::Base), "{target}");
+    }
+    for target in ["/", "", "/v1/", "/v2/x", "/v2/x/v2/", "/metrics", "/v2/manifests/x"] {
         let target = format!("x{target}");
         assert_eq!(
             registries().route(&Method::GET, None, &target[1..], None),
@@ -246,6 +312,7 @@ fn the_api_root_answers_below_any_prefix() {
     assert_eq!(route("/v2/_oci/ext/discover"), Ok(Route::Extensions));
     let catalog = |n, last: Option<&str>| Ok(Route::Catalog { n, last: last.map(str::to_owned) });
     assert_eq!(route("/v2/_catalog"), catalog(None, None));
+    assert_eq!(route("/v2/_catalog/"), catalog(None, None));
     assert_eq!(
         route("/v2/_catalog?n=5&last=docker.io%2Flibrary/a"),
         catalog(Some(5), Some("docker.io/library/a"))
@@ -260,7 +327,13 @@ fn lists_and_blobs_carry_their_parameters() {
         |n, last: Option<&str>| Ok(Route::Tags { repo: repo.clone(), n, last: last.map(str::to_owned) });
     assert_eq!(route("/v2/org/app/tags/list"), tags(None, None));
     assert_eq!(route("/hub/v2/org/app/tags/list?n=0&last=3&last=4"), tags(Some(0), Some("3")));
-    for n in ["-1", "x", "", "1.5", "99999999999999999999999"] {
+    // As distribution.
+    for (n, expected) in [("", None), ("+5", None), ("-0", Some(0)), ("%2B5", Some(5)), ("007", Some(7))] {
+        let expected = if n == "+5" { Err(RouteError::Page) } else { tags(expected, None) };
+        assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), expected, "{n}");
+    }
+    assert_eq!(route("/v2/org/app/tags/list?n=&last="), tags(None, Some("")));
+    for n in ["-1", "x", "1.5", "9223372036854775808", "99999999999999999999999"] {
         assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), Err(RouteError::Page), "{n}");
     }
     let referrers = |artifact_type: Option<&str>| {

@@ -22,15 +22,25 @@ pub(super) struct Picture {
     pub(super) pins: u64,
 }
 
+/// Stands for the registries that have no share of their own: no registry can be called so.
+const ALL_OTHERS: &str = "*";
+
 /// The numbers that registries have in one picture.
 #[derive(Default)]
 pub(super) struct Owners {
+    /// The registries with a number of their own, if not all have one.
+    sharing: Option<HashSet<String>>,
     numbers: HashMap<String, Owner>,
     /// The one that was asked for last: what belongs to one registry comes together.
     last: Option<(String, Owner)>,
 }
 
 impl Owners {
+    pub(super) fn among(sharing: Option<&[Registry]>) -> Self {
+        let names = |all: &[Registry]| all.iter().map(|registry| registry.as_str().to_owned()).collect();
+        Self { sharing: sharing.map(names), ..Self::default() }
+    }
+
     pub(super) fn number(&mut self, registry: &str) -> Owner {
         if let Some((last, owner)) = &self.last
             && last == registry
@@ -40,7 +50,9 @@ impl Owners {
         let next = u16::try_from(self.numbers.len()).ok().and_then(|count| count.checked_add(Owner::FIRST));
         // More registries than have a number share one.
         let next = next.map_or(Owner::SEVERAL, Owner);
-        let owner = *self.numbers.entry(registry.to_owned()).or_insert(next);
+        let has_own = self.sharing.as_ref().is_none_or(|sharing| sharing.contains(registry));
+        let name = if has_own { registry } else { ALL_OTHERS };
+        let owner = *self.numbers.entry(name.to_owned()).or_insert(next);
         self.last = Some((registry.to_owned(), owner));
         owner
     }
@@ -96,7 +108,7 @@ impl Sweeper<'_> {
                     stock.leased.push(blob);
                 }
             });
-        let mut owners = Owners::default();
+        let mut owners = Owners::among(ledger.budget.limits().sharing.as_deref());
         let are_all = are_all
             && ledger.index.each_holding_of_all(&mut |registry, name| {
                 let Some(number) = number_of(&name) else { return };
@@ -158,4 +170,19 @@ impl Ledger {
 
 fn to_number(at: usize) -> u32 {
     u32::try_from(at).expect("a file system has no room for four thousand million blobs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_without_a_share_of_their_own_have_one_together() {
+        let listed = [Registry::parse("a.example").unwrap()];
+        let mut owners = Owners::among(Some(&listed));
+        let numbers = ["x.example", "a.example", "y.example", "x.example"].map(|name| owners.number(name));
+        assert!(numbers[0] == numbers[2] && numbers[0] == numbers[3] && numbers[0] != numbers[1]);
+        let mut owners = Owners::among(None);
+        assert_ne!(owners.number("x.example"), owners.number("y.example"));
+    }
 }

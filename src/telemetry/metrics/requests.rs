@@ -110,6 +110,151 @@ impl From<&http::Method> for Verb {
     }
 }
 
+/// Why a request was answered with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its head, path or parameters are against the protocol.
+    Request,
+    /// Its path is none of the API's.
+    Path,
+    /// Its method would change something.
+    Method,
+    /// It is for a host that the listener does not have.
+    Host,
+    /// Its address may not connect.
+    Address,
+    /// It has no login, or a wrong one.
+    Login,
+    /// Its client takes more than it may.
+    ClientLimit,
+    /// It has come round in a circle of berths.
+    Loop,
+    /// The registry that it names is not configured.
+    UnknownRegistry,
+    /// It names no registry, and there is no default one.
+    NoRegistry,
+    /// The configuration keeps this repository, or this list, from clients.
+    Forbidden,
+    /// The range begins behind the end.
+    Range,
+    /// Upstream has no such thing.
+    NotFound,
+    /// Upstream denies access.
+    Denied,
+    /// Upstream refuses the configured login.
+    LoginRefused,
+    /// No login is issued for upstream.
+    NoLogin,
+    /// Upstream limits requests.
+    Limited,
+    /// There is no room for more, here or in the limits for upstream.
+    Busy,
+    /// Upstream answered with an error.
+    Unavailable,
+    /// Upstream cannot be reached.
+    Unreachable,
+    /// Upstream did not answer in time.
+    Timeout,
+    /// Upstream answered something else than a registry does.
+    Malformed,
+    /// Upstream sent content with another digest.
+    Mismatch,
+    /// Upstream's content changed while it was sent.
+    Changed,
+    /// Upstream points to where it must not lead.
+    Misled,
+    /// Upstream is known to be down.
+    Down,
+    /// Upstream is never asked, by configuration.
+    Offline,
+    /// What is stored is older than it may be.
+    TooOld,
+    /// The data folder failed.
+    Store,
+    /// A stored file is damaged.
+    Damaged,
+    /// File descriptors, ports or memory are used up.
+    Local,
+    /// The transfer was given up.
+    GivenUp,
+}
+
+impl Reason {
+    /// Every reason, in the order of the variants.
+    pub const ALL: [Self; 32] = [
+        Self::Request,
+        Self::Path,
+        Self::Method,
+        Self::Host,
+        Self::Address,
+        Self::Login,
+        Self::ClientLimit,
+        Self::Loop,
+        Self::UnknownRegistry,
+        Self::NoRegistry,
+        Self::Forbidden,
+        Self::Range,
+        Self::NotFound,
+        Self::Denied,
+        Self::LoginRefused,
+        Self::NoLogin,
+        Self::Limited,
+        Self::Busy,
+        Self::Unavailable,
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Malformed,
+        Self::Mismatch,
+        Self::Changed,
+        Self::Misled,
+        Self::Down,
+        Self::Offline,
+        Self::TooOld,
+        Self::Store,
+        Self::Damaged,
+        Self::Local,
+        Self::GivenUp,
+    ];
+
+    /// Its name in metrics, logs and `Cache-Status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "bad_request",
+            Self::Path => "no_such_path",
+            Self::Method => "method",
+            Self::Host => "host",
+            Self::Address => "address",
+            Self::Login => "login",
+            Self::ClientLimit => "client_limit",
+            Self::Loop => "loop",
+            Self::UnknownRegistry => "unknown_registry",
+            Self::NoRegistry => "no_registry",
+            Self::Forbidden => "forbidden",
+            Self::Range => "range",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::LoginRefused => "login_refused",
+            Self::NoLogin => "no_login",
+            Self::Limited => "limited",
+            Self::Busy => "busy",
+            Self::Unavailable => "unavailable",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Malformed => "malformed",
+            Self::Mismatch => "mismatch",
+            Self::Changed => "changed",
+            Self::Misled => "misled",
+            Self::Down => "down",
+            Self::Offline => "offline",
+            Self::TooOld => "too_old",
+            Self::Store => "store",
+            Self::Damaged => "damaged",
+            Self::Local => "local",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
 /// A request that is being answered.
 pub struct InFlight(IntGauge);
 
@@ -124,6 +269,8 @@ pub(super) struct Requests {
     answered: IntCounterVec,
     duration: HistogramVec,
     first_byte: HistogramVec,
+    /// Each is there from the start, so that rates are right.
+    refused: [IntCounter; Reason::ALL.len()],
     by_handler: [OfHandler; Handler::COUNT],
 }
 
@@ -177,6 +324,11 @@ impl Requests {
                 &FIRST_BYTE_BUCKETS,
                 &["handler"],
             ),
+            refused: {
+                let (name, help) = ("berth_refusals_total", "Requests answered with an error");
+                let refused = new.counters(name, help, &["reason"]);
+                Reason::ALL.map(|reason| refused.with_label_values(&[reason.as_str()]))
+            },
             by_handler: handlers.map(of_handler),
         }
     }
@@ -185,6 +337,10 @@ impl Requests {
         let gauge = self.by_handler[handler as usize].in_flight.clone();
         gauge.inc();
         InFlight(gauge)
+    }
+
+    pub(super) fn refused(&self, reason: Reason) {
+        self.refused[reason as usize].inc();
     }
 
     pub(super) fn ended(

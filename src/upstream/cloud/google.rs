@@ -18,13 +18,13 @@ use url::{Url, form_urlencoded};
 
 use super::federation::{self, Federation};
 use super::{Environment, Grant, NoLogin, ask, post_form, read_file, request};
+use crate::files;
 use crate::upstream::client::Client;
 use crate::upstream::config::Endpoint;
 use crate::upstream::error::BuildError;
 use crate::upstream::login::Login;
 use crate::upstream::secret::Secret;
 use crate::upstream::{jwt, token};
-use crate::watch;
 
 const OAUTH: &str = "Google's token service";
 const METADATA: &str = "the Google metadata server";
@@ -69,7 +69,7 @@ impl Google {
         let in_env = || env("GOOGLE_APPLICATION_CREDENTIALS").map(PathBuf::from);
         if let Some(file) = config.key_file.clone().or_else(in_env) {
             let text =
-                watch::read_text(&file).map_err(|source| BuildError::Read { path: file.clone(), source })?;
+                files::read_text(&file).map_err(|source| BuildError::Read { path: file.clone(), source })?;
             if Key::parse(&text).is_none() && Federation::parse(&text).is_none() {
                 return Err(BuildError::Content { path: file, expected: KEY_FILE });
             }
@@ -159,10 +159,13 @@ impl Key {
     }
 }
 
-/// A file that somebody else wrote must not make berth show an assertion elsewhere.
+/// A file that somebody else wrote must not make berth show an assertion elsewhere. Keys of old say
+/// `accounts.google.com/o/oauth2/token`, which still answers.
 pub(super) fn is_of_google(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
-    url.scheme() == "https" && (host == "googleapis.com" || host.ends_with(".googleapis.com"))
+    let is_known =
+        ["googleapis.com", "accounts.google.com"].contains(&host) || host.ends_with(".googleapis.com");
+    url.scheme() == "https" && is_known
 }
 
 #[cfg(test)]
@@ -176,6 +179,11 @@ mod tests {
         };
         check(TOKEN_URL, true);
         check("https://oauth2-x.p.googleapis.com/token", true);
+        check("https://accounts.google.com/o/oauth2/token", true);
+        check("https://www.googleapis.com/oauth2/v4/token", true);
+        check("https://x.accounts.google.com/o/oauth2/token", false);
+        check("https://sites.google.com/o/oauth2/token", false);
+        check("http://accounts.google.com/o/oauth2/token", false);
         check("https://evilgoogleapis.com/token", false);
         check("https://googleapis.com.evil.example/token", false);
         check("http://oauth2.googleapis.com/token", false);

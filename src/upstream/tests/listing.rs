@@ -1,6 +1,8 @@
 //! Lists: pages of tags, referrers, and what old registries do instead.
 
-use super::super::Error;
+use std::time::Duration;
+
+use super::super::{Error, PageQuery, TagBody};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of};
 
@@ -10,20 +12,34 @@ fn index(body: &str) -> Reply {
     Reply::ok(body.to_owned()).with("content-type", INDEX)
 }
 
+/// How long is remembered who has no such API.
+const MINUTE: Duration = Duration::from_secs(60);
+
 #[tokio::test]
-async fn pages_of_tags_are_put_together() {
+async fn a_page_of_tags_goes_on_as_it_came_and_its_link_is_followed_by_the_query_alone() {
     let fake = Fake::start(|seen| match seen.path.split_once('?').unwrap().1 {
-        "n=3" => Reply::ok(r#"{"name":"a","tags":["1","2"]}"#)
+        "n=3" => Reply::ok(r#"{"name":"b","tags":["1","2"]}"#)
             .with("link", r#"<https://evil.example/x?n=2&last=2&orderby=>; rel="next""#),
         "n=2&last=2&orderby=" => Reply::ok(r#"{"tags":["3","not a tag","4"]}"#),
         _ => Reply::new(404, ""),
     })
     .await;
     let upstream = upstream_of(&fake);
-    let page = upstream.tags(&client(), &name("a"), 3, None).await.unwrap();
-    assert_eq!(page.tags.iter().map(|tag| tag.as_str()).collect::<Vec<_>>(), ["1", "2", "3"]);
-    assert!(page.more);
+    let page = upstream.tags(&client(), &name("a"), &PageQuery::read("n=3")).await.unwrap();
+    assert_eq!(whole(page.body), r#"{"name":"a","tags":["1","2"]}"#);
+    let next = PageQuery::read(&page.next.unwrap());
+    let page = upstream.tags(&client(), &name("a"), &next).await.unwrap();
+    assert_eq!((&*whole(page.body), page.next), (r#"{"tags":["3","not a tag","4"]}"#, None));
     assert!(fake.seen().iter().all(|seen| seen.path.starts_with("/v2/a/tags/list?")));
+    let error = error_of(upstream.tags(&client(), &name("b"), &next).await);
+    assert_eq!((error, fake.seen().len()), (Error::NotFound, 3), "of another list it is any client's");
+}
+
+fn whole(body: TagBody) -> String {
+    match body {
+        TagBody::Whole(body) => String::from_utf8(body.to_vec()).unwrap(),
+        TagBody::Stream(_) => panic!("a long page"),
+    }
 }
 
 #[tokio::test]
@@ -34,23 +50,20 @@ async fn a_list_without_tags_is_empty_and_nonsense_is_an_outage() {
     })
     .await;
     let upstream = upstream_of(&fake);
-    let page = upstream.tags(&client(), &name("a"), 5000, Some("x y")).await.unwrap();
-    assert!(page.tags.is_empty() && !page.more);
-    assert_eq!(fake.seen()[0].path, "/v2/a/tags/list?n=1000&last=x+y");
-    assert!(matches!(
-        error_of(upstream.tags(&client(), &name("html/a"), 5, None).await),
-        Error::Malformed(_)
-    ));
+    let page = PageQuery::read("n=5000&last=x+y");
+    let answer = upstream.tags(&client(), &name("a"), &page).await.unwrap();
+    assert_eq!((&*whole(answer.body), answer.next), (r#"{"name":"a","tags":[]}"#, None));
+    assert_eq!(fake.seen()[0].path, "/v2/a/tags/list?n=5000&last=x+y");
+    let error = error_of(upstream.tags(&client(), &name("html/a"), &page).await);
+    assert!(matches!(error, Error::Malformed(_)));
 }
 
 #[tokio::test]
-async fn a_list_that_never_ends_is_cut() {
-    let fake = Fake::start(|_| Reply::ok(r#"{"tags":[]}"#).with("link", r#"</?n=1>; rel="next""#)).await;
-    assert!(upstream_of(&fake).tags(&client(), &name("a"), 5, None).await.unwrap().more);
-    assert_eq!(fake.seen().len(), 20);
+async fn a_list_of_referrers_that_never_ends_is_refused() {
     let fake = Fake::start(|_| index(r#"{"manifests":[]}"#).with("link", r#"</?n=1>; rel="next""#)).await;
-    let error = error_of(upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b"")).await);
-    assert!(matches!(error, Error::Malformed(_)));
+    let asked = upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b""), MINUTE).await;
+    assert!(matches!(error_of(asked), Error::Malformed(_)));
+    assert_eq!(fake.seen().len(), 20);
 }
 
 #[tokio::test]
@@ -62,7 +75,8 @@ async fn pages_of_referrers_are_merged() {
         Some(_) => index(r#"{"schemaVersion":2,"manifests":[{"size":2}]}"#),
     })
     .await;
-    let merged = upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b"")).await.unwrap().unwrap();
+    let merged =
+        upstream_of(&fake).referrers(&client(), &name("a"), &digest_of(b""), MINUTE).await.unwrap().unwrap();
     let merged: serde_json::Value = serde_json::from_slice(&merged.body).unwrap();
     assert_eq!(merged["manifests"], serde_json::json!([{"size": 1}, {"size": 2}]));
 }
@@ -72,9 +86,13 @@ async fn old_registries_keep_referrers_under_a_tag() {
     let body = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
     let digest = digest_of(b"");
     let check = async |api: fn() -> Reply, tag: fn() -> Reply, expected: Result<Option<&str>, Error>| {
-        let fake =
-            Fake::start(move |seen| if seen.path.contains("/referrers/") { api() } else { tag() }).await;
-        let referrers = upstream_of(&fake).referrers(&client(), &name("a"), &digest).await;
+        let fake = Fake::start(move |seen| match seen.path.as_str() {
+            "/v2/" => Reply::ok("{}"),
+            path if path.contains("/referrers/") => api(),
+            _ => tag(),
+        })
+        .await;
+        let referrers = upstream_of(&fake).referrers(&client(), &name("a"), &digest, MINUTE).await;
         let body = referrers.map(|list| list.map(|list| list.body));
         assert_eq!(body, expected.map(|body| body.map(|body| body.to_owned().into())));
         fake

@@ -12,6 +12,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 
+use super::process::{run, tool};
+
 /// The files live as long as this.
 pub(crate) struct Certificate {
     folder: TempDir,
@@ -38,6 +40,36 @@ impl Certificate {
         for (name, text) in files {
             File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
         }
+        Self { folder }
+    }
+
+    /// One that has signed itself, as an authority, for these names: it is its own `ca`.
+    pub(crate) fn self_signed(names: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut own = CertificateParams::new(names).unwrap();
+        own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let good = own.self_signed(&key).unwrap().pem();
+        own.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let expired = own.self_signed(&key).unwrap().pem();
+        // A file of authorities is often a bundle.
+        let ca = format!("{good}{expired}");
+        for (name, text) in
+            [("ca.pem", ca), ("cert.pem", good), ("expired.pem", expired), ("key.pem", key.serialize_pem())]
+        {
+            File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+        Self { folder }
+    }
+
+    /// One that `openssl req` makes with these further arguments: it is its own `ca`.
+    pub(crate) async fn of_openssl(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut openssl = tool("openssl");
+        openssl.arg("req").args(args).args(["-keyout", "key.pem", "-out", "cert.pem"]);
+        run(openssl.current_dir(folder.path())).await;
+        std::fs::copy(folder.path().join("cert.pem"), folder.path().join("ca.pem")).unwrap();
         Self { folder }
     }
 

@@ -152,6 +152,29 @@ pub(crate) async fn containerd_pulls_with(hosts_toml: &str, images: &[&Image], b
     }
 }
 
+/// Runs a script of a user in the repository, beside a containerd that its `ctr` finds. `/etc/containerd` is empty before.
+pub(crate) async fn beside_containerd(script: &str) -> Result<String, String> {
+    let _turn = heavy().await;
+    let state = tempfile::tempdir().expect("a temporary folder can be made");
+    containerd::beside(state.path(), script).await
+}
+
+/// Runs a script of a user beside a Docker Engine that its `docker` finds and that has this `daemon.json`, at `$DAEMON_JSON`.
+/// The engine's process is `$DOCKERD`.
+pub(crate) async fn beside_docker(daemon_json: &str, script: &str) -> Result<String, String> {
+    let _turn = heavy().await;
+    let state = tempfile::tempdir().expect("a temporary folder can be made");
+    docker::beside(state.path(), daemon_json, script).await
+}
+
+/// Runs a script of a user of podman and skopeo, for whom this is a drop-in of `registries.conf`, and else there is what
+/// Debian has put into `/etc/containers`.
+pub(crate) async fn with_containers_drop_in(drop_in: &str, script: &str) -> Result<String, String> {
+    let _turn = heavy().await;
+    let state = tempfile::tempdir().expect("a temporary folder can be made");
+    containers::with_drop_in(state.path(), drop_in, script).await
+}
+
 impl Haul {
     fn compare(&self, images: &[&Image]) -> Result<(), String> {
         let mut found = BTreeSet::new();
@@ -175,10 +198,16 @@ impl Haul {
 
 /// A program in a mount namespace of its own, where each of these folders is empty and in memory.
 fn isolated(program: &str, hidden: &[&str]) -> Command {
-    let hide = "for folder in $1; do mkdir -p $folder; mount -t tmpfs none $folder; done; shift; exec \"$@\"";
-    let mut command = tool("unshare");
-    command.args(["--mount", "sh", "-ec", hide, "sh", &hidden.join(" ")]);
+    let mut command = apart("exec \"$@\"", hidden);
     command.arg(tool(program).as_std().get_program());
+    command
+}
+
+/// A script for the shell in a mount namespace of its own, where each of these folders is empty and in memory.
+pub(crate) fn apart(script: &str, hidden: &[&str]) -> Command {
+    let hide = "for folder in $1; do mkdir -p $folder; mount -t tmpfs none $folder; done; shift";
+    let mut command = tool("unshare");
+    command.args(["--mount", "sh", "-ec", &format!("{hide}\n{script}"), "sh", &hidden.join(" ")]);
     command
 }
 

@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containerd", "containerd"),
     ("cp", "coreutils"),
     ("ctr", "containerd"),
+    ("curl", "curl"),
     ("docker", "docker.io"),
     ("docker-registry", "docker-registry"),
     ("dockerd", "docker.io"),

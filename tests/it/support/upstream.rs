@@ -1,7 +1,7 @@
 //! A fake registry that speaks HTTP/1.1, misbehaves on command and remembers every request.
 //!
 //! It is written on the bare socket, because no HTTP library lets a server lie as freely as it must:
-//! - `content`: what an honest registry answers;
+//! - `content`: what an honest registry answers, its lists in pages of any kind (`paging`);
 //! - `auth`: who may read, and the token endpoint;
 //! - `quota`: how many manifests it gives out;
 //! - `fault`: what is done to an honest answer, and to which;
@@ -12,6 +12,7 @@
 mod auth;
 mod content;
 mod fault;
+mod paging;
 mod quota;
 mod wire;
 
@@ -28,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) use auth::{Auth, basic};
 pub(crate) use fault::{Fault, On};
+pub(crate) use paging::Paging;
 pub(crate) use wire::Request;
 
 use super::{Blob, Certificate, Image};
@@ -69,6 +71,11 @@ impl Upstream {
     /// The same over TLS, under an authority that only [`Upstream::ca`] names.
     pub(crate) async fn start_tls() -> Self {
         Self::build(Some(Certificate::new())).await
+    }
+
+    /// The same with this certificate.
+    pub(crate) async fn start_tls_with(certificate: Certificate) -> Self {
+        Self::build(Some(certificate)).await
     }
 
     /// The same for clients who show a certificate of one of these authorities.
@@ -189,12 +196,24 @@ impl Upstream {
         self
     }
 
+    /// Leads from one page of tags to the next in this way.
+    pub(crate) fn paging(&self, paging: Paging) -> &Self {
+        self.content().paging = paging;
+        self
+    }
+
     // --- who may read
 
     /// Asks for a login in this way. Nobody may read anything then but by [`Upstream::user`] and
     /// [`Upstream::anonymous`].
     pub(crate) fn auth(&self, auth: Auth) -> &Self {
         self.door().auth = auth;
+        self
+    }
+
+    /// Challenges at `/v2/` only: what may not be read is answered with this status, and without a word about logins.
+    pub(crate) fn refuses_with(&self, status: u16) -> &Self {
+        self.door().refusal = Some(status);
         self
     }
 
@@ -230,6 +249,12 @@ impl Upstream {
         self
     }
 
+    /// Offers this before Basic, in a line of its own.
+    pub(crate) fn offers(&self, challenge: &str) -> &Self {
+        self.door().offer = Some(challenge.to_owned());
+        self
+    }
+
     /// Says of its tokens that they live so long; `None`: says nothing.
     pub(crate) fn tokens_live(&self, seconds: Option<u64>) -> &Self {
         self.door().expires_in = seconds;
@@ -246,6 +271,11 @@ impl Upstream {
     /// Takes no token any more that was issued before now.
     pub(crate) fn revoke_tokens(&self) {
         self.door().revoke();
+    }
+
+    /// Takes no token at all any more, however new: its clock is wrong.
+    pub(crate) fn distrust_tokens(&self) {
+        self.door().revoke_for_ever();
     }
 
     /// Gives out so many manifests from now on, as Docker Hub does.

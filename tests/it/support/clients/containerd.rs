@@ -9,7 +9,7 @@ use tokio::process::Command;
 use super::super::eventually;
 use super::super::process::{Daemon, run, tool, try_run, write};
 use super::super::real_images::{By, Image};
-use super::{Haul, Mirror, UNREACHABLE};
+use super::{Haul, Mirror, UNREACHABLE, apart};
 
 /// Pulls through the mirror, with the registries themselves out of reach.
 pub(super) async fn pull(state: &Path, mirror: &Mirror, images: &[&Image], by: By) -> Result<Haul, String> {
@@ -31,6 +31,14 @@ pub(super) async fn pull_with(
     by: By,
 ) -> Result<Haul, String> {
     pull_from(state, &hosts(state, ["_default"], hosts_toml), images, by).await
+}
+
+/// Runs a script with a containerd beside it.
+pub(super) async fn beside(state: &Path, script: &str) -> Result<String, String> {
+    let _daemon = start(state).await;
+    let mut command = apart(script, &["/etc/containerd"]);
+    command.env("CONTAINERD_ADDRESS", state.join("socket")).env("CONTAINERD_SNAPSHOTTER", "native");
+    try_run(&mut command).await
 }
 
 /// Pulls and unpacks container images, and fetches what is something else.

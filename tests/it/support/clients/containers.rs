@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use super::super::process::{run, try_run, write};
 use super::super::real_images::{By, Image};
-use super::{Haul, Mirror, UNREACHABLE, isolated};
+use super::{Haul, Mirror, UNREACHABLE, apart, isolated};
 
 /// What these tools share among all their users on a machine: the blob-info cache, locks, run-time state.
 const SHARED: [&str; 5] = ["/var/lib/containers", "/run/containers", "/run/libpod", "/run/crun", "/dev/shm"];
@@ -46,6 +46,18 @@ pub(super) async fn pull(
     // Here are the manifests and configs as they came over the wire.
     fs::rename(state.join("root/vfs-images"), folder.join("images")).expect("the storage has this layout");
     Ok(Haul { folder, required, exact: false, digests: vec![None; images.len()] })
+}
+
+/// Runs a script with this drop-in of `registries.conf`; `$STORAGE` has what podman needs for storage of its own.
+pub(super) async fn with_drop_in(state: &Path, drop_in: &str, script: &str) -> Result<String, String> {
+    write(&state.join("berth.conf"), drop_in);
+    let prepare = "cp -a /etc/containers etc\nmount --bind etc /etc/containers\n\
+                   cp berth.conf /etc/containers/registries.conf.d/berth.conf\n";
+    let mut command = apart(&format!("{prepare}{script}"), &SHARED);
+    command.current_dir(state).env("HOME", state).env("TMPDIR", state);
+    command
+        .env("STORAGE", format!("--root={0}/root --runroot={0}/run --storage-driver=vfs", state.display()));
+    try_run(&mut command).await
 }
 
 fn configure(state: &Path, mirror: &Mirror, images: &[&Image]) {

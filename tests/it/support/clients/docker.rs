@@ -8,19 +8,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
 use tokio::process::Command;
 
 use super::super::eventually;
 use super::super::process::{Daemon, run, tool, try_run, write};
 use super::super::real_images::{By, Image};
-use super::{Haul, Mirror};
+use super::{Haul, Mirror, apart};
 
 const HOSTS: &str = "127.0.0.1 localhost registry-1.docker.io auth.docker.io index.docker.io\n";
 
 /// Pulls the images and saves them again as archives, which are unpacked for the comparison.
 pub(super) async fn pull(state: &Path, mirror: &Mirror, images: &[&Image], by: By) -> Result<Haul, String> {
-    let _daemon = start(state, mirror).await;
+    let flag = format!("--registry-mirror={}://{}", mirror.scheme(), mirror.address);
+    let _daemon = start(state, "{}", &[&flag]).await;
     let folder = state.join("saved");
     let mut required = BTreeSet::new();
     let mut digests = Vec::new();
@@ -42,10 +42,19 @@ pub(super) async fn pull(state: &Path, mirror: &Mirror, images: &[&Image], by: B
     Ok(Haul { folder, required, exact: false, digests })
 }
 
-async fn start(state: &Path, mirror: &Mirror) -> Daemon {
+/// Runs a script with an engine beside it.
+pub(super) async fn beside(state: &Path, daemon_json: &str, script: &str) -> Result<String, String> {
+    let daemon = start(state, daemon_json, &[]).await;
+    let mut command = apart(script, &[]);
+    command.env("DOCKER_HOST", socket(state)).env("HOME", state);
+    command.env("DAEMON_JSON", state.join("daemon.json")).env("DOCKERD", daemon.pid().to_string());
+    try_run(&mut command).await
+}
+
+async fn start(state: &Path, daemon_json: &str, flags: &[&str]) -> Daemon {
     write(&state.join("hosts"), HOSTS);
     write(&state.join("resolv.conf"), "");
-    write(&state.join("daemon.json"), Value::Object(serde_json::Map::new()).to_string());
+    write(&state.join("daemon.json"), daemon_json);
     let mut command = tool("unshare");
     // Were there a containerd of the machine's own, dockerd would use it.
     let bind = "mount --bind hosts /etc/hosts; mount --bind resolv.conf /etc/resolv.conf; \
@@ -60,9 +69,9 @@ async fn start(state: &Path, mirror: &Mirror) -> Daemon {
     ] {
         command.arg(flag).arg(state.join(file));
     }
-    command.arg(format!("--host=unix://{}", state.join("socket").display()));
+    command.arg(format!("--host={}", socket(state)));
     command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]);
-    command.arg(format!("--registry-mirror={}://{}", mirror.scheme(), mirror.address));
+    command.args(flags);
     let mut daemon = Daemon::spawn(command, &state.join("log"));
     eventually("the Docker Engine to answer", async || {
         assert!(!daemon.has_ended(), "dockerd does not start: {}", daemon.log());
@@ -74,6 +83,10 @@ async fn start(state: &Path, mirror: &Mirror) -> Daemon {
 
 fn docker(state: &Path) -> Command {
     let mut command = tool("docker");
-    command.arg(format!("--host=unix://{}", state.join("socket").display())).env("HOME", state);
+    command.arg(format!("--host={}", socket(state))).env("HOME", state);
     command
+}
+
+fn socket(state: &Path) -> String {
+    format!("unix://{}", state.join("socket").display())
 }

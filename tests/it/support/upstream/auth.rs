@@ -30,9 +30,13 @@ pub(super) struct Door {
     /// Beginnings of the names that everybody may read.
     pub(super) anonymous: Vec<String>,
     pub(super) realm: Option<String>,
+    /// How what may not be read is answered, if not with a challenge.
+    pub(super) refusal: Option<u16>,
     pub(super) expires_in: Option<u64>,
     /// Bytes that each token is longer than it need be.
     pub(super) padding: usize,
+    /// What it offers besides, first.
+    pub(super) offer: Option<String>,
     /// Tokens below this serial are worth nothing any more.
     first_valid_serial: u64,
 }
@@ -51,8 +55,10 @@ impl Default for Door {
             users: Vec::new(),
             anonymous: Vec::new(),
             realm: None,
+            refusal: None,
             expires_in: Some(300),
             padding: 0,
+            offer: None,
             first_valid_serial: 0,
         }
     }
@@ -73,12 +79,24 @@ impl Door {
         self.first_valid_serial = NEXT_SERIAL.load(Ordering::SeqCst);
     }
 
+    pub(super) fn revoke_for_ever(&mut self) {
+        self.first_valid_serial = u64::MAX;
+    }
+
     /// A token, a refusal, or nothing: then the request may pass.
     pub(super) fn answer(&self, request: &Request, origin: &str) -> Option<Answer> {
         if request.path() == "/token" {
             return Some(self.token(request));
         }
+        if !request.path().starts_with("/v2/") {
+            // A store, which goes by signatures.
+            return None;
+        }
         let repository = repository(request.path());
+        let refusal = |challenge: &str| match self.refusal.filter(|_| repository.is_some()) {
+            Some(status) => Answer::error(status, "NAME_UNKNOWN"),
+            None => refusal(challenge),
+        };
         let given = request.header("authorization").unwrap_or_default();
         match self.auth {
             Auth::Open => None,
@@ -88,7 +106,8 @@ impl Door {
                         && repository.is_none_or(|name| name.starts_with(&user.prefix))
                 });
                 let passes = user.is_some() || repository.is_some_and(|name| self.is_anonymous(name));
-                (!passes).then(|| refusal("Basic realm=\"fake\""))
+                let offer = self.offer.iter().map(String::as_str);
+                (!passes).then(|| offers(offer.chain(["Basic realm=\"fake\""])))
             }
             Auth::Bearer => {
                 let token = given.strip_prefix("Bearer ");
@@ -167,6 +186,13 @@ impl Door {
 
 fn refusal(challenge: &str) -> Answer {
     Answer::error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge)
+}
+
+fn offers<'a>(challenges: impl Iterator<Item = &'a str>) -> Answer {
+    let mut refusal = Answer::error(401, "UNAUTHORIZED");
+    // Each in a line of its own.
+    refusal.headers.extend(challenges.map(|it| ("WWW-Authenticate".to_owned(), it.to_owned())));
+    refusal
 }
 
 /// The repository that a path is in, if any.

@@ -6,6 +6,7 @@ use berth::oci::{Algorithm, Digest};
 use bytes::Bytes;
 use serde_json::json;
 
+use super::paging::Paging;
 use super::wire::{Answer, Request};
 use crate::support::{Blob, Image};
 
@@ -14,6 +15,7 @@ pub(super) struct Content {
     repositories: HashMap<String, Repository>,
     pub(super) has_referrers_api: bool,
     pub(super) page_size: usize,
+    pub(super) paging: Paging,
 }
 
 #[derive(Default)]
@@ -26,7 +28,8 @@ struct Repository {
 
 impl Default for Content {
     fn default() -> Self {
-        Self { repositories: HashMap::new(), has_referrers_api: true, page_size: usize::MAX }
+        let (has_referrers_api, page_size, paging) = (true, usize::MAX, Paging::Last);
+        Self { repositories: HashMap::new(), has_referrers_api, page_size, paging }
     }
 }
 
@@ -96,17 +99,20 @@ impl Content {
     }
 
     fn tags(&self, name: &str, repository: &Repository, request: &Request) -> Answer {
-        let last = request.query("last").unwrap_or_default();
+        let Some(from) = self.paging.begin(request, &repository.tags) else {
+            return Answer::error(400, "PAGINATION_CURSOR_INVALID");
+        };
         let asked = request.query("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
         let size = asked.min(self.page_size);
-        let mut tags: Vec<&str> =
-            repository.tags.keys().map(String::as_str).filter(|tag| **tag > *last).collect();
-        let more = tags.len() > size && size > 0;
-        tags.truncate(size);
+        let tags: Vec<&str> = repository.tags.keys().skip(from).take(size).map(String::as_str).collect();
         let body = json!({ "name": name, "tags": tags });
         let answer = Answer::new(200, "application/json", body.to_string());
-        match tags.last().filter(|_| more) {
-            Some(last) => answer.header("Link", &next(&format!("/v2/{name}/tags/list?n={size}&last={last}"))),
+        let end = from + tags.len();
+        match tags.last().filter(|_| end < repository.tags.len()) {
+            Some(last) => {
+                let query = self.paging.next(size, end, last);
+                answer.header("Link", &self.paging.link(&format!("/v2/{name}/tags/list"), &query))
+            }
             None => answer,
         }
     }

@@ -16,8 +16,12 @@ pub(crate) enum Fault {
     Status(u16),
     /// 429 with `Retry-After` in seconds.
     Limited(u64),
+    /// The same answer with this status.
+    As(u16),
     /// 200 with the page of a captive portal.
     Html,
+    /// This status, media type and body, as an ingress or a store says it.
+    Says(u16, &'static str, &'static str),
     /// 200 with this media type and content.
     Content(&'static str, Bytes),
     /// 307 to the same path at another origin.
@@ -143,10 +147,12 @@ impl Fault {
     pub(super) fn befall(self, answer: &mut Answer, request: &Request) {
         match self {
             Self::Status(status) => *answer = Answer::error(status, "UNKNOWN"),
+            Self::As(status) => answer.status = status,
             Self::Limited(seconds) => {
                 *answer = Answer::error(429, "TOOMANYREQUESTS").header("Retry-After", &seconds.to_string());
             }
             Self::Html => *answer = Answer::new(200, "text/html", "<!doctype html><title>Log in</title>"),
+            Self::Says(status, media_type, body) => *answer = Answer::new(status, media_type, body),
             Self::Content(media_type, body) => *answer = Answer::new(200, media_type, body),
             Self::Redirect(origin) => redirect(answer, &format!("{origin}{}", request.target)),
             Self::RedirectTo(url) => redirect(answer, &url),

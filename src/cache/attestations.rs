@@ -1,0 +1,66 @@
+//! Layers of attestations, which come behind their manifest.
+//!
+//! BuildKit puts an attestation beside the image of each platform: a manifest whose layers are in-toto documents. Some
+//! runtimes fetch that manifest and none of its layers; others want the layers before they run the image. In a mixed fleet
+//! the first would leave an image in the cache that the others cannot pull while the registry is unreachable. So what is
+//! small of them is fetched once the manifest is.
+//!
+//! What a manifest says of its layers is a claim: no more than it says, and not much, is asked for on its word.
+
+use memchr::memmem;
+use tracing::debug;
+
+use super::chunk::Room;
+use super::reader::Way;
+use super::{Cache, Error};
+use crate::context::{Client, RequestContext};
+use crate::oci::manifest::{Kind, Manifest};
+use crate::oci::range::Span;
+use crate::oci::ranges::Part;
+use crate::oci::{Digest, Range, Ranges, Repo};
+use crate::shares::Owner;
+
+/// How the media types of such layers begin; a manifest without one of them has none.
+const IN_TOTO: &[u8] = b"application/vnd.in-toto";
+/// Larger layers come when they are asked for. Provenance has a few kilobytes, most lists of packages less than this.
+const LAYER_BYTES_MAX: u64 = 4 << 20;
+/// Layers of one manifest that come behind it; BuildKit makes one or two.
+const LAYERS_MAX: usize = 8;
+
+impl Cache {
+    /// Fetches the small layers of a new manifest behind the answer, if it is an attestation.
+    pub(super) fn bring_attestations(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
+        if manifest.kind != Kind::Image || memmem::find(body, IN_TOTO).is_none() {
+            return;
+        }
+        let small = manifest.blobs.iter().filter(|part| (1..=LAYER_BYTES_MAX).contains(&part.size));
+        let small: Vec<_> =
+            small.filter_map(|part| Some((part.digest()?, part.size))).take(LAYERS_MAX).collect();
+        let (cache, repo) = (self.clone(), repo.clone());
+        tokio::spawn(async move {
+            for (digest, bytes) in small {
+                let owner = Owner::new(&repo.registry, client);
+                let Ok(_permit) = cache.0.behind.acquire(owner, 1).await else {
+                    debug!(repository = %repo, "layers of an attestation come when they are asked for: too much else is done behind answers");
+                    return;
+                };
+                if let Err(error) = cache.bring(&repo, &digest, bytes).await {
+                    debug!(repository = %repo, %digest, %error, "a layer of an attestation could not be fetched");
+                }
+            }
+        });
+    }
+
+    /// Has so many bytes of a blob here.
+    async fn bring(&self, repo: &Repo, digest: &Digest, bytes: u64) -> Result<(), Error> {
+        let range = Ranges::One(Range::Closed { first: 0, last: bytes.saturating_sub(1) });
+        let blob = self.find_blob(repo, digest, Some(&range), &RequestContext::default()).await?;
+        if blob.is_stored() || blob.is_direct() {
+            return Ok(());
+        }
+        let part = Part { span: Span { start: 0, end: bytes }, is_open: false };
+        let mut reading = blob.read(part, Way::Copied(Room::unknown()), Client::Own);
+        while reading.next().await?.is_some() {}
+        Ok(())
+    }
+}
