@@ -73,7 +73,7 @@ impl Detour {
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        self.open(hold, 0, None, Proof::Pending(verifier)).await
+        self.open(hold, 0, None, Proof::Pending(Box::new(verifier))).await
     }
 
     /// What lies behind `position`, to go out unproven.
@@ -94,7 +94,7 @@ impl Detour {
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        self.open(hold, position, total, Proof::Pending(verifier)).await
+        self.open(hold, position, total, Proof::Pending(Box::new(verifier))).await
     }
 
     /// Says why a transfer that had begun is not kept.
@@ -175,7 +175,7 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
 /// What is known of the content as a whole.
 enum Proof {
     /// This has seen the beginning, and sees what comes.
-    Pending(Verifier),
+    Pending(Box<Verifier>),
     /// The digest was found right.
     Done,
     /// Some of it is left out.
@@ -284,7 +284,7 @@ impl Direct {
 
     /// Has all of it come, for what needs the proof of what was left out.
     async fn begin_again(&mut self) -> Result<(), Error> {
-        let verifier = Verifier::new(self.detour.digest.algorithm());
+        let verifier = Box::new(Verifier::new(self.detour.digest.algorithm()));
         self.restart(None, Proof::Pending(verifier)).await
     }
 

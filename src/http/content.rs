@@ -70,7 +70,9 @@ pub(super) fn of_blob(
         _ if asked.has(digest) => not_modified(),
         None => octets(StatusCode::OK, asked.body_of_all(blob), total),
         Some((Ok(Selection::One(part)), total)) => partial(asked.body_of(blob, part), &part.span, total),
-        Some((Ok(Selection::Several(parts)), _)) if blob.is_direct() && steps_back(&parts) > STEPS_BACK_MAX => {
+        Some((Ok(Selection::Several(parts)), _))
+            if blob.is_direct() && steps_back(&parts) > STEPS_BACK_MAX =>
+        {
             failure(
                 StatusCode::BAD_REQUEST,
                 ErrorCode::RangeInvalid,

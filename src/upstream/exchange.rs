@@ -292,13 +292,17 @@ impl Upstream {
         } else {
             self.judged(server, ask, reply, (&tried, login), deadline).await
         };
+        self.heard(ask, judged.map(|response| Answer { response, public, seat }))
+    }
+
+    /// What an answer means of one who may be a parent.
+    fn heard(&self, ask: &Ask<'_>, judged: Result<Answer, Error>) -> Result<Answer, Error> {
         let Some(peer) = self.peer() else {
-            let judged = match judged {
+            return match judged {
                 // Nobody but a parent is asked for more registries than its own.
                 Err(Error::UnknownRegistry) => Err(Error::NotFound),
                 judged => judged,
             };
-            return judged.map(|response| Answer { response, public, seat });
         };
         match judged {
             // Of one that is listed it is told by asking for it.
@@ -307,7 +311,7 @@ impl Upstream {
                 peer.unknown().note(&self.registry);
                 Err(Error::UnknownRegistry)
             }
-            Ok(response) => {
+            Ok(Answer { response, public, seat }) => {
                 let repo = Repo::new(self.registry.clone(), ask.name.clone());
                 let public = peer.hear(repo, response.headers(), public);
                 Ok(Answer { response, public, seat })
