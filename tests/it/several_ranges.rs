@@ -531,3 +531,61 @@ async fn a_layer_in_chunks_costs_what_it_costs_upstream() {
     assert!(upstream.bytes_sent(&blob.digest) <= 6 * MIB, "{:?}", ranges_asked(&upstream, &blob));
     assert!(upstream.count("GET", "/blobs/") <= 3, "{:?}", ranges_asked(&upstream, &blob));
 }
+
+/// An upstream that does not say how long this blob is, and sends all of it whatever is asked.
+async fn without_length(len: usize) -> (Upstream, Setup, Blob) {
+    let (upstream, setup, blob) = with_blob(len).await;
+    upstream.on("HEAD", "/blobs/").fault(Fault::Status(404));
+    upstream.on("GET", "/blobs/").fault(Fault::Chunked);
+    upstream.on("GET", "/blobs/").fault(Fault::IgnoreRange);
+    (upstream, setup, blob)
+}
+
+#[tokio::test]
+async fn a_blob_without_a_length_is_served_in_the_same_parts() {
+    let (upstream, setup, blob) = without_length(100_000).await;
+    let berth = setup.start().await;
+    expect_all(&berth, &blob).await;
+    assert_eq!(upstream.count("GET", "/blobs/"), 1);
+}
+
+#[tokio::test]
+async fn parts_wait_until_it_is_known_where_the_whole_ends() {
+    let (upstream, setup, blob) = without_length(1 << 20).await;
+    let gate = Gate::new();
+    upstream.on("GET", "/blobs/").fault(Fault::HoldAfter(500_000, gate.clone()));
+    let berth = setup.start().await;
+    let parts = tokio::spawn(berth.get(&blob.path(REPO)).range("0-9,1000000-,-10").into_future());
+    eventually("it is under way", async || berth.metric("berth_flights").await == 1.0).await;
+    gate.open();
+    let end = blob.content.len();
+    expect_parts(&parts.await.unwrap(), &blob, &[(0, 10), (1_000_000, end), (end - 10, end)]);
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_for_the_end_gets_everything() {
+    let (upstream, setup, blob) = without_length(24 << 20).await;
+    let berth = setup.sections("max_bytes = \"8MiB\"").start().await;
+    let reply = ranges(&berth, &blob, "0-9,500-509").await;
+    assert_eq!((reply.status, reply.complete), (200, true));
+    assert_eq!(reply.body, blob.content);
+    drop(upstream);
+}
+
+#[tokio::test]
+async fn parts_of_what_calls_itself_a_page_are_held_back_until_it_is_proven() {
+    for is_right in [true, false] {
+        let (upstream, setup, blob) = with_blob(500_000).await;
+        upstream.on("*", "/blobs/").fault(Fault::Header("Content-Type", "text/html".into()));
+        if !is_right {
+            upstream.on("GET", "/blobs/").fault(Fault::WrongByte(499_999));
+        }
+        let berth = setup.start().await;
+        let reply = ranges(&berth, &blob, "0-9,400000-400009").await;
+        if is_right {
+            expect_parts(&reply, &blob, &[(0, 10), (400_000, 400_010)]);
+        } else {
+            assert_eq!(reply.status, 503);
+        }
+    }
+}
