@@ -48,8 +48,8 @@ use lru::LruCache;
 
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
-use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Reference, Registry, Repo, Speaker, Tag};
+use crate::oci::ranges::{Part, Selection};
+use crate::oci::{Digest, Ranges, Reference, Registry, Repo, Speaker, Tag};
 use crate::shares::Shares;
 use crate::singleflight::SingleFlight;
 use crate::store::{PartialKey, Store};
@@ -216,8 +216,8 @@ impl Cache {
     }
 
     /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the range that is `asked` need come, if that has an end of its own; it is what must be read. `context`: where
-    /// the request has come from.
+    /// only the ranges that are `asked` need come, if they have ends of their own; they are what must be read, in this
+    /// order. `context`: where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -225,7 +225,7 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        asked: Option<Range>,
+        asked: Option<&Ranges>,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let blob = match self.find_blob(repo, digest, asked, context).await {
@@ -262,7 +262,7 @@ impl Cache {
         &self,
         repo: &Repo,
         digest: &Digest,
-        asked: Option<Range>,
+        asked: Option<&Ranges>,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
         let upstream = self.upstream(repo)?;
@@ -307,10 +307,13 @@ impl Cache {
                     return Box::pin(self.pass_through(repo, digest, context)).await;
                 }
                 Ok(Some(file)) => {
+                    let selection = asked.and_then(|asked| asked.select(file.size).ok());
+                    let parts = selection.as_ref().map_or(&[][..], Selection::parts);
                     let source = match source {
-                        Source::Join => reader.source(closed_span(asked, file.size)),
+                        Source::Join => reader.source(parts),
                         other => other,
                     };
+                    reader.decide(parts, file.size);
                     return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, context)?));
                 }
                 // Stored meanwhile, or stopped for want of readers just when this one came.
@@ -329,11 +332,19 @@ impl Cache {
     }
 
     /// Parts of a blob that earlier flights have left, if they hold all that is asked and are for this repository.
-    async fn left(&self, key: &PartialKey, repo: &Repo, granted: bool, asked: Option<Range>) -> Option<Blob> {
-        let asked = asked.filter(|asked| !matches!(asked, Range::From(_)))?;
+    async fn left(
+        &self,
+        key: &PartialKey,
+        repo: &Repo,
+        granted: bool,
+        asked: Option<&Ranges>,
+    ) -> Option<Blob> {
+        let asked = asked.filter(|asked| !asked.are_open())?;
         let left = self.0.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
-        let span = closed_span(Some(asked), left.total)?;
-        left.pieces.contains(span).then(|| Blob::left(left, self.0.flights.taken(key)))
+        let selection = asked.select(left.total).ok()?;
+        // What goes to the end is still to be proven.
+        let has = |part: &Part| !part.is_open && left.pieces.contains(part.span);
+        selection.parts().iter().all(has).then(|| Blob::left(left, self.0.flights.taken(key)))
     }
 
     /// The size of a blob of `repo`, for a HEAD, and by whose word: upstream is asked for no byte of the content.
@@ -460,11 +471,6 @@ impl Cache {
     fn is_troubled(&self, repo: &Repo) -> bool {
         lock(&self.0.troubled).get(repo).is_some_and(|since| since.elapsed() < TROUBLE_MEMORY)
     }
-}
-
-/// The bytes that a range with an end of its own has: these may go out before the whole is proven.
-fn closed_span(asked: Option<Range>, total: u64) -> Option<Span> {
-    asked.filter(|asked| !matches!(asked, Range::From(_)))?.resolve(total).ok()
 }
 
 /// What a blob is remembered by when it is absent.

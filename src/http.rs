@@ -16,6 +16,7 @@ mod hosts;
 mod idle;
 mod journal;
 mod limits;
+mod multipart;
 mod outlet;
 mod peers;
 pub(crate) mod registry;

@@ -8,6 +8,7 @@ pub mod json;
 pub mod manifest;
 pub mod name;
 pub mod range;
+pub mod ranges;
 pub mod referrers;
 pub mod route;
 pub mod speaker;
@@ -20,6 +21,7 @@ pub use image::{Image, Platform};
 pub use manifest::Manifest;
 pub use name::{Reference, Registry, Repo, RepoName, Tag};
 pub use range::Range;
+pub use ranges::Ranges;
 pub use route::{Registries, Route};
 pub use speaker::Speaker;
 

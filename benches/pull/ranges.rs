@@ -1,7 +1,10 @@
 //! The end of a large blob that nobody has yet, as lazy pullers read its footer: when does it come, what is
-//! asked of upstream for it, and is it there for the next?
+//! asked of upstream for it, and is it there for the next? And many ranges in one request, as zstd:chunked has them: is
+//! the first byte of a blob that is here as soon there, and what do they cost of one that nobody has?
 //!
-//! Each range meets a new server with an empty folder. When it was answered, parts of it are asked for again.
+//! Each cold range meets a new server with an empty folder. When it was answered, parts of it are asked for again.
+
+mod several;
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -73,6 +76,7 @@ pub(crate) fn run(bench: &Bench) {
     let direct = direct.map(median);
     show(bench, &ranges, &direct, &results);
     hold_to_bars(bench, &ranges, &direct, &results);
+    several::run(bench);
 }
 
 fn ranges(length: u64) -> [Asked; 2] {

@@ -5,6 +5,8 @@
 //! client hold all the same: the content is hashed from its first byte, and its last [`HOLD_BACK`] bytes are
 //! sent only when the digest is right. A range with an end of its own is asked for as such, and as unproven as
 //! it is from a flight; so a blob that has answered 206 goes on answering 206 when the disk fails underneath.
+//! Several ranges come one after the other, near ones in one request, and of requests there are [`JUMPS_MAX`] before
+//! what lies between two of them is read on through.
 //!
 //! A reader of a flight whose disk fails takes this way for the rest: what it has read is still in the file,
 //! and hashed there. Where that is not all of the beginning, the whole is asked for from its start if the proof
@@ -25,6 +27,8 @@ use super::fairness::Hold;
 use super::flight::HOLD_BACK;
 use super::pump::Pump;
 use crate::context::RequestContext;
+use crate::oci::range::Span;
+use crate::oci::ranges::Part;
 use crate::oci::{Digest, Range, RepoName, Verifier};
 use crate::shares::{Owner, Shares};
 use crate::store::{self, BlobFile};
@@ -36,6 +40,11 @@ use crate::upstream::{BlobStream, Upstream};
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A range that begins later than this is asked for on its own, if it may go out unproven.
 const FAR: u64 = 1 << 20;
+/// Requests for ranges that begin later; then the rest is asked for, and what is not wanted of it passed over. Ranges that
+/// begin earlier than what has come need a request each: who answers them bounds how many there may be.
+const JUMPS_MAX: u32 = 16;
+/// Requests in all, whatever an upstream makes of them that answers with less than was asked for.
+const RESTARTS_MAX: u32 = 4 * JUMPS_MAX;
 /// Bytes hashed at once of what a failed flight has left.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
@@ -56,13 +65,13 @@ impl Detour {
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        self.open(hold, 0, None, Some(verifier)).await
+        self.open(hold, 0, None, Proof::Pending(verifier)).await
     }
 
     /// What lies behind `position`, to go out unproven.
     pub(super) async fn unproven(self, position: u64, total: u64) -> Result<Direct, Error> {
         let hold = self.turn().await?;
-        self.open(hold, position, Some(total), None).await
+        self.open(hold, position, Some(total), Proof::None).await
     }
 
     /// What lies behind `position`, the bytes before it being in `file`.
@@ -72,7 +81,7 @@ impl Detour {
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        self.open(hold, position, Some(total), Some(verifier)).await
+        self.open(hold, position, Some(total), Proof::Pending(verifier)).await
     }
 
     /// Says why a transfer that had begun is not kept.
@@ -85,29 +94,37 @@ impl Detour {
         }
     }
 
-    /// Passes on what lies behind `position`; `verifier` has seen what lies before it.
+    /// Passes on what lies behind `position`; `proof` knows what lies before it.
     async fn open(
         self,
         mut hold: Hold,
         position: u64,
         total: Option<u64>,
-        verifier: Option<Verifier>,
+        proof: Proof,
     ) -> Result<Direct, Error> {
-        let stream = self.from(&mut hold, position, total).await?;
+        let range = (position > 0).then_some(Range::From(position));
+        let stream = self.from(&mut hold, range, total).await?;
         Ok(Direct {
-            verifier,
+            proof,
             hashed: position,
             waiting: VecDeque::new(),
             position: stream.start,
             received: stream.start,
+            reach: stream.end,
             total: stream.total,
+            // Where ranges are ignored, a further transfer would bring everything, too.
+            jumps: if stream.start == position { 0 } else { JUMPS_MAX },
             pump: Some(Pump::start(stream, hold)),
             detour: self,
         })
     }
 
-    async fn from(&self, hold: &mut Hold, position: u64, total: Option<u64>) -> Result<BlobStream, Error> {
-        let range = (position > 0).then_some(Range::From(position));
+    async fn from(
+        &self,
+        hold: &mut Hold,
+        range: Option<Range>,
+        total: Option<u64>,
+    ) -> Result<BlobStream, Error> {
         tokio::select! {
             stream = self.upstream.blob(&self.context, &self.name, &self.digest, range, total, &[]) => Ok(stream?),
             () = hold.is_lost(|| 0) => Err(Error::Displaced),
@@ -138,14 +155,42 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
     Ok(verifier)
 }
 
-/// One transfer from upstream to one client.
+/// What is known of the content as a whole.
+enum Proof {
+    /// This has seen the beginning, and sees what comes.
+    Pending(Verifier),
+    /// The digest was found right.
+    Done,
+    /// Some of it is left out.
+    None,
+}
+
+impl Proof {
+    /// Everything has been seen: whether it is what it should be, as far as that is known.
+    fn holds_for(&mut self, digest: &Digest) -> bool {
+        match std::mem::replace(self, Self::None) {
+            Self::Pending(verifier) => {
+                let is_right = verifier.finish() == *digest;
+                if is_right {
+                    *self = Self::Done;
+                }
+                is_right
+            }
+            known => {
+                *self = known;
+                true
+            }
+        }
+    }
+}
+
+/// One transfer from upstream to one client, or one after the other.
 pub(super) struct Direct {
     detour: Detour,
     total: u64,
     /// None only while another takes its place.
     pump: Option<Pump>,
-    /// None once the digest was found right, or if it will never be known.
-    verifier: Option<Verifier>,
+    proof: Proof,
     /// Position in the content up to which the verifier has seen it.
     hashed: u64,
     /// Received and not yet sent: the end that is held back, and a chunk.
@@ -154,6 +199,10 @@ pub(super) struct Direct {
     position: u64,
     /// Position in the content behind the last byte that was received.
     received: u64,
+    /// Position in the content behind the last byte that this transfer brings.
+    reach: u64,
+    /// How often another transfer took the place of one, for what lies elsewhere.
+    jumps: u32,
 }
 
 impl Direct {
@@ -161,17 +210,20 @@ impl Direct {
         self.total
     }
 
-    /// The next bytes from `start`, which never goes back, and not beyond `end`. `held`: the end of the content
-    /// must wait for the proof.
-    pub(super) async fn next(&mut self, start: u64, end: u64, held: bool) -> Result<Bytes, Error> {
-        if !held && self.verifier.is_some() && start >= self.received.saturating_add(FAR) {
-            self.jump(start).await?;
+    /// The next bytes of `part`, whose start goes on with what is read of it; the end of the content waits for the proof if
+    /// it is open. `further` is read behind it.
+    pub(super) async fn next(&mut self, part: Part, further: &[Part]) -> Result<Bytes, Error> {
+        let Part { span: Span { start, end }, is_open: held } = part;
+        if held && (start < self.position || matches!(self.proof, Proof::None)) {
+            self.begin_again().await?;
+        } else if !held && self.is_elsewhere(start) {
+            self.jump(part, further).await?;
         }
         loop {
             self.skip_to(start);
-            let visible = match self.verifier {
-                Some(_) if held => self.received.min(self.total().saturating_sub(HOLD_BACK)),
-                Some(_) | None => self.received,
+            let visible = match self.proof {
+                Proof::Pending(_) if held => self.received.min(self.total().saturating_sub(HOLD_BACK)),
+                Proof::Pending(_) | Proof::Done | Proof::None => self.received,
             };
             let ready = visible.min(end).saturating_sub(self.position);
             if self.position == start && ready > 0 {
@@ -181,15 +233,43 @@ impl Direct {
         }
     }
 
+    /// Whether what begins at `start` needs another transfer, or is worth one.
+    fn is_elsewhere(&self, start: u64) -> bool {
+        let is_far = start >= self.received.saturating_add(FAR) && self.jumps < JUMPS_MAX;
+        start < self.position || start >= self.reach || is_far
+    }
+
     /// Leaves out what nobody wants, and with it the proof.
-    async fn jump(&mut self, start: u64) -> Result<(), Error> {
+    async fn jump(&mut self, part: Part, further: &[Part]) -> Result<(), Error> {
+        if self.jumps >= RESTARTS_MAX {
+            return Err(Error::GivenUp);
+        }
+        self.jumps += 1;
+        let first = part.span.start;
+        let last = near_end(part, further) - 1;
+        let range =
+            if self.jumps < JUMPS_MAX { Range::Closed { first, last } } else { Range::From(first) };
+        self.restart(Some(range), Proof::None).await?;
+        if self.position != first {
+            // Upstream ignores ranges.
+            self.jumps = self.jumps.max(JUMPS_MAX);
+        }
+        Ok(())
+    }
+
+    /// Has all of it come, for what needs the proof of what was left out.
+    async fn begin_again(&mut self) -> Result<(), Error> {
+        let verifier = Verifier::new(self.detour.digest.algorithm());
+        self.restart(None, Proof::Pending(verifier)).await
+    }
+
+    async fn restart(&mut self, range: Option<Range>, proof: Proof) -> Result<(), Error> {
         let pump = self.pump.take().ok_or(Error::GivenUp)?;
         let mut hold = pump.stop().await?;
-        let stream = self.detour.from(&mut hold, start, Some(self.total)).await?;
-        self.verifier = None;
+        let stream = self.detour.from(&mut hold, range, Some(self.total)).await?;
+        (self.proof, self.hashed) = (proof, 0);
         self.waiting.clear();
-        self.position = stream.start;
-        self.received = stream.start;
+        (self.position, self.received, self.reach) = (stream.start, stream.start, stream.end);
         self.pump = Some(Pump::start(stream, hold));
         Ok(())
     }
@@ -200,13 +280,12 @@ impl Direct {
         metrics.received(Kind::Blob, upstream.registry().as_str(), chunk.len() as u64);
         let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);
         self.received += chunk.len() as u64;
-        if let Some(verifier) = &mut self.verifier {
+        if let Proof::Pending(verifier) = &mut self.proof {
             verifier.update(&chunk[usize::try_from(known).expect("no more than the chunk's length")..]);
         }
         self.waiting.push_back(chunk);
         if self.received >= self.total() {
-            let actual = self.verifier.take().map(Verifier::finish);
-            if self.received != self.total() || actual.is_some_and(|actual| actual != *digest) {
+            if self.received != self.total() || !self.proof.holds_for(digest) {
                 metrics.mismatches.inc();
                 return Err(Error::Mismatch);
             }
@@ -239,5 +318,34 @@ impl Direct {
             self.waiting.pop_front();
         }
         bytes
+    }
+}
+
+/// Up to where one request brings what is read from `part` on: it, and what is near behind it.
+fn near_end(part: Part, further: &[Part]) -> u64 {
+    let mut end = part.span.end;
+    for next in further {
+        if next.is_open || next.span.start < end || next.span.start >= end.saturating_add(FAR) {
+            break;
+        }
+        end = next.span.end;
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_parts_come_in_one_request() {
+        let part = |start: u64, end: u64| Part { span: Span { start, end }, is_open: false };
+        let check = |further: &[Part], end: u64| assert_eq!(near_end(part(10, 20), further), end);
+        check(&[], 20);
+        check(&[part(20, 30), part(40, 50)], 50);
+        check(&[part(20 + FAR - 1, 20 + FAR)], 20 + FAR);
+        check(&[part(20 + FAR, 30 + FAR)], 20);
+        check(&[part(5, 8), part(30, 40)], 20);
+        check(&[part(30, 40), Part { span: Span { start: 50, end: 60 }, is_open: true }], 40);
     }
 }

@@ -22,6 +22,7 @@
 //! The table has one lock, taken for a look-up or a count and never across an await.
 
 mod progress;
+mod several;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -46,7 +47,8 @@ use super::schedule::Need;
 use super::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Range, Repo};
+use crate::oci::ranges::Part;
+use crate::oci::{Digest, Range, Ranges, Repo};
 use crate::shares::{Owner, Shares};
 use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
@@ -149,9 +151,10 @@ impl Flight {
         lock(&self.places).take_asked()
     }
 
-    /// What its readers still want of `total` bytes, in the order in which they came.
+    /// What its readers still want of `total` bytes, the most urgent first.
     pub(super) fn needs(&self, total: u64) -> Vec<Need> {
-        lock(&self.places).needs(total)
+        let progress = self.progress.borrow();
+        lock(&self.places).needs(total, &progress.have)
     }
 
     /// Resolves when readers have come or left.
@@ -233,8 +236,8 @@ pub(super) struct Asker<'a> {
     pub(super) granted: bool,
     /// What its upstream has just said of it there.
     pub(super) claim: Option<Claim>,
-    /// The range that is asked for.
-    pub(super) asked: Option<Range>,
+    /// The ranges that are asked for.
+    pub(super) asked: Option<&'a Ranges>,
     /// Where the request goes on to, which has come this way.
     pub(super) context: &'a RequestContext,
 }
@@ -346,7 +349,7 @@ impl Flights {
         table.len()
     }
 
-    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<Range>) -> Reader {
+    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<&Ranges>) -> Reader {
         flight.readers.fetch_add(1, Ordering::Relaxed);
         let place = lock(&flight.places).enter(asked);
         flight.wake.notify_one();
@@ -416,9 +419,10 @@ impl Reader {
         }
     }
 
-    /// How the bytes of `span` are come by, by a reader that has just joined.
-    pub(super) fn source(&self, span: Option<Span>) -> Source {
-        if span.is_some_and(|span| self.has(span)) {
+    /// How `parts` are come by, by a reader that has just joined; what is open in them is still to be proven.
+    pub(super) fn source(&self, parts: &[Part]) -> Source {
+        let has = |part: &Part| !part.is_open && self.has(part.span);
+        if !parts.is_empty() && parts.iter().all(has) {
             Source::Hit
         } else if self.moved_nothing {
             Source::Miss

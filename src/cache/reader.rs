@@ -22,6 +22,7 @@ use super::taken::Taken;
 use crate::context::Client;
 use crate::oci::Digest;
 use crate::oci::range::Span;
+use crate::oci::ranges::Part;
 use crate::store::{BlobFile, Left, Mapped, Pending, Store};
 use crate::telemetry::metrics::Source;
 
@@ -101,12 +102,25 @@ impl Blob {
         matches!(self.from, From::Direct(_))
     }
 
-    /// The bytes from `start` up to `end`, for `client`. `held`: those at the end of the content wait until the whole is
-    /// proven.
-    pub fn read(mut self, (start, end): (u64, u64), held: bool, way: Way, client: Client) -> Reading {
+    /// A part of it, for `client`; the end of an open one waits until the whole is proven.
+    pub fn read(self, part: Part, way: Way, client: Client) -> Reading {
+        // A range that ends where it says is no whole, even if it is all there is.
+        let whole = (part.is_open && part.span.start == 0).then_some(client);
+        self.begin(part, way, whole)
+    }
+
+    /// Several parts of it, of which the first is yet to be begun with: see [`Reading::next_part`].
+    pub fn read_parts(self, parts: Box<[Part]>, way: Way) -> Reading {
+        let start = parts.first().map_or(0, |first| first.span.start);
+        let nothing = Part { span: Span { start, end: start }, is_open: false };
+        let mut reading = self.begin(nothing, way, None);
+        reading.parts = parts;
+        reading
+    }
+
+    /// `whole` says who reads it, if that is all of it.
+    fn begin(mut self, part: Part, way: Way, whole: Option<Client>) -> Reading {
         if let From::Stored { file, suspect, pending } = &mut self.from {
-            // A range that ends where it says is no whole, even if it is all there is.
-            let whole = (held && start == 0).then_some(client);
             *pending = suspect.store.begin_reading(&suspect.digest, file, whole);
         }
         let mapped = match (&self.from, &way) {
@@ -118,13 +132,27 @@ impl Blob {
             Way::Copied(room) => Some(room),
             Way::Mapped => None,
         };
+        let Part { span: Span { start, end }, is_open: held } = part;
         let end = end.min(self.total);
         let tally = match &self.from {
             From::Left(_, taken) => Some(taken.clone()),
             From::Flight { reader, .. } if start > 0 || end < self.total => Some(reader.taken()),
             From::Stored { .. } | From::Flight { .. } | From::Direct(_) => None,
         };
-        Reading { from: self.from, mapped, start, position: start, end, held, tally, in_a_row: 0, room }
+        let (parts, next) = (Box::default(), 0);
+        Reading {
+            from: self.from,
+            mapped,
+            start,
+            position: start,
+            end,
+            held,
+            parts,
+            next,
+            tally,
+            in_a_row: 0,
+            room,
+        }
     }
 }
 
@@ -137,6 +165,9 @@ pub struct Reading {
     position: u64,
     end: u64,
     held: bool,
+    /// What is read, if it is several parts, and the next of them.
+    parts: Box<[Part]>,
+    next: usize,
     /// Where it is counted what was read, if that is a part of the content.
     tally: Option<Taken>,
     /// Bytes read since others had their turn.
@@ -149,6 +180,24 @@ impl Reading {
     /// The file that its bytes are sent from, if that is so.
     pub fn mapped(&self) -> Option<&Mapped> {
         self.mapped.as_ref()
+    }
+
+    /// Whether all of its part has been read.
+    pub fn is_done(&self) -> bool {
+        self.position >= self.end
+    }
+
+    /// Goes on with the next part, if there is one.
+    pub fn next_part(&mut self) -> Option<Part> {
+        let part = *self.parts.get(self.next)?;
+        self.note_taken();
+        let Part { span: Span { start, end }, is_open } = part;
+        (self.start, self.position, self.end, self.held) = (start, start, end, is_open);
+        if let From::Flight { reader, .. } = &self.from {
+            reader.turn_to(self.next, start);
+        }
+        self.next += 1;
+        Some(part)
     }
 
     /// The next bytes, if they are in memory and can be sent from there.
@@ -185,6 +234,13 @@ impl Reading {
         (!range.is_empty()).then_some(range)
     }
 
+    /// Counts what was read of this part.
+    fn note_taken(&self) {
+        if let Some(tally) = &self.tally {
+            tally.add(Span { start: self.start, end: self.position });
+        }
+    }
+
     fn taken(&mut self, bytes: Bytes) -> Bytes {
         self.position += bytes.len() as u64;
         self.in_a_row += bytes.len() as u64;
@@ -205,7 +261,7 @@ impl Reading {
     }
 
     async fn read_on(&mut self) -> Result<Option<Bytes>, Error> {
-        if self.position >= self.end {
+        if self.is_done() {
             return Ok(None);
         }
         let there = self.wait().await?;
@@ -225,7 +281,8 @@ impl Reading {
             }
             From::Left(file, _) => read_at(Arc::clone(file), position, len).await?,
             From::Direct(direct) => {
-                let bytes = direct.next(position, self.end, self.held).await?;
+                let part = Part { span: Span { start: position, end: self.end }, is_open: self.held };
+                let bytes = direct.next(part, &self.parts[self.next..]).await?;
                 return Ok(Some(self.taken(bytes)));
             }
         };
@@ -272,9 +329,7 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        if let Some(tally) = &self.tally {
-            tally.add(Span { start: self.start, end: self.position });
-        }
+        self.note_taken();
     }
 }
 

@@ -112,7 +112,7 @@ impl Schedule {
             Some(range) => {
                 // Behind the end there is nothing to bring.
                 if let Ok(span) = range.resolve(self.total) {
-                    self.asked.insert(self.widened(span));
+                    self.asked.insert(widened(span, self.total));
                 }
             }
         }
@@ -233,7 +233,7 @@ impl Schedule {
             let floor = behind.filter(|end| *end <= missing).max().unwrap_or(0);
             start = block_start(missing).max(self.have.end_before(missing)).max(floor);
         }
-        let end = if need.is_open { self.total } else { self.widened(need.span).end };
+        let end = if need.is_open { self.total } else { widened(need.span, self.total).end };
         let end = end.min(self.next_taken(missing));
         Some(self.segment(Span { start, end }))
     }
@@ -271,10 +271,6 @@ impl Schedule {
         Span { end, ..span }
     }
 
-    fn widened(&self, span: Span) -> Span {
-        Span { start: block_start(span.start), end: block_end(span.end).min(self.total) }
-    }
-
     fn claim(&mut self, span: Span) -> Job {
         let id = self.next_id;
         self.next_id += 1;
@@ -296,6 +292,31 @@ pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
         }
         Some(Range::From(first) | Range::Closed { first, .. }) => Some(Range::From(first.min(OFFSET_MAX))),
     }
+}
+
+/// What to ask first for several ranges of a content of unknown size: the first of them, and behind it what comes in
+/// the same request. One to the end is asked for when all of them are known to be served.
+pub(super) fn lead(ranges: &[Range]) -> Range {
+    let mut pieces = Pieces::default();
+    for range in ranges {
+        if let Range::Closed { first, last } = *range
+            && last < OFFSET_MAX
+        {
+            pieces.insert(widened(Span { start: first, end: last + 1 }, u64::MAX));
+        }
+    }
+    match ranges.first().copied().unwrap_or(Range::From(0)) {
+        Range::Closed { first, last } => {
+            Range::Closed { first, last: pieces.run_end(first).saturating_sub(1).max(last) }
+        }
+        Range::From(first) => Range::Closed { first, last: first },
+        suffix @ Range::Suffix(_) => suffix,
+    }
+}
+
+/// The blocks that a part of a content of `total` bytes lies in.
+pub(super) fn widened(span: Span, total: u64) -> Span {
+    Span { start: block_start(span.start), end: block_end(span.end).min(total) }
 }
 
 fn block_start(position: u64) -> u64 {
@@ -329,7 +350,7 @@ mod tests {
     #[test]
     fn the_first_request_of_an_unknown_size() {
         let check = |asked: Option<&str>, expected: Option<&str>| {
-            let asked = asked.map(|text| Range::parse(&format!("bytes={text}")).unwrap());
+            let asked = asked.map(|text| Range::parse(text).unwrap());
             let first = first(asked, 1).map(|range| range.to_string());
             assert_eq!(first, expected.map(|text| format!("bytes={text}")), "{asked:?}");
         };
@@ -345,6 +366,22 @@ mod tests {
         check(Some("1073000000-1073000999"), Some("1072693248-1073741823"));
         check(Some("5-99999999999999999999999999"), Some("5-"));
         assert_eq!(first(None, 4), Some(Range::Closed { first: 0, last: SEGMENT - 1 }));
+    }
+
+    #[test]
+    fn the_first_request_for_several_ranges() {
+        let check = |list: &[&str], expected: &str| {
+            let ranges: Vec<_> = list.iter().map(|text| Range::parse(text).unwrap()).collect();
+            assert_eq!(lead(&ranges).to_string(), format!("bytes={expected}"), "{list:?}");
+        };
+        check(&["5-9", "40000000-40000009"], "5-1048575");
+        check(&["40000000-40000009", "5-9"], "40000000-40894463");
+        check(&["5-9", "3145728-3145729", "1048576-2097152"], "5-4194303");
+        check(&["5-9", "-51", "7-"], "5-1048575");
+        check(&["-51", "5-9"], "-51");
+        check(&["5-", "0-1"], "5-5");
+        check(&["99999999999999999999-", "0-1"], "18446744073709551615-18446744073709551615");
+        check(&["5-99999999999999999999", "0-1"], "5-18446744073709551615");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What an answer depends on in a request: its conditions, its range, its host; and what is done with its body.
+//! What an answer depends on in a request: its conditions, its ranges, its host; and what is done with its body.
 
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ use hyper::{HeaderMap, Method, Response, Uri};
 use tokio::time::timeout;
 
 use super::body::Body;
-use super::outlet::Transport;
+use super::multipart::Framing;
+use super::outlet::{Sending, Transport};
 use super::response::value;
-use crate::cache::{Blob, Way};
+use crate::cache::{Blob, Reading, Way};
 use crate::context::RequestContext;
-use crate::oci::Digest;
-use crate::oci::range::Range;
+use crate::oci::ranges::{Part, Refusal};
+use crate::oci::{Digest, Ranges};
 
 /// Bytes of a request's body that are read and thrown away.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
@@ -56,36 +57,54 @@ impl Asked {
         lines.flat_map(|line| line.split(',')).any(is_it)
     }
 
-    /// The range that was asked, unless it was asked of other content (`If-Range`).
-    pub(super) fn range(&self, digest: &Digest) -> Option<Range> {
+    /// The ranges that were asked, unless they were asked of other content (`If-Range`).
+    ///
+    /// # Errors
+    /// When they are too many to be served.
+    pub(super) fn ranges(&self, digest: &Digest) -> Result<Option<Ranges>, Refusal> {
         let is_other = self
             .headers
             .get(IF_RANGE)
             .is_some_and(|tag| tag.as_bytes() != format!("\"{digest}\"").as_bytes());
         if is_other {
-            return None;
+            return Ok(None);
         }
         let mut lines = self.headers.get_all(RANGE).iter();
         match (lines.next(), lines.next()) {
-            (Some(line), None) => Range::parse(line.to_str().ok()?),
-            // Several lines are one list, and a list of ranges is answered with everything.
-            _ => None,
+            (Some(line), None) => line.to_str().map_or(Ok(None), Ranges::parse),
+            // There is to be one, whatever it lists.
+            _ => Ok(None),
         }
     }
 
-    /// The bytes of a blob from `start` up to `end` as a body; `held` as for [`Blob::read`].
-    pub(super) fn body_of(&self, blob: Blob, start: u64, end: u64, held: bool) -> Body {
-        let client = self.context.client();
+    /// A part of a blob as a body.
+    pub(super) fn body_of(&self, blob: Blob, part: Part) -> Body {
+        let (way, client) = (self.way(), self.context.client());
+        let reading = blob.read(part, way, client);
+        let sending = self.sending(&reading);
+        Body::reading(reading, part.span.len(), sending)
+    }
+
+    /// Several parts of a blob as a body, in `framing`.
+    pub(super) fn body_of_parts(&self, blob: Blob, parts: Box<[Part]>, framing: Box<Framing>) -> Body {
+        let length = framing.length(&parts);
+        let reading = blob.read_parts(parts, self.way());
+        let sending = self.sending(&reading);
+        Body::parts(reading, framing, length, sending)
+    }
+
+    /// How bytes of a file come to its connection.
+    fn way(&self) -> Way {
         match &self.transport {
-            Transport::Plain(outlet) => {
-                let reading = blob.read((start, end), held, Way::Mapped, client);
-                let sending = outlet.set(reading.mapped());
-                Body::reading(reading, end - start, sending)
-            }
-            Transport::Tls(room) => {
-                let reading = blob.read((start, end), held, Way::Copied(room.clone()), client);
-                Body::reading(reading, end - start, None)
-            }
+            Transport::Plain(_) => Way::Mapped,
+            Transport::Tls(room) => Way::Copied(room.clone()),
+        }
+    }
+
+    fn sending(&self, reading: &Reading) -> Option<Sending> {
+        match &self.transport {
+            Transport::Plain(outlet) => outlet.set(reading.mapped()),
+            Transport::Tls(_) => None,
         }
     }
 

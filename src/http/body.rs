@@ -9,6 +9,7 @@ use http_body::{Frame, SizeHint};
 use super::answers::UnderWay;
 use super::journal::Account;
 use super::limits::Brake;
+use super::multipart::Framing;
 use super::outlet::Sending;
 use crate::cache::{self, Reading};
 
@@ -16,6 +17,8 @@ use crate::cache::{self, Reading};
 pub(crate) struct Body {
     content: Content,
     remaining: u64,
+    /// What frames the parts that are read, if they are several.
+    framing: Option<Box<Framing>>,
     /// Closed when the body is dropped: sent whole, or its connection lost.
     account: Option<Box<Account>>,
     /// Holds it back, if its client may not take everything at once.
@@ -50,8 +53,26 @@ impl Body {
         Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
     }
 
+    /// The parts that `reading` will give, with what frames them; `len` bytes in all.
+    pub(super) fn parts(
+        reading: Reading,
+        framing: Box<Framing>,
+        len: u64,
+        sending: Option<Sending>,
+    ) -> Self {
+        Self { framing: Some(framing), ..Self::reading(reading, len, sending) }
+    }
+
     fn of(content: Content, remaining: u64) -> Self {
-        Self { content, remaining, account: None, brake: None, under_way: None, _sending: None }
+        Self {
+            content,
+            remaining,
+            framing: None,
+            account: None,
+            brake: None,
+            under_way: None,
+            _sending: None,
+        }
     }
 
     /// Bytes that are still to be sent.
@@ -84,6 +105,15 @@ impl Body {
         }
     }
 
+    /// What stands between two parts, if one is read to its end; before the first and behind the last, too.
+    fn frame(&mut self, reading: &mut Reading) -> Option<Bytes> {
+        let framing = self.framing.as_mut().filter(|_| reading.is_done())?;
+        match reading.next_part() {
+            Some(part) => Some(framing.begin(part)),
+            None => self.framing.take().map(|framing| framing.end()),
+        }
+    }
+
     /// The next bytes, as fast as they are there.
     fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, cache::Error>>> {
         loop {
@@ -100,6 +130,10 @@ impl Body {
                         return Poll::Pending;
                     }
                     if let Some(bytes) = reading.at_hand() {
+                        self.content = Content::Reading(reading);
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                    if let Some(bytes) = self.frame(&mut reading) {
                         self.content = Content::Reading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }

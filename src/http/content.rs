@@ -1,4 +1,4 @@
-//! Answers that carry content: a manifest, a blob, a part of one, or that the client has it already.
+//! Answers that carry content: a manifest, a blob, parts of one, or that the client has it already.
 
 use hyper::header::{
     ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, WARNING,
@@ -8,12 +8,17 @@ use hyper::{Response, StatusCode};
 use super::asked::Asked;
 use super::body::Body;
 use super::journal::Account;
+use super::multipart::Framing;
 use super::response::{CACHE_STATUS, NAMESPACE, cache_status, failure, value};
 use crate::cache::{Blob, Manifest};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
-use crate::oci::range::{Range, Span};
-use crate::oci::{Digest, Repo};
+use crate::oci::range::Span;
+use crate::oci::ranges::{Part, Refusal, Selection, steps_back};
+use crate::oci::{Digest, Ranges, Repo};
+
+/// Steps back among the ranges of a blob that passes through unstored: each costs upstream a further request.
+const STEPS_BACK_MAX: usize = 16;
 
 /// A manifest, with the headers that were made when it was read.
 pub(super) fn of_manifest(
@@ -44,39 +49,56 @@ pub(super) fn of_manifest(
     response
 }
 
-/// A blob, or the `range` of it that was asked.
+/// A blob, or the ranges of it that were asked.
 pub(super) fn of_blob(
     asked: &Asked,
     (repo, digest): (&Repo, &Digest),
     blob: Blob,
-    range: Option<Range>,
+    ranges: Option<Ranges>,
     account: &mut Account,
 ) -> Response<Body> {
     let total = blob.total;
     // Of nothing every range is unsatisfiable; clients that ask everything by ranges need a 200 here.
-    let range = range.filter(|_| total > 0);
+    let ranges = ranges.filter(|_| total > 0);
     // What ends where the range says may go out before the whole is proven; an end that is merely "the end" may
     // not.
-    let held = matches!(range, None | Some(Range::From(_)));
+    let held = ranges.as_ref().is_none_or(Ranges::are_open);
     let status = cache_status(blob.source, !blob.is_direct(), !held && !blob.is_stored());
     account.cache = status;
-    let mut response = match range.map(|range| range.resolve(total)) {
+    let mut response = match ranges.map(|ranges| ranges.select(total)) {
         _ if asked.has(digest) => not_modified(),
-        None => octets(StatusCode::OK, asked.body_of(blob, 0, total, held), total),
-        Some(Ok(span)) => partial(asked.body_of(blob, span.start, span.end, held), &span, total),
-        Some(Err(_)) => {
-            let mut response = failure(
-                StatusCode::RANGE_NOT_SATISFIABLE,
+        None => octets(StatusCode::OK, asked.body_of(blob, Part::whole(total)), total),
+        Some(Ok(Selection::One(part))) => partial(asked.body_of(blob, part), &part.span, total),
+        Some(Ok(Selection::Several(parts))) if blob.is_direct() && steps_back(&parts) > STEPS_BACK_MAX => {
+            failure(
+                StatusCode::BAD_REQUEST,
                 ErrorCode::RangeInvalid,
-                "the range begins behind the end of the blob",
-            );
-            response.headers_mut().insert(CONTENT_RANGE, value(&format!("bytes */{total}")));
-            response
+                "this blob passes through unstored: ask for its ranges in order",
+            )
         }
+        Some(Ok(Selection::Several(parts))) => multipart(asked, blob, parts),
+        Some(Err(refusal)) => without_ranges(refusal, total),
     };
     identify(&mut response, digest);
     account_for(&mut response, repo, status);
     response
+}
+
+/// Why ranges of a blob of `total` bytes are not served.
+fn without_ranges(refusal: Refusal, total: u64) -> Response<Body> {
+    let Refusal::Unsatisfiable(unsatisfiable) = refusal else { return refused_ranges(refusal) };
+    let mut response = failure(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        ErrorCode::RangeInvalid,
+        "the range begins behind the end of the blob",
+    );
+    response.headers_mut().insert(CONTENT_RANGE, value(&unsatisfiable.content_range(total)));
+    response
+}
+
+/// A request for ranges that are served to nobody. Clients that ask for many at once then ask for fewer.
+pub(super) fn refused_ranges(refusal: Refusal) -> Response<Body> {
+    failure(StatusCode::BAD_REQUEST, ErrorCode::RangeInvalid, &refusal.to_string())
 }
 
 /// The headers that say what content is.
@@ -112,5 +134,15 @@ pub(super) fn octets(status: StatusCode, body: Body, length: u64) -> Response<Bo
 pub(super) fn partial(body: Body, span: &Span, total: u64) -> Response<Body> {
     let mut response = octets(StatusCode::PARTIAL_CONTENT, body, span.len());
     response.headers_mut().insert(CONTENT_RANGE, value(&span.content_range(total)));
+    response
+}
+
+fn multipart(asked: &Asked, blob: Blob, parts: Box<[Part]>) -> Response<Body> {
+    let framing = Framing::new(blob.total);
+    let content_type = value(&framing.content_type());
+    let body = asked.body_of_parts(blob, parts, framing);
+    let length = body.len();
+    let mut response = octets(StatusCode::PARTIAL_CONTENT, body, length);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

@@ -23,7 +23,9 @@ use super::Config;
 use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
-use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest};
+use super::content::{
+    account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges,
+};
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
@@ -280,8 +282,10 @@ impl Serving {
             }
             Route::Blob { repo, digest } if asked.method == Method::GET => {
                 let blob = self.cache.blob_at_hand(repo, digest)?;
-                let range = asked.range(digest);
-                Some(of_blob(asked, (repo, digest), blob, range, account))
+                Some(match asked.ranges(digest) {
+                    Ok(ranges) => of_blob(asked, (repo, digest), blob, ranges, account),
+                    Err(refusal) => refused_ranges(refusal),
+                })
             }
             _ => None,
         }
@@ -325,9 +329,12 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let range = asked.range(digest);
-        let blob = self.cache.blob(repo, digest, range, &asked.context).await?;
-        Ok(of_blob(asked, (repo, digest), blob, range, account))
+        let ranges = match asked.ranges(digest) {
+            Ok(ranges) => ranges,
+            Err(refusal) => return Ok(refused_ranges(refusal)),
+        };
+        let blob = self.cache.blob(repo, digest, ranges.as_ref(), &asked.context).await?;
+        Ok(of_blob(asked, (repo, digest), blob, ranges, account))
     }
 
     async fn tags(

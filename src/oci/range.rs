@@ -1,8 +1,6 @@
 //! Byte ranges: what a client asked, what it is answered, and what an upstream says it answers.
 //!
-//! After RFC 9110 section 14. A header that berth does not serve as a range (several ranges, another unit,
-//! nonsense) is no error: the whole content with 200 is always a right answer, and podman's multi-range
-//! requests need exactly that.
+//! After RFC 9110 section 14. A whole header, which may name several, is read by [`Ranges`](super::ranges::Ranges).
 
 use std::fmt;
 
@@ -46,13 +44,9 @@ pub struct ContentRange {
 }
 
 impl Range {
-    /// Reads a `Range` header. `None` means: answer with the whole content.
-    pub fn parse(header: &str) -> Option<Self> {
-        let (unit, range) = header.split_once('=')?;
-        if !unit.trim().eq_ignore_ascii_case("bytes") {
-            return None;
-        }
-        let (first, last) = range.trim().split_once('-')?;
+    /// Reads one member of the list that a `Range` header has behind `bytes=`; `None` for what is no range.
+    pub fn parse(member: &str) -> Option<Self> {
+        let (first, last) = member.split_once('-')?;
         match (first, last) {
             ("", last) => Some(Self::Suffix(offset(last)?)),
             (first, "") => Some(Self::From(offset(first)?)),
@@ -148,11 +142,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::oci::ranges::{Part, RANGES_MAX, Ranges, Selection};
+
+    /// The range of a header that has no more than one.
+    fn range(header: &str) -> Option<Range> {
+        match Ranges::parse(header) {
+            Ok(Some(Ranges::One(range))) => Some(range),
+            Ok(None) => None,
+            other => panic!("{header}: {other:?}"),
+        }
+    }
 
     #[test]
     fn one_range_of_bytes_is_a_range_and_all_else_is_the_whole() {
-        let check =
-            |header: &str, expected: Option<Range>| assert_eq!(Range::parse(header), expected, "{header}");
+        let check = |header: &str, expected: Option<Range>| assert_eq!(range(header), expected, "{header}");
         check("bytes=0-", Some(Range::From(0)));
         check("bytes=16777216-", Some(Range::From(16_777_216)));
         check("bytes=500-1499", Some(Range::Closed { first: 500, last: 1499 }));
@@ -160,8 +163,7 @@ mod tests {
         check("bytes=-500", Some(Range::Suffix(500)));
         check("bytes=-0", Some(Range::Suffix(0)));
         check("bytes=99999999999999999999999-", Some(Range::From(u64::MAX)));
-        let whole =
-            ["", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=500-0", "bytes=0-1,5-9", "bytes=0-1,"];
+        let whole = ["", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=500-0"];
         for header in
             whole.iter().chain(&["lines=0-1", "bytes=+1-2", "bytes=0--1", "bytes=0x1-", "bytes=1 -2"])
         {
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn ranges_are_cut_at_the_end_and_refused_behind_it() {
         let check = |header: &str, total: u64, expected: &str| {
-            let answer = match Range::parse(header).unwrap().resolve(total) {
+            let answer = match range(header).unwrap().resolve(total) {
                 Ok(span) => span.content_range(total),
                 Err(unsatisfiable) => unsatisfiable.content_range(total),
             };
@@ -214,7 +216,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_header_panics(header in ".*", total: u64) {
-            let _ = Range::parse(&header).map(|range| range.resolve(total));
+            let _ = Ranges::parse(&header).map(|ranges| ranges.map(|ranges| ranges.select(total)));
             let _ = ContentRange::parse(&header);
         }
 
@@ -225,12 +227,12 @@ mod tests {
                 1 => Range::From(first),
                 _ => Range::Suffix(first),
             };
-            prop_assert_eq!(Range::parse(&range.to_string()), Some(range));
+            prop_assert_eq!(Ranges::parse(&range.to_string()), Ok(Some(Ranges::One(range))));
         }
 
         #[test]
         fn an_answer_lies_within_the_content_and_reads_back(header in "bytes=[0-9]{0,3}-[0-9]{0,3}", total in 0..999u64) {
-            if let Some(Ok(span)) = Range::parse(&header).map(|range| range.resolve(total)) {
+            if let Some(Ok(span)) = range(&header).map(|range| range.resolve(total)) {
                 prop_assert!(!span.is_empty() && span.end <= total && span.len() <= total);
                 let answered = ContentRange::parse(&span.content_range(total));
                 prop_assert_eq!(answered, Some(ContentRange { span, total: Some(total) }));
@@ -265,12 +267,26 @@ mod tests {
             let text = String::from_utf8_lossy(input);
             let (header, total) = text.split_once('\n').unwrap_or((&text, "1000"));
             let total = total.trim().parse().unwrap_or(1000);
-            if let Some(range) = Range::parse(header) {
-                assert_eq!(Range::parse(&range.to_string()), Some(range));
-                if let Ok(span) = range.resolve(total) {
-                    assert!(span.start < span.end && span.end <= total);
-                    let said = ContentRange { span, total: Some(total) };
-                    assert_eq!(ContentRange::parse(&span.content_range(total)), Some(said));
+            if let Ok(Some(ranges)) = Ranges::parse(header) {
+                let of_header = match &ranges {
+                    Ranges::One(range) => std::slice::from_ref(range),
+                    Ranges::Several(ranges) => ranges,
+                };
+                assert!((1..=RANGES_MAX).contains(&of_header.len()));
+                // Each as it would be asked alone, without its unit.
+                let texts = of_header.iter().map(|range| range.to_string().split_off("bytes=".len()));
+                let written = format!("bytes={}", texts.collect::<Vec<_>>().join(","));
+                assert_eq!(Ranges::parse(&written), Ok(Some(ranges.clone())));
+                if let Ok(selection) = ranges.select(total) {
+                    let parts = selection.parts();
+                    assert_eq!(parts.len() > 1, matches!(selection, Selection::Several(_)));
+                    for Part { span, .. } in parts {
+                        assert!(span.start < span.end && span.end <= total);
+                        let said = ContentRange { span: *span, total: Some(total) };
+                        assert_eq!(ContentRange::parse(&span.content_range(total)), Some(said));
+                    }
+                    let bytes: u128 = parts.iter().map(|part| u128::from(part.span.len())).sum();
+                    assert!(bytes <= u128::from(total));
                 }
             }
             if let Some(ContentRange { span, total }) = ContentRange::parse(header) {

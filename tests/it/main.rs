@@ -59,6 +59,7 @@ mod rotation;
 mod samples;
 mod scale;
 mod serve;
+mod several_ranges;
 mod shares;
 mod support_itself;
 mod tags;

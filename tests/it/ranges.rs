@@ -86,7 +86,6 @@ async fn a_range_behind_the_end_is_416_and_says_how_long_the_blob_is() {
 async fn what_is_not_one_range_of_bytes_is_answered_with_everything() {
     let (_upstream, berth, blob) = with_blob(100_000).await;
     for asked in [
-        "bytes=0-1,5-6",
         "bytes=5-1",
         "bytes=-",
         "bytes=",
@@ -102,7 +101,7 @@ async fn what_is_not_one_range_of_bytes_is_answered_with_everything() {
         assert_eq!(reply.header("accept-ranges"), Some("bytes"), "{asked}");
     }
     let twice = berth.get(&blob.path(REPO)).range("0-1").range("5-6").await;
-    assert_eq!(twice.expect(200), &blob.content, "two lines are one list");
+    assert_eq!(twice.expect(200), &blob.content, "there is to be one line");
 }
 
 #[tokio::test]

@@ -1,0 +1,103 @@
+//! What frames the parts of a `multipart/byteranges` answer (RFC 9110, 14.6; RFC 2046, 5.1.1).
+//!
+//! How long all of it is, is known before the first part is framed, and without making any of it: a request may name
+//! a thousand parts.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use bytes::Bytes;
+
+use crate::oci::ranges::Part;
+
+/// What stands before the two numbers of a part and its total, and behind them.
+const BEFORE_NUMBERS: &str = "\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes ";
+const BEHIND_NUMBERS: &str = "\r\n\r\n";
+
+/// The frame of one answer.
+pub(super) struct Framing {
+    /// What no part contains: 128 bits that nobody can guess, for content is made by strangers.
+    boundary: String,
+    /// Bytes of the whole content.
+    total: u64,
+    /// Whether a part has been framed: the end of one is a part of what begins the next.
+    has_begun: bool,
+}
+
+impl Framing {
+    /// For parts of a content of `total` bytes.
+    pub(super) fn new(total: u64) -> Box<Self> {
+        let keys = RandomState::new();
+        let boundary = format!("{:016x}{:016x}", keys.hash_one(0_u8), keys.hash_one(1_u8));
+        Box::new(Self { boundary, total, has_begun: false })
+    }
+
+    /// The `Content-Type` of the answer.
+    pub(super) fn content_type(&self) -> String {
+        format!("multipart/byteranges; boundary={}", self.boundary)
+    }
+
+    /// Bytes of the whole body: the parts, and what frames them.
+    pub(super) fn length(&self, parts: &[Part]) -> u64 {
+        let fixed = "\r\n--".len() + self.boundary.len() + BEFORE_NUMBERS.len() + "-/".len() + BEHIND_NUMBERS.len();
+        let fixed = fixed as u64 + digits(self.total);
+        let of_part = |Part { span, .. }: &Part| fixed + digits(span.start) + digits(span.end - 1) + span.len();
+        let end = "\r\n----\r\n".len() + self.boundary.len();
+        // The first one begins without a line break.
+        parts.iter().map(of_part).sum::<u64>() + end as u64 - "\r\n".len() as u64
+    }
+
+    /// What stands before the next part.
+    pub(super) fn begin(&mut self, part: Part) -> Bytes {
+        let line_break = if std::mem::replace(&mut self.has_begun, true) { "\r\n" } else { "" };
+        let (Self { boundary, total, .. }, span) = (self, part.span);
+        let last = span.end - 1;
+        format!("{line_break}--{boundary}{BEFORE_NUMBERS}{}-{last}/{total}{BEHIND_NUMBERS}", span.start).into()
+    }
+
+    /// What stands behind the last part.
+    pub(super) fn end(&self) -> Bytes {
+        format!("\r\n--{}--\r\n", self.boundary).into()
+    }
+}
+
+/// How long a number is as text.
+fn digits(number: u64) -> u64 {
+    u64::from(number.checked_ilog10().unwrap_or(0) + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::oci::range::Span;
+
+    #[test]
+    fn numbers_are_as_long_as_their_text() {
+        for number in [0, 1, 9, 10, 99, 100, 999_999, 1_000_000, u64::MAX] {
+            assert_eq!(digits(number), number.to_string().len() as u64, "{number}");
+        }
+    }
+
+    #[test]
+    fn two_answers_have_different_boundaries() {
+        let boundaries: std::collections::BTreeSet<_> = (0..100).map(|_| Framing::new(1).boundary).collect();
+        assert_eq!(boundaries.len(), 100);
+        assert!(boundaries.iter().all(|it| it.len() == 32 && it.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    }
+
+    proptest! {
+        #[test]
+        fn the_length_is_that_of_what_is_made(
+            parts in proptest::collection::vec((0..u64::MAX / 2, 1..1_000_000_u64), 1..20),
+            total: u64,
+        ) {
+            let part = |(start, len): (u64, u64)| Part { span: Span { start, end: start + len }, is_open: false };
+            let parts: Vec<Part> = parts.into_iter().map(part).collect();
+            let mut framing = Framing::new(total);
+            let length = framing.length(&parts);
+            let frames: u64 = parts.iter().map(|part| framing.begin(*part).len() as u64 + part.span.len()).sum();
+            prop_assert_eq!(length, frames + framing.end().len() as u64);
+        }
+    }
+}
