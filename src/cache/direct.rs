@@ -247,8 +247,7 @@ impl Direct {
         self.jumps += 1;
         let first = part.span.start;
         let last = near_end(part, further) - 1;
-        let range =
-            if self.jumps < JUMPS_MAX { Range::Closed { first, last } } else { Range::From(first) };
+        let range = if self.jumps < JUMPS_MAX { Range::Closed { first, last } } else { Range::From(first) };
         self.restart(Some(range), Proof::None).await?;
         if self.position != first {
             // Upstream ignores ranges.

@@ -82,7 +82,7 @@ impl Place {
         let span = self.asked.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)).ok()?;
         let start = span.start.max(position);
         let is_open = matches!(self.asked, None | Some(Range::From(_)));
-        (start < span.end).then_some(Need { span: Span { start, ..span }, is_open })
+        (start < span.end).then_some(Need { span: Span { start, ..span }, is_open, is_ahead: false })
     }
 }
 
@@ -113,14 +113,14 @@ impl Several {
             std::mem::replace(&mut piece, own) != own
         };
         let needs = behind.filter(|part| !part.is_open).filter(begins_another);
-        let needs = needs.map(|part| self.need_from(part.span.start, *part));
+        let needs = needs.map(|part| Need { is_ahead: true, ..self.need_from(part.span.start, *part) });
         needs.filter(|need| have.gap(need.span).is_some()).take(AHEAD_MAX)
     }
 
     /// Of a part from `start` on, with its neighbours behind it.
     fn need_from(&self, start: u64, part: Part) -> Need {
         let end = if part.is_open { part.span.end } else { self.pieces.run_end(start).max(part.span.end) };
-        Need { span: Span { start, end }, is_open: part.is_open }
+        Need { span: Span { start, end }, is_open: part.is_open, is_ahead: false }
     }
 }
 

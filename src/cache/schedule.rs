@@ -40,6 +40,8 @@ pub(super) struct Need {
     pub(super) span: Span,
     /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
     pub(super) is_open: bool,
+    /// It does not stand there yet: what is under way is not cut for it.
+    pub(super) is_ahead: bool,
 }
 
 /// What to do with bytes that have come.
@@ -223,7 +225,8 @@ impl Schedule {
         if missing - need.span.start > NEAR {
             return None;
         }
-        if self.claims.iter().any(|claim| claim.holds(missing) && missing - claim.at <= NEAR) {
+        let is_waited_for = |claim: &Claim| need.is_ahead || missing - claim.at <= NEAR;
+        if self.claims.iter().any(|claim| claim.holds(missing) && is_waited_for(claim)) {
             return None;
         }
         let mut start = missing;
@@ -340,7 +343,7 @@ mod tests {
     }
 
     fn need(start: u64, end: u64, is_open: bool) -> Need {
-        Need { span: span(start, end), is_open }
+        Need { span: span(start, end), is_open, is_ahead: false }
     }
 
     fn spans(schedule: &mut Schedule, needs: &[Need]) -> Vec<Span> {
@@ -405,6 +408,17 @@ mod tests {
         assert_eq!(spans(&mut schedule, &[whole, footer, onward]), [span(50 * MIB + 7, 99 * MIB)]);
         let receipt = schedule.receive(main.id, span(0, 51 * MIB), 100 * MIB);
         assert_eq!(receipt, Receipt { keep: Some(span(0, 50 * MIB + 7)), is_done: true });
+    }
+
+    #[test]
+    fn what_is_read_later_cuts_nothing_that_is_under_way() {
+        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        schedule.ask(Some(Range::Closed { first: 0, last: 40 * MIB - 1 }));
+        let main = schedule.next(&[need(0, 40 * MIB, false)]).unwrap();
+        let ahead = |start: u64| Need { is_ahead: true, ..need(start * MIB, (start + 1) * MIB, false) };
+        assert_eq!(spans(&mut schedule, &[ahead(30), ahead(60)]), [span(60 * MIB, 61 * MIB)]);
+        assert_eq!(spans(&mut schedule, &[need(30 * MIB, 31 * MIB, false)]), [span(30 * MIB, 31 * MIB)]);
+        assert_eq!(schedule.wanted(main.id), Some((span(0, 30 * MIB), true)));
     }
 
     #[test]
@@ -493,7 +507,7 @@ mod tests {
                     let range = match kind { 0 => None, 1 => Some(Range::From(first)), 2 => Some(Range::Suffix(a)), _ => Some(Range::Closed { first, last }) };
                     schedule.ask(range);
                     if let Ok(span) = range.map_or_else(|| Ok(Span::whole(total)), |range| range.resolve(total)) {
-                        needs.push(Need { span, is_open: matches!(range, None | Some(Range::From(_))) });
+                        needs.push(Need { span, is_open: matches!(range, None | Some(Range::From(_))), is_ahead: random.bool() });
                     }
                 }
                 jobs.extend(std::iter::from_fn(|| schedule.next(&needs)));

@@ -54,12 +54,7 @@ impl Body {
     }
 
     /// The parts that `reading` will give, with what frames them; `len` bytes in all.
-    pub(super) fn parts(
-        reading: Reading,
-        framing: Box<Framing>,
-        len: u64,
-        sending: Option<Sending>,
-    ) -> Self {
+    pub(super) fn parts(reading: Reading, framing: Box<Framing>, len: u64, sending: Option<Sending>) -> Self {
         Self { framing: Some(framing), ..Self::reading(reading, len, sending) }
     }
 

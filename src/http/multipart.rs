@@ -38,9 +38,11 @@ impl Framing {
 
     /// Bytes of the whole body: the parts, and what frames them.
     pub(super) fn length(&self, parts: &[Part]) -> u64 {
-        let fixed = "\r\n--".len() + self.boundary.len() + BEFORE_NUMBERS.len() + "-/".len() + BEHIND_NUMBERS.len();
+        let fixed =
+            "\r\n--".len() + self.boundary.len() + BEFORE_NUMBERS.len() + "-/".len() + BEHIND_NUMBERS.len();
         let fixed = fixed as u64 + digits(self.total);
-        let of_part = |Part { span, .. }: &Part| fixed + digits(span.start) + digits(span.end - 1) + span.len();
+        let of_part =
+            |Part { span, .. }: &Part| fixed + digits(span.start) + digits(span.end - 1) + span.len();
         let end = "\r\n----\r\n".len() + self.boundary.len();
         // The first one begins without a line break.
         parts.iter().map(of_part).sum::<u64>() + end as u64 - "\r\n".len() as u64
@@ -51,7 +53,8 @@ impl Framing {
         let line_break = if std::mem::replace(&mut self.has_begun, true) { "\r\n" } else { "" };
         let (Self { boundary, total, .. }, span) = (self, part.span);
         let last = span.end - 1;
-        format!("{line_break}--{boundary}{BEFORE_NUMBERS}{}-{last}/{total}{BEHIND_NUMBERS}", span.start).into()
+        format!("{line_break}--{boundary}{BEFORE_NUMBERS}{}-{last}/{total}{BEHIND_NUMBERS}", span.start)
+            .into()
     }
 
     /// What stands behind the last part.
@@ -83,7 +86,9 @@ mod tests {
     fn two_answers_have_different_boundaries() {
         let boundaries: std::collections::BTreeSet<_> = (0..100).map(|_| Framing::new(1).boundary).collect();
         assert_eq!(boundaries.len(), 100);
-        assert!(boundaries.iter().all(|it| it.len() == 32 && it.bytes().all(|byte| byte.is_ascii_hexdigit())));
+        assert!(
+            boundaries.iter().all(|it| it.len() == 32 && it.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        );
     }
 
     proptest! {

@@ -23,9 +23,7 @@ use super::Config;
 use super::access::{Access, Verdict};
 use super::asked::{Asked, discard};
 use super::body::Body;
-use super::content::{
-    account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges,
-};
+use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges};
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};

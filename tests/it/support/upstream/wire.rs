@@ -100,8 +100,9 @@ impl Request {
         self.bytes_sent.load(Ordering::SeqCst)
     }
 
-    fn range(&self) -> Option<Range> {
-        self.header("range").and_then(Range::parse)
+    /// The range that it asks for, if it is one. Of several a fake sends everything, as many registries do.
+    pub(crate) fn range(&self) -> Option<Range> {
+        self.header("range")?.strip_prefix("bytes=").and_then(Range::parse)
     }
 }
 
