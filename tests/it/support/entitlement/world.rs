@@ -1,6 +1,5 @@
 //! The daemons and fake registries in which cases are played: one that stands alone, a node and its parent.
 
-use berth::oci::Range;
 use berth::oci::range::Span;
 use berth::store::Pieces;
 use tempfile::TempPath;
