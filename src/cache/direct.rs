@@ -65,7 +65,7 @@ impl Detour {
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let hold = self.turn().await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        self.open(hold, 0, None, Proof::Pending(verifier)).await
+        self.open(hold, 0, None, Proof::Pending(verifier.into())).await
     }
 
     /// What lies behind `position`, to go out unproven.
@@ -81,7 +81,7 @@ impl Detour {
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        self.open(hold, position, Some(total), Proof::Pending(verifier)).await
+        self.open(hold, position, Some(total), Proof::Pending(verifier.into())).await
     }
 
     /// Says why a transfer that had begun is not kept.
@@ -158,7 +158,7 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
 /// What is known of the content as a whole.
 enum Proof {
     /// This has seen the beginning, and sees what comes.
-    Pending(Verifier),
+    Pending(Box<Verifier>),
     /// The digest was found right.
     Done,
     /// Some of it is left out.
@@ -259,7 +259,7 @@ impl Direct {
     /// Has all of it come, for what needs the proof of what was left out.
     async fn begin_again(&mut self) -> Result<(), Error> {
         let verifier = Verifier::new(self.detour.digest.algorithm());
-        self.restart(None, Proof::Pending(verifier)).await
+        self.restart(None, Proof::Pending(verifier.into())).await
     }
 
     async fn restart(&mut self, range: Option<Range>, proof: Proof) -> Result<(), Error> {
@@ -283,11 +283,11 @@ impl Direct {
             verifier.update(&chunk[usize::try_from(known).expect("no more than the chunk's length")..]);
         }
         self.waiting.push_back(chunk);
-        if self.received >= self.total() {
-            if self.received != self.total() || !self.proof.holds_for(digest) {
-                metrics.mismatches.inc();
-                return Err(Error::Mismatch);
-            }
+        let is_wrong =
+            self.received > self.total() || (self.received == self.total() && !self.proof.holds_for(digest));
+        if is_wrong {
+            metrics.mismatches.inc();
+            return Err(Error::Mismatch);
         }
         Ok(())
     }
