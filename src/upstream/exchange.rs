@@ -292,6 +292,16 @@ impl Upstream {
         } else {
             self.judged(server, ask, reply, (&tried, login), deadline).await
         };
+        self.heard(ask, judged, (public, seat))
+    }
+
+    /// What a parent says besides is heard.
+    fn heard(
+        &self,
+        ask: &Ask<'_>,
+        judged: Result<Response<Incoming>, Error>,
+        (public, seat): (bool, Option<Seat>),
+    ) -> Result<Answer, Error> {
         let Some(peer) = self.peer() else {
             let judged = match judged {
                 // Nobody but a parent is asked for more registries than its own.
