@@ -89,21 +89,15 @@ fn whole(number: f64) -> Option<u64> {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(bytes) = *self;
-        for base in [1024_u64, 1000] {
-            for (power, prefix) in [1, 2, 3, 4, 5, 6].into_iter().zip(PREFIXES).rev() {
-                let unit = base.pow(power);
-                if bytes == 0 || !bytes.is_multiple_of(unit) {
-                    continue;
-                }
-                let number = bytes / unit;
-                return match (base, power) {
-                    (1024, _) => write!(f, "{number}{prefix}iB"),
-                    (_, 1) => write!(f, "{number}kB"),
-                    _ => write!(f, "{number}{prefix}B"),
-                };
-            }
+        let units = [1, 2, 3, 4, 5, 6].into_iter().zip(PREFIXES).flat_map(|(power, prefix)| {
+            let decimal = if power == 1 { "kB".to_owned() } else { format!("{prefix}B") };
+            [(1000_u64.pow(power), decimal), (1024_u64.pow(power), format!("{prefix}iB"))]
+        });
+        let whole = units.filter(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+        match whole.max_by_key(|(unit, _)| *unit) {
+            Some((unit, name)) => write!(f, "{}{name}", bytes / unit),
+            None => write!(f, "{bytes}B"),
         }
-        write!(f, "{bytes}B")
     }
 }
 
@@ -391,7 +385,7 @@ mod tests {
             ("'9007199254740993'", 9_007_199_254_740_993),
             ("'0.5KiB'", 512),
             ("'1.5kB'", 1500),
-            ("'9000.5TiB'", 9_896_255_015_124_992),
+            ("'9000.5TiB'", 9_896_154_405_797_888),
             ("'15EiB'", 15 << 60),
             ("'1TB'", 1_000_000_000_000),
             ("2e11", 200_000_000_000),

@@ -29,8 +29,10 @@ use super::name::{InvalidName, Reference, Repo, RepoName};
 /// The longest path: a name, a prefix of the same length, a keyword and a sha512 digest, all percent-coded
 /// in part.
 pub const PATH_BYTES_MAX: usize = 1024;
-/// The longest query: `ns`, and a media type, a tag, or a registry's own cursor of 4,096 bytes with what is added to it.
-pub const QUERY_BYTES_MAX: usize = 5 * 1024;
+/// The longest query: `ns`, and a media type or a tag; a mirror has no use for more.
+pub const QUERY_BYTES_MAX: usize = 1024;
+/// The same for a list of tags: a registry's own cursor of 4,096 bytes, and what is added to it.
+const LIST_QUERY_BYTES_MAX: usize = 5 * 1024;
 /// Of a usual path: room for these is made at once.
 const SEGMENTS_USUAL: usize = 8;
 
@@ -125,7 +127,10 @@ impl Registries {
     ) -> Result<Route, RouteError> {
         let query = query.unwrap_or_default();
         if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
-            return Err(RouteError::PathTooLong);
+            let is_cursor = path.ends_with("/tags/list") && query.len() <= LIST_QUERY_BYTES_MAX;
+            if path.len() > PATH_BYTES_MAX || !is_cursor {
+                return Err(RouteError::PathTooLong);
+            }
         }
         let (mut segments, is_coded) = split(path);
         let decoded;

@@ -292,17 +292,23 @@ impl Upstream {
         } else {
             self.judged(server, ask, reply, (&tried, login), deadline).await
         };
-        self.heard(ask, judged.map(|response| Answer { response, public, seat }))
+        self.heard(ask, judged, (public, seat))
     }
 
-    /// What an answer means of one who may be a parent.
-    fn heard(&self, ask: &Ask<'_>, judged: Result<Answer, Error>) -> Result<Answer, Error> {
+    /// What a parent says besides is heard.
+    fn heard(
+        &self,
+        ask: &Ask<'_>,
+        judged: Result<Response<Incoming>, Error>,
+        (public, seat): (bool, Option<Seat>),
+    ) -> Result<Answer, Error> {
         let Some(peer) = self.peer() else {
-            return match judged {
+            let judged = match judged {
                 // Nobody but a parent is asked for more registries than its own.
                 Err(Error::UnknownRegistry) => Err(Error::NotFound),
                 judged => judged,
             };
+            return judged.map(|response| Answer { response, public, seat });
         };
         match judged {
             // Of one that is listed it is told by asking for it.
@@ -311,7 +317,7 @@ impl Upstream {
                 peer.unknown().note(&self.registry);
                 Err(Error::UnknownRegistry)
             }
-            Ok(Answer { response, public, seat }) => {
+            Ok(response) => {
                 let repo = Repo::new(self.registry.clone(), ask.name.clone());
                 let public = peer.hear(repo, response.headers(), public);
                 Ok(Answer { response, public, seat })

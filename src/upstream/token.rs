@@ -372,7 +372,8 @@ mod tests {
         check("https://h/token?a=1", "/auth/token?a=1", false, 301, Some("https://h/auth/token?a=1"));
         check("http://h/token", "https://h/token", false, 302, Some("https://h/token"));
         check("http://h:8080/t", "https://h:8443/t", false, 308, Some("https://h:8443/t"));
-        check("https://h/token", "http://h/token", false, 302, None);
+        check("https://h/token", "http://h/token", false, 302, Some("https://h/token"));
+        check("https://h/token", "http://h:8080/token", false, 302, None);
         check("https://h/token", "https://h:8443/token", false, 302, None);
         check("http://h/token", "http://h:8080/token", false, 302, None);
         check("https://h/token", "https://evil.h/token", false, 307, None);

@@ -333,6 +333,9 @@ fn lists_and_blobs_carry_their_parameters() {
         assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), expected, "{n}");
     }
     assert_eq!(route("/v2/org/app/tags/list?n=&last="), tags(None, Some("")));
+    for (bytes, expected) in [(5000, tags(None, None)), (6000, Err(RouteError::PathTooLong))] {
+        assert_eq!(route(&format!("/v2/org/app/tags/list?next_page={}", "x".repeat(bytes))), expected);
+    }
     for n in ["-1", "x", "1.5", "9223372036854775808", "99999999999999999999999"] {
         assert_eq!(route(&format!("/v2/org/app/tags/list?n={n}")), Err(RouteError::Page), "{n}");
     }

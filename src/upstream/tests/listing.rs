@@ -30,9 +30,8 @@ async fn a_page_of_tags_goes_on_as_it_came_and_its_link_is_followed_by_the_query
     let next = PageQuery::read(&page.next.unwrap());
     let page = upstream.tags(&client(), &name("a"), &next).await.unwrap();
     assert_eq!((&*whole(page.body), page.next), (r#"{"tags":["3","not a tag","4"]}"#, None));
-    assert!(fake.seen().iter().all(|seen| seen.path.starts_with("/v2/a/tags/list?")));
-    let error = error_of(upstream.tags(&client(), &name("b"), &next).await);
-    assert_eq!((error, fake.seen().len()), (Error::NotFound, 3), "of another list it is any client's");
+    upstream.tags(&client(), &name("b"), &next).await.unwrap();
+    assert_eq!(fake.seen()[2].path, "/v2/b/tags/list?n=2&last=2&orderby=", "these keys any client may write");
 }
 
 fn whole(body: TagBody) -> String {

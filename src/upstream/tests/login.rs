@@ -289,7 +289,7 @@ async fn a_token_server_that_talks_nonsense_is_an_outage() {
     check("<html>".into()).await;
     check(r#"{"token":""}"#.into()).await;
     check(r#"{"token":"a\nb"}"#.into()).await;
-    check(format!(r#"{{"token":"{}"}}"#, "x".repeat(64 * 1024))).await;
+    check(format!(r#"{{"token":"{}"}}"#, "x".repeat(1 << 20))).await;
 }
 
 #[tokio::test]
