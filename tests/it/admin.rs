@@ -103,7 +103,7 @@ async fn an_error_is_an_answer_but_no_content() {
         &berth,
         &[
             ("registry_http_requests_total{code=\"404\"", 2.0),
-            ("berth_upstream_requests_total{outcome=\"not_found\",registry=\"docker.io\"}", 2.0),
+            ("berth_upstream_requests_total{outcome=\"not_found\",registry=\"docker.io\"}", 3.0),
             ("registry_proxy_pushed_bytes_total", 0.0),
             ("registry_proxy_requests_total", 0.0),
         ],
