@@ -171,7 +171,7 @@ fn measure(
     Start { seconds, memory_then, settled, memory_at_rest, cpu_us }
 }
 
-/// Reads the first byte of a blob: who reads the whole of it again has it verified, and these are not what their names say.
+/// Reads the first byte of a blob: a second read of the whole has it verified, and these are not what their names say.
 fn hit(client: &mut Client, path: &str) {
     assert_eq!(client.fetch(path, Some("bytes=0-0"), |_| true).status, 206, "{path}");
 }
