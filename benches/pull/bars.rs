@@ -36,6 +36,9 @@ struct Comparison {
 impl Comparison {
     /// Whether it is no worse by more than what two runs of the earlier one are apart.
     fn holds(&self) -> bool {
+        if (self.after - self.before).abs() < f64::EPSILON {
+            return true;
+        }
         let worse = match self.better {
             Better::More => self.before / self.after,
             Better::Less => self.after / self.before,

@@ -110,7 +110,7 @@ fn meet(
     let upstream_gets = scene.upstream.count("GET", "/blobs/") as f64;
     let upstream_ratio = scene.upstream.bytes_sent(&blob.digest) as f64 / blob.len() as f64;
     let hot = match kind {
-        Kind::Berth | Kind::Before | Kind::BeforeAgain => {
+        kind if Kind::OF_BERTH.contains(&kind) => {
             fan_out(server.address, blob, clients, Duration::ZERO).all_done
         }
         _ => f64::NAN,

@@ -88,7 +88,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Who is compared: these, unless an earlier berth is.
+    /// What is compared: these servers, unless an earlier berth is.
     pub(crate) fn compared<'a>(&self, kinds: &'a [Kind]) -> &'a [Kind] {
         if self.is_against_before() { Kind::OF_BERTH } else { kinds }
     }

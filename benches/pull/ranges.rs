@@ -27,6 +27,7 @@ const FROM_END: u64 = (1 << 30) - 1_073_000_000;
 const RANGE_BYTES: u64 = 1000;
 /// A range takes no longer if upstream is not asked.
 const HIT_MS: f64 = 50.0;
+const SCENARIO: &str = "cold ranges";
 /// Later requests within a range that was answered.
 const LATER: usize = 2;
 
@@ -75,8 +76,12 @@ pub(crate) fn run(bench: &Bench) {
     }
     let direct = direct.map(median);
     show(bench, &ranges, &direct, &results);
-    hold_to_bars(bench, &ranges, &direct, &results);
-    several::run(bench);
+    if bench.is_against_before() {
+        compare(bench, &ranges, &results);
+    } else {
+        hold_to_bars(bench, &ranges, &direct, &results);
+        several::run(bench);
+    }
 }
 
 fn ranges(length: u64) -> [Asked; 2] {
@@ -155,22 +160,8 @@ fn show(bench: &Bench, ranges: &[Asked], direct: &[f64], results: &[Figures]) {
 }
 
 fn hold_to_bars(bench: &Bench, ranges: &[Asked], direct: &[f64], results: &[Figures]) {
-    const SCENARIO: &str = "cold ranges";
     for (number, (asked, direct)) in ranges.iter().zip(direct).enumerate() {
         let of = |figure| middle(results, Kind::Berth, number, figure);
-        if bench.is_against_before() {
-            let compare = |what: &str, figure: fn(&Figures) -> f64| {
-                let what = format!("`{}`: {what}", asked.range);
-                bench
-                    .bars
-                    .compare(SCENARIO, &what, Better::Less, |kind| middle(results, kind, number, figure));
-            };
-            compare("first byte, ms", |it| it.first_byte_ms);
-            compare("ranges within it, later, ms", |it| it.later_ms);
-            compare("whole GETs at upstream", |it| it.whole);
-            compare("ranged GETs at upstream", |it| it.ranged);
-            continue;
-        }
         let bar = |what: &str, measured, limit| {
             bench.bars.at_most(SCENARIO, &format!("`{}`: {what}", asked.range), measured, limit);
         };
@@ -178,5 +169,19 @@ fn hold_to_bars(bench: &Bench, ranges: &[Asked], direct: &[f64], results: &[Figu
         bar("whole GETs at upstream", of(|it| it.whole), 1.0);
         bar("ranged GETs at upstream", of(|it| it.ranged), 1.0);
         bar("ranges within it, later, ms", of(|it| it.later_ms), HIT_MS);
+    }
+}
+
+fn compare(bench: &Bench, ranges: &[Asked], results: &[Figures]) {
+    for (number, asked) in ranges.iter().enumerate() {
+        let compare = |what: &str, figure: fn(&Figures) -> f64| {
+            let what = format!("`{}`: {what}", asked.range);
+            let of = |kind| middle(results, kind, number, figure);
+            bench.bars.compare(SCENARIO, &what, Better::Less, of);
+        };
+        compare("first byte, ms", |it| it.first_byte_ms);
+        compare("ranges within it, later, ms", |it| it.later_ms);
+        compare("whole GETs at upstream", |it| it.whole);
+        compare("ranged GETs at upstream", |it| it.ranged);
     }
 }

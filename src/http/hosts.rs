@@ -36,8 +36,7 @@ impl Reach {
     }
 }
 
-/// Whether all hosts that a request names are addresses, `localhost`, among `names`, or what `is_other` knows. There is
-/// one `Host` at most: [`fault`](super::head::fault) refuses any other head.
+/// Whether all hosts that a request names are addresses, `localhost`, among `names`, or what `is_other` knows.
 pub(super) fn are_known(
     uri: &Uri,
     headers: &HeaderMap,
@@ -46,7 +45,7 @@ pub(super) fn are_known(
 ) -> bool {
     let is_known = |host: &str| is_ours(host, names) || is_other(host);
     uri.authority().map(Authority::as_str).is_none_or(is_known)
-        && headers.get(HOST).is_none_or(|host| host.to_str().is_ok_and(is_known))
+        && headers.get_all(HOST).iter().all(|host| host.to_str().is_ok_and(is_known))
 }
 
 /// Whether `host[:port]` is an address, `localhost`, or one of `names`.
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_target_and_a_header_both_must_be_known() {
+    fn of_several_hosts_all_must_be_known() {
         let check = |uri: &str, hosts: &[&str], expected: bool| {
             let known = are_known(&uri.parse().unwrap(), &headers(hosts), &[], |host| host == "docker.io");
             assert_eq!(known, expected, "{uri} {hosts:?}");
@@ -162,5 +161,7 @@ mod tests {
         check("http://127.0.0.1:5000/v2/", &["evil.example"], false);
         check("http://docker.io/v2/", &["docker.io"], true);
         check("http://user@127.0.0.1/v2/", &[], false);
+        check("/v2/", &["127.0.0.1", "evil.example"], false);
+        check("/v2/", &["evil.example", "127.0.0.1"], false);
     }
 }

@@ -344,7 +344,7 @@ impl Rechecks {
             Verdict::Sound => {
                 job.file.soundness().note_sound(self.now() + SOUND_FOR_SECONDS, job.looks.modified);
             }
-            // Whoever is cut asks again at once, and must not be given this file again.
+            // A client that is cut asks again at once, and must not be given this file again.
             Verdict::Damaged => {
                 job.discard();
                 job.file.soundness().note_damaged();
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_cut_does_not_find_the_file_again() {
+    fn a_client_that_is_cut_does_not_find_the_file_again() {
         let scene = Scene::new();
         scene.open().write_all_at(b"C", 0).unwrap();
         let job = &scene.job;

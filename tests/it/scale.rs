@@ -102,7 +102,8 @@ async fn a_tag_among_very_many_moves_for_the_price_of_one() {
     }
     let written = written_bytes(berth.pid()) - before;
     assert_eq!(fs::metadata(&index_json).unwrap().ino(), inode, "written anew for each move");
-    assert!(written < size / 4, "{written} bytes for three moves, with an index.json of {size}");
+    // The index may write a segment of half a mebibyte meanwhile; an index.json anew is more than that even once.
+    assert!(written < size, "{written} bytes for three moves, with an index.json of {size}");
     // In its turn, and once for all.
     let expected = image.digest().to_string();
     eventually("it follows", async || digest_of(&index_json, "moving").as_ref() == Some(&expected)).await;
