@@ -110,7 +110,7 @@ pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
-pub use self::manifest::{Fetched, Resolved, Standing};
+pub use self::manifest::{Fetched, Resolved, Standing, Untold};
 pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;
 pub use self::quota::Reserve;
@@ -129,6 +129,7 @@ use self::hedge::Hedges;
 use self::identity::Identity;
 use self::limit::Limits;
 use self::parents::{Parents, Peer};
+use self::redirect::Redirects;
 use self::sameness::Sameness;
 use self::server::{Probe, Server};
 use crate::oci::{Registry, Speaker};
@@ -184,7 +185,7 @@ pub struct Shared {
     identity: Option<Arc<Identity>>,
     headers: Headers,
     rewrites: Vec<Rewrite>,
-    redirect_hosts: Vec<HostName>,
+    redirects: Redirects,
     connections_per_blob: Connections,
     limits: Limits,
     /// `None` where no endpoint is ever asked beside another.
@@ -236,7 +237,7 @@ impl Upstream {
             identity,
             headers: config.headers.clone(),
             rewrites: config.rewrite.clone(),
-            redirect_hosts: config.redirect_hosts.clone(),
+            redirects: Redirects::new(config),
             connections_per_blob: config.connections_per_blob,
             limits: Limits::new(&config.limits),
             hedges: Hedges::new(endpoints.len(), &config.limits),

@@ -28,7 +28,7 @@ use crate::context::RequestContext;
 use crate::oci::{Digest, Reference, Repo, Tag};
 use crate::store::{Previous, TagRecord};
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, Attempts, Standing, Upstream};
+use crate::upstream::{self, Attempts, Standing, Untold, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
 pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
@@ -344,11 +344,13 @@ impl Cache {
                 (manifest, standing)
             }
             // A refusal costs none of the few that are left; whether it is one, the GET tells.
-            None if is_spared && !resolved.is_refused => {
+            None if is_spared && resolved.untold != Untold::Refused => {
                 return Err(upstream::Error::Limited { retry_after: None }.into());
             }
             None => {
                 let reference = Reference::Tag(tag.clone());
+                // An outage has had its rounds.
+                let attempts = if resolved.untold == Untold::Failed { Attempts::Once } else { attempts };
                 self.fetch_manifest(upstream, context, repo, &reference, attempts).await?
             }
         };

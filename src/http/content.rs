@@ -1,7 +1,11 @@
 //! Answers that carry content: a manifest, a blob, parts of one, or that the client has it already.
 
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
 use hyper::header::{
-    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, WARNING,
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, WARNING,
 };
 use hyper::{Response, StatusCode};
 
@@ -9,7 +13,7 @@ use super::asked::Asked;
 use super::body::Body;
 use super::journal::Account;
 use super::multipart::Framing;
-use super::response::{CACHE_STATUS, NAMESPACE, cache_status, failure, value};
+use super::response::{CACHE_STATUS, NAMESPACE, cache_status, failure, shared, value};
 use crate::cache::{Blob, Manifest};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
@@ -19,6 +23,9 @@ use crate::oci::{Digest, Ranges, Repo};
 
 /// Steps back among the ranges of a blob that passes through unstored: each costs upstream a further request.
 const STEPS_BACK_MAX: usize = 16;
+
+/// The longest text of a digest, `sha512:` and its hex.
+const DIGEST_BYTES_MAX: usize = 7 + 128;
 
 /// A manifest, with the headers that were made when it was read.
 pub(super) fn of_manifest(
@@ -68,7 +75,7 @@ pub(super) fn of_blob(
     account.cache = status;
     let mut response = match ranges.map(|(ranges, total)| (ranges.select(total), total)) {
         _ if asked.has(digest) => not_modified(),
-        None => octets(StatusCode::OK, asked.body_of_all(blob), total),
+        None => whole_blob(asked, asked.body_of_all(blob), total),
         Some((Ok(Selection::One(part)), total)) => partial(asked.body_of(blob, part), &part.span, total),
         Some((Ok(Selection::Several(parts)), _))
             if blob.is_direct() && steps_back(&parts) > STEPS_BACK_MAX =>
@@ -84,6 +91,16 @@ pub(super) fn of_blob(
     };
     identify(&mut response, digest);
     account_for(&mut response, repo, status);
+    response
+}
+
+/// All of a blob, with the place where it was asked for: ollama downloads from nowhere else.
+pub(super) fn whole_blob(asked: &Asked, body: Body, length: Option<u64>) -> Response<Body> {
+    let mut response = octets(StatusCode::OK, body, length);
+    let place = asked.uri.path_and_query().map(PathAndQuery::as_str);
+    if let Some(Ok(place)) = place.map(HeaderValue::from_str) {
+        response.headers_mut().insert(LOCATION, place);
+    }
     response
 }
 
@@ -107,8 +124,12 @@ pub(super) fn refused_ranges(refusal: Refusal) -> Response<Body> {
 /// The headers that say what content is.
 pub(super) fn identify(response: &mut Response<Body>, digest: &Digest) {
     let headers = response.headers_mut();
-    headers.insert(CONTENT_DIGEST, value(&digest.to_string()));
-    headers.insert(ETAG, value(&format!("\"{digest}\"")));
+    // One text for both.
+    let mut tag = String::with_capacity(DIGEST_BYTES_MAX + 2);
+    let _ = write!(tag, "\"{digest}\"");
+    let tag = Bytes::from(tag);
+    headers.insert(CONTENT_DIGEST, shared(tag.slice(1..tag.len() - 1)));
+    headers.insert(ETAG, shared(tag));
 }
 
 /// The headers that say where content is from and how it was come by.

@@ -24,7 +24,7 @@ use super::Config;
 use super::access::{Access, Verdict};
 use super::asked::{Asked, discard, host_of};
 use super::body::Body;
-use super::content::{account_for, identify, not_modified, octets, of_blob, of_manifest, refused_ranges};
+use super::content::{account_for, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob};
 use super::drain::{GoingOn, stopping};
 use super::head;
 use super::hosts::{self, Reach};
@@ -353,8 +353,7 @@ impl Serving {
         let status = cache_status(source, false, false);
         account.cache = status;
         let body = || if bytes.is_some() { Body::empty() } else { Body::of_unknown_length() };
-        let mut response =
-            if asked.has(digest) { not_modified() } else { octets(StatusCode::OK, body(), bytes) };
+        let mut response = if asked.has(digest) { not_modified() } else { whole_blob(asked, body(), bytes) };
         identify(&mut response, digest);
         account_for(&mut response, repo, status);
         if speaker == Speaker::Fallback {

@@ -58,6 +58,11 @@ pub(super) fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
+/// The same of bytes that are shared with others.
+pub(super) fn shared(text: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""))
+}
+
 /// Whether two texts of a request are about a manifest, a blob or a repository: which "unknown" is meant.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Subject {
@@ -294,7 +299,9 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
             ErrorCode::PaginationNumberInvalid,
             "this mirror has not given out this link to a page, or was started since: begin with the first page",
         ),
-        Error::Refused(refusal) => never(misled(refusal)),
+        // A portal or an ingress may redirect everything for a while; what a login is wanted for stays.
+        Error::Refused(refusal) if refusal.is_about_login() => never(misled(refusal)),
+        Error::Refused(refusal) => outage(misled(refusal)),
     }
 }
 
@@ -306,7 +313,8 @@ fn misled(refusal: &Refusal) -> &'static str {
         }
         Refusal::RedirectTarget => "upstream redirects to something that is no plain http or https URL",
         Refusal::RedirectToPlainText { .. } => {
-            "upstream redirects from https to http, which this mirror does not follow: nobody could tell who answers"
+            "upstream redirects from https to http, which this mirror does not follow, for nobody could tell who answers: have \
+             upstream know its https address, or name the host (see this mirror's log) in plain_http_hosts if it stores blobs"
         }
         Refusal::Address { .. } => {
             "upstream points into a network that it must not lead this mirror to: if that is meant, name the host (see this \

@@ -59,6 +59,8 @@ pub enum InvalidDigest {
     Unsupported,
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 impl Digest {
     /// Reads `algorithm:hex`.
     ///
@@ -106,11 +108,17 @@ impl Digest {
 
     /// The part behind the colon, in lower-case hex.
     pub fn hex(&self) -> String {
+        self.with_hex(str::to_owned)
+    }
+
+    fn with_hex<T>(&self, take: impl FnOnce(&str) -> T) -> T {
         // By hand: every request needs it several times, and formatting took a tenth of a hit.
-        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
-        let mut hex = String::with_capacity(self.algorithm.bytes() * 2);
-        hex.extend(self.raw().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
-        hex
+        let mut hex = [0; 128];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.raw()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 0xf)];
+        }
+        take(str::from_utf8(&hex[..self.raw().len() * 2]).unwrap_or_default())
     }
 
     /// `algorithm-hex`: one path component for a file about this digest.
@@ -128,7 +136,9 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.as_str(), self.hex())
+        f.write_str(self.algorithm.as_str())?;
+        f.write_str(":")?;
+        self.with_hex(|hex| f.write_str(hex))
     }
 }
 

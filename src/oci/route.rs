@@ -329,9 +329,16 @@ fn decode_all<'a>(segments: &[&'a str]) -> Vec<Cow<'a, str>> {
     segments.iter().map(|segment| decode(segment)).collect()
 }
 
-/// The segments of segments that may have had slashes as percent codes in them.
+/// The segments of segments that may have had slashes as percent codes in them. A reference has none: it stays as it is.
 fn parts<'a>(decoded: &'a [Cow<'_, str>]) -> Vec<&'a str> {
-    decoded.iter().flat_map(|segment| segment.split('/')).filter(|part| !part.is_empty()).collect()
+    let Some((last, before)) = decoded.split_last() else { return Vec::new() };
+    let of = |segment: &'a Cow<'_, str>| segment.split('/').filter(|part| !part.is_empty());
+    let mut parts: Vec<_> = before.iter().flat_map(of).collect();
+    match parts.last() {
+        Some(&("manifests" | "blobs" | "referrers")) => parts.push(last.trim_matches('/')),
+        _ => parts.extend(of(last)),
+    }
+    parts
 }
 
 /// A segment with its percent codes resolved, unless they are malformed or not UTF-8.

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout};
 use super::exchange::{Answer, Ask, is_page};
 use super::hedge::Late;
 use super::limit::Transfer;
+use super::parents::Peer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
@@ -278,7 +279,7 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Claim, Error> {
         let path = format!("blobs/{digest}");
-        let ask = Ask::head(name, path.clone()).along(context).telling(late);
+        let ask = Ask::head(name, path.clone()).along(context).telling(late).tentative();
         match self.exchange(server, &ask, deadline).await {
             Ok(answer) => {
                 let headers = answer.response.headers();
@@ -286,11 +287,8 @@ impl Upstream {
                     return Ok(Claim { size: check_size(total)?, speaker: self.whose(is_fallback(headers)) });
                 }
             }
-            Err(
-                Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 501 }
-                | Error::NotFromRegistry { status: 403 },
-            ) => {}
-            Err(Error::NotFound | Error::Denied) if self.peer().is_none() => {}
+            Err(Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 500 | 501 }) => {}
+            Err(Error::NotFound | Error::Denied) if !self.peer().is_some_and(Peer::is_berth) => {}
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());

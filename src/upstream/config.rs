@@ -71,6 +71,10 @@ pub struct Config {
     /// Hosts that may be redirected to at any address, such as a private object store.
     #[serde(default)]
     pub redirect_hosts: Vec<HostName>,
+    /// Hosts of stores without TLS that a registry with TLS may redirect blobs to: these are proven by their digest, and
+    /// no login is sent there.
+    #[serde(default)]
+    pub plain_http_hosts: Vec<HostName>,
     /// Connections over which one large blob is fetched at once.
     #[serde(default)]
     pub connections_per_blob: Connections,
@@ -121,6 +125,7 @@ impl Config {
             ca: Vec::new(),
             realm_hosts: Vec::new(),
             redirect_hosts: Vec::new(),
+            plain_http_hosts: Vec::new(),
             connections_per_blob: Connections::default(),
             repositories: Repositories::default(),
             rewrite: Vec::new(),

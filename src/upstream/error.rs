@@ -127,7 +127,7 @@ pub enum Refusal {
     /// From TLS back to plain text.
     #[error(
         "upstream redirects from https to http, on {host}: nothing is fetched without TLS there; have it know its https \
-         address, as by X-Forwarded-Proto from what ends TLS for it"
+         address, as by X-Forwarded-Proto from what ends TLS for it, or allow blobs from there by `plain_http_hosts`"
     )]
     RedirectToPlainText {
         /// Where to.
@@ -166,6 +166,22 @@ pub enum Refusal {
         /// The token server.
         host: String,
     },
+}
+
+impl Refusal {
+    /// Whether it is a login that would have to go there.
+    pub fn is_about_login(&self) -> bool {
+        match self {
+            Self::RealmHost { .. }
+            | Self::RealmPlainText { .. }
+            | Self::RealmTarget
+            | Self::RealmRedirects { .. } => true,
+            Self::TooManyRedirects
+            | Self::RedirectTarget
+            | Self::RedirectToPlainText { .. }
+            | Self::Address { .. } => false,
+        }
+    }
 }
 
 /// What to do after an error, while the request's time lasts.

@@ -340,7 +340,8 @@ impl Upstream {
         let url = self.with_namespace(ask.url(server, name));
         let path = url.path().to_owned();
         let seat = self.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
-        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
+        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirects);
+        walk.is_of_blob = ask.is_transfer;
         // What a redirect's target gives to anybody, while it is that which is asked.
         let mut anybody: Option<Anybody> = None;
         for hop in 0..=redirect::HOPS_MAX {

@@ -46,6 +46,9 @@ pub struct FallbackConfig {
     /// Hosts that it may redirect to at any address.
     #[serde(default)]
     pub redirect_hosts: Vec<HostName>,
+    /// Hosts of stores without TLS that it may redirect blobs to.
+    #[serde(default)]
+    pub plain_http_hosts: Vec<HostName>,
     /// Names that repositories have there.
     #[serde(default)]
     pub rewrite: Vec<Rewrite>,
@@ -89,6 +92,7 @@ impl FallbackConfig {
             ca: self.ca.clone(),
             realm_hosts: self.realm_hosts.clone(),
             redirect_hosts: self.redirect_hosts.clone(),
+            plain_http_hosts: self.plain_http_hosts.clone(),
             rewrite: self.rewrite.clone(),
             proxy: self.proxy.clone(),
             addresses: self.addresses.clone(),

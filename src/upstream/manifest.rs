@@ -1,7 +1,8 @@
 //! Tags and manifests: what a tag means now, and the bytes of a manifest.
 //!
 //! A tag is looked up by HEAD, which Docker Hub does not count. HEAD is optional for registries and their proxies, and
-//! its answer has no body that says who refuses: a refusal leaves it to the GET. Whatever the client accepts, upstream is
+//! its answer has no body that says who refuses: a refusal leaves it to the GET, and so does a server's error at the end of
+//! all rounds. Whatever the client accepts, upstream is
 //! asked for every type of manifest. An answer that is no manifest, or not the one asked for, is an endpoint's failure
 //! and not the registry's word: the next endpoint is asked. A manifest that no client takes is the registry's word, and
 //! final.
@@ -41,15 +42,26 @@ pub struct Resolved {
     pub size: Option<u64>,
     /// How fresh that is.
     pub standing: Standing,
-    /// Whether there is no such tag, or none for us, by an answer to HEAD: a GET may tell otherwise.
-    pub is_refused: bool,
+    /// Why a GET is to tell, if it is.
+    pub untold: Untold,
 }
 
 impl Resolved {
     /// HEAD says nothing of use.
-    fn unknown(is_refused: bool) -> Self {
-        Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, is_refused }
+    fn unknown(untold: Untold) -> Self {
+        Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, untold }
     }
+}
+
+/// Why HEAD does not tell what a tag means, if it does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untold {
+    /// It is not known there, or answered without a digest.
+    Silent,
+    /// There is no such tag, or none for us.
+    Refused,
+    /// The registry or what is before it fails, with a 5xx. It may be that it does so at HEAD alone.
+    Failed,
 }
 
 /// How fresh an answer about a tag is by the word of the parent that gave it. A registry's own is as fresh as can be.
@@ -128,7 +140,7 @@ impl Upstream {
                     }
                     Ok(resolved)
                 }
-                Err(error) if is_about_head(&error) => Ok(Resolved::unknown(false)),
+                Err(error) if is_about_head(&error) => Ok(Resolved::unknown(Untold::Silent)),
                 Err(error) => {
                     // A berth has asked by GET itself.
                     let is_berth = stop.upstream().peer().is_some_and(Peer::is_berth);
@@ -138,7 +150,11 @@ impl Upstream {
             }
         });
         match resolved.await {
-            Err(_) if is_refused.load(Ordering::Relaxed) => Ok(Resolved::unknown(true)),
+            Err(_) if is_refused.load(Ordering::Relaxed) => Ok(Resolved::unknown(Untold::Refused)),
+            // Where there is something to serve instead, a GET of what is likely to be an outage is not worth it.
+            Err(Error::Unavailable { status: 500.. }) if attempts == Attempts::Rounds => {
+                Ok(Resolved::unknown(Untold::Failed))
+            }
             resolved => resolved,
         }
     }
@@ -296,7 +312,7 @@ fn resolved(headers: &HeaderMap, standing: Standing) -> Resolved {
         media_type: media_type(headers).map(str::to_owned),
         size: length.and_then(|length| length.parse().ok()),
         standing,
-        is_refused: false,
+        untold: Untold::Silent,
     }
 }
 

@@ -38,7 +38,7 @@ impl Upstream {
     /// The answer of `/v2/`, wherever that is redirected to. Hears who it is, if it is a parent.
     async fn ping(&self, server: &Server, within: Duration) -> Result<Response<Incoming>, Error> {
         let url = server.endpoint().at("", None);
-        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirect_hosts);
+        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirects);
         for _ in 0..=redirect::HOPS_MAX {
             let mut request = Ask::look(&walk.url)?;
             if !walk.elsewhere {

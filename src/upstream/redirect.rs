@@ -9,7 +9,7 @@ use url::Url;
 
 use super::address::shorten;
 use super::client::Way;
-use super::config::HostName;
+use super::config::{Config, HostName};
 use super::error::{Error, Refusal};
 
 /// Registry, front end, object store, region: and one more.
@@ -20,11 +20,29 @@ pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
+/// Where an upstream may redirect to.
+#[derive(Debug, Default)]
+pub(super) struct Redirects {
+    /// Hosts that may be dialled at any address.
+    hosts: Vec<HostName>,
+    /// Hosts that may be asked for blobs without TLS.
+    plain_http_hosts: Vec<HostName>,
+}
+
+impl Redirects {
+    /// As configured.
+    pub(super) fn new(config: &Config) -> Self {
+        let (hosts, plain_http_hosts) = (config.redirect_hosts.clone(), config.plain_http_hosts.clone());
+        Self { hosts, plain_http_hosts }
+    }
+}
+
 /// A request on its way to wherever an endpoint sends it.
 pub(super) struct Walk<'a> {
     endpoint: &'a Url,
-    /// Hosts that may be dialled at any address.
-    allowed: &'a [HostName],
+    allowed: &'a Redirects,
+    /// Whether it is for a blob, whose bytes are proven whoever sends them.
+    pub(super) is_of_blob: bool,
     /// What is to be asked next.
     pub(super) url: Url,
     /// How that may be dialled.
@@ -37,8 +55,16 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// From `url` of `endpoint`.
-    pub(super) fn new(endpoint: &'a Url, url: Url, allowed: &'a [HostName]) -> Self {
-        Self { endpoint, allowed, url, way: Way::Direct, elsewhere: false, is_store: false }
+    pub(super) fn new(endpoint: &'a Url, url: Url, allowed: &'a Redirects) -> Self {
+        Self {
+            endpoint,
+            allowed,
+            is_of_blob: false,
+            url,
+            way: Way::Direct,
+            elsewhere: false,
+            is_store: false,
+        }
     }
 
     /// Goes to where the headers of a redirect point.
@@ -47,20 +73,26 @@ impl<'a> Walk<'a> {
     /// When they point nowhere, or to where no rule lets berth go.
     pub(super) fn on(&mut self, headers: &HeaderMap) -> Result<(), Error> {
         let location = headers.get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
-        self.url = next(&self.url, location)?;
+        let plain_http_hosts: &[HostName] =
+            if self.is_of_blob { &self.allowed.plain_http_hosts } else { &[] };
+        self.url = next(&self.url, location, plain_http_hosts)?;
         let is_api = is_api(&self.url, self.endpoint);
         self.elsewhere |= !is_api || !is_same_origin(&self.url, self.endpoint);
         self.is_store |= !is_api;
-        self.way = way(&self.url, self.endpoint, self.allowed);
+        self.way = way(&self.url, self.endpoint, &self.allowed.hosts);
         Ok(())
     }
 }
 
-/// The URL that `location` means in an answer from `current`.
+/// The URL that `location` means in an answer from `current`; TLS is left for `plain_http_hosts` alone.
 ///
 /// # Errors
 /// A [`Refusal`] that names the rule.
-pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal> {
+pub(super) fn next(
+    current: &Url,
+    location: &HeaderValue,
+    plain_http_hosts: &[HostName],
+) -> Result<Url, Refusal> {
     let mut target = current.join(&in_ascii(location)).map_err(|_| Refusal::RedirectTarget)?;
     target.set_fragment(None);
     let has_login = !target.username().is_empty() || target.password().is_some();
@@ -68,8 +100,9 @@ pub(super) fn next(current: &Url, location: &HeaderValue) -> Result<Url, Refusal
     if let Some(upgraded) = upgrade(current, &target) {
         return Ok(upgraded);
     }
+    let is_plain_taken = plain_http_hosts.iter().any(|name| name.is_host_of(&target));
     match (current.scheme(), target.scheme()) {
-        ("https", "http") => Err(Refusal::RedirectToPlainText { host: shorten(host) }),
+        ("https", "http") if !is_plain_taken => Err(Refusal::RedirectToPlainText { host: shorten(host) }),
         (_, "http" | "https") => Ok(target),
         _ => Err(Refusal::RedirectTarget),
     }
@@ -135,7 +168,8 @@ mod tests {
     #[test]
     fn targets_are_resolved_and_judged() {
         let check = |current: &str, location: &[u8], expected: Option<&str>| {
-            let next = next(&url(current), &HeaderValue::from_bytes(location).unwrap());
+            let plain = [HostName::parse("plain.example").unwrap()];
+            let next = next(&url(current), &HeaderValue::from_bytes(location).unwrap(), &plain);
             assert_eq!(next.ok().as_ref().map(Url::as_str), expected, "{current} {location:?}");
         };
         check("https://a/v2/x", b"https://b/y?sig=1#f", Some("https://b/y?sig=1"));
@@ -152,6 +186,11 @@ mod tests {
         check("https://a/x", b"http://a:8080/y", None);
         check("https://a/x", b"http://b/y", None);
         check("https://a/x", b"http://user@a/y", None);
+        check("https://a/x", b"http://plain.example/y", Some("http://plain.example/y"));
+        check("https://a/x", b"http://plain.example:9000/y", Some("http://plain.example:9000/y"));
+        check("https://a/x", b"http://not.plain.example/y", None);
+        check("https://a/x", b"http://user@plain.example/y", None);
+        check("https://plain.example/x", b"http://plain.example/y", Some("https://plain.example/y"));
         check("https://a/x", b"https://user:pw@b/y", None);
         check("https://a/x", b"file:///etc/passwd", None);
         check("https://a/x", b"javascript:1", None);
@@ -180,7 +219,8 @@ mod tests {
     fn a_store_is_whatever_is_outside_of_an_api() {
         let check = |location: &[&str], elsewhere: bool, is_store: bool| {
             let endpoint = url("https://r.example/hub");
-            let mut walk = Walk::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &[]);
+            let allowed = Redirects::default();
+            let mut walk = Walk::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &allowed);
             for location in location {
                 let location = HeaderValue::from_str(location).unwrap();
                 walk.on(&HeaderMap::from_iter([(LOCATION, location)])).unwrap();
@@ -252,7 +292,7 @@ mod tests {
             let current =
                 String::from_utf8_lossy(&input[..line]).parse().unwrap_or_else(|_| endpoint.clone());
             let Ok(location) = HeaderValue::from_bytes(&input[(line + 1).min(input.len())..]) else { return };
-            let Ok(target) = next(&current, &location) else { return };
+            let Ok(target) = next(&current, &location, &[]) else { return };
             assert!(
                 matches!(target.scheme(), "http" | "https")
                     && target.host_str().is_some_and(|host| !host.is_empty())

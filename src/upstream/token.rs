@@ -276,7 +276,7 @@ fn refused(status: StatusCode, with_login: bool, retry_after: Option<Duration>) 
 /// Where a token server that redirects is to be asked: at itself, or at its host by https where it was http, which is where
 /// the rules let a credential go. A form is sent again only where that is what the redirect means.
 fn follow(url: &Url, status: StatusCode, location: Option<&HeaderValue>, is_form: bool) -> Option<Url> {
-    let next = redirect::next(url, location?).ok()?;
+    let next = redirect::next(url, location?, &[]).ok()?;
     let is_upgrade = next.host() == url.host() && (url.scheme(), next.scheme()) == ("http", "https");
     let is_near = is_upgrade || redirect::is_same_origin(url, &next);
     let is_as_it_was = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);

@@ -56,7 +56,8 @@ fn without_heavy(images: &Images) -> Vec<Image> {
     images.all().iter().filter(|image| !HEAVY.contains(&&*image.key)).cloned().collect()
 }
 
-/// Every manifest and blob was transferred once, and nothing was asked twice, but for one refusal without login.
+/// Every manifest and blob was transferred once, and nothing was asked twice, but for one refusal without login. What comes
+/// behind comes in ranges.
 fn assert_asked_once(registry: &Registry, images: &[Image]) {
     let mut asked = BTreeMap::new();
     for request in registry.requests() {
@@ -64,7 +65,7 @@ fn assert_asked_once(registry: &Registry, images: &[Image]) {
         *asked.entry((request.method, request.path, request.status)).or_insert(0) += 1;
     }
     assert!(asked.values().all(|times| *times == 1), "{asked:#?}");
-    assert!(asked.keys().filter(|(_, _, status)| *status != 200).count() <= 1, "{asked:#?}");
+    assert!(asked.keys().filter(|(_, _, status)| ![200, 206].contains(status)).count() <= 1, "{asked:#?}");
     for digest in images.iter().flat_map(Image::everything) {
         assert_eq!(registry.count("GET", &digest), 1, "{digest} in {asked:#?}");
     }

@@ -144,9 +144,10 @@ async fn without_right_to_it_what_is_stored_is_not_there() {
                 assert_eq!(status(&berth, &image.path(repository)).await, 404, "{repository}");
                 assert_eq!(status(&berth, &image.path(repository).replace("manifests", "blobs")).await, 404);
             }
-            assert_eq!((harbor.count("*", &blob), harbor.count("HEAD", &blob)), (1, 1), "{repository}");
+            // By HEAD, and by GET of one byte: there are registries without HEAD.
+            assert_eq!((harbor.count("*", &blob), harbor.count("HEAD", &blob)), (2, 1), "{repository}");
             assert_eq!(harbor.count("*", "/manifests/"), 1, "{repository}");
-            assert_eq!(harbor.bytes_sent(&image.layer().digest), 0);
+            assert!(harbor.bytes_sent(&image.layer().digest) < 100, "no more than its refusal");
         }
     }
 }
@@ -321,7 +322,8 @@ async fn a_lie_about_a_digest_is_no_right_to_it_later() {
     liar.remove("x/y", &image.layer().digest);
 
     berth.pull(A, "1", &image).await;
-    assert_eq!(status(&berth, &stolen).await, 404, "the liar's repository");
+    assert_eq!(status(&berth, &stolen).await, 503, "what came wrong is left alone for a while");
+    eventually("the liar's repository has it no more", async || status(&berth, &stolen).await == 404).await;
     assert_eq!(status(&berth, &image.layer().path(B)).await, 404, "everybody else's");
 }
 
@@ -392,7 +394,7 @@ async fn an_image_without_right_to_its_layers_is_not_whole() {
     berth.pull(B, "1", &old).await;
 
     // B's tag moves to an image of which all is here, but upstream is gone before it can say so.
-    harbor.image(B, "1", &new).on("HEAD", "/blobs/").fault(Fault::Status(404));
+    harbor.image(B, "1", &new).on("*", "/blobs/").fault(Fault::Status(404));
     let path = format!("/v2/{B}/manifests/1");
     assert_eq!(berth.get(&path).await.expect(200), &new.manifest);
     eventually("both blobs were asked for", async || harbor.count("HEAD", &format!("/v2/{B}/blobs/")) >= 2)

@@ -61,7 +61,7 @@ async fn what_is_here_is_served_and_nothing_is_dialled() {
         assert_eq!(berth.head(path).await.status, berth.get(path).await.status, "{path}");
     }
     let tags = berth.get(&format!("/v2/{REPO}/tags/list")).await;
-    assert_eq!(tags.status, 404, "what needs a login is not listed");
+    assert_eq!(tags.status, 403, "what needs a login is not listed");
     assert_eq!((upstream.connections(), upstream.requests().len()), (before, 0));
 }
 

@@ -146,8 +146,8 @@ async fn a_check_has_a_deadline_of_its_own() {
     assert_serves(&berth, &image).await;
     assert_eq!(
         upstream.count("HEAD", "/manifests/3"),
-        before + 1,
-        "one check, and nobody waits for it twice"
+        before + 2,
+        "one check, which tries a fresh connection too, and nobody waits for it twice"
     );
     gate.open();
     eventually("the check ends, and is believed at once", async || {

@@ -80,8 +80,9 @@ async fn answers_have_the_headers_that_clients_depend_on() {
     assert_eq!(berth.get(&path).header("if-none-match", "\"other\"").await.status, 200);
 
     let blob = image.layer();
-    let (digest, length) = (blob.digest.to_string(), blob.len().to_string());
+    let (digest, length, path) = (blob.digest.to_string(), blob.len().to_string(), blob.path(IMAGE));
     let always = [
+        ("location", &*path),
         ("content-type", "application/octet-stream"),
         ("content-length", &*length),
         ("docker-content-digest", &*digest),

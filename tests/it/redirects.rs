@@ -138,13 +138,39 @@ async fn tls_is_not_left() {
     plain.image(REPO, "1", &image);
     let berth = Berth::with("r.example", &secure).keys("redirect_hosts = [\"127.0.0.1\"]").start().await;
     assert_eq!(berth.get(&format!("/v2/{REPO}/manifests/1")).await.status, 200);
-    assert_eq!(berth.get(&image.layer().path(REPO)).await.status, 503);
+    let refused = berth.get(&image.layer().path(REPO)).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("plain_http_hosts"), "{}", refused.text());
 
     secure.auth(Auth::Bearer).user("robot", PASSWORD, "team/").realm(&format!("{}/token", plain.url()));
     let password = file_of(PASSWORD);
     let berth = with_login(&secure, &password).keys("realm_hosts = [\"127.0.0.1\"]").start().await;
     assert_eq!(berth.get(&format!("/v2/{REPO}/manifests/1")).await.status, 503);
     assert_eq!(plain.connections(), 0);
+}
+
+#[tokio::test]
+async fn blobs_alone_come_without_tls_from_stores_that_are_named() {
+    let (secure, plain) = (Upstream::start_tls().await, Upstream::start().await);
+    let (right, wrong) = (Image::of(1, &[3000]), Image::of(2, &[3000]));
+    secure.auth(Auth::Basic).user("robot", PASSWORD, "team/");
+    secure.image(REPO, "1", &right).image(REPO, "2", &wrong);
+    secure.on("GET", "/blobs/").fault(Fault::Redirect(plain.url().to_owned()));
+    plain.image(REPO, "1", &right).image(REPO, "2", &wrong);
+    plain.on("GET", &wrong.layer().digest.to_string()).fault(Fault::WrongByte(7));
+    let keys = "redirect_hosts = [\"127.0.0.1\"]\nplain_http_hosts = [\"127.0.0.1\"]";
+    let password = file_of(PASSWORD);
+    let berth = with_login(&secure, &password).keys(keys).start().await;
+    berth.pull(REPO, "1", &right).await;
+    assert!(plain.requests().iter().all(|it| it.header("authorization").is_none()));
+    let lie = berth.get(&wrong.layer().path(REPO)).await;
+    assert!(!lie.complete || lie.status != 200, "{}", lie.status);
+    // Of a manifest by tag nothing is proven.
+    secure.on("GET", "/manifests/3").fault(Fault::Redirect(plain.url().to_owned()));
+    secure.on("HEAD", "/manifests/3").fault(Fault::Redirect(plain.url().to_owned()));
+    plain.image(REPO, "3", &wrong);
+    assert_eq!(berth.get(&format!("/v2/{REPO}/manifests/3")).await.status, 503);
+    assert!(plain.seen("*", "/manifests/").is_empty());
 }
 
 #[tokio::test]

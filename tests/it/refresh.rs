@@ -73,7 +73,9 @@ async fn remembered_refusals_are_forgotten() {
     upstream.image(REPO, "2", &new);
     for path in &paths {
         assert_eq!(berth.get(path).await.status, 404, "{path} is remembered");
-        assert_eq!(upstream.count("*", path), 1, "{path}");
+        // A tag by HEAD, and by GET before it is believed to be missing.
+        let times = if *path == paths[0] { 2 } else { 1 };
+        assert_eq!(upstream.count("*", path), times, "{path}");
     }
     assert_said(&refresh(&berth, &["app:2"]).await, 0, &format!("not known before, {}", new.digest()));
     for path in &paths {

@@ -40,6 +40,23 @@ async fn a_tag_never_seen_is_asked_for_again() {
     }
 }
 
+/// Some gateways fail at every HEAD.
+#[tokio::test]
+async fn a_tag_never_seen_is_asked_for_by_get_where_head_fails_for_ever() {
+    for status in [500, 502, 503, 504] {
+        let (upstream, berth, _) = pulled().await;
+        upstream.on("HEAD", NEW).fault(Fault::Status(status));
+        let reply = berth.get(NEW).await;
+        assert_eq!(reply.status, 200, "{status}: {}", reply.text());
+        assert_eq!((upstream.count("HEAD", NEW), upstream.count("GET", NEW)), (3, 1), "{status}");
+        // An outage is no longer than it was.
+        let (upstream, berth, _) = pulled().await;
+        upstream.on("*", NEW).fault(Fault::Status(status));
+        assert_eq!(berth.get(NEW).await.status, 503, "{status}");
+        assert_eq!((upstream.count("HEAD", NEW), upstream.count("GET", NEW)), (3, 1), "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_tag_that_can_be_served_is_asked_for_once() {
     let (upstream, berth, image) = pulled().await;

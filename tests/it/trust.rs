@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use crate::support::{BERTH, Berth, Certificate, Image, Setup, Upstream, file_of, get, within_deadline};
+use crate::support::{
+    BERTH, Berth, Certificate, Image, Setup, Upstream, eventually, file_of, get, within_deadline,
+};
 
 const REPO: &str = "library/app";
 /// What Red Hat's manual of its mirror registry says, and many others.
@@ -68,6 +70,7 @@ async fn without_the_very_certificate_or_its_name_or_in_its_time_it_is_refused()
     let other = Certificate::self_signed(&["127.0.0.1"]);
     let setup = Setup::new("docker.io").endpoint_url(upstream.url());
     refused(&setup.keys(&format!("ca = [{:?}]", other.ca())).start().await, "that very certificate").await;
+    eventually("it is asked again", async || berth.get(&path).await.status == 200).await;
     berth.pull(REPO, "1", &image).await;
 
     let (upstream, _) = registry(Certificate::self_signed(&["localhost"])).await;

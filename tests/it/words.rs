@@ -34,7 +34,7 @@ async fn refused_for(berth: &Berth, reason: &str) -> Value {
 }
 
 #[tokio::test]
-async fn each_refusal_of_a_redirect_or_a_realm_says_what_it_is_and_looks_final() {
+async fn each_refusal_of_a_redirect_or_a_realm_says_what_it_is() {
     let password = file_of("hunter2");
     let login = format!("credentials = {{ username = \"robot\", password_file = {:?} }}", &*password);
     type Misled = fn(&Upstream);
@@ -96,7 +96,9 @@ async fn each_refusal_of_a_redirect_or_a_realm_says_what_it_is_and_looks_final()
         let reply = berth.get(&image.layer().path(REPO)).await;
         assert_eq!((reply.status, &*reply.error_code()), (503, "UNAVAILABLE"), "{expected}");
         assert!(message(&reply).contains(expected), "{expected} in {}", message(&reply));
-        assert_eq!(reply.header("retry-after"), None, "{expected}");
+        // A portal may redirect everything for a while; no password will go to another's token server.
+        let is_final = expected == "realm_hosts" || expected.contains("token server");
+        assert_eq!(reply.header("retry-after").is_none(), is_final, "{expected}");
         assert_eq!(reply.header("cache-status"), Some("berth; fwd=miss; detail=misled"), "{expected}");
         let line = refused_for(&berth, "misled").await;
         assert!(line["cause"].as_str().unwrap().contains(cause), "{cause} in {line}");

@@ -56,7 +56,7 @@ pub(super) struct Refusal {
 struct Verify {}
 
 /// `POST /api/v1/reload` needs to be told nothing.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reload {}
 
@@ -131,7 +131,7 @@ impl Api {
             },
             "/api/v1/reload" => match method {
                 Method::POST => {
-                    let Reload {} = command(request).await?;
+                    let Reload {} = command_or_nothing(request).await?;
                     Ok(json(StatusCode::OK, &self.orders.reload().await?))
                 }
                 _ => Err(Refusal::method("POST")),
@@ -218,10 +218,19 @@ impl Refusal {
     }
 }
 
-/// A command, if it comes from no browser and can be read. An empty body is the command that says nothing, `{}`.
+/// A command that says all by its path, with an empty body or `{}`.
+async fn command_or_nothing<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Refusal> {
+    if request.body().is_end_stream() {
+        // `curl -X POST`. Of nothing there is no type.
+        return refuse_origin(request.headers()).map(|()| T::default());
+    }
+    command(request).await
+}
+
+/// A command, if it comes from no browser and can be read.
 async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
     let (head, body) = request.into_parts();
-    refuse_browsers(&head.headers, body.is_end_stream())?;
+    refuse_browsers(&head.headers)?;
     let body = tokio::time::timeout(COMMAND_TIMEOUT, Limited::new(body, COMMAND_BYTES_MAX).collect()).await;
     let too_slow = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the command did not arrive in time");
     let too_large = |_| {
@@ -229,19 +238,19 @@ async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, R
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, error)
     };
     let body: Bytes = body.map_err(too_slow)?.map_err(too_large)?.to_bytes();
-    let text = if body.is_empty() { b"{}" } else { &*body };
-    serde_json::from_slice(text)
+    serde_json::from_slice(&body)
         .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the command: {error}")))
 }
 
-fn refuse_browsers(headers: &HeaderMap, is_empty: bool) -> Result<(), Refusal> {
+fn refuse_origin(headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.contains_key(ORIGIN) {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "expected no Origin: this is not for browsers"));
     }
-    // `curl -X POST`. Of nothing there is no type, and what says nothing but its path has shown the token.
-    if is_empty {
-        return Ok(());
-    }
+    Ok(())
+}
+
+fn refuse_browsers(headers: &HeaderMap) -> Result<(), Refusal> {
+    refuse_origin(headers)?;
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/json") {

@@ -155,7 +155,8 @@ async fn a_scope_that_is_not_granted_is_upstreams_word() {
     let fake = Fake::start(|seen| match (seen.path.starts_with("/token"), seen.authorization()) {
         (true, _) => Reply::ok(r#"{"token":"t"}"#),
         (false, Some(_)) => {
-            Reply::challenge(r#"Bearer realm="http://127.0.0.1/token",error="insufficient_scope""#)
+            let realm = format!("{}/token?k=v", seen.base());
+            Reply::challenge(&format!(r#"Bearer realm="{realm}",service="s",error="insufficient_scope""#))
         }
         (false, None) => bearer(seen),
     })

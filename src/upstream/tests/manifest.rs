@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::super::{Attempts, Error, Resolved, Standing};
+use super::super::{Attempts, Error, Resolved, Standing, Untold};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -30,7 +30,7 @@ async fn a_tag_is_looked_up_by_head() {
     let (media_type, standing) = (Some(INDEX.into()), Standing::FRESH);
     assert_eq!(
         resolved,
-        Ok(Resolved { digest: Some(digest), media_type, size, standing, is_refused: false })
+        Ok(Resolved { digest: Some(digest), media_type, size, standing, untold: Untold::Silent })
     );
     let [seen] = fake.seen().try_into().unwrap();
     assert_eq!((seen.method.as_str(), seen.path.as_str()), ("HEAD", "/v2/a/b/manifests/3.20"));

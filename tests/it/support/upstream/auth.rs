@@ -93,10 +93,8 @@ impl Door {
             return None;
         }
         let repository = repository(request.path());
-        let refusal = |challenge: &str| match self.refusal.filter(|_| repository.is_some()) {
-            Some(status) => Answer::error(status, "NAME_UNKNOWN"),
-            None => refusal(challenge),
-        };
+        let hidden =
+            self.refusal.filter(|_| repository.is_some()).map(|status| Answer::error(status, "NAME_UNKNOWN"));
         let given = request.header("authorization").unwrap_or_default();
         match self.auth {
             Auth::Open => None,
@@ -107,12 +105,13 @@ impl Door {
                 });
                 let passes = user.is_some() || repository.is_some_and(|name| self.is_anonymous(name));
                 let offer = self.offer.iter().map(String::as_str);
-                (!passes).then(|| offers(offer.chain(["Basic realm=\"fake\""])))
+                (!passes).then(|| hidden.unwrap_or_else(|| offers(offer.chain(["Basic realm=\"fake\""]))))
             }
             Auth::Bearer => {
                 let token = given.strip_prefix("Bearer ");
                 let passes = token.is_some_and(|token| self.admits(token, repository));
-                (!passes).then(|| refusal(&self.challenge(origin, repository, token)))
+                let refuse = || refusal(&self.challenge(origin, repository, token));
+                (!passes).then(|| hidden.unwrap_or_else(refuse))
             }
         }
     }
