@@ -5,6 +5,7 @@
 //! returns after the drain. Meanwhile `reload` puts another configuration in the place of the first, whole or not at all.
 
 mod fleet;
+mod held;
 mod reload;
 
 use std::future::pending;
@@ -29,6 +30,7 @@ use crate::oci::route::Registries;
 use crate::store::{self, Rate, Store};
 use crate::telemetry::Metrics;
 
+pub use held::Held;
 pub use reload::Source;
 
 use fleet::{Fleet, Member};
@@ -71,11 +73,12 @@ impl App {
         &self.config
     }
 
-    /// Serves until it is asked to stop, and drains. Meanwhile the configuration is read again from `source`.
+    /// Serves until it is asked to stop, and drains, at sockets that are `held` where there are any. Meanwhile the
+    /// configuration is read again from `source`.
     ///
     /// # Errors
     /// When the data folder or an address cannot be had, or background work has died.
-    pub async fn serve(self, source: Option<Source>) -> anyhow::Result<()> {
+    pub async fn serve(self, source: Option<Source>, held: Held) -> anyhow::Result<()> {
         let Self { config, registries, members, metrics, tls } = self;
         store::keep_large_apart();
         let (mut signals, mut hang_up) = (Signals::new()?, signal(SignalKind::hangup())?);
@@ -96,7 +99,7 @@ impl App {
 
         let (stop_data, data_stops) = watch::channel(false);
         let (stop_rest, rest_stops) = watch::channel(false);
-        let listeners = bind(&config).await?;
+        let listeners = bind(&config, held).await?;
         let (mut data_plane, mut rest) = (JoinSet::new(), JoinSet::new());
         let seats = Seats::of_data_plane(files, Arc::clone(&metrics));
         for listener in listeners.data {
@@ -164,23 +167,25 @@ struct Listeners {
     metrics: Option<TcpListener>,
 }
 
-async fn bind(config: &Config) -> anyhow::Result<Listeners> {
+async fn bind(config: &Config, mut held: Held) -> anyhow::Result<Listeners> {
     let mut data = Vec::new();
     for address in &config.http.listen {
-        data.push(listen(*address, "data").await?);
+        data.push(listen(*address, "data", &mut held).await?);
     }
-    let admin = listen(config.admin.listen, "admin").await?;
+    let admin = listen(config.admin.listen, "admin", &mut held).await?;
     let metrics = match config.admin.metrics_listen {
-        Some(address) => Some(listen(address, "metrics").await?),
+        Some(address) => Some(listen(address, "metrics", &mut held).await?),
         None => None,
     };
     Ok(Listeners { data, admin, metrics })
 }
 
-async fn listen(address: SocketAddr, plane: &str) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("the {plane} plane cannot listen on {address}"))?;
+async fn listen(address: SocketAddr, plane: &str, held: &mut Held) -> anyhow::Result<TcpListener> {
+    let listener = match held.remove(address) {
+        Some(held) => TcpListener::from_std(held),
+        None => TcpListener::bind(address).await,
+    };
+    let listener = listener.with_context(|| format!("the {plane} plane cannot listen on {address}"))?;
     info!(plane, address = %listener.local_addr()?, "listening");
     Ok(listener)
 }

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::{App, Source};
+use crate::app::{App, Held, Source};
 use crate::config::Config;
 use crate::oci::{Image, Platform};
 use crate::telemetry;
@@ -264,6 +264,10 @@ fn carry_out(run: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
 }
 
 fn serve(settings: &Settings) -> ExitCode {
+    let held = match Held::take() {
+        Ok(held) => held,
+        Err(error) => return complain(&error, 2),
+    };
     let log = match telemetry::start(&settings.log_level) {
         Ok(log) => log,
         Err(error) => return complain(&error.into(), 2),
@@ -273,6 +277,9 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(app) => app,
         Err(error) => return complain(&error, 2),
     };
+    if let Err(error) = held.check(app.config()) {
+        return complain(&error, 2);
+    }
     for warning in app.warnings() {
         tracing::warn!("{warning}");
     }
@@ -281,7 +288,7 @@ fn serve(settings: &Settings) -> ExitCode {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build();
     let served = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let served = runtime.block_on(app.serve(source));
+        let served = runtime.block_on(app.serve(source, held));
         // A thread that waits for a disk or a name server must not hold the process up.
         runtime.shutdown_background();
         served

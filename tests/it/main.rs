@@ -34,6 +34,7 @@ mod grants;
 mod heads;
 mod health;
 mod hedge;
+mod held;
 mod hostile;
 mod hot;
 mod index;

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// Crates that have one home, so that they can be replaced by changing one file.
-const HOMES: [(&str, &[&str]); 5] = [
+const HOMES: [(&str, &[&str]); 6] = [
     ("sled", &["src/store/index.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
     (
@@ -37,6 +37,7 @@ const HOMES: [(&str, &[&str]); 5] = [
         ],
     ),
     ("toml", &["src/config.rs", "src/cache/freshness.rs"]),
+    ("listenfd", &["src/app/held.rs"]),
     ("sd_notify", &["src/app.rs"]),
 ];
 

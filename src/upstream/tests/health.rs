@@ -79,7 +79,7 @@ async fn a_mirror_without_the_image_leaves_it_to_the_next_endpoint() {
     check(&[404, 404], &[404, 404], Err(Error::NotFound)).await;
     check(&[403, 403], &[403, 403], Err(Error::Denied)).await;
     // Nobody has said that it is not there.
-    check(&[404, 404], &[500, 500, 500], Err(Error::Unavailable { status: 500 })).await;
+    check(&[404, 404], &[502, 502, 502], Err(Error::Unavailable { status: 502 })).await;
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn what_passes_is_tried_again() {
 
 #[tokio::test]
 async fn other_endpoints_come_before_a_second_try() {
-    let (first, second) = (answering(&[500]).await, answering(&[500]).await);
+    let (first, second) = (answering(&[502]).await, answering(&[502]).await);
     let upstream = upstream_with(&[&first.url(), &second.url()], |_| {});
     assert_eq!(size(&upstream).await, Ok(7));
     assert_eq!((first.seen().len(), second.seen().len()), (2, 1));

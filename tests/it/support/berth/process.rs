@@ -58,6 +58,13 @@ impl Process {
 
     pub(super) async fn spawn(setup: &Setup, data_dir: &Path) -> Self {
         let mut command = match (setup.files, setup.name_server) {
+            _ if let Some(held) = setup.held => {
+                let script = format!("LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&{held}");
+                // The plainer shell knows descriptors of one digit only.
+                let mut command = Command::new("/bin/bash");
+                command.arg("-c").arg(script).arg(&setup.program);
+                command
+            }
             (None, None) => Command::new(&setup.program),
             (None, Some(address)) => {
                 let script = "mount --bind \"$1\" /etc/resolv.conf; shift; exec \"$@\"";

@@ -1,9 +1,11 @@
 //! A configuration in the making, as the TOML text that an operator would write.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use tempfile::TempDir;
 
 use super::Berth;
@@ -30,6 +32,8 @@ pub(crate) struct Setup {
     pub(super) files: Option<u32>,
     /// The name server that it asks, on port 53.
     pub(super) name_server: Option<IpAddr>,
+    /// The socket that is passed on to it.
+    pub(super) held: Option<RawFd>,
     /// Whom clients of its data plane trust, if that speaks TLS.
     pub(super) ca: Option<PathBuf>,
 }
@@ -58,6 +62,7 @@ impl Setup {
             has_file: true,
             files: None,
             name_server: None,
+            held: None,
             ca: None,
         };
         setup.registry(registry)
@@ -157,6 +162,13 @@ impl Setup {
     /// Uses this data folder rather than a new one.
     pub(crate) fn data_dir(mut self, folder: &Path) -> Self {
         self.data_dir = Some(folder.to_owned());
+        self
+    }
+
+    /// Passes this socket on, as systemd does with one that it holds.
+    pub(crate) fn holding(mut self, listener: &TcpListener) -> Self {
+        fcntl_setfd(listener, FdFlags::empty()).unwrap();
+        self.held = Some(listener.as_raw_fd());
         self
     }
 
