@@ -15,6 +15,8 @@ pub(crate) use tls::configuration as tls_configuration;
 
 /// Bytes taken from the socket at once.
 const BUFFER_BYTES: usize = 256 * 1024;
+/// The same at the start of a part, whose first byte is waited for: the buffer of Go's reader.
+const PART_BYTES: usize = 4096;
 /// distribution answers a request for a manifest of OCI's only if it says so.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, */*";
 /// No server is silent for so long, or the run shall fail rather than hang.
@@ -85,10 +87,11 @@ impl Client {
         mut see: impl FnMut(&[u8]) -> bool,
     ) -> Got {
         let asked = Instant::now();
+        let is_part = range.is_some();
         let range = range.map(|range| format!("Range: {range}\r\n")).unwrap_or_default();
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {ACCEPT}\r\n{range}\r\n");
         self.wire.write_all(request.as_bytes());
-        let head = self.read_head(path);
+        let head = self.read_head(path, if is_part { PART_BYTES } else { BUFFER_BYTES });
         let mut first_byte = (head.bytes > 0).then(|| asked.elapsed());
         let mut bytes = head.bytes as u64;
         let mut go_on = see(&self.buffer[head.end..head.end + head.bytes]);
@@ -103,10 +106,11 @@ impl Client {
         Got { status: head.status, first_byte: first_byte.unwrap_or_else(|| asked.elapsed()), bytes }
     }
 
-    fn read_head(&mut self, path: &str) -> Head {
+    /// With no more of what follows than `most` bytes at once.
+    fn read_head(&mut self, path: &str, most: usize) -> Head {
         let mut filled = 0;
         loop {
-            let count = self.wire.read(&mut self.buffer[filled..]);
+            let count = self.wire.read(&mut self.buffer[filled..BUFFER_BYTES.min(filled + most)]);
             assert!(count > 0, "{path}: no answer");
             filled += count;
             let end = self.buffer[..filled].windows(4).position(|bytes| bytes == b"\r\n\r\n");

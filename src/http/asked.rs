@@ -72,7 +72,7 @@ impl Asked {
         }
         let mut lines = self.headers.get_all(RANGE).iter();
         match (lines.next(), lines.next()) {
-            (Some(line), None) => line.to_str().map_or(Ok(None), Ranges::parse),
+            (Some(line), None) => str::from_utf8(line.as_bytes()).map_or(Ok(None), Ranges::parse),
             // There is to be one, whatever it lists.
             _ => Ok(None),
         }

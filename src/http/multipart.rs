@@ -3,6 +3,7 @@
 //! How long all of it is, is known before the first part is framed, and without making any of it: a request may name
 //! a thousand parts.
 
+use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use crate::oci::ranges::Part;
 const BEFORE_NUMBERS: &str = "\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes ";
 const BEHIND_NUMBERS: &str = "\r\n\r\n";
 
+/// Longer than what stands before any part.
+const FRAME_BYTES_MAX: usize = 192;
+
 /// The frame of one answer.
 pub(super) struct Framing {
     /// What no part contains: 128 bits that nobody can guess, for content is made by strangers.
@@ -21,6 +25,8 @@ pub(super) struct Framing {
     total: u64,
     /// Whether a part has been framed: the end of one is a part of what begins the next.
     has_begun: bool,
+    /// Whether the first part has been sent.
+    is_first_sent: bool,
 }
 
 impl Framing {
@@ -28,7 +34,7 @@ impl Framing {
     pub(super) fn new(total: u64) -> Box<Self> {
         let keys = RandomState::new();
         let boundary = format!("{:016x}{:016x}", keys.hash_one(0_u8), keys.hash_one(1_u8));
-        Box::new(Self { boundary, total, has_begun: false })
+        Box::new(Self { boundary, total, has_begun: false, is_first_sent: false })
     }
 
     /// The `Content-Type` of the answer.
@@ -48,13 +54,24 @@ impl Framing {
         parts.iter().map(of_part).sum::<u64>() + end as u64 - "\r\n".len() as u64
     }
 
+    /// Whether the first part is over, once. A client can begin with it: it need not wait for others.
+    pub(super) fn is_first_over(&mut self) -> bool {
+        self.has_begun && !std::mem::replace(&mut self.is_first_sent, true)
+    }
+
     /// What stands before the next part.
     pub(super) fn begin(&mut self, part: Part) -> Bytes {
         let line_break = if std::mem::replace(&mut self.has_begun, true) { "\r\n" } else { "" };
         let (Self { boundary, total, .. }, span) = (self, part.span);
         let last = span.end - 1;
-        format!("{line_break}--{boundary}{BEFORE_NUMBERS}{}-{last}/{total}{BEHIND_NUMBERS}", span.start)
-            .into()
+        let mut frame = String::with_capacity(FRAME_BYTES_MAX);
+        // A String takes all that is written.
+        let _ = write!(
+            frame,
+            "{line_break}--{boundary}{BEFORE_NUMBERS}{}-{last}/{total}{BEHIND_NUMBERS}",
+            span.start
+        );
+        frame.into()
     }
 
     /// What stands behind the last part.

@@ -46,15 +46,21 @@ pub struct ContentRange {
 impl Range {
     /// Reads one member of the list that a `Range` header has behind `bytes=`; `None` for what is no range.
     pub fn parse(member: &str) -> Option<Self> {
-        let (first, last) = member.split_once('-')?;
-        match (first, last) {
-            ("", last) => Some(Self::Suffix(offset(last)?)),
-            (first, "") => Some(Self::From(offset(first)?)),
-            (first, last) => {
-                let (first, last) = (offset(first)?, offset(last)?);
-                (first <= last).then_some(Self::Closed { first, last })
-            }
-        }
+        let (range, rest) = Self::read(member.as_bytes())?;
+        rest.is_empty().then_some(range)
+    }
+
+    /// Reads the member that begins `list`, with what stands behind it.
+    pub(super) fn read(list: &[u8]) -> Option<(Self, &[u8])> {
+        let (first, list) = offset(list);
+        let (last, rest) = offset(list.strip_prefix(b"-")?);
+        let range = match (first, last) {
+            (None, Some(length)) => Self::Suffix(length),
+            (Some(first), None) => Self::From(first),
+            (Some(first), Some(last)) if first <= last => Self::Closed { first, last },
+            _ => return None,
+        };
+        Some((range, rest))
     }
 
     /// The bytes that a content of `total` bytes has in this range, cut at its end.
@@ -125,11 +131,20 @@ impl ContentRange {
     }
 }
 
-/// A number of digits only. One too large for 64 bits lies behind the end of any content all the same, so
-/// it counts as the largest.
-fn offset(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().unwrap_or(u64::MAX))
+/// The number that `text` begins with, if it does, and what stands behind it. One too large for 64 bits lies behind the
+/// end of any content all the same, so it counts as the largest. By hand: a request may have two thousand of them, and its
+/// answer waits.
+fn offset(text: &[u8]) -> (Option<u64>, &[u8]) {
+    let length = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(length);
+    let values = digits.iter().map(|byte| u64::from(byte - b'0'));
+    let number = match length {
+        0 => None,
+        // None of these overflows.
+        1..=19 => Some(values.fold(0, |number, digit| number * 10 + digit)),
+        _ => Some(values.fold(0_u64, |number, digit| number.saturating_mul(10).saturating_add(digit))),
+    };
+    (number, rest)
 }
 
 /// A number of digits only that must fit: upstream's word is compared, not cut.

@@ -67,19 +67,27 @@ impl Ranges {
             return Ok(None);
         }
         // Members of a list may be empty, and count for nothing (RFC 9110, 5.6.1).
-        let mut members = list.split(',').map(str::trim).filter(|member| !member.is_empty());
-        let Some(first) = members.next().and_then(Range::parse) else { return Ok(None) };
-        let Some(second) = members.next() else { return Ok(Some(Self::One(first))) };
-        let Some(second) = Range::parse(second) else { return Ok(None) };
-        let mut several = vec![first, second];
-        for member in members {
-            let Some(range) = Range::parse(member) else { return Ok(None) };
+        let is_between = |byte: &u8| matches!(byte, b',' | b' ' | b'\t');
+        let (mut list, mut several) = (behind(list.as_bytes(), is_between), Vec::new());
+        // Nearly all requests have one, which is to cost no memory.
+        let mut only = None;
+        while !list.is_empty() {
+            let Some((range, rest)) = Range::read(list) else { return Ok(None) };
+            let rest = rest.trim_ascii_start();
+            if !matches!(rest.first(), None | Some(b',')) {
+                return Ok(None);
+            }
             if several.len() == RANGES_MAX {
                 return Err(Refusal::TooMany);
             }
-            several.push(range);
+            match only {
+                None => only = Some(range),
+                Some(first) if several.is_empty() => several.extend([first, range]),
+                Some(_) => several.push(range),
+            }
+            list = behind(rest, is_between);
         }
-        Ok(Some(Self::Several(several.into())))
+        Ok(if several.is_empty() { only.map(Self::One) } else { Some(Self::Several(several.into())) })
     }
 
     /// Whether all of them go to the end because no end was asked for.
@@ -137,6 +145,11 @@ impl Selection {
             Self::Several(parts) => parts,
         }
     }
+}
+
+/// What is left of `list` behind the bytes of this kind that it begins with.
+fn behind(list: &[u8], is_passed: impl Fn(&u8) -> bool) -> &[u8] {
+    &list[list.iter().position(|byte| !is_passed(byte)).unwrap_or(list.len())..]
 }
 
 /// How many of these parts begin before the end of the one that is sent just before them.
