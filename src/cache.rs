@@ -300,7 +300,7 @@ impl Cache {
             if upstream.state() == State::Offline {
                 return Err(upstream::Error::Offline.into());
             }
-            if let Some(retry_after) = self.0.mismatches.wait(&key) {
+            if let Some(retry_after) = self.0.mismatches.wait(&key, &repo.name) {
                 let error = Error::Distrusted { retry_after };
                 return Err(self.remember(repo, &blob_path(digest), context, error));
             }
@@ -326,16 +326,12 @@ impl Cache {
                     continue;
                 }
             };
-            match reader.file().await {
+            let Some(file) = self.file_of(&mut reader, claim, repo, digest).await else {
+                return Box::pin(self.pass_through(repo, digest, context)).await;
+            };
+            match file {
                 Ok(Some(file)) => {
                     let total = reader.total();
-                    // As long as the size is not known, no claim can have the right one.
-                    if claim.is_some_and(|claim: Claim| total != Some(claim.size)) {
-                        if total.is_some() {
-                            self.refuted(repo, digest);
-                        }
-                        return Box::pin(self.pass_through(repo, digest, context)).await;
-                    }
                     let selection = asked.zip(total).and_then(|(asked, total)| asked.select(total).ok());
                     let parts = selection.as_ref().map_or(&[][..], Selection::parts);
                     let source = match source {

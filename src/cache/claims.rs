@@ -4,17 +4,23 @@
 //! repositories. It says nothing about what another registry sent; how large that is it does not even learn. A claim that
 //! is refuted is remembered, counted and logged.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::error::Error;
+use super::flight::Reader;
 use super::{Cache, blob_path};
 use crate::context::RequestContext;
 use crate::oci::{Digest, Repo, Speaker};
-use crate::store::{Grant, Proof};
+use crate::store::{BlobFile, Grant, Proof};
 use crate::sync::lock;
 use crate::upstream::Claim;
+
+/// For how long a reader by a claim waits for a transfer to begin: whoever it was begun for may be kept waiting by a
+/// fallback that this reader has no need of.
+const CLAIMANT_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Cache {
     /// Asks the repository's own registry whether it has stored content of `stored` bytes there, if the registry may say
@@ -71,6 +77,34 @@ impl Cache {
             Err(error) if error.is_unmeasured() => Ok(None),
             claim => claim.map(Some),
         }
+    }
+
+    /// What a transfer brings for a reader; none if that does better to ask by itself, for it reads along by a claim that
+    /// is not about what comes.
+    pub(super) async fn file_of(
+        &self,
+        reader: &mut Reader,
+        claim: Option<Claim>,
+        repo: &Repo,
+        digest: &Digest,
+    ) -> Option<Result<Option<BlobFile>, Error>> {
+        let Some(claim) = claim else { return Some(reader.file().await) };
+        let file = timeout(CLAIMANT_PATIENCE, reader.file()).await.ok()?;
+        if matches!(file, Ok(Some(_))) {
+            // What the registry has is not waited for at its fallback, which may lie or stand still.
+            if claim.speaker != Speaker::Fallback && reader.is_by_fallback() {
+                return None;
+            }
+            // As long as the size is not known, no claim can have the right one.
+            let total = reader.total();
+            if total != Some(claim.size) {
+                if total.is_some() {
+                    self.refuted(repo, digest);
+                }
+                return None;
+            }
+        }
+        Some(file)
     }
 
     /// The same, and whether another request was asking already.

@@ -121,6 +121,7 @@ impl Detour {
             return Err(PAGE.into());
         }
         Ok(Direct {
+            is_of_fallback: stream.is_of_fallback,
             is_page: stream.is_page,
             proof,
             hashed: position,
@@ -206,6 +207,8 @@ pub(super) struct Direct {
     detour: Detour,
     /// None as long as upstream has not said that.
     total: Option<u64>,
+    /// A fallback sends it.
+    pub(super) is_of_fallback: bool,
     /// It calls itself a page.
     is_page: bool,
     /// None only while another takes its place.
@@ -329,15 +332,15 @@ impl Direct {
 
     /// All of it has come: whether it is what it should be.
     fn prove(&mut self) -> Result<(), Error> {
-        let Detour { metrics, digest, key, mismatches, .. } = &self.detour;
+        let Detour { metrics, digest, key, name, mismatches, .. } = &self.detour;
         let is_whole = matches!(self.proof, Proof::Pending(_));
         if self.total != Some(self.received) || !self.proof.holds_for(digest) {
             metrics.mismatches.inc();
-            mismatches.failed_once(key);
+            mismatches.failed_once(key, name);
             return Err(Error::Mismatch);
         }
         if is_whole {
-            mismatches.clear(key);
+            mismatches.clear(key, name);
         }
         Ok(())
     }

@@ -94,6 +94,9 @@ impl Line {
     /// Bytes come from there, too.
     fn note(&self, stream: &BlobStream) {
         self.public.fetch_and(stream.public, Ordering::Relaxed);
+        if stream.is_of_fallback {
+            self.flight.word.comes_from_fallback();
+        }
         let mut speaker = lock(&self.speaker);
         if *speaker != stream.speaker {
             let has_registry = [*speaker, stream.speaker].contains(&Speaker::Registry);

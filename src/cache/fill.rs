@@ -121,7 +121,7 @@ impl Filler {
             Ok(Outcome::Parts) => End::Left,
             Err(Failure::Landed) => End::Landed,
             Err(Failure::Mismatch { .. }) => {
-                let retry_after = self.mismatches.failed(&current.flight.key);
+                let retry_after = self.mismatches.failed(&current.flight.key, &current.flight.origin.name);
                 warn!(digest = %current.flight.digest(), repository = %current.flight.origin, seconds = retry_after.as_secs(), "upstream sent content that does not match its digest twice; it is not asked for that for a while");
                 End::Failed(Error::Distrusted { retry_after })
             }
@@ -221,6 +221,9 @@ impl Filler {
         // the word of a parent, and this is not from one.
         if flight.public && !stream.public || !flight.word.allows(stream.speaker) {
             return Err(Error::GivenUp.into());
+        }
+        if stream.is_of_fallback {
+            flight.word.comes_from_fallback();
         }
         let is_open = |range: &Option<Range>| matches!(range, None | Some(Range::From(_)));
         if stream.is_page && !is_second && self.has_left(flight).await {
@@ -337,7 +340,7 @@ impl Filler {
         let speaker = if partial.began_by_parents() { line.speaker() } else { Speaker::Registry };
         let public = line.is_public() && partial.began_public();
         let (total, sent) = (line.bound(), Grant { public, proof: Some(Proof::Sent), speaker });
-        self.mismatches.clear(&flight.key);
+        self.mismatches.clear(&flight.key, &flight.origin.name);
         if !flight.is_announced() {
             flight.announce(partial.file(), Some(total), Pieces::prefix(total));
         }

@@ -2,10 +2,13 @@
 //!
 //! A broken edge sends the same wrong bytes to whoever asks, each time with a head that promises the right ones. A client
 //! whose body is cut comes back to the same host, so that it never asks another, and all of it is fetched again and again.
-//! So after both tries (see [`super::fill`]) a content of a registry is refused before a head: for [`WAIT_MIN`], and for
+//! So after both tries (see [`super::fill`]) a content is refused to the repository that it came wrong for before a head: for [`WAIT_MIN`], and for
 //! twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right bytes ends that: a transfer
 //! that is tried after a wait, or another registry whose bytes may be shared. In memory only; the oldest are forgotten
 //! first.
+//!
+//! Another repository of the registry has tries of its own: what came wrong may be a fallback's, which is asked where the
+//! registry itself has not the content.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use crate::oci::Registry;
+use crate::oci::{Registry, RepoName};
 use crate::store::PartialKey;
 use crate::sync::lock;
 
@@ -22,8 +25,11 @@ const WAIT_MIN: Duration = Duration::from_secs(10);
 /// The longest: a pull that is tried again by hand after a repair finds it in force for a coffee break at most.
 const WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// What came wrong of each registry.
-pub(super) struct Mismatches(Mutex<LruCache<PartialKey, Failure>>);
+/// What came wrong for each repository.
+pub(super) struct Mismatches(Mutex<LruCache<Key, Failure>>);
+
+/// A content of a registry, and the repository that it was for.
+type Key = (PartialKey, RepoName);
 
 #[derive(Clone, Copy)]
 struct Failure {
@@ -52,39 +58,39 @@ impl Mismatches {
     }
 
     /// For how long upstream is not to be asked for this content.
-    pub(super) fn wait(&self, key: &PartialKey) -> Option<Duration> {
-        lock(&self.0).get(key).and_then(|failure| failure.left(Instant::now()))
+    pub(super) fn wait(&self, key: &PartialKey, name: &RepoName) -> Option<Duration> {
+        lock(&self.0).get(&(key.clone(), name.clone())).and_then(|failure| failure.left(Instant::now()))
     }
 
     /// It came wrong. Returns for how long upstream is not to be asked.
-    pub(super) fn failed(&self, key: &PartialKey) -> Duration {
-        let (mut failures, now) = (lock(&self.0), Instant::now());
-        let failure = Failure::next(failures.get(key).copied(), now);
-        failures.put(key.clone(), failure);
+    pub(super) fn failed(&self, key: &PartialKey, name: &RepoName) -> Duration {
+        let (mut failures, now, key) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
+        let failure = Failure::next(failures.get(&key).copied(), now);
+        failures.put(key, failure);
         failure.wait
     }
 
     /// It came wrong once, of a transfer that is not tried again: the next such one counts.
-    pub(super) fn failed_once(&self, key: &PartialKey) {
-        let (mut failures, at) = (lock(&self.0), Instant::now());
-        if failures.contains(key) {
+    pub(super) fn failed_once(&self, key: &PartialKey, name: &RepoName) {
+        let (mut failures, at, of) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
+        if failures.contains(&of) {
             drop(failures);
-            self.failed(key);
+            self.failed(key, name);
         } else {
-            failures.put(key.clone(), Failure { at, wait: Duration::ZERO });
+            failures.put(of, Failure { at, wait: Duration::ZERO });
         }
     }
 
     /// It came right.
-    pub(super) fn clear(&self, key: &PartialKey) {
-        lock(&self.0).pop(key);
+    pub(super) fn clear(&self, key: &PartialKey, name: &RepoName) {
+        lock(&self.0).pop(&(key.clone(), name.clone()));
     }
 
     /// Another upstream has taken the place of these registries'.
     pub(super) fn forget_all(&self, is_of: impl Fn(&Registry) -> bool) {
         let mut failures = lock(&self.0);
         let of_registry: Vec<_> =
-            failures.iter().map(|(key, _)| key).filter(|key| is_of(&key.registry)).cloned().collect();
+            failures.iter().map(|(key, _)| key).filter(|(key, _)| is_of(&key.registry)).cloned().collect();
         for key in &of_registry {
             failures.pop(key);
         }

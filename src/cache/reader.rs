@@ -111,6 +111,15 @@ impl Blob {
         matches!(self.from, From::Direct(_))
     }
 
+    /// Whether a fallback sends it, as far as that is known.
+    pub fn is_of_fallback(&self) -> bool {
+        match &self.from {
+            From::Flight { reader, .. } => reader.is_by_fallback(),
+            From::Direct(direct) => direct.is_of_fallback,
+            From::Stored { .. } | From::Left(..) => false,
+        }
+    }
+
     /// Waits until it is known how long it is. False if that turns out only when it has been read.
     pub async fn measure(&mut self) -> bool {
         if self.total.is_none()

@@ -383,7 +383,12 @@ impl Serving {
             // Who asks for parts gets everything if it does not turn out in time: that is what upstream does, too.
             let _ = timeout(asked.context.patience(MEASURE_MAX), blob.measure()).await;
         }
-        Ok(of_blob(asked, (repo, digest), blob, ranges, account))
+        let is_of_fallback = blob.is_of_fallback();
+        let mut response = of_blob(asked, (repo, digest), blob, ranges, account);
+        if is_of_fallback {
+            declare_fallback(response.headers_mut());
+        }
+        Ok(response)
     }
 }
 

@@ -54,6 +54,8 @@ pub struct BlobStream {
     pub public: bool,
     /// Who sends it.
     pub speaker: Speaker,
+    /// Whether a fallback sends it, be it by way of a parent.
+    pub is_of_fallback: bool,
     /// Whether it calls itself a page, as a portal's answer does.
     pub is_page: bool,
     /// Whether the answer itself does not say how long it is: the size, if there is one, is HEAD's word.
@@ -235,8 +237,9 @@ impl Upstream {
             true => (None, if is_to_the_end { BLOB_BYTES_MAX } else { span.end }),
             false => (total, span.end),
         };
-        let (body, idle) = (response.into_body(), self.client.timeouts.idle);
         let (endpoint, speaker) = (server.index(), self.speaker());
+        let is_of_fallback = self.whose(is_fallback(response.headers())) == Speaker::Fallback;
+        let (body, idle) = (response.into_body(), self.client.timeouts.idle);
         Ok(BlobStream {
             total,
             start: span.start,
@@ -244,6 +247,7 @@ impl Upstream {
             endpoint,
             public,
             speaker,
+            is_of_fallback,
             is_page,
             is_length_untold: is_length_untold || is_page,
             ends_by_close,

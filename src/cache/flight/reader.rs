@@ -37,6 +37,11 @@ impl Reader {
         &self.flight.origin
     }
 
+    /// Whether a fallback has sent some of it.
+    pub(in crate::cache) fn is_by_fallback(&self) -> bool {
+        self.flight.word.is_by_fallback()
+    }
+
     /// Where the request that began the flight went on to.
     pub(in crate::cache) fn context(&self) -> &RequestContext {
         &self.flight.context

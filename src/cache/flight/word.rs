@@ -17,6 +17,8 @@ pub(in crate::cache) struct Word(Mutex<Said>);
 struct Said {
     /// Whether some of it has come from others than parents.
     is_by_others: bool,
+    /// Whether some of it has come from a fallback, which may have it where the registry itself has it not.
+    is_by_fallback: bool,
     /// The repositories that read along.
     claims: Vec<(Repo, Claim)>,
 }
@@ -26,8 +28,8 @@ impl Word {
     pub(super) fn opens_to(&self, repo: &Repo, claim: Claim) -> bool {
         let mut said = lock(&self.0);
         let counts = match claim.speaker {
-            Speaker::Registry => true,
-            Speaker::Parent => !said.is_by_others,
+            Speaker::Registry => !said.is_by_fallback,
+            Speaker::Parent => !said.is_by_others && !said.is_by_fallback,
             Speaker::Fallback => false,
         };
         if counts && said.claims.len() < CLAIMS_MAX && !said.claims.iter().any(|(of, _)| of == repo) {
@@ -46,6 +48,16 @@ impl Word {
         let is_open_by_parent = said.claims.iter().any(|(_, claim)| claim.speaker == Speaker::Parent);
         said.is_by_others |= !is_open_by_parent;
         !is_open_by_parent
+    }
+
+    /// A fallback sends some of it.
+    pub(in crate::cache) fn comes_from_fallback(&self) {
+        lock(&self.0).is_by_fallback = true;
+    }
+
+    /// Whether a fallback sends it: a repository for which the registry has it itself has no need of that.
+    pub(super) fn is_by_fallback(&self) -> bool {
+        lock(&self.0).is_by_fallback
     }
 
     /// The repositories for which just this was claimed, and by whom.
@@ -75,5 +87,11 @@ mod tests {
         assert!(word.allows(Speaker::Registry));
         assert!(!word.opens_to(&repo("a"), claim(5, Speaker::Parent)));
         assert!(word.opens_to(&repo("a"), claim(5, Speaker::Registry)));
+        word.comes_from_fallback();
+        assert!(!word.opens_to(&repo("b"), claim(5, Speaker::Registry)));
+        let word = Word::default();
+        assert!(word.allows(Speaker::Parent));
+        word.comes_from_fallback();
+        assert!(!word.opens_to(&repo("b"), claim(5, Speaker::Parent)));
     }
 }
