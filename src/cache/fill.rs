@@ -1,7 +1,7 @@
 //! A fill: what is asked of one content comes from upstream to disk, whatever happens to connections on the way.
 //!
 //! Two halves run side by side. The async half asks upstream: [`Course`] decides with a [`Schedule`] what to
-//! fetch, and each connection is a [`Fetch`] that resumes after every break. The other half
+//! fetch, and each connection is a [`Fetch`](super::fetch::Fetch) that resumes after every break. The other half
 //! ([`super::writer`]) writes, hashes in order and announces progress. Between them is a short channel, so that
 //! a slow disk slows the upstream connections and nothing piles up in memory.
 //!
