@@ -295,6 +295,11 @@ impl Upstream {
         self.sameness.is_some() && self.sameness == other.sameness
     }
 
+    /// Whether it is a parent that has said that it is a berth.
+    fn is_berth(&self) -> bool {
+        self.peer().is_some_and(Peer::is_berth)
+    }
+
     /// What is known of the berth that it is, if it is a parent.
     fn peer(&self) -> Option<&Peer> {
         match &self.role {

@@ -1,7 +1,7 @@
 //! Sockets that systemd holds (`berth.socket`), in the place of listeners of one's own.
 //!
-//! They are open before berth runs and stay so while it is started again: who connects meanwhile waits a moment rather
-//! than being refused. Each is for the listener of the configuration that has its address. One that is for none is a
+//! They are open before berth runs and stay so while it is started again: a client that connects meanwhile waits a moment
+//! rather than being refused. Each is for the listener of the configuration that has its address. One that is for none is a
 //! mistake, since nobody would ever answer there.
 
 use std::net::{SocketAddr, TcpListener};
@@ -12,7 +12,7 @@ use listenfd::ListenFd;
 use crate::config::Config;
 
 /// What systemd has passed to this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Held(Vec<(SocketAddr, TcpListener)>);
 
 impl Held {

@@ -18,8 +18,8 @@ use crate::store::{BlobFile, Grant, Proof};
 use crate::sync::lock;
 use crate::upstream::Claim;
 
-/// For how long a reader by a claim waits for a transfer to begin: whoever it was begun for may be kept waiting by a
-/// fallback that this reader has no need of.
+/// For how long a reader by a claim waits for a transfer to begin: the repository that it was begun for may be kept waiting
+/// by a fallback, which this reader does not need.
 const CLAIMANT_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Cache {

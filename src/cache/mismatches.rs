@@ -2,10 +2,10 @@
 //!
 //! A broken edge sends the same wrong bytes to whoever asks, each time with a head that promises the right ones. A client
 //! whose body is cut comes back to the same host, so that it never asks another, and all of it is fetched again and again.
-//! So after both tries (see [`super::fill`]) a content is refused to the repository that it came wrong for before a head: for [`WAIT_MIN`], and for
-//! twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right bytes ends that: a transfer
-//! that is tried after a wait, or another registry whose bytes may be shared. In memory only; the oldest are forgotten
-//! first.
+//! So after both tries (see [`super::fill`]) a content is refused, before a head, to the repository for which it came
+//! wrong: for [`WAIT_MIN`], and for twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right
+//! bytes ends that: a transfer that is tried after a wait, or another registry whose bytes may be shared. In memory only;
+//! the oldest are forgotten first.
 //!
 //! Another repository of the registry has tries of its own: what came wrong may be a fallback's, which is asked where the
 //! registry itself has not the content.
@@ -72,13 +72,12 @@ impl Mismatches {
 
     /// It came wrong once, of a transfer that is not tried again: the next such one counts.
     pub(super) fn failed_once(&self, key: &PartialKey, name: &RepoName) {
-        let (mut failures, at, of) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
-        if failures.contains(&of) {
-            drop(failures);
-            self.failed(key, name);
-        } else {
-            failures.put(of, Failure { at, wait: Duration::ZERO });
-        }
+        let (mut failures, now, key) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
+        let failure = match failures.get(&key) {
+            Some(before) => Failure::next(Some(*before), now),
+            None => Failure { at: now, wait: Duration::ZERO },
+        };
+        failures.put(key, failure);
     }
 
     /// It came right.

@@ -149,7 +149,7 @@ impl Body {
                         self.content = Content::Reading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
-                    if reading.is_done() && self.framing.as_mut().is_some_and(|it| it.is_first_over()) {
+                    if self.framing.as_mut().is_some_and(|it| reading.is_done() && it.is_first_over()) {
                         self.content = Content::Reading(reading);
                         // What there is goes out before more is gathered.
                         context.waker().wake_by_ref();

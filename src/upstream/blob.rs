@@ -23,7 +23,6 @@ use tokio::time::{Instant, timeout};
 use super::exchange::{Answer, Ask, is_page};
 use super::hedge::Late;
 use super::limit::Transfer;
-use super::parents::Peer;
 use super::retry::{ROUNDS_MAX, Rounds};
 use super::server::Server;
 use super::{Error, Upstream};
@@ -292,7 +291,7 @@ impl Upstream {
                 }
             }
             Err(Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 500 | 501 }) => {}
-            Err(Error::NotFound | Error::Denied) if !self.peer().is_some_and(Peer::is_berth) => {}
+            Err(Error::NotFound | Error::Denied) if !self.is_berth() => {}
             Err(error) => return Err(error),
         }
         let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
@@ -346,8 +345,8 @@ fn ends_by_close(response: &Response<Incoming>) -> bool {
         && !headers.contains_key(TRANSFER_ENCODING)
 }
 
-/// The size of a blob by the headers of an answer that is not read. A careless server answers with the length of the body that
-/// HEAD does not have, and one that codes bodies with that of the coded one. A portal has a page for every question.
+/// The size of a blob by the headers of an answer that is not read. A careless server answers with the length of the body
+/// that HEAD does not have, and one that codes bodies with that of the coded one. A portal has a page for every question.
 fn size_of(headers: &HeaderMap, digest: &Digest) -> Option<u64> {
     let is_plain = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
     let is_coded = !headers.get_all(CONTENT_ENCODING).iter().all(is_plain);

@@ -220,7 +220,8 @@ impl Error {
         !self.is_outage() || self.is_unknown_question()
     }
 
-    /// No connection, or one that broke; keeps the lowest cause, and says if that is TLS's, or met at a proxy. Tells what this machine lacks from what upstream does.
+    /// No connection, or one that broke; keeps the lowest cause, and says if that is TLS's, or met at a proxy. Tells what
+    /// this machine lacks from what upstream does.
     pub(super) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
         let (mut lowest, mut where_to) = (error, String::new());
         loop {

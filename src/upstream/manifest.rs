@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use super::exchange::{Answer, Ask, is_page, media_type};
 use super::hedge::Late;
-use super::parents::Peer;
 use super::retry::{Attempts, Rounds};
 use super::server::Server;
 use super::{Error, Upstream, client};
@@ -143,8 +142,7 @@ impl Upstream {
                 Err(error) if is_about_head(&error) => Ok(Resolved::unknown(Untold::Silent)),
                 Err(error) => {
                     // A berth has asked by GET itself.
-                    let is_berth = stop.upstream().peer().is_some_and(Peer::is_berth);
-                    is_refused.fetch_or(!is_berth && !error.is_outage(), Ordering::Relaxed);
+                    is_refused.fetch_or(!stop.upstream().is_berth() && !error.is_outage(), Ordering::Relaxed);
                     Err(error)
                 }
             }

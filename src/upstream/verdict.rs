@@ -11,7 +11,6 @@ use super::auth::{self, Authorization};
 use super::error::Error;
 use super::exchange::{Ask, Reply};
 use super::login::Login;
-use super::parents::Peer;
 use super::server::Server;
 use super::{Upstream, path_pauses, retry};
 use crate::context;
@@ -33,7 +32,7 @@ impl Upstream {
         }
         let Some(error) = refusal(&reply, login.is_some()) else { return Ok(reply.response) };
         // A berth means what it says to HEAD, but something else may have answered in its place.
-        let is_left_to_get = ask.is_tentative && !self.peer().is_some_and(Peer::is_berth);
+        let is_left_to_get = ask.is_tentative && !self.is_berth();
         if error.is_outage()
             || is_left_to_get
             || self.is_registrys_word(server, reply.response, deadline).await
