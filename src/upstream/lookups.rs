@@ -100,6 +100,7 @@ struct State {
     busy: HashMap<Registry, usize>,
     failures: LruCache<Arc<str>, (Instant, Failure)>,
     threads: usize,
+    /// Those without a name to look up, also if they were only just made.
     threads_idle: usize,
 }
 
@@ -150,7 +151,10 @@ impl Lookups {
             let inner = Arc::clone(&self.0);
             let spawned = thread::Builder::new().name("names".to_owned()).spawn(move || inner.run());
             match spawned {
-                Ok(_) => state.threads += 1,
+                Ok(_) => {
+                    state.threads += 1;
+                    state.threads_idle += 1;
+                }
                 // The others do it.
                 Err(_) if state.threads > 0 => {}
                 Err(error) => {
@@ -249,14 +253,14 @@ impl Inner {
         let mut state = lock(&self.state);
         loop {
             let Some((owner, name)) = state.next() else {
-                state.threads_idle += 1;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.threads_idle -= 1;
                 continue;
             };
+            state.threads_idle -= 1;
             drop(state);
             let answer = (self.find)(&name).map_err(|error| Failure::from(&error));
             state = lock(&self.state);
+            state.threads_idle += 1;
             state.end(&owner, &name, answer);
             // A name of the same registry may have waited for this thread.
             self.changed.notify_one();
