@@ -51,6 +51,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::bounded;
 use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
 use crate::oci::ranges::{Part, Selection};
@@ -161,10 +162,10 @@ impl Cache {
             checks: SingleFlight::default(),
             claims: SingleFlight::default(),
             referrers: SingleFlight::default(),
-            absent: Mutex::new(LruCache::new(memories)),
+            absent: Mutex::new(bounded::lru(memories)),
             doubts: Doubts::new(memories),
             mismatches: Arc::new(Mismatches::new(memories)),
-            troubled: Mutex::new(LruCache::new(memories)),
+            troubled: Mutex::new(bounded::lru(memories)),
             oversized: Oversized::default(),
             direct: Shares::new(fairness::DIRECT),
             behind: Shares::new(fairness::PROOFS),

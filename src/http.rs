@@ -335,16 +335,16 @@ async fn exchange(
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     if is_late {
-        return answer_late(connection, &answers, &begun.0).await;
+        return answer_late(connection, &answers, peer, &begun).await;
     }
     tokio::select! {
-        result = connection.as_mut() => return result.map(|()| false).map_err(|error| error.to_string()),
+        result = connection.as_mut() => return result.map(|()| false).map_err(|error| ended(peer, &begun.1, &error)),
         () = answers.rested_too_long() => return Err("no request came in time".to_owned()),
         () = turned_true(&mut stop) => {
             if answers.are_yet_to_come() && matches!(begun.1, Plane::Data(..)) {
                 // It was taken a moment ago, and its request is on its way.
                 begun.0.be_late();
-                return answer_late(connection, &answers, &begun.0).await;
+                return answer_late(connection, &answers, peer, &begun).await;
             }
             connection.as_mut().graceful_shutdown();
         }
@@ -357,20 +357,29 @@ async fn exchange(
             timeout(LAST_BYTES_MAX, connection).await.unwrap_or(Ok(()))
         }
     };
-    result.map(|()| was_answering).map_err(|error| error.to_string())
+    result.map(|()| was_answering).map_err(|error| ended(peer, &begun.1, &error))
+}
+
+/// Why a connection ended early. A request that hyper refused, with 400, 414 or 431, is told of here: nobody else sees it.
+fn ended(peer: SocketAddr, plane: &Plane, error: &hyper::Error) -> String {
+    if error.is_parse() {
+        plane.note_unreadable(peer, error);
+    }
+    error.to_string()
 }
 
 /// Lets a connection have one answer while berth stops.
 async fn answer_late(
     connection: impl Future<Output = hyper::Result<()>>,
     answers: &Answers,
-    visit: &Visit,
+    peer: SocketAddr,
+    (visit, plane): &(Visit, Plane),
 ) -> Result<bool, String> {
-    let ended = tokio::select! {
-        ended = connection => ended,
+    let result = tokio::select! {
+        result = connection => result,
         () = says_nothing(answers) => return Err("no request came in time, and berth stops".to_owned()),
     };
-    ended.map(|()| visit.has_gone_on()).map_err(|error| error.to_string())
+    result.map(|()| visit.has_gone_on()).map_err(|error| ended(peer, plane, &error))
 }
 
 /// Ends when a connection that is to have one answer has none under way, though there was time to ask for it.
@@ -401,6 +410,14 @@ impl Plane {
             Self::Data(data, _) => data.now().refuse_head(peer, request, fault),
             Self::Admin(_) | Self::Metrics(_) => head::refuse(fault),
         }
+    }
+
+    /// Notes that a request could not be read.
+    fn note_unreadable(&self, peer: SocketAddr, error: &hyper::Error) {
+        if let Self::Data(data, _) = self {
+            data.now().count_unreadable();
+        }
+        head::tell_unreadable(peer, error);
     }
 
     async fn answer(

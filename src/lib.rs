@@ -25,7 +25,7 @@
 //! 3  parsing                  of documents that strangers wrote
 //! 2  shares                   of what is scarce
 //! 1  context   pace   singleflight   telemetry   watch
-//! 0  clock   files   net   oci   sync   units   nothing of ours; oci does no I/O and reads no clock
+//! 0  bounded   clock   files   net   oci   sync   units   nothing of ours; oci does no I/O and reads no clock
 //! ```
 //! A module uses lower layers only; `tests/it/tidy.rs` holds it to that. One home for each heavy crate: sled in
 //! `store/index.rs`, clap in `cli.rs`, prometheus in `telemetry/metrics.rs`.
@@ -51,6 +51,7 @@
 //! address is dialled that the configuration does not name, but for redirects within `upstream`'s rules.
 
 pub mod app;
+pub mod bounded;
 pub mod cache;
 pub mod cli;
 pub mod clock;

@@ -13,6 +13,7 @@ use lru::LruCache;
 
 use super::error::Error;
 use super::freshness::Word;
+use crate::bounded;
 use crate::oci::{Repo, Tag};
 use crate::sync::lock;
 
@@ -44,7 +45,7 @@ pub(super) struct Heard {
 
 impl Doubts {
     pub(super) fn new(max: NonZeroUsize) -> Self {
-        Self(Mutex::new(LruCache::new(max)))
+        Self(Mutex::new(bounded::lru(max)))
     }
 
     /// What was last heard; nothing if there is no doubt.

@@ -45,6 +45,7 @@ use super::fairness::{self, UNATTENDED_MAX};
 use super::places::{Place, Places};
 use super::schedule::Need;
 use super::taken::Taken;
+use crate::bounded;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::{Digest, Range, Ranges, Repo};
@@ -263,7 +264,7 @@ pub(super) enum Entry {
 
 impl Flights {
     pub(super) fn new() -> Arc<Self> {
-        let taken = LruCache::new(NonZeroUsize::new(TAKEN_MAX).expect("not zero"));
+        let taken = bounded::lru(NonZeroUsize::new(TAKEN_MAX).expect("not zero"));
         Arc::new(Self {
             table: Mutex::default(),
             taken: Mutex::new(taken),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::bounded;
 use crate::oci::{Registry, RepoName};
 use crate::store::PartialKey;
 use crate::sync::lock;
@@ -54,7 +55,7 @@ impl Failure {
 
 impl Mismatches {
     pub(super) fn new(max: NonZeroUsize) -> Self {
-        Self(Mutex::new(LruCache::new(max)))
+        Self(Mutex::new(bounded::lru(max)))
     }
 
     /// For how long upstream is not to be asked for this content.

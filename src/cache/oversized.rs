@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::Cache;
 use super::error::Error;
+use crate::bounded;
 use crate::context::{Client, RequestContext};
 use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, Document, Registry, Repo};
@@ -118,7 +119,7 @@ impl Oversized {
 
 impl Default for Suspects {
     fn default() -> Self {
-        let images = LruCache::new(NonZeroUsize::new(IMAGES_MAX).expect("not zero"));
+        let images = bounded::lru(NonZeroUsize::new(IMAGES_MAX).expect("not zero"));
         Self { images, parts: 0 }
     }
 }

@@ -26,6 +26,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tracing::{info, warn};
 
 use super::seats::{Rarely, network};
+use crate::bounded;
 use crate::oci::{Algorithm, Digest};
 use crate::singleflight::SingleFlight;
 use crate::sync::lock;
@@ -132,7 +133,7 @@ impl Logins {
         let watch = Watch::new(vec![path.to_owned()]);
         let users = Arc::new(ArcSwap::from_pointee(Users::load(path)?));
         let follower = tokio::spawn(follow(watch, path.to_owned(), Arc::clone(&users))).abort_handle();
-        let remembered = || Mutex::new(LruCache::new(REMEMBERED_MAX));
+        let remembered = || Mutex::new(bounded::lru(REMEMBERED_MAX));
         Ok(Self {
             path: path.to_owned(),
             users,

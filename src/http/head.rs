@@ -7,6 +7,7 @@
 //! it looks for one byte.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +16,14 @@ use std::task::{Context, Poll};
 use hyper::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::body::Body;
+use super::refusal::is_to_be_told;
 use super::response::failure;
 use super::seats::Rarely;
 use crate::oci::error::ErrorCode;
+use crate::telemetry::metrics::Reason;
 
 /// What is wrong with a head that hyper took. Every request is examined, in one pass: a look-up costs as much.
 pub(super) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static str> {
@@ -77,6 +80,21 @@ pub(super) fn refuse(fault: &str) -> Response<Body> {
     let mut response = failure(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, fault);
     close(&mut response);
     response
+}
+
+/// Tells of a request that hyper refused because it is no HTTP, or its head is too large. Nothing of it is shown: a secret
+/// may be in any place.
+pub(super) fn tell_unreadable(peer: SocketAddr, error: &hyper::Error) {
+    if let Some(left_out) = is_to_be_told(Reason::Request) {
+        info!(
+            target: "berth::refused",
+            client = %peer.ip(),
+            reason = Reason::Request.as_str(),
+            cause = %error,
+            left_out,
+            "a request could not be read; others refused for the same reason are not told of for a minute",
+        );
+    }
 }
 
 /// Makes an answer the last of its connection.

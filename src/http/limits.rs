@@ -26,6 +26,7 @@ use super::body::Body;
 use super::refusal::because;
 use super::response::later;
 use super::seats::network;
+use crate::bounded;
 use crate::pace::{Pace, PerSecond};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ClientLimit, Reason};
@@ -112,7 +113,7 @@ impl Limits {
     pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         let Config { connections, requests_per_second, bytes_per_second } = config;
         let is_set = connections.is_some() || requests_per_second.is_some() || bytes_per_second.is_some();
-        let clients = Mutex::new(LruCache::new(CLIENTS_MAX));
+        let clients = Mutex::new(bounded::lru(CLIENTS_MAX));
         is_set.then(|| Arc::new(Self { config: config.clone(), clients, metrics }))
     }
 

@@ -44,6 +44,7 @@ use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Reason;
 use crate::upstream::{self, HostName};
 
 /// Time within which a request has an answer's head.
@@ -195,6 +196,11 @@ impl Serving {
         let mut account = Box::new(Account::open(Arc::clone(&self.metrics), self.access_log, peer, method));
         self.lead_astray(&mut account, request.uri(), request.headers());
         close(account, head::refuse(fault))
+    }
+
+    /// Counts a request that could not be read.
+    pub(super) fn count_unreadable(&self) {
+        self.metrics.refused(Reason::Request);
     }
 
     /// Notes of a request that did not come as far as a route what is known of it all the same.

@@ -21,6 +21,7 @@ use rustix::fs::{Advice, fadvise};
 use super::Store;
 use super::mapping::Mapping;
 use super::recheck::Soundness;
+use crate::bounded;
 use crate::clock::{age, unix_seconds};
 use crate::oci::{Digest, Document, Repo};
 use crate::sync::lock;
@@ -359,7 +360,7 @@ impl Opened {
 impl<T: Clone> Shelf<T> {
     fn new(items_max: usize, bytes_max: usize) -> Self {
         let room = NonZeroUsize::new(items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
-        let shard = |_| Mutex::new(Shard { items: LruCache::new(room), bytes: 0 });
+        let shard = |_| Mutex::new(Shard { items: bounded::lru(room), bytes: 0 });
         Self { shards: std::array::from_fn(shard), bytes_max: bytes_max / SHARDS }
     }
 

@@ -36,6 +36,7 @@ use super::ledger::Ledger;
 use super::opened::BlobFile;
 use super::quarantine::Damage;
 use super::verify::read_gently;
+use crate::bounded;
 use crate::oci::{Digest, Verifier};
 use crate::sync::lock;
 use crate::telemetry::metrics::Verified;
@@ -229,7 +230,7 @@ struct Job {
 
 impl Default for Rechecks {
     fn default() -> Self {
-        let (seen, known, queue) = (Seen::new(), Mutex::new(LruCache::new(KNOWN_MAX)), Mutex::default());
+        let (seen, known, queue) = (Seen::new(), Mutex::new(bounded::lru(KNOWN_MAX)), Mutex::default());
         Self { began: Instant::now(), keys: RandomState::new(), seen, known, queue }
     }
 }

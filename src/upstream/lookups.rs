@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error;
+use crate::bounded;
 use crate::oci::Registry;
 use crate::sync::lock;
 
@@ -116,7 +117,7 @@ impl Lookups {
             under_way: HashMap::new(),
             waiting: VecDeque::new(),
             busy: HashMap::new(),
-            failures: LruCache::new(FAILURES_MAX),
+            failures: bounded::lru(FAILURES_MAX),
             threads: 0,
             threads_idle: 0,
         };

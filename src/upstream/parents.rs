@@ -35,6 +35,7 @@ use super::proxy::Proxy;
 use super::server::Server;
 use super::unlisted::Unknown;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
+use crate::bounded;
 use crate::context::via::Instance;
 use crate::context::{self, RequestContext};
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
@@ -130,7 +131,7 @@ struct Known {
 
 impl Peer {
     pub(super) fn new(index: usize, is_trusted: bool) -> Self {
-        let told = Mutex::new(LruCache::new(TOLD_MAX));
+        let told = Mutex::new(bounded::lru(TOLD_MAX));
         let (instance, unknown) = (Mutex::default(), Unknown::default());
         Self(Arc::new(Known { index, is_trusted, instance, told, unknown }))
     }

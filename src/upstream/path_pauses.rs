@@ -12,6 +12,8 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::Instant;
 
+use crate::bounded;
+
 /// The longest that a path is left alone, whatever it asks for: one request in this time is a burden to nobody.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long the others wait for the one request that finds out. It may have been given up.
@@ -27,7 +29,7 @@ pub(super) struct PathPauses {
 
 impl Default for PathPauses {
     fn default() -> Self {
-        Self { until: LruCache::new(PATHS_MAX), hasher: RandomState::new() }
+        Self { until: bounded::lru(PATHS_MAX), hasher: RandomState::new() }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::circuit::Circuit;
 use super::login::Identity;
+use crate::bounded;
 use crate::oci::RepoName;
 
 /// Logins for one endpoint that are in trouble at the same time.
@@ -30,7 +31,7 @@ struct Refusal {
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self(LruCache::new(REFUSALS_MAX))
+        Self(bounded::lru(REFUSALS_MAX))
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::config::Config;
 use super::parents::{ParentsConfig, Peer};
 use super::{Role, Upstream};
+use crate::bounded;
 use crate::context::RequestContext;
 use crate::oci::Registry;
 use crate::sync::lock;
@@ -41,7 +42,7 @@ pub(super) struct Unknown(Mutex<LruCache<Registry, Instant>>);
 
 impl Default for Unknown {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(UNKNOWN_MAX)))
+        Self(Mutex::new(bounded::lru(UNKNOWN_MAX)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Heads of requests that programs disagree about (F21 of the attacks): refused, or the last of their connection.
 
-use crate::support::{Berth, Image, Upstream, raw};
+use crate::support::{Berth, Image, Upstream, eventually, raw};
 
 const REPO: &str = "library/alpine";
 const HOST: &str = "Host: localhost\r\n";
@@ -94,4 +94,24 @@ async fn a_head_may_have_thirty_two_kibibytes_and_not_one_more() {
     for (bytes, expected) in [(32 << 10, "200"), ((32 << 10) + 1, "431"), (40_000, "431"), (70_000, "431")] {
         assert_eq!(statuses(berth.address(), &head(bytes)).await, [expected], "{bytes} bytes");
     }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_told_of_and_counted_and_nothing_of_it_is_shown() {
+    let (_upstream, berth) = alpine().await;
+    let refused = async || berth.metric("berth_refusals_total{reason=\"bad_request\"}").await;
+    for (number, bytes) in [
+        // TLS towards a port without it.
+        "\x16\x03\x01\x02\0\x01\0\x01\x7f hush-hush \r\n\r\n".to_owned(),
+        format!("GET /v2/ HTTP/1.1\r\n{HOST}hush-hush\r\n\r\n"),
+        format!("GET /v2/{} HTTP/1.1\r\n{HOST}\r\n", "hush-hush".repeat(10_000)),
+    ]
+    .iter()
+    .enumerate()
+    {
+        statuses(berth.address(), bytes).await;
+        eventually("it is counted", async || refused().await == number as f64 + 1.0).await;
+    }
+    berth.until_logged("a request could not be read").await;
+    assert!(!berth.logs_contain("hush-hush"));
 }

@@ -30,7 +30,8 @@ async fn mute_name_server() -> (UdpSocket, IpAddr) {
 fn threads_for_names(pid: u32) -> usize {
     let threads = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap();
     // One that ends meanwhile has no name any more.
-    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok());
+    let names =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok());
     names.filter(|name| name.trim_end() == "names").count()
 }
 

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 500;
 /// Top-level modules by layer; a module uses lower layers only.
 const LAYERS: [&[&str]; 11] = [
     &["fuzz"],
-    &["clock", "files", "net", "oci", "sync", "units"],
+    &["bounded", "clock", "files", "net", "oci", "sync", "units"],
     &["context", "pace", "singleflight", "telemetry", "watch"],
     &["shares"],
     &["parsing"],

@@ -21,6 +21,7 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use crate::bounded;
 use crate::http::seats::network;
 use crate::sync::lock;
 
@@ -120,8 +121,8 @@ impl Queue {
         Self {
             waiting: Vec::new(),
             running: Vec::new(),
-            penalties: LruCache::new(REMEMBERED_MAX),
-            turns: LruCache::new(REMEMBERED_MAX),
+            penalties: bounded::lru(REMEMBERED_MAX),
+            turns: bounded::lru(REMEMBERED_MAX),
             turn: 0,
             tickets: 0,
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
+use crate::bounded;
 use crate::store::record::TagRecord;
 use crate::sync::lock;
 
@@ -25,7 +26,7 @@ struct Records {
 impl Recent {
     pub(super) fn new() -> Self {
         let room = NonZeroUsize::new(RECORDS_MAX).expect("not zero");
-        Self(Mutex::new(Records { by_key: LruCache::new(room), changes: 0 }))
+        Self(Mutex::new(Records { by_key: bounded::lru(room), changes: 0 }))
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Arc<TagRecord>> {

@@ -16,6 +16,7 @@ use lru::LruCache;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use crate::bounded;
 use crate::oci::{Digest, RepoName};
 use crate::upstream::exchange::{self, Reply};
 use crate::upstream::{Error, client};
@@ -79,7 +80,7 @@ pub(in crate::upstream) struct Unanswered {
 
 impl Default for Unanswered {
     fn default() -> Self {
-        Self { until: LruCache::new(REMEMBERED_MAX), hasher: RandomState::new() }
+        Self { until: bounded::lru(REMEMBERED_MAX), hasher: RandomState::new() }
     }
 }
 
