@@ -22,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::{App, Held, Source};
 use crate::config::Config;
+use crate::oci::route::Registries;
 use crate::oci::{Image, Platform};
 use crate::telemetry;
 
@@ -198,17 +199,17 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Serve(settings) => serve(settings),
         Command::CheckConfig(settings) => check_config(settings),
         Command::LoginCheck { file, targets } => login_check(file, targets),
-        Command::Verify(place) => command(place, verify::run),
-        Command::Pin { image, platform, place } => {
-            command(place, async |folder| pin::pin(folder, image.clone(), platform.clone()).await)
-        }
+        Command::Verify(place) => command(place, async |folder, _| verify::run(folder).await),
+        Command::Pin { image, platform, place } => command(place, async |folder, names| {
+            pin::pin(folder, names.image(image.clone()), platform.clone()).await
+        }),
         Command::Unpin { image, place } => {
-            command(place, async |folder| pin::unpin(folder, image.clone()).await)
+            command(place, async |folder, names| pin::unpin(folder, names.image(image.clone())).await)
         }
-        Command::Refresh { image, all_tags, place } => {
-            command(place, async |folder| refresh::run(folder, image.clone(), *all_tags).await)
-        }
-        Command::Pins(place) => command(place, pin::list),
+        Command::Refresh { image, all_tags, place } => command(place, async |folder, names| {
+            refresh::run(folder, names.image(image.clone()), *all_tags).await
+        }),
+        Command::Pins(place) => command(place, async |folder, _| pin::list(folder).await),
     }
 }
 
@@ -221,15 +222,22 @@ fn keep_to_itself() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Runs a command that is about a data folder.
-fn command(place: &Place, run: impl AsyncFnOnce(&Folder) -> anyhow::Result<bool>) -> ExitCode {
-    let config = match place.load() {
-        Ok(config) => config,
+/// Runs a command that is about a data folder, and may name images of the configured registries.
+fn command(place: &Place, run: impl AsyncFnOnce(&Folder, &Registries) -> anyhow::Result<bool>) -> ExitCode {
+    let load = || {
+        let mut config = place.load()?;
+        config.add_public_registries();
+        config.settle();
+        let registries = config.registries()?;
+        Ok((config, registries))
+    };
+    let (config, registries) = match load() {
+        Ok(loaded) => loaded,
         Err(error) => return complain(&error, 2),
     };
     carry_out(async {
         let folder = Folder::find(&config).await?;
-        let ran = run(&folder).await;
+        let ran = run(&folder, &registries).await;
         folder.close().await;
         ran
     })

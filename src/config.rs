@@ -218,8 +218,15 @@ impl Config {
         store::Limits { sharing, ..self.cache.limits(self.pins.clone()) }
     }
 
-    /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now.
+    /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now, and names what is
+    /// pinned as they are named.
     pub fn settle(&mut self) {
+        // Without an answer there is no configuration that could be used.
+        if let Ok(registries) = self.registries() {
+            for pin in &mut self.pins {
+                pin.image = registries.image(pin.image.clone());
+            }
+        }
         for upstream in &mut self.upstreams {
             upstream.offline |= self.offline;
             upstream.parents = self.parents.clone().filter(|_| upstream.has_parents && !upstream.mirror);

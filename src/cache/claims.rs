@@ -18,9 +18,9 @@ use crate::store::{BlobFile, Grant, Proof};
 use crate::sync::lock;
 use crate::upstream::Claim;
 
-/// For how long a reader by a claim waits for a transfer to begin: the repository that it was begun for may be kept waiting
-/// by a fallback, which this reader does not need.
-const CLAIMANT_PATIENCE: Duration = Duration::from_secs(5);
+/// For how long a reader waits for another repository's transfer to begin: that may be kept waiting by a fallback, which
+/// this reader does not need.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Cache {
     /// Asks the repository's own registry whether it has stored content of `stored` bytes there, if the registry may say
@@ -79,8 +79,8 @@ impl Cache {
         }
     }
 
-    /// What a transfer brings for a reader; none if that does better to ask by itself, for it reads along by a claim that
-    /// is not about what comes.
+    /// What a transfer brings for a reader; none if that does better to ask by itself: it reads along by a claim that is not
+    /// about what comes, or what its own registry has comes from a fallback, which may lie or stand still.
     pub(super) async fn file_of(
         &self,
         reader: &mut Reader,
@@ -88,13 +88,19 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
     ) -> Option<Result<Option<BlobFile>, Error>> {
-        let Some(claim) = claim else { return Some(reader.file().await) };
-        let file = timeout(CLAIMANT_PATIENCE, reader.file()).await.ok()?;
-        if matches!(file, Ok(Some(_))) {
-            // What the registry has is not waited for at its fallback, which may lie or stand still.
-            if claim.speaker != Speaker::Fallback && reader.is_by_fallback() {
-                return None;
-            }
+        let has_fallbacks = || self.upstream(repo).is_ok_and(|upstream| upstream.has_fallbacks());
+        if reader.is_its_own(repo) || (claim.is_none() && !has_fallbacks()) {
+            return Some(reader.file().await);
+        }
+        let file = timeout(OTHERS_PATIENCE, reader.file()).await.ok()?;
+        if !matches!(file, Ok(Some(_))) {
+            return Some(file);
+        }
+        let needs_fallback = claim.is_some_and(|claim| claim.speaker == Speaker::Fallback);
+        if reader.is_by_fallback() && !needs_fallback {
+            return None;
+        }
+        if let Some(claim) = claim {
             // As long as the size is not known, no claim can have the right one.
             let total = reader.total();
             if total != Some(claim.size) {

@@ -1,7 +1,7 @@
 //! `[[upstream.fallback]]`: asked when a registry's own endpoints have no answer, as who berth is there and nobody else.
 
 use crate::support::{
-    Auth, Berth, Blob, Fault, Gate, Image, Setup, Upstream, basic, docker_config, eventually, file_of,
+    Auth, Berth, Blob, Fault, Gate, Image, Setup, Upstream, basic, docker_config, eventually, file_of, folder,
 };
 
 const REPO: &str = "library/app";
@@ -199,38 +199,43 @@ async fn it_brings_the_rest_of_a_blob_and_the_truth_in_the_place_of_a_lie() {
     }
 }
 
-/// The registry has nothing for the first, so its fallback is asked; for the second it has it itself.
+/// The registry has nothing for the first, so its fallback is asked; for the second it has it itself, which is not known
+/// before, or is known from a time when it was stored.
 #[tokio::test]
 async fn what_it_does_for_one_repository_keeps_no_other_of_its_registry() {
-    const OTHER: &str = "other/app";
-    for fault in [Fault::WrongByte(17), Fault::HoldAfter(CUT, Gate::new())] {
-        let is_lie = matches!(fault, Fault::WrongByte(_));
-        let (registry, fallback) = two().await;
-        let image = Image::of(7, &[BLOB]);
-        registry.auth(Auth::Basic).user("robot", "hunter2", "");
-        registry.image(REPO, "1", &image);
-        fallback.image(OTHER, "1", &image).on("GET", "/blobs/").fault(fault);
-        let login = file_of(&docker_config(&[("docker.io", "robot", "hunter2")]));
-        let setup =
-            Berth::with("docker.io", &registry).keys(&format!("credentials = {{ file = {login:?} }}"));
-        let section = format!("[[upstream.fallback]]\nendpoints = [{:?}]", fallback.url());
-        let berth = setup.keys(&section).start().await;
-        let other = berth.get(&image.layer().path(OTHER));
-        let _waiting = if is_lie {
-            assert!(!other.await.complete);
-            eventually("it is not asked for a while", async || {
-                status(&berth, &image.layer().path(OTHER)).await == 503
-            })
-            .await;
-            None
-        } else {
-            let mut open = other.open().await;
-            open.bytes(1000).await;
-            Some(open)
-        };
-        let own = berth.get(&image.layer().path(REPO)).await;
-        assert_eq!(own.expect(200), &image.layer().content);
+    let faults =
+        [|| Fault::WrongByte(17), || Fault::HoldAfter(CUT, Gate::new()), || Fault::Hold(Gate::new())];
+    for (fault, was_stored) in faults.iter().flat_map(|fault| [(fault, false), (fault, true)]) {
+        keeps_no_other(fault(), was_stored).await;
     }
+}
+
+async fn keeps_no_other(fault: Fault, was_stored: bool) {
+    const OTHER: &str = "other/app";
+    let is_lie = matches!(fault, Fault::WrongByte(_));
+    let (registry, fallback) = two().await;
+    let image = Image::of(7, &[BLOB]);
+    let (own, other) = (image.layer().path(REPO), image.layer().path(OTHER));
+    registry.auth(Auth::Basic).user("robot", "hunter2", "").image(REPO, "1", &image);
+    fallback.image(OTHER, "1", &image).on("GET", "/blobs/").fault(fault);
+    let login = file_of(&docker_config(&[("docker.io", "robot", "hunter2")]));
+    let setup = Berth::with("docker.io", &registry).keys(&format!("credentials = {{ file = {login:?} }}"));
+    let section = format!("[[upstream.fallback]]\nendpoints = [{:?}]", fallback.url());
+    let mut berth = setup.keys(&section).start().await;
+    if was_stored {
+        berth.pull(REPO, "1", &image).await;
+        berth.stop().await;
+        std::fs::remove_file(folder::blob(berth.data_dir(), &image.layer().digest)).unwrap();
+        berth.start_again().await;
+    }
+    let asked = tokio::spawn(berth.get(&other).into_future());
+    if is_lie {
+        assert!(!asked.await.unwrap().complete);
+        eventually("it is not asked for a while", async || status(&berth, &other).await == 503).await;
+    } else {
+        eventually("the fallback is asked", async || fallback.count("GET", "/blobs/") > 0).await;
+    }
+    assert_eq!(berth.get(&own).await.expect(200), &image.layer().content, "was it stored: {was_stored}");
 }
 
 #[tokio::test]

@@ -81,6 +81,35 @@ async fn pins_are_made_without_a_daemon_and_by_digest() {
 }
 
 #[tokio::test]
+async fn a_registry_by_another_of_its_names_is_the_same_registry() {
+    let (_upstream, setup, [one, ..]) = with_images().await;
+    let mut berth = setup.sections("[[pin]]\nref = \"index.docker.io/library/pinned:3\"\n").start().await;
+    let data_dir = berth.data_dir().to_owned();
+    pull(&berth, "1", &one).await;
+    let here = "docker.io/library/pinned:1: sha256:";
+    for other in ["docker.io:443", "registry-1.docker.io", "registry-1.docker.io:443"] {
+        let name = format!("{other}/{REPO}:1");
+        let said = command(&data_dir, &["refresh", &name]).await;
+        assert!(said.text.contains("docker.io/library/pinned:1: unchanged"), "{}", said.text);
+        for has_daemon in [true, false] {
+            let said = command(&data_dir, &["pin", &name]).await;
+            assert_eq!((said.code, said.text.contains(here)), (Some(0), true), "{name}: {}", said.text);
+            if has_daemon {
+                let said = command(&data_dir, &["pins"]).await;
+                assert!(said.text.contains("docker.io/library/pinned:3 (configured)"), "{}", said.text);
+                assert_eq!(said.text.lines().count(), 2, "{}", said.text);
+            }
+            let said = command(&data_dir, &["unpin", &name]).await;
+            assert_eq!(said.code, Some(0), "{name}: {}", said.text);
+            if has_daemon {
+                berth.stop().await;
+            }
+        }
+        berth.start_again().await;
+    }
+}
+
+#[tokio::test]
 async fn of_a_pinned_index_only_chosen_platforms_stay() {
     let (upstream, setup, [amd64, arm64, other]) = with_images().await;
     let index = Image::index(&[&amd64, &arm64]);

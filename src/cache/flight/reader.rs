@@ -37,6 +37,11 @@ impl Reader {
         &self.flight.origin
     }
 
+    /// Whether the flight is as much `repo`'s as anybody's: begun for it, or for everybody.
+    pub(in crate::cache) fn is_its_own(&self, repo: &Repo) -> bool {
+        self.flight.public || self.flight.origin == *repo
+    }
+
     /// Whether a fallback has sent some of it.
     pub(in crate::cache) fn is_by_fallback(&self) -> bool {
         self.flight.word.is_by_fallback()

@@ -113,7 +113,8 @@ impl Api {
             "/api/v1/pins" => match method {
                 Method::GET | Method::HEAD => Ok(json(StatusCode::OK, &self.store.pins().await)),
                 Method::POST => {
-                    let pin: Pin = command(request).await?;
+                    let Pin { image, platforms } = command(request).await?;
+                    let pin = Pin { image: self.named(image), platforms };
                     Ok(json(StatusCode::OK, &self.store.pin(pin).await?))
                 }
                 _ => Err(Refusal::method("GET, HEAD, POST")),
@@ -121,7 +122,7 @@ impl Api {
             "/api/v1/unpin" => match method {
                 Method::POST => {
                     let Unpin { image } = command(request).await?;
-                    Ok(json(StatusCode::OK, &self.store.unpin(image).await?))
+                    Ok(json(StatusCode::OK, &self.store.unpin(self.named(image)).await?))
                 }
                 _ => Err(Refusal::method("POST")),
             },
@@ -143,8 +144,13 @@ impl Api {
         }
     }
 
+    /// The image, by the name of a configured registry if it is one's.
+    fn named(&self, image: Image) -> Image {
+        self.data.now().registries().image(image)
+    }
+
     async fn refresh(&self, Refresh { image, all_tags, after }: Refresh) -> Result<RefreshedTags, Refusal> {
-        let Image { repo, reference } = image;
+        let Image { repo, reference } = self.named(image);
         if all_tags {
             let after = after.map(|after| Tag::parse(&after)).transpose();
             let after =

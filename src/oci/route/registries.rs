@@ -13,9 +13,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::{Repositories, RouteError};
-use crate::oci::Repo;
 use crate::oci::name::{InvalidName, Registry, RepoName};
 use crate::oci::printable;
+use crate::oci::{Image, Repo};
 
 /// Other names of Docker Hub: its API host, and the host in its credentials.
 const DOCKER_HUB_HOSTS: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
@@ -190,6 +190,14 @@ impl Registries {
                 Ok((Cow::Borrowed(self.default.as_ref().ok_or(RouteError::NoDefault)?), segments))
             }
         }
+    }
+
+    /// The same image by the name that its registry has here: `ghcr.io:443/org/app` is `ghcr.io/org/app`.
+    pub fn image(&self, mut image: Image) -> Image {
+        if let Some(registry) = self.named(image.repo.registry.as_str()) {
+            image.repo.registry = registry.clone();
+        }
+        image
     }
 
     /// Whether a `Host` header means a registry.
