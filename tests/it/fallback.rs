@@ -228,14 +228,15 @@ async fn keeps_no_other(fault: Fault, was_stored: bool) {
         std::fs::remove_file(folder::blob(berth.data_dir(), &image.layer().digest)).unwrap();
         berth.start_again().await;
     }
-    let asked = tokio::spawn(berth.get(&other).into_future());
+    let mut asked = tokio::spawn(berth.get(&other).into_future());
     if is_lie {
-        assert!(!asked.await.unwrap().complete);
+        assert!(!(&mut asked).await.unwrap().complete);
         eventually("it is not asked for a while", async || status(&berth, &other).await == 503).await;
     } else {
         eventually("the fallback is asked", async || fallback.count("GET", "/blobs/") > 0).await;
     }
     assert_eq!(berth.get(&own).await.expect(200), &image.layer().content, "was it stored: {was_stored}");
+    assert!(is_lie || !asked.is_finished(), "was it stored: {was_stored}: it waited for the fallback");
 }
 
 #[tokio::test]
