@@ -1,5 +1,8 @@
 //! Limits: how much is asked of an upstream, and what clients hear when it is no more.
 
+mod crowd;
+mod shares;
+
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;

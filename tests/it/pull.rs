@@ -1,5 +1,19 @@
 //! Pulling through berth as clients do: bytes, headers, statuses, and how often upstream is asked.
 
+mod abandoned;
+mod attestations;
+mod cold;
+mod documents;
+mod flight;
+mod hot;
+mod labels;
+mod lengths;
+mod loose_manifests;
+mod lying;
+mod mismatches;
+mod ranges;
+mod several_ranges;
+
 use crate::support::{Berth, Image, Reply, Upstream, eventually};
 
 const IMAGE: &str = "library/alpine";

@@ -1,5 +1,11 @@
 //! Tags: when upstream is asked, how often, and whose word is believed.
 
+mod clock;
+mod listing;
+mod pages;
+mod referrers;
+mod refresh;
+
 use crate::support::{Berth, Fault, Gate, Image, Reply, Upstream, eventually, together};
 
 const REPO: &str = "library/app";

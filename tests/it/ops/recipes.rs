@@ -13,9 +13,9 @@ use crate::support::registry::{Auth, Registry};
 use crate::support::{Berth, Setup, Upstream, eventually};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const README: &str = include_str!("../../README.md");
-const HOSTS: &str = include_str!("../../config/hosts.toml");
-const HOSTS_WITH_REFERRERS: &str = include_str!("../../config/hosts-referrers.toml");
+const README: &str = include_str!("../../../README.md");
+const HOSTS: &str = include_str!("../../../config/hosts.toml");
+const HOSTS_WITH_REFERRERS: &str = include_str!("../../../config/hosts-referrers.toml");
 /// Where README has berth.
 const PRINTED: &str = "127.0.0.1:5000";
 /// Where it has berth for a node of kind, whose own address the above is.

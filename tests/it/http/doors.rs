@@ -17,7 +17,7 @@ use crate::support::{
 
 const REPO: &str = "library/alpine";
 const PIN: &str = r#"{"ref":"alpine:3"}"#;
-const README: &str = include_str!("../../README.md");
+const README: &str = include_str!("../../../README.md");
 /// A token of an operator's own.
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Hosts that no web page can have.
@@ -438,7 +438,7 @@ async fn every_recipe_leads_to_a_host_that_is_known() {
     let mut hosts = Vec::new();
     // containerd, Docker; podman and the like; BuildKit; skopeo; commands of curl.
     for (text, prefix) in [
-        (include_str!("../../config/hosts.toml"), "http://"),
+        (include_str!("../../../config/hosts.toml"), "http://"),
         (recipes, "http://"),
         (recipes, "location = \"127"),
         (recipes, "mirrors = [\""),

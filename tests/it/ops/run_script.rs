@@ -115,7 +115,7 @@ async fn a_policy_of_the_machine_stays_and_one_that_a_killed_run_has_left_goes()
     assert_eq!(ran.left(), [OLD, POLICY]);
     assert!(ran.said.contains("leaves it to this machine"), "{}", ran.said);
 
-    let script = include_str!("../run");
+    let script = include_str!("../../run");
     let (_, mark) = script.split_once("ours='").unwrap();
     let mark = mark.split('\'').next().unwrap();
     let left = format!("printf '#!/bin/sh\\n%s\\nexit 101\\n' '{mark}' >/usr/sbin/policy-rc.d\n");

@@ -8,12 +8,12 @@ use crate::support::real_images::{By, Images};
 use crate::support::registry::{Auth, Registry};
 use crate::support::{Berth, Certificate, Setup, docker_config};
 
-const HOSTS: &str = include_str!("../../config/hosts.toml");
+const HOSTS: &str = include_str!("../../../config/hosts.toml");
 const GOOGLE: &str = r#"{
     "type": "external_account", "audience": "a", "subject_token_type": "t",
     "token_url": "https://sts.googleapis.com/v1/token", "credential_source": { "file": "/f" }
 }"#;
-const MINIMAL: &str = include_str!("../../config/minimal.toml");
+const MINIMAL: &str = include_str!("../../../config/minimal.toml");
 
 /// A berth with this configuration file, but in a folder and on ports of the test's own.
 async fn configured_by(file: &str, data_dir: &Path, upstream: &Registry) -> Berth {
@@ -152,7 +152,7 @@ async fn skopeo_inspects_an_image_with_the_sample_of_docker_hub() {
         let setup = setup.arg(&format!("--data-dir={}", data_dir.display()));
         setup.arg("--listen=127.0.0.1:0").arg("--admin-listen=127.0.0.1:0").start().await
     };
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let line = "skopeo inspect --tls-verify=false docker://127.0.0.1:5000/library/alpine:3";
     assert!(readme.lines().any(|it| it == line), "README says it otherwise");
     let inspect = |berth: &Berth| {
