@@ -14,7 +14,7 @@ mod mismatches;
 mod ranges;
 mod several_ranges;
 
-use crate::support::{Berth, Image, Reply, Upstream, eventually};
+use crate::support::{Berth, Image, Reply, Upstream};
 
 const IMAGE: &str = "library/alpine";
 
@@ -116,7 +116,7 @@ async fn answers_have_the_headers_that_clients_depend_on() {
 
 /// A GET once every transfer has ended: who was sent the last byte may be faster than the file finds its place.
 async fn get_stored(berth: &Berth, path: &str) -> Reply {
-    eventually("what was fetched is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth.get(path).await
 }
 

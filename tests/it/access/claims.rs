@@ -47,11 +47,6 @@ fn claim(evil: &Upstream, blob: &Blob, size: u64) {
     evil.on("GET", "/blobs/").fault(Fault::Status(404));
 }
 
-/// Every transfer has ended, and what it brought is granted.
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 fn grant_of(berth: &Berth, repository: &str, blob: &Blob) -> PathBuf {
     folder::layout(berth.data_dir(), repository).join("refs/blobs").join(blob.digest.file_name())
 }
@@ -85,7 +80,7 @@ async fn a_claim_opens_nothing_that_is_stored_for_another_registry_nor_tells_its
     let Scene { private, evil, image, setup, _logins } = scene().await;
     let berth = setup.start().await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     private.forget();
     let manifest = Blob::new(image.digest().algorithm(), image.manifest.clone());
     for blob in [image.layer(), image.config(), &manifest] {
@@ -117,7 +112,7 @@ async fn parts_that_are_left_are_the_registrys_that_sent_them() {
     let layer = image.layer();
     let path = layer.path(&format!("private.example/{A}"));
     assert_eq!(berth.get(&path).range("0-99999").await.expect(206), &layer.content.slice(..100_000));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(folder::partial(berth.data_dir(), &layer.digest).exists());
 
     let asked = private.requests().len();
@@ -138,11 +133,11 @@ async fn what_a_registry_sends_itself_is_its_own() {
     let Scene { private, evil, image, setup, _logins } = scene().await;
     let mut berth = setup.start().await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     evil.image("x/y", "1", &image);
     private.forget();
     berth.pull(EVIL, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let sent = evil.seen("GET", &image.layer().digest.to_string());
     assert_eq!(sent.len(), 1, "it has to send it");
     assert_eq!(private.requests().len(), 0);
@@ -159,7 +154,7 @@ async fn what_a_registry_sends_itself_is_its_own() {
     berth.restart().await;
     berth.pull(EVIL, "1", &image).await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
 }
 
 #[tokio::test]
@@ -168,7 +163,7 @@ async fn within_a_registry_a_claim_counts_with_the_right_size_only() {
     private.image(B, "1", &image);
     let berth = setup.start().await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let (layer, config) = (image.layer(), image.config());
     let (own, sent) = (format!("private.example/{B}"), |blob: &Blob| private.bytes_sent(&blob.digest));
     assert_eq!(berth.get(&layer.path(&own)).await.expect(200), &layer.content);
@@ -181,7 +176,7 @@ async fn within_a_registry_a_claim_counts_with_the_right_size_only() {
     assert_eq!(sent(config), 2 * config.len(), "after a wrong claim it has to be sent");
     assert_eq!(berth.metric("berth_refuted_claims_total").await, refuted + 1.0);
     assert!(berth.logs_contain("a claim that proves nothing"));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(read_grant(&berth, &own, config)["proof"], "sent");
 }
 
@@ -197,7 +192,7 @@ async fn two_names_of_one_registry_are_one() {
     let setup = Berth::with("private.example", &private).keys(&keys).and("other.example", &private);
     let berth = setup.keys(&keys).start().await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let layer = image.layer();
     assert_eq!(berth.get(&layer.path(&format!("other.example/{B}"))).await.expect(200), &layer.content);
     assert_eq!(
@@ -218,7 +213,7 @@ async fn a_fallbacks_word_opens_nothing_that_the_registry_sent() {
     );
     let berth = Berth::with("private.example", &private).keys(&keys).start().await;
     berth.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     for blob in [image.layer(), image.config()] {
         evil.blob(B, blob);
     }
@@ -252,7 +247,7 @@ async fn a_fallbacks_word_opens_nothing_either_when_a_parent_passes_it_on() {
     gate.open();
     assert!(reader.read().await.complete);
     node.pull(&format!("private.example/{A}"), "1", &image).await;
-    until_landed(&node).await;
+    node.until_idle().await;
     for blob in [layer, image.config()] {
         assert_eq!(node.get(&blob.path(&format!("private.example/{B}"))).await.status, 404);
     }
@@ -329,7 +324,7 @@ async fn what_has_landed_is_shared_by_all_registries_if_it_is_public() {
     one.image("library/base", "1", &image);
     let berth = Berth::with("one.example", &one).and("two.example", &two).start().await;
     berth.pull("one.example/library/base", "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let layer = image.layer();
     assert_eq!(berth.get(&layer.path("two.example/any/where")).await.expect(200), &layer.content);
     assert_eq!(two.requests().len(), 0);
@@ -351,7 +346,7 @@ async fn grants_of_an_earlier_berth_are_proven_again_where_several_registries_ho
     let mut berth = setup.start().await;
     let own = format!("private.example/{A}");
     berth.pull(&own, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth.stop().await;
     let (stolen, kept) = (image.layer(), image.config());
     write_earlier_grants(&berth, &[&own, EVIL], stolen);
@@ -374,7 +369,7 @@ async fn grants_of_an_earlier_berth_are_proven_again_where_several_registries_ho
     eventually("both are back", async || berth.get(&stolen.path(EVIL)).await.status == 404).await;
     let again = async || berth.get(&stolen.path(&own)).await.body == stolen.content;
     eventually("its own registry sends it once more", again).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(read_grant(&berth, &own, stolen)["proof"], "sent");
     assert_eq!(berth.get(&stolen.path(EVIL)).await.status, 404);
     assert_eq!(read_grant(&berth, &own, kept)["proof"], "kept");

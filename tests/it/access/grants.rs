@@ -210,7 +210,7 @@ async fn what_came_without_a_login_is_shared_without_asking() {
     let (setup, _logins) = mirror(&harbor);
     let berth = setup.and("docker.io", &hub).start().await;
     berth.pull("docker.io/library/base", "1", &index).await;
-    eventually("it has landed", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     for (repository, name) in
         [(format!("harbor.example/{A}"), A), ("docker.io/else/where".to_owned(), "else/where")]
     {
@@ -317,7 +317,7 @@ async fn a_lie_about_a_digest_is_no_right_to_it_later() {
     let berth = setup.and("liar.example", &liar).start().await;
     let stolen = image.layer().path("liar.example/x/y");
     assert!(!berth.get(&stolen).await.complete);
-    eventually("the liar has had its two tries", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     liar.behave();
     liar.remove("x/y", &image.layer().digest);
 

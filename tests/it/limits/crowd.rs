@@ -56,7 +56,7 @@ async fn only_so_many_transfers_go_on_without_a_reader() {
     .await;
     gate.open();
     assert_eq!(last.read().await.expect(200), &image.layers()[UNATTENDED + 7].content);
-    eventually("the others end well", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     upstream.stop().await;
     let mut stored = 0;
     for blob in image.layers() {

@@ -176,7 +176,7 @@ async fn transfers_that_one_registrys_readers_left_do_not_end_anothers() {
     eventually("one of them had to end", async || berth.metric("berth_flights").await == UNATTENDED as f64)
         .await;
     gate.open();
-    until_stored(&berth, image.layer()).await;
+    berth.until_stored(&image.layer().path(GOOD)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,14 +192,7 @@ async fn one_registrys_lazy_blobs_do_not_keep_anothers_from_being_completed() {
     }
     eventually("it completes all it may", async || evil.count("GET", "/blobs/") == 8 + 4).await;
     berth.get(&image.layer().path(GOOD)).range("0-99").await.expect(206);
-    until_stored(&berth, image.layer()).await;
-}
-
-async fn until_stored(berth: &Berth, blob: &Blob) {
-    eventually("it is stored", async || {
-        berth.head(&blob.path(GOOD)).await.header("cache-status") == Some("berth; hit")
-    })
-    .await;
+    berth.until_stored(&image.layer().path(GOOD)).await;
 }
 
 // === What passes through

@@ -60,10 +60,7 @@ async fn misses_and_hits_are_counted_as_distribution_does() {
         ],
     )
     .await;
-    eventually("it is stored", async || {
-        berth.head(&blob.path(REPO)).await.header("cache-status") == Some("berth; hit")
-    })
-    .await;
+    berth.until_stored(&blob.path(REPO)).await;
     berth.get(&format!("/v2/{REPO}/manifests/3")).await.expect(200);
     berth.get(&blob.path(REPO)).range("0-99").await.expect(206);
     expect_metrics(

@@ -54,6 +54,6 @@ async fn no_more_comes_than_the_manifest_says_it_is() {
     berth.get(&format!("/v2/{REPO}/manifests/1")).await.expect(200);
     let layer = honest.layer();
     eventually("it is asked for", async || upstream.count("GET", &layer.digest.to_string()) == 1).await;
-    eventually("and left", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     assert!(upstream.bytes_sent(&layer.digest) <= 2 << 20, "{}", upstream.bytes_sent(&layer.digest));
 }

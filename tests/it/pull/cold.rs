@@ -40,10 +40,6 @@ async fn expect_part(berth: &Berth, blob: &Blob, asked: &str, start: usize, end:
     assert_eq!(reply.header("cache-status"), Some(status), "{asked}");
 }
 
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 fn is_stored(berth: &Berth, blob: &Blob) -> bool {
     folder::blob(berth.data_dir(), &blob.digest).exists()
 }
@@ -69,7 +65,7 @@ async fn the_end_of_a_large_blob_costs_one_small_request() {
     for _ in 0..2 {
         expect_part(&berth, &blob, "67100000-67100999", 67_100_000, 67_101_000, HIT).await;
         expect_part(&berth, &blob, "-51", end - 51, end, HIT).await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
     }
     assert_eq!((upstream.count("*", "/blobs/"), upstream.bytes_sent(&blob.digest)), (1, MIB));
     // Nor does a crash take it away.
@@ -114,7 +110,7 @@ async fn a_far_range_does_not_wait_for_the_transfer_under_way() {
     assert_eq!(last.expect(206), &blob.content.slice(end - 51..));
     gate.open();
     assert_eq!(whole.read().await.expect(200), &blob.content.slice(1000..));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_stored(&berth, &blob));
     // The whole, two parts, and what lies between them.
     assert_eq!(upstream.count("GET", "/blobs/"), 4);
@@ -132,7 +128,7 @@ async fn an_open_range_is_fetched_from_where_it_begins_and_the_beginning_behind(
     let asked = ["bytes=20000000-", "bytes=0-19999999"].map(|range| Some(range.to_owned()));
     assert_eq!(ranges_asked(&upstream, &blob), asked);
     assert_eq!(upstream.bytes_sent(&blob.digest), blob.len());
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_stored(&berth, &blob));
 }
 
@@ -149,7 +145,7 @@ async fn the_end_of_an_open_range_waits_for_the_proof() {
     let more = tokio::time::timeout(std::time::Duration::from_millis(300), tail.bytes(1)).await;
     assert!(more.is_err(), "a byte of the held-back end arrived before the digest was proven");
     gate.open();
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_stored(&berth, &blob));
 }
 
@@ -161,7 +157,7 @@ async fn the_rest_follows_when_it_is_worth_it() {
         for asked in asked {
             range(&berth, &blob, asked).await.expect(206);
         }
-        until_landed(&berth).await;
+        berth.until_idle().await;
         assert_eq!(is_stored(&berth, &blob), completed, "{rule}: {asked:?}");
         let sent = upstream.bytes_sent(&blob.digest);
         assert_eq!(sent == blob.len(), completed, "{rule}: {asked:?}: {sent} bytes");
@@ -180,10 +176,10 @@ async fn what_readers_took_is_remembered_between_transfers() {
     let (upstream, setup, blob) = with_blob(8).await;
     let berth = setup.start().await;
     range(&berth, &blob, "0-1500000").await.expect(206);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(!is_stored(&berth, &blob));
     range(&berth, &blob, "4194304-5194304").await.expect(206);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_stored(&berth, &blob));
     assert_eq!(upstream.bytes_sent(&blob.digest), blob.len());
 }
@@ -193,7 +189,7 @@ async fn parts_are_for_the_repository_that_they_came_for() {
     let (upstream, setup, blob) = with_blob(16).await;
     let berth = completing(setup, "never").start().await;
     expect_part(&berth, &blob, "0-9", 0, 10, MISS).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     upstream.forget();
     let elsewhere = async || berth.get(&blob.path(OTHER)).range("0-9").await;
     assert_eq!(elsewhere().await.status, 404);
@@ -213,7 +209,7 @@ async fn killed_between_ranges_it_asks_no_byte_again() {
     for number in 0..7 {
         let (start, end) = (at(number), at(number) + 10);
         expect_part(&berth, &blob, &format!("{start}-{}", end - 1), start, end, MISS).await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
         berth.kill().await;
         berth.start_again().await;
         for earlier in 0..=number {
@@ -223,7 +219,7 @@ async fn killed_between_ranges_it_asks_no_byte_again() {
     }
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
     assert_eq!(upstream.bytes_sent(&blob.digest), blob.len());
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 
@@ -241,7 +237,7 @@ async fn killed_in_the_middle_of_pieces_it_goes_on_with_what_is_there() {
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
     let again = upstream.bytes_sent(&blob.digest) - blob.len();
     assert!(again <= 48 * MIB, "{again} bytes were asked again");
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 
@@ -254,7 +250,7 @@ async fn power_fails_under_pieces() {
     for (asked, start) in &parts {
         expect_part(&berth, &blob, asked, *start, start + 10, MISS).await;
     }
-    until_landed(&berth).await;
+    berth.until_idle().await;
     // What had been settled is there; then the power fails twice in what is fetched between the parts.
     let (first, second) = (Gate::new(), Gate::new());
     upstream.on("GET", "/blobs/").nth(2).fault(Fault::HoldAfter(10 * MIB, first.clone()));
@@ -283,7 +279,7 @@ async fn power_fails_under_pieces() {
             reply.status == 200 && reply.expect(200) == &blob.content
         })
         .await;
-        until_landed(&found_berth).await;
+        found_berth.until_idle().await;
         folder::verified(found_berth.data_dir());
     }
     assert_eq!(whole.await.unwrap().expect(200), &blob.content);
@@ -305,7 +301,7 @@ async fn an_upstream_without_ranges_sends_everything_once() {
     assert_eq!(middle.read().await.expect(206), &blob.content.slice(20_000_000..20_000_010));
     assert_eq!(onward.read().await.expect(206), &blob.content.slice(10_000_000..));
     assert_eq!((upstream.count("GET", "/blobs/"), upstream.bytes_sent(&blob.digest)), (1, blob.len()));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_stored(&berth, &blob));
 }
 
@@ -336,7 +332,7 @@ async fn an_upstream_that_lies_about_ranges_is_asked_for_everything() {
             let reply = range(&berth, &blob, asked).await;
             assert_eq!(reply.expect(206), &blob.content.slice(start..end), "{lie}: {asked}");
         }
-        until_landed(&berth).await;
+        berth.until_idle().await;
         assert_eq!(folder::verified(berth.data_dir()), 1, "{lie}");
     }
 }
@@ -383,7 +379,7 @@ async fn a_wrong_part_never_becomes_a_blob() {
         reply.complete && reply.status == 200
     })
     .await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
     expect_part(&berth, &blob, "9000000-9000009", 9_000_000, 9_000_010, "berth; hit").await;
 }
@@ -435,7 +431,7 @@ async fn a_large_blob_comes_over_several_connections() {
         assert!(asked.contains(&segment.to_owned()), "{asked:?}");
     }
     assert_eq!((asked.len(), upstream.bytes_sent(&blob.digest)), (5, blob.len()));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 
@@ -491,7 +487,7 @@ async fn a_map_that_is_not_sound_names_nothing() {
     let mut berth = completing(setup, "never").start().await;
     for at in [0, 17, 70] {
         expect_part(&berth, &blob, "0-9", 0, 10, MISS).await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
         berth.stop().await;
         let map = folder::partial(berth.data_dir(), &blob.digest).with_extension("map");
         let map = File::options().write(true).open(map).unwrap();

@@ -99,11 +99,7 @@ async fn the_fill_goes_on_when_its_readers_leave() {
     gate.open();
     let head = berth.head(&image.layer().path(REPO));
     drop(head);
-    eventually("it is stored", async || {
-        let reply = berth.head(&image.layer().path(REPO)).await;
-        reply.header("cache-status") == Some("berth; hit")
-    })
-    .await;
+    berth.until_stored(&image.layer().path(REPO)).await;
     assert_eq!(upstream.count("GET", "/blobs/"), 1);
     assert_eq!(berth.get(&image.layer().path(REPO)).await.expect(200), &image.layer().content);
 }
@@ -168,6 +164,6 @@ async fn the_end_of_a_body_waits_for_the_proof() {
     let more = tokio::time::timeout(Duration::from_millis(300), reader.bytes(1)).await;
     assert!(more.is_err(), "a byte of the held-back end arrived before the digest was proven");
     gate.open();
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
 }

@@ -17,19 +17,12 @@ async fn with_image(layer: usize) -> (Upstream, Setup, Image) {
     (upstream, setup, image)
 }
 
-async fn until_stored(berth: &Berth, image: &Image) {
-    eventually("it is stored", async || {
-        berth.head(&image.layer().path(REPO)).await.header("cache-status") == Some("berth; hit")
-    })
-    .await;
-}
-
 /// A reader is half-way through a stored blob when somebody cuts the file short: its connection ends, nobody
 /// else's does. A mapped page that is gone would end the whole process if berth itself touched it.
 async fn a_file_is_cut_under_a_reader(setup: Setup, image: &Image) {
     let (berth, blob) = (setup.start().await, image.layer());
     berth.pull(REPO, "1", image).await;
-    until_stored(&berth, image).await;
+    berth.until_stored(&image.layer().path(REPO)).await;
     let file = folder::blob(berth.data_dir(), &blob.digest);
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
 
@@ -67,7 +60,7 @@ async fn bytes_that_are_not_in_memory_come_from_the_disk() {
     let (upstream, setup, image) = with_image(5 << 20).await;
     let (berth, blob) = (setup.start().await, image.layer());
     berth.pull(REPO, "1", &image).await;
-    until_stored(&berth, &image).await;
+    berth.until_stored(&image.layer().path(REPO)).await;
     upstream.forget();
     let file = fs::File::open(folder::blob(berth.data_dir(), &blob.digest)).unwrap();
     for range in [None, Some("4999999-5000001"), Some("-10")] {

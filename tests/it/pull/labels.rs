@@ -26,10 +26,6 @@ fn portal(upstream: &Upstream, len: usize) {
     upstream.on("*", "/blobs/").fault(Fault::Content("text/html; charset=utf-8", page));
 }
 
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 #[tokio::test]
 async fn right_bytes_under_a_wrong_label_are_a_blob() {
     for (name, value) in [
@@ -52,7 +48,7 @@ async fn right_bytes_under_a_wrong_label_are_a_blob() {
             assert_eq!(reply.expect(200), &blob.content, "{name}: {value}");
             assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
             assert_eq!(reply.header("content-encoding"), None);
-            until_landed(&berth).await;
+            berth.until_idle().await;
             upstream.stop().await;
             let hit = berth.get(&blob.path(REPO)).await;
             assert_eq!(hit.expect(200), &blob.content, "{name}: {value}");
@@ -110,7 +106,7 @@ async fn a_portals_page_reaches_nobody_and_nothing_of_it_is_kept() {
                 assert!(!reply.text().contains("hotel"), "{len} {asked:?}");
             }
             assert_ne!(berth.head(&blob.path(REPO)).await.status, 200);
-            until_landed(&berth).await;
+            berth.until_idle().await;
             assert!(!folder::partial(berth.data_dir(), &blob.digest).exists(), "{len}");
             upstream.behave();
             eventually("the blob", async || {
@@ -134,10 +130,10 @@ async fn a_portal_that_comes_up_in_the_middle_reaches_nobody_and_costs_no_byte()
         }
         let reply = berth.get(&blob.path(REPO)).await;
         assert!(!reply.complete && blob.content.starts_with(&reply.body), "{}", reply.body.len());
-        until_landed(&berth).await;
+        berth.until_idle().await;
         let again = berth.get(&blob.path(REPO)).await;
         assert!(!again.text().contains("hotel"));
-        until_landed(&berth).await;
+        berth.until_idle().await;
         upstream.behave();
         upstream.forget();
         eventually("the blob", async || {
@@ -178,6 +174,6 @@ async fn a_body_that_is_really_coded_is_never_a_blob() {
     upstream.on("GET", "/blobs/").fault(Fault::Content("application/octet-stream", "coded".into()));
     label(&upstream, "Content-Encoding", "gzip");
     assert_eq!(berth.get(&blob.path(REPO)).await.status, 503);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(!folder::blob(berth.data_dir(), &blob.digest).exists());
 }

@@ -21,17 +21,6 @@ async fn without_length(len: usize, head: Fault) -> (Upstream, Berth, Blob) {
     (upstream, berth, image.layer().clone())
 }
 
-async fn until_stored(berth: &Berth, blob: &Blob) {
-    eventually("it is stored", async || {
-        berth.head(&blob.path(REPO)).await.header("cache-status") == Some("berth; hit")
-    })
-    .await;
-}
-
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 #[tokio::test]
 async fn what_a_body_without_a_length_brings_is_served_and_later_hits_have_one() {
     let heads = [
@@ -59,7 +48,7 @@ async fn what_a_body_without_a_length_brings_is_served_and_later_hits_have_one()
             assert_eq!(cold.header("content-type"), Some("application/octet-stream"));
             let length = cold.header("content-length").map(str::to_owned);
             assert!(length.is_none_or(|length| length == len.to_string()), "{number}: {len}");
-            until_landed(&berth).await;
+            berth.until_idle().await;
             upstream.stop().await;
             let hit = berth.get(&blob.path(REPO)).await;
             assert_eq!(hit.expect(200), &blob.content);
@@ -78,7 +67,7 @@ async fn a_head_that_is_refused_keeps_nobody_from_the_blob() {
         let cold = berth.head(&blob.path(REPO)).await;
         assert_eq!((cold.status, cold.header("content-length")), (200, None));
         assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
-        until_stored(&berth, &blob).await;
+        berth.until_stored(&blob.path(REPO)).await;
         assert_eq!(berth.head(&blob.path(REPO)).await.header("content-length"), Some("300000"));
     }
 }
@@ -135,7 +124,7 @@ async fn wrong_bytes_without_a_length_are_never_served_whole() {
                 let reply = berth.get(&blob.path(REPO)).try_send().await;
                 let is_whole = reply.is_ok_and(|reply| reply.complete && reply.status == 200);
                 assert_eq!(is_whole, is_right, "{len}");
-                until_landed(&berth).await;
+                berth.until_idle().await;
                 assert_eq!(folder::blob(berth.data_dir(), &blob.digest).exists(), is_right);
             }
         }
@@ -156,7 +145,7 @@ async fn a_part_of_it_is_a_part() {
             assert_eq!(reply.expect(206), &blob.content.slice(start..end), "{asked}");
             let content_range = format!("bytes {start}-{}/100000", end - 1);
             assert_eq!(reply.header("content-range"), Some(&*content_range));
-            until_landed(&berth).await;
+            berth.until_idle().await;
         }
         let behind = berth.get(&blob.path(REPO)).range("100000-").await;
         assert_eq!((behind.status, behind.header("content-range")), (416, Some("bytes */100000")));
@@ -197,7 +186,7 @@ async fn a_body_that_breaks_is_resumed_or_begins_again() {
             let berth = Berth::with("docker.io", &upstream).start().await;
             let reply = within_deadline("the whole body", berth.get(&blob.path(REPO))).await;
             assert_eq!(reply.expect(200), &blob.content, "{knows_ranges}");
-            until_stored(&berth, blob).await;
+            berth.until_stored(&blob.path(REPO)).await;
             assert_eq!(folder::verified(berth.data_dir()), 1);
             if knows_ranges {
                 assert_eq!(upstream.bytes_sent(&blob.digest), blob.len(), "no byte is asked twice");
@@ -219,7 +208,7 @@ async fn a_body_that_ends_too_early_as_if_it_were_whole_is_never_kept() {
             reply.complete && reply.status == 200
         })
         .await;
-        until_stored(&berth, &blob).await;
+        berth.until_stored(&blob.path(REPO)).await;
         assert_eq!(upstream.count("GET", "/blobs/"), 2);
     }
 }
@@ -253,7 +242,7 @@ async fn what_outgrows_the_budget_passes_through() {
     let berth = Berth::with("docker.io", &upstream).sections("[cache]\nmax_bytes = \"8MiB\"").start().await;
     let reply = within_deadline("the whole body", berth.get(&blob.path(REPO))).await;
     assert_eq!(reply.expect(200), &blob.content);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(!folder::blob(berth.data_dir(), &blob.digest).exists());
     let partial = folder::partial(berth.data_dir(), &blob.digest);
     let kept = std::fs::metadata(partial).map_or(0, |file| file.len());
@@ -289,7 +278,7 @@ async fn a_tier_passes_it_on() {
     assert_eq!(cold.bytes(100_000).await, blob.content.slice(..100_000));
     gate.open();
     assert_eq!(cold.read().await.expect(200), &blob.content.slice(100_000..));
-    until_stored(&node, &blob).await;
-    until_stored(&site, &blob).await;
+    node.until_stored(&blob.path(REPO)).await;
+    site.until_stored(&blob.path(REPO)).await;
     assert_eq!(upstream.count("GET", "/blobs/"), 1);
 }

@@ -40,18 +40,11 @@ async fn expect_all_kinds(berth: &Berth, blob: &Blob) {
     expect_part(berth, blob, "5-99999999999999999999999999", 5, 100_000).await;
 }
 
-async fn until_stored(berth: &Berth, blob: &Blob) {
-    eventually("it is stored", async || {
-        berth.head(&blob.path(REPO)).await.header("cache-status") == Some("berth; hit")
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn a_stored_blob_is_served_in_parts() {
     let (upstream, berth, blob) = with_blob(100_000).await;
     berth.get(&blob.path(REPO)).await.expect(200);
-    until_stored(&berth, &blob).await;
+    berth.until_stored(&blob.path(REPO)).await;
     upstream.forget();
     expect_all_kinds(&berth, &blob).await;
     assert_eq!(upstream.requests().len(), 0);
@@ -78,7 +71,7 @@ async fn a_range_behind_the_end_is_416_and_says_how_long_the_blob_is() {
             assert_eq!((reply.status, &*reply.error_code()), (416, "RANGE_INVALID"), "{asked}");
             assert_eq!(reply.header("content-range"), Some("bytes */100000"), "{asked}");
         }
-        until_stored(&berth, &blob).await;
+        berth.until_stored(&blob.path(REPO)).await;
     }
 }
 
@@ -163,7 +156,7 @@ async fn a_fetch_in_chunks_whose_connections_are_dropped_half_read_gets_every_by
             content.extend_from_slice(&chunk.bytes(CHUNK).await);
         }
         assert!(content == blob.content, "{round}: other bytes");
-        until_stored(&berth, &blob).await;
+        berth.until_stored(&blob.path(REPO)).await;
     }
     // What is near the transfer is waited for; from 8 MiB on there is one of its own, and it runs to the end.
     let asked = upstream.seen("GET", "/blobs/");
@@ -190,7 +183,7 @@ async fn a_blob_that_answered_206_goes_on_doing_so_when_upstream_breaks() {
     assert_eq!(broken.read().await.expect(206), &blob.content.slice(1 << 20..));
     assert_eq!(filling.read().await.expect(206), &blob.content.slice(2 << 20..));
     assert_eq!(cold.read().await.expect(206), &blob.content.slice(1 << 20..));
-    until_stored(&berth, &blob).await;
+    berth.until_stored(&blob.path(REPO)).await;
     upstream.stop().await;
     expect_part(&berth, &blob, "3145728-", 3 << 20, 4 << 20).await;
 }

@@ -23,14 +23,10 @@ async fn ranges(berth: &Berth, blob: &Blob, list: &str) -> Reply {
     berth.get(&blob.path(REPO)).range(list).await
 }
 
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 async fn stored(setup: Setup, blob: &Blob) -> Berth {
     let berth = setup.start().await;
     berth.get(&blob.path(REPO)).await.expect(200);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth
 }
 
@@ -185,7 +181,7 @@ async fn large_parts_come_by_every_wire() {
         let berth = if is_tls { setup.tls(&certificate) } else { setup }.start().await;
         for _ in 0..2 {
             expect_parts(&ranges(&berth, &blob, &list.join(",")).await, &blob, &parts);
-            until_landed(&berth).await;
+            berth.until_idle().await;
         }
         berth.get(&blob.path(REPO)).await.expect(200);
         expect_parts(&ranges(&berth, &blob, &list.join(",")).await, &blob, &parts);
@@ -211,7 +207,7 @@ async fn far_ranges_of_a_cold_blob_cost_two_small_requests() {
         let again = ranges(&berth, &blob, "40000000-40000003,0-3").await;
         expect_parts(&again, &blob, &[(40_000_000, 40_000_004), (0, 4)]);
         assert_eq!(again.header("cache-status"), Some("berth; hit; detail=unproven"));
-        until_landed(&berth).await;
+        berth.until_idle().await;
     }
     assert_eq!(upstream.count("GET", "/blobs/"), 2);
 }
@@ -244,7 +240,7 @@ async fn a_thousand_ranges_are_served_and_more_are_refused_before_upstream_is_as
     let expected: Vec<_> = (0..1024).map(|at| (at * 8000, at * 8000 + 100)).collect();
     expect_parts(&ranges(&berth, &blob, &list(1024)).await, &blob, &expected);
     assert_eq!((upstream.count("GET", "/blobs/"), upstream.bytes_sent(&blob.digest)), (1, blob.len()));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     expect_parts(&ranges(&berth, &blob, &list(1024)).await, &blob, &expected);
     assert_eq!(ranges(&berth, &blob, &list(1025)).await.status, 400);
 }
@@ -258,7 +254,7 @@ async fn what_is_refused_makes_upstream_send_no_more_than_its_size() {
     {
         let reply = ranges(&berth, &blob, list).await;
         assert_eq!((reply.status, &*reply.error_code()), (400, "RANGE_INVALID"), "{list}");
-        until_landed(&berth).await;
+        berth.until_idle().await;
     }
     assert!(upstream.bytes_sent(&blob.digest) <= 2 * MIB, "{:?}", ranges_asked(&upstream, &blob));
 }
@@ -334,7 +330,7 @@ async fn they_join_the_transfer_of_the_whole() {
     expect_parts(&several, &blob, &[(20_000_000, 20_000_010), (5, 10), (30_000_000, 30_000_010)]);
     gate.open();
     assert_eq!(whole.read().await.expect(200), &blob.content.slice(1000..));
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 
@@ -370,7 +366,7 @@ async fn the_end_of_an_open_range_among_them_waits_for_the_proof() {
         }
     })
     .await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 

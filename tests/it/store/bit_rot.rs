@@ -24,12 +24,8 @@ async fn with_image(layers: &[usize]) -> (Upstream, Setup, Image) {
 async fn pulled(setup: Setup, image: &Image) -> Berth {
     let berth = setup.start().await;
     berth.pull(REPO, "1", image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth
-}
-
-async fn until_landed(berth: &Berth) {
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
 }
 
 #[tokio::test]
@@ -62,7 +58,7 @@ async fn a_client_that_asks_again_is_not_sent_wrong_bytes_again() {
             }
             let third = ask().await;
             assert_eq!(third.expect(200), &blob.content);
-            until_landed(&berth).await;
+            berth.until_idle().await;
             assert_eq!(ask().await.expect(200), &blob.content);
         }
         let count = image.blobs.len() - 1;

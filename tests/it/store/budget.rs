@@ -37,15 +37,11 @@ async fn store(upstream: &Upstream, berth: &Berth, blobs: &[Blob]) {
         upstream.blob(REPO, blob);
         assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
     }
-    until_landed(berth).await;
+    berth.until_idle().await;
 }
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
 }
 
 fn is_here(berth: &Berth, digest: &Digest) -> bool {
@@ -164,7 +160,7 @@ async fn a_flood_of_real_bytes_leaves_another_registry_its_share() {
             berth.start_again().await;
         }
     }
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(bytes_here(&berth, &junk) >= BUDGET / 4, "and the flood has its own");
     assert!(taken(&berth.data_dir().join("blobs")) <= BUDGET);
     // What has gone comes back, at the expense of the flood.
@@ -207,7 +203,7 @@ async fn sizes_in_a_manifest_switch_caching_off_for_nobody() {
     }
     for round in 0..2 {
         berth.pull(REPO, "1", &image).await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
         assert_eq!(good.count("GET", "/library/app/blobs/"), 3, "each once");
         if round == 0 {
             berth.restart().await;
@@ -219,7 +215,7 @@ async fn sizes_in_a_manifest_switch_caching_off_for_nobody() {
     good.blob("mallory/z", blob).image("mallory/z", "1", &other);
     berth.get("/v2/mallory/z/manifests/1").await.expect(200);
     berth.get(&blob.path("mallory/z")).await.expect(200);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_here(&berth, &blob.digest));
     assert_eq!(berth.metric("berth_passed_through_for_size_total").await, 0.0);
 }
@@ -234,7 +230,7 @@ async fn what_passes_through_with_a_large_image_is_kept_for_another() {
     let mut berth = setup.start().await;
     for round in 1..=2 {
         berth.pull(REPO, "1", &image).await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
         assert!(image.blobs.iter().all(|blob| !is_here(&berth, &blob.digest)), "round {round}");
         assert_eq!(good.count("GET", &image.layer().digest.to_string()), round);
         if round == 1 {
@@ -271,7 +267,7 @@ async fn refs_count_and_no_flood_of_them_makes_content_go() {
     good.image(REPO, "1", &image);
     let mut berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let before = berth.metric("berth_budget_used_bytes").await;
     flood_of_tags(&evil, &berth, 1, 20).await;
     let used = berth.metric("berth_budget_used_bytes").await;
@@ -367,7 +363,7 @@ async fn totals_out_of_thin_air_cost_no_memory() {
         }
         let grown = resident_bytes(&berth).saturating_sub(before);
         assert!(grown < 60 * MIB, "{grown} for {max_bytes}");
-        until_landed(&berth).await;
+        berth.until_idle().await;
         assert_eq!(partials(&berth) > 0, is_kept, "{max_bytes}");
         let on_disk = taken(&berth.data_dir().join("partial"));
         assert!(on_disk < 2 * COUNT * MIB, "{on_disk}");

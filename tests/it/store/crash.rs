@@ -174,6 +174,6 @@ async fn check_what_is_resumed(found: &Disk, large: &Image, reached: &[u64]) {
         let again = upstream.bytes_sent(&layer.digest) + reached - layer.len();
         assert!(again <= LOST_MAX + IN_THE_AIR, "{again} bytes were asked again");
     }
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     folder::verified(&data_dir);
 }

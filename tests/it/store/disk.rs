@@ -20,10 +20,6 @@ async fn with_image(layers: &[usize]) -> (Upstream, Setup, Image) {
     (upstream, setup, image)
 }
 
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 /// Waits until berth has noticed which files somebody has removed: it looks at those in use every second or so.
 async fn until_noticed(berth: &Berth, image: &Image) {
     let blobs = image.blobs.iter().map(|blob| (blob.digest, blob.path(REPO)));
@@ -65,7 +61,7 @@ async fn a_stop_in_the_middle_of_a_fill_costs_few_bytes() {
     berth.start_again().await;
     assert_eq!(berth.get(&blob.path(REPO)).await.expect(200), &blob.content);
     assert_eq!(upstream.bytes_sent(&blob.digest), blob.len(), "not a byte is asked twice");
-    until_landed(&berth).await;
+    berth.until_idle().await;
     folder::verified(berth.data_dir());
 }
 
@@ -77,7 +73,7 @@ async fn a_stored_blob_that_is_removed_is_a_miss() {
     let mut berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
     for restarts in [false, true] {
-        until_landed(&berth).await;
+        berth.until_idle().await;
         for digest in image.blobs.iter().map(|blob| blob.digest).chain([image.digest()]) {
             fs::remove_file(folder::blob(berth.data_dir(), &digest)).unwrap();
         }
@@ -97,7 +93,7 @@ async fn a_stored_file_that_is_cut_short_breaks_its_reader_and_no_other() {
     let (_upstream, setup, image) = with_image(&[50 << 20]).await;
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let blob = image.layer();
     let mut reader = berth.get(&blob.path(REPO)).open().await;
     assert_eq!(reader.header("cache-status"), Some("berth; hit"));
@@ -111,7 +107,7 @@ async fn a_stored_file_that_is_cut_short_breaks_its_reader_and_no_other() {
     let reply = berth.get(&blob.path(REPO)).await;
     reply.expect(200);
     assert_eq!(reply.digest(), blob.digest, "the whole is fetched again");
-    until_landed(&berth).await;
+    berth.until_idle().await;
     folder::verified(berth.data_dir());
 }
 
@@ -120,7 +116,7 @@ async fn a_stored_manifest_that_was_changed_is_fetched_again() {
     let (_upstream, setup, image) = with_image(&[3000]).await;
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let path = folder::blob(berth.data_dir(), &image.digest());
     for length in [image.manifest.len() as u64, 100, 0] {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -144,7 +140,7 @@ async fn folders_removed_under_a_running_berth_come_back() {
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
     for gone in ["partial", "blobs", "repos", "index"] {
-        until_landed(&berth).await;
+        berth.until_idle().await;
         fs::remove_dir_all(berth.data_dir().join(gone)).unwrap();
         // First what needs a partial file and no new ref, then all.
         let blob = Image::of(37, &[300_000]).layer().clone();
@@ -153,14 +149,14 @@ async fn folders_removed_under_a_running_berth_come_back() {
             fs::remove_file(folder::blob(berth.data_dir(), &blob.digest)).ok();
             until_noticed(&berth, &Image { blobs: vec![blob.clone()], ..image.clone() }).await;
             assert_eq!(berth.get(&blob.path(REPO)).await.digest(), blob.digest);
-            until_landed(&berth).await;
+            berth.until_idle().await;
             let reply = berth.get(&blob.path(REPO)).await;
             assert_eq!(reply.header("cache-status"), Some("berth; hit"), "{gone}");
         }
         until_noticed(&berth, &image).await;
         berth.pull(REPO, "1", &image).await;
     }
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 5);
 }
 
@@ -229,7 +225,7 @@ async fn a_read_only_disk_serves_what_it_has() {
     fs::create_dir(disk.path().join("data")).unwrap();
     let mut berth = setup.data_dir(&folder.path().join("data")).start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth.stop().await;
     disk.read_only(true).await;
     upstream.forget();
@@ -299,7 +295,7 @@ async fn a_partial_file_that_has_changed_is_no_part_of_the_blob() {
             reply.complete && reply.status == 200
         })
         .await;
-        until_landed(&berth).await;
+        berth.until_idle().await;
         folder::verified(berth.data_dir());
         // While nobody has it open: what is open is served for a moment without a look at its name.
         berth.stop().await;
@@ -316,7 +312,7 @@ async fn a_blob_whose_place_is_taken_is_served_and_stored() {
     let in_the_way = folder::blob(berth.data_dir(), &blob.digest);
     fs::create_dir(&in_the_way).unwrap();
     assert_eq!(berth.get(&blob.path(REPO)).await.digest(), blob.digest);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(folder::verified(berth.data_dir()), 1);
 }
 
@@ -327,7 +323,7 @@ async fn strange_things_in_the_folder_harm_nobody() {
     let (upstream, setup, image) = with_image(&[3000, 200_000]).await;
     let mut berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth.stop().await;
     fs::remove_dir_all(berth.data_dir().join("index")).unwrap();
     let data_dir = berth.data_dir();

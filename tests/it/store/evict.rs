@@ -50,13 +50,9 @@ async fn next_second() {
 async fn pull_in_turn(berth: &Berth, images: &[(&str, &Image)]) {
     for (tag, image) in images {
         berth.pull(REPO, tag, image).await;
-        until_landed(berth).await;
+        berth.until_idle().await;
         next_second().await;
     }
-}
-
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
 }
 
 fn bytes_below(folder: &Path) -> u64 {
@@ -67,7 +63,7 @@ async fn assert_passes_through(berth: &Berth, blob: &Blob) {
     let reply = berth.get(&blob.path(REPO)).await;
     assert_eq!(reply.expect(200), &blob.content);
     assert_eq!(reply.header("cache-status"), Some("berth; fwd=miss"));
-    until_landed(berth).await;
+    berth.until_idle().await;
     assert!(!is_here(berth, &blob.digest));
     assert!(!folder::partial(berth.data_dir(), &blob.digest).exists());
 }
@@ -135,7 +131,7 @@ async fn a_served_manifest_leases_what_is_here_of_its_image() {
     let (_upstream, setup) = with_images("max_bytes = \"3MiB\"", &[("old", &old), ("new", &new)]).await;
     let berth = setup.start().await;
     berth.pull(REPO, "old", &old).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth.get(&format!("/v2/{REPO}/manifests/new")).await.expect(200);
     assert_passes_through(&berth, new.layer()).await;
     assert!(is_whole(&berth, &old));
@@ -185,7 +181,7 @@ async fn partial_files_count_and_an_abandoned_one_gives_way() {
     assert!(berth.metric("berth_budget_used_bytes").await >= 1_500_000.0);
     next_second().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert!(is_whole(&berth, &image));
     assert!(!folder::partial(berth.data_dir(), &blob.digest).exists());
     assert!(berth.metric("berth_budget_used_bytes").await <= BUDGET as f64);
@@ -234,7 +230,7 @@ async fn eviction_keeps_up_with_many_fills_at_once() {
         }
     })
     .await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     eventually("below the upper mark", async || {
         berth.metric("berth_budget_used_bytes").await <= (BUDGET - BUDGET / 20) as f64
     })

@@ -22,10 +22,6 @@ async fn with_image(layers: &[usize]) -> (Upstream, Setup, Image) {
     (upstream, setup, image)
 }
 
-async fn until_landed(berth: &Berth) {
-    eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
-}
-
 /// Waits until it says that it is degraded, and why.
 async fn until_degraded(berth: &Berth, why: &str) {
     let mut said = String::new();
@@ -76,7 +72,7 @@ async fn a_full_disk_is_told_of_until_there_is_room_again() {
     let setup = setup.admin("metrics_listen = \"127.0.0.1:0\"");
     let mut berth = setup.data_dir(&disk.path().join("data")).start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(berth.admin("/readyz").await.text(), "ready\n");
     let rest = fill(&disk);
     let other = Image::of(62, &[10 << 20]);
@@ -95,7 +91,7 @@ async fn a_full_disk_is_told_of_until_there_is_room_again() {
     fs::remove_file(disk.path().join("rest")).unwrap();
     until_ready(&berth).await;
     berth.pull(REPO, "2", &other).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(berth.get(&other.layer().path(REPO)).await.header("cache-status"), Some("berth; hit"));
 }
 
@@ -110,7 +106,7 @@ async fn a_blob_without_room_is_told_of_although_tags_still_find_some() {
     let small = Image::of(63, &[1000]);
     upstream.image(REPO, "small", &small);
     berth.pull(REPO, "small", &small).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     until_degraded(&berth, "the disk is full").await;
     fs::remove_file(disk.path().join("rest")).unwrap();
     until_ready(&berth).await;
@@ -121,7 +117,7 @@ async fn a_disk_that_turns_read_only_and_back_is_told_of() {
     let (upstream, setup, image) = with_image(&[3000, 2 << 20]).await;
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let read_only = ReadOnly::folder(&berth.data_dir().join("partial")).await;
     let other = Image::of(64, &[4 << 20]);
     upstream.image(REPO, "2", &other);
@@ -132,7 +128,7 @@ async fn a_disk_that_turns_read_only_and_back_is_told_of() {
     drop(read_only);
     until_ready(&berth).await;
     berth.pull(REPO, "2", &other).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(berth.get(&other.layer().path(REPO)).await.header("cache-status"), Some("berth; hit"));
 }
 
@@ -142,7 +138,7 @@ async fn a_failing_disk_is_told_of() {
     let (upstream, setup, image) = with_image(&[3000]).await;
     let berth = setup.data_dir(&disk.path().join("data")).start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     disk.fail().await;
     let other = Image::of(65, &[4 << 20]);
     upstream.image(REPO, "2", &other);
@@ -165,7 +161,7 @@ async fn files_in_the_place_of_folders_are_put_aside() {
     let berth = setup.data_dir(&data_dir).start().await;
     berth.pull(REPO, "1", &image).await;
     until_ready(&berth).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     upstream.stop().await;
     berth.pull(REPO, "1", &image).await;
     assert!(data_dir.join("blobs").is_dir() && data_dir.join("quarantine").is_dir());
@@ -194,7 +190,7 @@ async fn a_file_that_the_disk_does_not_give_back_is_fetched_again() {
     let (upstream, setup, image) = with_image(&[36 << 20]).await;
     let berth = setup.data_dir(&disk.path().join("data")).start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let blob = image.layer();
     let path = folder::blob(berth.data_dir(), &blob.digest);
     fadvise(File::open(&path).unwrap(), 0, None, Advice::DontNeed).unwrap();
@@ -208,7 +204,7 @@ async fn a_file_that_the_disk_does_not_give_back_is_fetched_again() {
     upstream.forget();
     assert_eq!(berth.get(&blob.path(REPO)).await.digest(), blob.digest);
     assert_eq!(upstream.count("GET", "/blobs/"), 1);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(berth.get(&blob.path(REPO)).await.header("cache-status"), Some("berth; hit"));
 }
 
@@ -217,7 +213,7 @@ async fn a_damaged_file_that_cannot_be_moved_is_not_served() {
     let (_upstream, setup, image) = with_image(&[3000, 2 << 20]).await;
     let berth = setup.start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     let blob = image.layer();
     let path = folder::blob(berth.data_dir(), &blob.digest);
     damage(&path);
@@ -235,7 +231,7 @@ async fn a_damaged_file_that_cannot_be_moved_is_not_served() {
     drop(read_only);
     until_ready(&berth).await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     assert_eq!(berth.get(&blob.path(REPO)).await.header("cache-status"), Some("berth; hit"));
     folder::verified(berth.data_dir());
 }
@@ -249,7 +245,7 @@ async fn stored(layers: &[usize]) -> (Upstream, Setup, Image, tempfile::TempDir)
     let data_dir = own.path().join("data");
     let mut berth = setup.clone().data_dir(&data_dir).start().await;
     berth.pull(REPO, "1", &image).await;
-    until_landed(&berth).await;
+    berth.until_idle().await;
     berth.stop().await;
     let setup = Berth::with("docker.io", &upstream).data_dir(&data_dir);
     (upstream, setup, image, own)
@@ -268,7 +264,7 @@ async fn the_scrub_finds_damage_by_itself() {
     upstream.forget();
     berth.pull(REPO, "1", &image).await;
     assert_eq!(upstream.count("GET", "/blobs/"), 1);
-    until_landed(&berth).await;
+    berth.until_idle().await;
     // The round is over, and noted: the next one is tomorrow's, whatever becomes of the process.
     berth.restart().await;
     eventually("the index can be asked", async || berth.metric("registry_storage_used_bytes").await > 0.0)

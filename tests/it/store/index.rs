@@ -15,7 +15,7 @@ async fn stopped_with_image() -> (Berth, Image) {
     upstream.image(REPO, "1", &image);
     let mut berth = Berth::with("docker.io", &upstream).start().await;
     berth.pull(REPO, "1", &image).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth.stop().await;
     upstream.stop().await;
     (berth, image)

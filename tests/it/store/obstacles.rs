@@ -33,7 +33,7 @@ async fn with_image() -> (Upstream, Setup, Image) {
 
 async fn pull(berth: &Berth, image: &Image) {
     berth.pull(REPO, "1", image).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
 }
 
 /// Takes something out of the data folder at once, also while berth goes on working in it.

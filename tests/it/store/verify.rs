@@ -44,7 +44,7 @@ async fn with_image() -> (Upstream, Setup, Image) {
 async fn pulled(setup: Setup, image: &Image) -> Berth {
     let berth = setup.start().await;
     berth.pull(REPO, "1", image).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth
 }
 
@@ -119,7 +119,7 @@ async fn the_quarantine_keeps_the_newest_files_only() {
     let many = Image::of(54, &[2000; 20]);
     upstream.image(REPO, "many", &many);
     berth.pull(REPO, "many", &many).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     for blob in &many.blobs {
         damage(&folder::blob(berth.data_dir(), &blob.digest), flip_a_byte);
     }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::support::{Berth, Image, Upstream, eventually, folder, process};
+use crate::support::{Berth, Image, Upstream, folder, process};
 
 const REPO: &str = "library/ahead";
 const TAG: &str = "/v2/library/ahead/manifests/1";
@@ -49,7 +49,7 @@ async fn what_was_fetched_at_a_time_of_the_future_is_checked_once() {
     let referrers = format!("/v2/{REPO}/referrers/{}", image.digest());
     berth.pull(REPO, "1", &image).await;
     berth.get(&referrers).await.expect(200);
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     // A moment ahead is now: clocks are slewed, and differ.
     for (ahead, checks) in [(AHEAD, 1), (20, 0)] {
         berth.stop().await;
@@ -79,7 +79,7 @@ async fn a_time_of_the_future_refuses_nothing_while_upstream_is_down() {
     let rule = "[[tags]]\nmatch = \"*/*:*\"\nserve_stale = \"1h\"";
     let mut berth = Berth::with("docker.io", &upstream).sections(rule).start().await;
     berth.pull(REPO, "1", &image).await;
-    eventually("all is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth.stop().await;
     as_fetched_at(&berth, now() + AHEAD);
     upstream.stop().await;

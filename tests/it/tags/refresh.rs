@@ -13,7 +13,7 @@ async fn pulled() -> (Upstream, Berth, Image) {
     upstream.image(REPO, "1", &image);
     let berth = Berth::with("docker.io", &upstream).sections(CALM).start().await;
     berth.pull(REPO, "1", &image).await;
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     upstream.forget();
     (upstream, berth, image)
 }

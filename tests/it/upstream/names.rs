@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use crate::support::{Berth, Image, Upstream, eventually, within_deadline};
+use crate::support::{Berth, Image, Upstream, within_deadline};
 
 const REPO: &str = "library/app";
 /// Requests for what only an upstream has whose name cannot be found.
@@ -44,7 +44,7 @@ async fn a_name_server_that_says_nothing_delays_no_hit_and_takes_no_threads() {
     let setup = Berth::with("docker.io", &upstream).registry("dead.example");
     let berth = setup.endpoint_url("http://registry.dead.example:5000").name_server(address).start().await;
     berth.pull(REPO, "1", &image).await;
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
 
     let unknown = Image::of(2, &[10]).layer().digest;
     let mut cold = JoinSet::new();

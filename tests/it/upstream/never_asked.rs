@@ -1,6 +1,6 @@
 //! `offline = true`: what is here is served, nothing is dialled, and what is missing is named.
 
-use crate::support::{Auth, Berth, Image, Setup, Upstream, eventually, file_of, together};
+use crate::support::{Auth, Berth, Image, Setup, Upstream, file_of, together};
 
 const REPO: &str = "library/alpine";
 const TAG: &str = "/v2/library/alpine/manifests/3";
@@ -18,7 +18,7 @@ async fn carried() -> (Upstream, tempfile::TempDir, Image) {
     berth.pull(REPO, &image.children[0].digest().to_string(), &image.children[0]).await;
     // Of the second platform the manifest alone.
     berth.get(&image.children[1].path(REPO)).await.expect(200);
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth.stop().await;
     upstream.forget();
     (upstream, folder, image)

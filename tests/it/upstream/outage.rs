@@ -33,7 +33,7 @@ impl Scene {
         for tag in 0..CLIENTS {
             berth.pull(REPO, &tag.to_string(), &image).await;
         }
-        eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+        berth.until_idle().await;
         Self { upstream, _other: other, berth, image }
     }
 
@@ -278,7 +278,7 @@ async fn locked_out(auth: Auth, password_file: &std::path::Path) -> (Upstream, B
     for tag in 0..CLIENTS {
         berth.pull(REPO, &tag.to_string(), &image).await;
     }
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     upstream.forget_users();
     upstream.revoke_tokens();
     eventually("the login counts as refused", async || {

@@ -1,7 +1,7 @@
 //! Who has refused: the registry, or something in its place (A2); the tag, or HEAD alone (A6); a token's rights, or the
 //! token (B8).
 
-use crate::support::{Auth, Berth, Fault, Image, Upstream, eventually, together};
+use crate::support::{Auth, Berth, Fault, Image, Upstream, together};
 
 const REPO: &str = "library/app";
 const TAG: &str = "/v2/library/app/manifests/1";
@@ -23,7 +23,7 @@ async fn pulled(upstream: &Upstream) -> (Berth, Image) {
     upstream.image(REPO, "1", &image);
     let berth = Berth::with("docker.io", upstream).sections(ALWAYS_CHECK).start().await;
     berth.pull(REPO, "1", &image).await;
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     upstream.forget();
     (berth, image)
 }

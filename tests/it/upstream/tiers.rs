@@ -478,7 +478,7 @@ async fn private_images_stay_private_below_a_parent_and_public_ones_are_shared()
     let layer = shared.layer();
     let first = node.get(&format!("{}?ns=docker.io", at("library/one", &layer.digest))).await;
     assert_eq!(first.expect(200), &layer.content);
-    eventually("it is stored", async || node.metric("berth_flights").await == 0.0).await;
+    node.until_idle().await;
     let asked = blob_requests(&site).await;
     let second = node.get(&format!("{}?ns=docker.io", at("library/two", &layer.digest))).await;
     assert_eq!(second.expect(200), &layer.content);
@@ -502,7 +502,7 @@ async fn what_a_parent_once_had_with_a_login_stays_private_when_it_has_none_any_
     let node = Setup::new("harbor.example").endpoint_url(&url(&site)).keys("mirror = true");
     let node = node.and("docker.io", &open).start().await;
     node.pull("team-a/app", "1", &secret).await;
-    eventually("it is stored", async || node.metric("berth_flights").await == 0.0).await;
+    node.until_idle().await;
     for path in [secret.layer().path("library/one"), secret.path("library/one")] {
         assert_eq!(node.get(&format!("{path}?ns=docker.io")).await.status, 404, "{path}");
     }
