@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::Bench;
 use crate::bars::Better;
 use crate::client::Client;
-use crate::cold::{BYTES_PER_SECOND, DELAY};
+use crate::parts::cold::{BYTES_PER_SECOND, DELAY};
 use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY};
 use crate::support::{Blob, Fault, Image};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::Bench;
 use crate::client::Client;
-use crate::cold::{BYTES_PER_SECOND, DELAY};
+use crate::parts::cold::{BYTES_PER_SECOND, DELAY};
 use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY, Server};
 use crate::support::{Blob, Fault, Image};

@@ -6,7 +6,7 @@
 use crate::Bench;
 use crate::bars::Better;
 use crate::client::Reading;
-use crate::hot::start_filled;
+use crate::parts::hot::start_filled;
 use crate::requests::{CONNECTIONS, Requests, ask};
 use crate::scene::Scene;
 use crate::server::{Kind, REPOSITORY, Server};

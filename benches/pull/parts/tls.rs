@@ -5,8 +5,8 @@
 
 use crate::Bench;
 use crate::client::{Reading, tls_configuration};
-use crate::hot::{hold_blobs, path_of, start_filled};
 use crate::load::{self, berth_to, measure, show};
+use crate::parts::hot::{hold_blobs, path_of, start_filled};
 use crate::scene::Scene;
 use crate::server::Kind;
 
