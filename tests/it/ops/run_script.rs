@@ -48,12 +48,17 @@ impl Ran {
 
 /// Runs it where every package is missing. `before` is done first; the two are how apt-get ends.
 async fn run_where_all_is_missing(before: &str, plan: u8, install: u8) -> Ran {
+    run(before, plan, install, "fmt").await
+}
+
+/// The same; the first of cargo's commands that fails is this.
+async fn run(before: &str, plan: u8, install: u8, fails: &str) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     for (name, script) in [
         ("apt-get", APT_GET),
         ("dpkg-query", "#!/bin/sh\nexit 1\n"),
-        ("cargo", "#!/bin/sh\necho \"cargo $*\" >>\"$LOG\"\nexit 1\n"),
+        ("cargo", "#!/bin/sh\necho \"cargo $*\" >>\"$LOG\"\n[ \"$1\" != \"$FAILS\" ]\n"),
     ] {
         write(&at(name), script);
     }
@@ -64,6 +69,7 @@ async fn run_where_all_is_missing(before: &str, plan: u8, install: u8) -> Ran {
     command.current_dir(ROOT).env("PLAYED", folder.path()).env("LOG", at("log"));
     command.env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()));
     command.env("PLAN", plan.to_string()).env("INSTALL", install.to_string());
+    command.env("FAILS", fails);
     let said = try_run(&mut command).await.unwrap();
     let done = fs::read_to_string(at("log")).unwrap().lines().map(str::to_owned).collect();
     Ran { said, done, _folder: folder }
@@ -105,6 +111,14 @@ async fn an_installation_that_fails_leaves_nothing_enabled_either() {
     let ran = run_where_all_is_missing("", 0, 100).await;
     assert_eq!(ran.left(), [OLD], "{}", ran.said);
     assert!(ran.said.contains("it ended with 100"), "{}", ran.said);
+}
+
+#[tokio::test]
+async fn a_tool_that_cannot_be_built_is_named() {
+    let ran = run("", 0, 0, "install").await;
+    let last = ran.done.last().unwrap();
+    assert!(last.starts_with("cargo install") && last.contains("cargo-deny@"), "{:?}", ran.done);
+    assert!(ran.said.contains("could not be built") && ran.said.contains("it ended with 1"), "{}", ran.said);
 }
 
 #[tokio::test]
