@@ -1,10 +1,6 @@
 //! What does a pull through berth cost, next to the caches and servers that people run today?
 //!
-//! Each part answers the question that its file begins with:
-//! - [`hot`], [`tls`], [`manifest`]: content that is there, in the clear, over TLS, and small;
-//! - [`cold`], [`ranges`], [`connections`]: content that nobody has yet;
-//! - [`memory`]: what a server holds when it rests, and when it is busy;
-//! - [`scale`]: a store of a million blobs.
+//! Each of the [`parts`] answers the question that its file begins with.
 //!
 //! One core is the servers', another that of the clients and of upstream ([`cores`]); access logs are off
 //! everywhere. The servers take turns in each of several rounds, so that a busy moment of the machine meets all
@@ -27,21 +23,14 @@ use it::support;
 
 mod bars;
 mod client;
-mod cold;
-mod connections;
 mod cores;
-mod hot;
 mod load;
-mod manifest;
-mod memory;
+mod parts;
 mod plan;
-mod ranges;
 mod requests;
-mod scale;
 mod scene;
 mod server;
 mod table;
-mod tls;
 mod usage;
 mod yardstick;
 
@@ -54,6 +43,7 @@ use tokio::runtime::Runtime;
 
 use bars::Bars;
 use cores::Cores;
+use parts::{cold, connections, hot, manifest, memory, ranges, scale, tls};
 use plan::Plan;
 use server::Kind;
 use support::Setup;

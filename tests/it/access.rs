@@ -1,5 +1,9 @@
 //! Who may use the data plane: by address, and by name.
 
+mod claims;
+mod entitled;
+mod grants;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;

@@ -1,5 +1,11 @@
 //! Logins: where they come from, what they are used for, how often tokens are asked, and what is never seen of them.
 
+mod clouds;
+mod login_check;
+mod logins;
+mod rotation;
+mod vault;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;

@@ -1,5 +1,8 @@
 //! Limits: how much is asked of an upstream, and what clients hear when it is no more.
 
+mod crowd;
+mod shares;
+
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -81,7 +84,7 @@ async fn a_limit_is_no_reason_not_to_serve_what_is_known() {
     let data = tempfile::tempdir().unwrap();
     let mut free = Berth::with("docker.io", &upstream).data_dir(&data.path().join("data")).start().await;
     free.pull(REPO, "1", &image).await;
-    eventually("it is stored", async || free.metric("berth_flights").await == 0.0).await;
+    free.until_idle().await;
     free.stop().await;
     let berth = setup.data_dir(&data.path().join("data")).sections(CHECK_ALWAYS).start().await;
     assert_eq!(berth.get(TAG).await.header("warning"), None, "the one request that may be sent");
@@ -156,7 +159,7 @@ async fn an_answer_of_which_nothing_is_needed_takes_no_room() {
     let berth = setup.sections("[cache]\ncomplete = \"never\"").start().await;
     let part = |repository: &str, range: &str| berth.get(&blob.path(repository)).header("range", range);
     part(REPO, "bytes=8000000-8000009").await.expect(206);
-    eventually("its flight is over", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     // Another repository must ask whether it may have what is here.
     part(other, "bytes=8000000-8000009").await.expect(206);
     part(other, "bytes=0-9").await.expect(206);
@@ -458,7 +461,7 @@ async fn for_clients(limits: &str, layer: usize) -> (Berth, Image, TempDir) {
     let setup = Berth::with("docker.io", &upstream).data_dir(&folder.path().join("data"));
     let mut free = setup.clone().start().await;
     free.pull(REPO, "1", &image).await;
-    eventually("it is stored", async || free.metric("berth_flights").await == 0.0).await;
+    free.until_idle().await;
     free.stop().await;
     (setup.http(&format!("limits = {{ {limits} }}")).start().await, image, folder)
 }

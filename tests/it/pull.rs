@@ -1,6 +1,20 @@
 //! Pulling through berth as clients do: bytes, headers, statuses, and how often upstream is asked.
 
-use crate::support::{Berth, Image, Reply, Upstream, eventually};
+mod abandoned;
+mod attestations;
+mod cold;
+mod documents;
+mod flight;
+mod hot;
+mod labels;
+mod lengths;
+mod loose_manifests;
+mod lying;
+mod mismatches;
+mod ranges;
+mod several_ranges;
+
+use crate::support::{Berth, Image, Reply, Upstream};
 
 const IMAGE: &str = "library/alpine";
 
@@ -102,7 +116,7 @@ async fn answers_have_the_headers_that_clients_depend_on() {
 
 /// A GET once every transfer has ended: who was sent the last byte may be faster than the file finds its place.
 async fn get_stored(berth: &Berth, path: &str) -> Reply {
-    eventually("what was fetched is stored", async || berth.metric("berth_flights").await == 0.0).await;
+    berth.until_idle().await;
     berth.get(path).await
 }
 

@@ -1,5 +1,11 @@
 //! Tags: when upstream is asked, how often, and whose word is believed.
 
+mod clock;
+mod listing;
+mod pages;
+mod referrers;
+mod refresh;
+
 use crate::support::{Berth, Fault, Gate, Image, Reply, Upstream, eventually, together};
 
 const REPO: &str = "library/app";
@@ -17,14 +23,9 @@ async fn pulled(keys: &str) -> (Upstream, Berth, Image) {
     upstream.image(REPO, "1", &image);
     let berth = Berth::with("docker.io", &upstream).sections(&rule(keys)).start().await;
     berth.pull(REPO, "1", &image).await;
-    stored(&berth).await;
+    berth.until_idle().await;
     upstream.forget();
     (upstream, berth, image)
-}
-
-/// Waits until what has been served has its place on disk, too.
-async fn stored(berth: &Berth) {
-    eventually("it is stored", async || berth.metric("berth_flights").await == 0.0).await;
 }
 
 fn assert_confirmed(reply: &Reply, image: &Image) {
@@ -67,7 +68,7 @@ async fn an_upstream_whose_heads_say_nothing_is_asked_by_get() {
         upstream.image(REPO, "1", &old).on("HEAD", TAG).fault(fault);
         let berth = Berth::with("docker.io", &upstream).sections(&rule("check_after = \"0s\"")).start().await;
         berth.pull(REPO, "1", &old).await;
-        stored(&berth).await;
+        berth.until_idle().await;
         upstream.image(REPO, "1", &new);
         assert_confirmed(&berth.get(TAG).await, &new);
         assert_eq!(upstream.count("GET", TAG), 2);
@@ -219,7 +220,7 @@ async fn the_last_complete_image_is_served_until_the_new_one_is_complete() {
     // One platform of the new one is enough for those who want that platform.
     upstream.behave();
     berth.pull(REPO, &new.children[0].digest().to_string(), &new.children[0]).await;
-    stored(&berth).await;
+    berth.until_idle().await;
     upstream.stop().await;
     let reply = berth.get(TAG).await;
     assert_eq!(reply.expect(200), &new.manifest);
@@ -238,7 +239,7 @@ async fn a_fresh_tag_whose_new_image_cannot_be_completed_falls_back_too() {
     let mut hasty = berth("0s").await;
     upstream.image(REPO, "1", &old);
     hasty.pull(REPO, "1", &old).await;
-    stored(&hasty).await;
+    hasty.until_idle().await;
     upstream.image(REPO, "1", &new);
     assert_confirmed(&hasty.get(TAG).await, &new);
     hasty.stop().await;
@@ -252,7 +253,7 @@ async fn a_fresh_tag_whose_new_image_cannot_be_completed_falls_back_too() {
     reply.expect_stale();
     upstream.behave();
     calm.pull(REPO, &new.digest().to_string(), &new).await;
-    stored(&calm).await;
+    calm.until_idle().await;
     upstream.stop().await;
     let reply = calm.get(TAG).await;
     assert_confirmed(&reply, &new);

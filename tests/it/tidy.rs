@@ -1,142 +1,103 @@
-//! The rules of the house that a compiler does not check: layers, homes of heavy crates, sizes, docs.
+//! The rules of the house that a compiler does not check: floors and rooms, homes of heavy crates, sizes, names, docs.
+//!
+//! [`house`] is the plan, [`rules`] are the rules, and [`exceptions`] is what does not hold them yet. An exception can
+//! only become smaller: a rule fails on whatever is worse than its number, and on a number that is no longer true.
+
+mod exceptions;
+mod house;
+mod order;
+mod reader;
+mod rules;
+mod rules_themselves;
+mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use house::{CIRCLE_MAX, FILES_MAX, FLOORS, HOMES, LINES_MAX, NAMES_OF_MANY, ROOMS, SPREAD_MAX};
+use rules::{Finding, news, without_tests};
+use tree::{Tree, files_below};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// Lines of a file without its tests.
-const LINES_MAX: usize = 500;
 
-/// Top-level modules by layer; a module uses lower layers only.
-const LAYERS: [&[&str]; 11] = [
-    &["fuzz"],
-    &["bounded", "clock", "files", "net", "oci", "sync", "units"],
-    &["context", "pace", "singleflight", "telemetry", "watch"],
-    &["shares"],
-    &["parsing"],
-    &["store", "upstream"],
-    &["cache"],
-    &["http"],
-    &["config"],
-    &["app"],
-    &["cli", "main"],
-];
-
-/// Crates that have one home, so that they can be replaced by changing one file.
-const HOMES: [(&str, &[&str]); 6] = [
-    ("sled", &["src/store/index.rs"]),
-    ("clap", &["src/cli.rs", "src/main.rs"]),
-    (
-        "prometheus",
-        &[
-            "src/telemetry/metrics.rs",
-            "src/telemetry/metrics/configuration.rs",
-            "src/telemetry/metrics/requests.rs",
-            "src/telemetry/metrics/space.rs",
-        ],
-    ),
-    ("toml", &["src/config.rs", "src/cache/freshness.rs"]),
-    ("listenfd", &["src/app/held.rs"]),
-    ("sd_notify", &["src/app.rs"]),
-];
-
-struct Source {
-    path: String,
-    /// The code, without unit tests.
-    code: String,
+fn crate_tree() -> Tree {
+    Tree::of_folder(Path::new(ROOT))
 }
 
-fn sources() -> Vec<Source> {
-    let mut files = Vec::new();
-    collect(&Path::new(ROOT).join("src"), &mut files);
-    files.sort();
-    let read = |file: PathBuf| {
-        let text = fs::read_to_string(&file).unwrap();
-        let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
-        let path = file.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned();
-        Source { path, code }
-    };
-    files.into_iter().map(read).collect()
-}
-
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-}
-
-/// Whether a file holds unit tests only, and is a part of no build.
-fn is_tests(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/")
-}
-
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|modules| modules.contains(&module))
-}
-
-/// Every `crate::module` that a line of code names.
-fn uses(code: &str) -> Vec<(usize, String)> {
-    let mut found = Vec::new();
-    for (number, line) in code.lines().enumerate() {
-        let line = line.split("//").next().unwrap_or_default();
-        for after in line.split("crate::").skip(1) {
-            let group = after.strip_prefix('{').map_or_else(
-                || vec![after],
-                |group| group.split('}').next().unwrap_or_default().split(',').collect(),
-            );
-            for name in group {
-                let name =
-                    name.trim().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
-                found.push((number + 1, name.to_owned()));
-            }
-        }
-    }
-    found
-}
+/// A rule's name, what is to be done, what it finds, and what it is known to find.
+type Checked = (&'static str, &'static str, Vec<Finding>, &'static [(&'static str, usize)]);
 
 #[test]
-fn modules_use_lower_layers_only() {
-    for Source { path, code } in sources() {
-        let own = path.trim_start_matches("src/").split(['/', '.']).next().unwrap();
-        if own == "lib" {
-            continue;
-        }
-        let own_layer =
-            layer(own).unwrap_or_else(|| panic!("{path}: give `{own}` a layer in tests/it/tidy.rs"));
-        for (line, used) in uses(&code) {
-            let Some(used_layer) = layer(&used) else { continue };
-            assert!(used == own || used_layer < own_layer, "{path}:{line}: `{own}` must not use `{used}`");
-        }
-    }
-}
-
-#[test]
-fn heavy_crates_have_one_home() {
-    for (name, homes) in HOMES {
-        let mut seen = false;
-        for Source { path, code } in sources() {
-            let code: String = code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
-            if code.contains(&format!("{name}::")) {
-                assert!(homes.contains(&path.as_str()), "{path} names {name}, whose home is {homes:?}");
-                seen = true;
-            }
-        }
-        assert!(seen, "nobody uses {name}: take it out of the list and out of Cargo.toml");
-    }
+fn the_house_is_built_by_its_rules() {
+    let tree = crate_tree();
+    let root = Path::new(ROOT);
+    let files: Vec<String> =
+        ["src", "tests", "benches"].iter().flat_map(|folder| files_below(root, folder)).collect();
+    let checked: [Checked; 8] = [
+        (
+            "floors",
+            "use lower floors only (FLOORS in tests/it/tidy/house.rs): move down what both need",
+            rules::floors(&tree, &FLOORS),
+            &[],
+        ),
+        (
+            "order",
+            "sub-rooms use lower ones only (ROOMS in tests/it/tidy/house.rs): move down what both need",
+            order::order(&tree, ROOMS),
+            exceptions::ORDER,
+        ),
+        (
+            "folders",
+            "too many files for one folder: make sub-rooms",
+            rules::folders(&files, FILES_MAX),
+            exceptions::FOLDERS,
+        ),
+        (
+            "circles",
+            "files that use each other in a circle: move what closes it into a file below",
+            rules::circles_of_files(&tree, CIRCLE_MAX),
+            exceptions::CIRCLES,
+        ),
+        (
+            "spread",
+            "a type with inherent methods in too many files: make several types with their own state of it",
+            rules::spread(&tree, SPREAD_MAX),
+            exceptions::SPREAD,
+        ),
+        (
+            "fields",
+            "fields are their type's own: give it methods",
+            rules::open_fields(&tree),
+            exceptions::FIELDS,
+        ),
+        (
+            "names",
+            "one name for several types: say what each is",
+            rules::double_names(&tree, &NAMES_OF_MANY),
+            exceptions::NAMES,
+        ),
+        (
+            "homes",
+            "a heavy crate outside of its home (HOMES in tests/it/tidy/house.rs)",
+            rules::homes(&tree, &HOMES),
+            &[],
+        ),
+    ];
+    let news: Vec<String> = checked
+        .iter()
+        .flat_map(|(rule, advice, findings, exceptions)| news(rule, advice, findings, exceptions))
+        .collect();
+    assert!(news.is_empty(), "\n{}\n", news.join("\n"));
 }
 
 #[test]
 fn files_are_small_and_say_what_they_are() {
-    for Source { path, code } in sources() {
+    for file in &crate_tree().files {
+        let (path, code) = (&file.path, without_tests(&file.text));
         assert!(code.starts_with("//! "), "{path} does not begin with a doc comment");
         let lines = code.lines().count();
-        assert!(is_tests(&path) || lines <= LINES_MAX, "{path} has {lines} lines, more than {LINES_MAX}");
+        assert!(file.is_tests || lines <= LINES_MAX, "{path} has {lines} lines, more than {LINES_MAX}");
         assert!(!path.ends_with("mod.rs"), "{path}: modules are name.rs and name/");
         for word in ["TODO", "FIXME", "XXX", "unimplemented!"] {
             assert!(!code.contains(word), "{path}: {word} belongs in an issue");
@@ -154,8 +115,9 @@ fn every_metric_is_in_the_readme_and_no_other() {
         };
         text.split(quote).filter(is_name).map(str::to_owned).collect()
     };
-    let is_metrics = |source: &Source| source.path.starts_with("src/telemetry/metrics");
-    let code: String = sources().into_iter().filter(is_metrics).map(|source| source.code).collect();
+    let tree = crate_tree();
+    let files = tree.files.iter().filter(|file| file.path.starts_with("src/telemetry/metrics"));
+    let code: String = files.map(|file| without_tests(&file.text)).collect();
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     assert_eq!(names(&readme, '`'), names(&code, '"'));
 }

@@ -134,6 +134,17 @@ impl Berth {
         metrics.lines().filter_map(sample).sum()
     }
 
+    /// Waits until no transfer is under way: what was fetched has its place on disk, and what failed has ended.
+    pub(crate) async fn until_idle(&self) {
+        eventually("no transfer is under way", async || self.metric("berth_flights").await == 0.0).await;
+    }
+
+    /// Waits until what is at this path is served from the disk. Asking does not fetch a blob: only its head is asked for.
+    pub(crate) async fn until_stored(&self, path: &str) {
+        let is_hit = async || self.head(path).await.header("cache-status") == Some("berth; hit");
+        eventually(&format!("{path} is stored"), is_hit).await;
+    }
+
     pub(crate) fn data_dir(&self) -> &Path {
         &self.data_dir
     }

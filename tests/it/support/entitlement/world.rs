@@ -5,7 +5,7 @@ use berth::store::Pieces;
 use tempfile::TempPath;
 
 use super::case::{Case, Course, Entry, Place, Registry, Size, Source, Stance};
-use crate::support::{Auth, Berth, Blob, Fault, Gate, Setup, Upstream, docker_config, eventually, file_of};
+use crate::support::{Auth, Berth, Blob, Fault, Gate, Setup, Upstream, docker_config, file_of};
 
 pub(crate) struct World {
     alone: Berth,
@@ -67,7 +67,7 @@ impl World {
     /// Waits until nothing is being transferred.
     pub(crate) async fn until_idle(&self) {
         for berth in [&self.alone, &self.node, &self.parent] {
-            eventually("no transfer is under way", async || berth.metric("berth_flights").await == 0.0).await;
+            berth.until_idle().await;
         }
     }
 
