@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// How a reload of the configuration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// distribution's buckets for request durations, in seconds.
 const DURATION_BUCKETS: [f64; 13] =

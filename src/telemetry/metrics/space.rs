@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// What may be kept and is, what has gone, and what was not kept.
 pub struct Space {
