@@ -47,11 +47,6 @@ impl<'a> Walk<'a> {
         Self { seen: HashSet::from([root.digest]), waiting: vec![root] }
     }
 
-    /// The next content. None at the end.
-    pub fn next(&mut self) -> Option<Node<'a>> {
-        self.waiting.pop()
-    }
-
     /// Goes on with `children`, to which the manifest at `node` refers, as far as the limits allow.
     pub fn descend<'c>(&mut self, node: &Node<'_>, children: impl IntoIterator<Item = &'c Descriptor>) {
         if node.depth >= DEPTH_MAX {
@@ -64,6 +59,14 @@ impl<'a> Walk<'a> {
                 self.waiting.push(Node { digest, media_type, depth: node.depth + 1 });
             }
         }
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = Node<'a>;
+
+    fn next(&mut self) -> Option<Node<'a>> {
+        self.waiting.pop()
     }
 }
 
