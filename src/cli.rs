@@ -48,9 +48,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve: works without any configuration
-    Serve(Settings),
+    Serve(ServeArgs),
     /// Read the configuration as `serve` would, say what is wrong with it, and exit
-    CheckConfig(Settings),
+    CheckConfig(ServeArgs),
     /// Try the configured logins at their registries: exit code 1 if one does not work
     LoginCheck {
         #[command(flatten)]
@@ -61,7 +61,7 @@ enum Command {
         targets: Vec<Target>,
     },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
-    Verify(Place),
+    Verify(DataDirArgs),
     /// Keep an image, whatever is here of it and whatever comes; a tag is followed
     Pin {
         /// Such as alpine:3, or harbor.example.com/project/image@sha256:…
@@ -71,7 +71,7 @@ enum Command {
         #[arg(long, value_name = "PLATFORM")]
         platform: Vec<Platform>,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Take a pin back
     Unpin {
@@ -79,7 +79,7 @@ enum Command {
         #[arg(value_name = "REF")]
         image: Image,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Ask upstream now what a tag means: exit code 1 if it has no such tag, or cannot be asked
     Refresh {
@@ -90,10 +90,10 @@ enum Command {
         #[arg(long)]
         all_tags: bool,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Show all pins, and what of them is here
-    Pins(Place),
+    Pins(DataDirArgs),
 }
 
 /// Which configuration.
@@ -106,7 +106,7 @@ struct ConfigFile {
 
 /// Which data folder, and who may have it.
 #[derive(Clone, Debug, Args)]
-struct Place {
+struct DataDirArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Address of the admin plane
@@ -118,9 +118,9 @@ struct Place {
 }
 
 #[derive(Clone, Debug, Args)]
-struct Settings {
+struct ServeArgs {
     #[command(flatten)]
-    place: Place,
+    data: DataDirArgs,
     /// Address of the data plane; may be given several times
     #[arg(long, value_name = "ADDR", env = "BERTH_LISTEN", value_delimiter = ',')]
     listen: Vec<SocketAddr>,
@@ -143,21 +143,21 @@ impl ConfigFile {
     }
 }
 
-impl Place {
+impl DataDirArgs {
     fn overrides(&self) -> Overrides {
         let Self { file: _, admin_listen, data_dir } = self;
         Overrides { admin_listen: *admin_listen, data_dir: data_dir.clone(), ..Overrides::default() }
     }
 }
 
-impl Settings {
+impl ServeArgs {
     fn overrides(&self) -> Overrides {
-        let Self { place, listen, upstream, log_level: _ } = self;
-        Overrides { listen: listen.clone(), upstreams: upstream.clone(), ..place.overrides() }
+        let Self { data, listen, upstream, log_level: _ } = self;
+        Overrides { listen: listen.clone(), upstreams: upstream.clone(), ..data.overrides() }
     }
 
     fn file(&self) -> Option<PathBuf> {
-        self.place.file.path()
+        self.data.file.path()
     }
 }
 
@@ -165,24 +165,20 @@ impl Settings {
 pub fn run(cli: &Cli) -> ExitCode {
     keep_to_itself();
     match &cli.command {
-        Command::Serve(settings) => {
-            serve::run(settings.file().as_deref(), &settings.overrides(), &settings.log_level)
-        }
-        Command::CheckConfig(settings) => {
-            check_config::run(settings.file().as_deref(), &settings.overrides())
-        }
+        Command::Serve(args) => serve::run(args.file().as_deref(), &args.overrides(), &args.log_level),
+        Command::CheckConfig(args) => check_config::run(args.file().as_deref(), &args.overrides()),
         Command::LoginCheck { file, targets } => login_check::run(file.path().as_deref(), targets),
-        Command::Verify(place) => command(place, async |folder, _| verify::run(folder).await),
-        Command::Pin { image, platform, place } => command(place, async |folder, names| {
+        Command::Verify(data) => command(data, async |folder, _| verify::run(folder).await),
+        Command::Pin { image, platform, data } => command(data, async |folder, names| {
             pin::pin(folder, names.image(image.clone()), platform.clone()).await
         }),
-        Command::Unpin { image, place } => {
-            command(place, async |folder, names| pin::unpin(folder, names.image(image.clone())).await)
+        Command::Unpin { image, data } => {
+            command(data, async |folder, names| pin::unpin(folder, names.image(image.clone())).await)
         }
-        Command::Refresh { image, all_tags, place } => command(place, async |folder, names| {
+        Command::Refresh { image, all_tags, data } => command(data, async |folder, names| {
             refresh::run(folder, names.image(image.clone()), *all_tags).await
         }),
-        Command::Pins(place) => command(place, async |folder, _| pin::list(folder).await),
+        Command::Pins(data) => command(data, async |folder, _| pin::list(folder).await),
     }
 }
 
@@ -196,8 +192,11 @@ fn keep_to_itself() {
 }
 
 /// Runs a command that is about a data folder, and may name images of the configured registries.
-fn command(place: &Place, run: impl AsyncFnOnce(&Folder, &Registries) -> anyhow::Result<bool>) -> ExitCode {
-    let config = match Config::load(place.file.path().as_deref(), &place.overrides()) {
+fn command(
+    data: &DataDirArgs,
+    run: impl AsyncFnOnce(&Folder, &Registries) -> anyhow::Result<bool>,
+) -> ExitCode {
+    let config = match Config::load(data.file.path().as_deref(), &data.overrides()) {
         Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };

@@ -202,7 +202,7 @@ impl Debt {
         self.bytes / self.limit.cell_bytes
     }
 
-    /// The bytes that are owed while so many cells are.
+    /// The bytes that are owed while `cells` are.
     fn left(&self, cells: u64) -> u64 {
         self.bytes % self.limit.cell_bytes + cells * self.limit.cell_bytes.get()
     }

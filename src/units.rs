@@ -1,5 +1,5 @@
-//! Units in the configuration: bytes, bytes per second, how often, shares, and time. One home, so that every key takes
-//! every spelling.
+//! Units in the configuration: sizes, rates, shares and durations. They are all read here, so that every key takes every
+//! spelling.
 //!
 //! | | spelling |
 //! |---|---|
@@ -21,10 +21,10 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// The longest time that is taken, of 365.25 days a year: nobody means more, and it can be added to the time of any clock.
+/// The longest duration in years of 365.25 days: nobody means more, and it can be added to the time of any clock.
 const YEARS_MAX: u64 = 1000;
 const DURATION_MAX: Duration = Duration::from_secs(YEARS_MAX * 31_557_600);
-/// The largest number up to which a floating-point number has every whole one.
+/// The number up to which every whole number has a floating-point number of its own.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// An amount of bytes.
@@ -39,7 +39,7 @@ pub struct ByteSize(pub u64);
 )]
 pub struct InvalidByteSize;
 
-/// The letters of prefixes, each for a further power.
+/// The letters of unit prefixes, each for one more power of 1000 or 1024.
 const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
 
 impl FromStr for ByteSize {
@@ -53,7 +53,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// How many bytes a unit is.
+/// The number of bytes of a unit.
 fn unit_bytes(unit: &str) -> Option<u64> {
     let prefix = unit.strip_suffix('B').unwrap_or(unit);
     let (prefix, base) = prefix.strip_suffix('i').map_or((prefix, 1000_u64), |prefix| (prefix, 1024));
@@ -85,7 +85,7 @@ fn whole(number: f64) -> Option<u64> {
     is_whole.then_some(number as u64)
 }
 
-/// In the largest unit of which it is a whole number.
+/// Shows it in the largest unit of which it is a whole number.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(bytes) = *self;
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// How fast bytes may go by, in a second.
+/// A rate in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRate(pub NonZeroU64);
 
@@ -135,7 +135,7 @@ impl FromStr for ByteRate {
     }
 }
 
-/// What stands before `/s`, if that stands there.
+/// A text without `/s` at its end.
 fn without_second(text: &str) -> &str {
     text.strip_suffix("/s").map_or(text, str::trim_end)
 }
@@ -152,12 +152,12 @@ impl<'de> Deserialize<'de> for ByteRate {
     }
 }
 
-/// A share of a whole in per cent, from 0 to 100; none if the text is none.
+/// Reads a share of a whole in per cent, from 0 to 100. `None` if the text is something else.
 pub fn percent(text: &str) -> Option<f64> {
     decimal(text.strip_suffix('%')?.trim_end()).filter(|share| *share <= 100.0)
 }
 
-/// A number of digits, and perhaps a point among them.
+/// Reads a number of digits, with at most a point among them.
 fn decimal(text: &str) -> Option<f64> {
     let is_plain = text.starts_with(|c: char| c.is_ascii_digit())
         && text.ends_with(|c: char| c.is_ascii_digit())
@@ -165,7 +165,7 @@ fn decimal(text: &str) -> Option<f64> {
     is_plain.then(|| text.parse().ok())?
 }
 
-/// Why something is no time.
+/// Why something is no duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected a duration such as \"30s\", \"5m\", \"1h 30m\" or \"1.5h\", or a number of seconds, at most {years} years",
@@ -173,7 +173,7 @@ fn decimal(text: &str) -> Option<f64> {
 )]
 pub struct InvalidDuration;
 
-/// A time as the configuration has it: for `deserialize_with`.
+/// Reads a duration, as a serde `deserialize_with`.
 ///
 /// # Errors
 /// [`InvalidDuration`].
@@ -181,12 +181,12 @@ pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
     Given::deserialize(deserializer)?.duration().map_err(de::Error::custom)
 }
 
-/// A time as it may be typed.
+/// Shows a duration as it can be typed.
 pub fn show(time: Duration) -> impl fmt::Display {
     humantime::format_duration(time)
 }
 
-/// Whether white space stands within a number, as in `1 30m`: that may have been meant as `1h 30m`.
+/// Whether there is white space within a number, as in `1 30m`, which may have been meant as `1h 30m`.
 fn has_split_number(text: &str) -> bool {
     let mut words = text.split_whitespace();
     let Some(mut before) = words.next() else { return false };
@@ -209,7 +209,7 @@ pub enum Given {
 }
 
 impl Given {
-    /// It, as an amount of bytes.
+    /// Reads it as an amount of bytes.
     ///
     /// # Errors
     /// If it is none.
@@ -221,7 +221,7 @@ impl Given {
         }
     }
 
-    /// It, as bytes per second.
+    /// Reads it as bytes per second.
     ///
     /// # Errors
     /// If it is none, or zero.
@@ -232,7 +232,7 @@ impl Given {
         }
     }
 
-    /// It, as how often something may happen in a second; none if it says nothing of the kind.
+    /// Reads it as a number per second. `None` if it is something else.
     pub fn per_second(&self) -> Option<f64> {
         match self {
             // As exact as anybody means it.
@@ -242,7 +242,7 @@ impl Given {
         }
     }
 
-    /// It, as a time.
+    /// Reads it as a duration.
     ///
     /// # Errors
     /// If it is none.

@@ -96,7 +96,7 @@ impl Running {
             };
             let reloaded = self.reload(cause).await;
             if let Some(order) = order {
-                // Whoever gave it may have gone away.
+                // The client that gave it may have gone away.
                 let _ = order.send(reloaded);
             }
         }

@@ -41,25 +41,25 @@ pub struct Metrics {
     requests: Requests,
     content: Content,
     upstreams: Upstreams,
-    /// Whether a registry is worth asking.
+    /// Whether each registry is worth asking.
     pub upstream_up: ByRegistry,
-    /// Whether it is never asked.
+    /// Whether each registry is never asked.
     pub upstream_offline: ByRegistry,
-    /// Whether it refuses a configured login.
+    /// Whether each registry refuses a configured login.
     pub login_refused: ByRegistry,
     clients: Clients,
     storage: Storage,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
-    /// Connections that found no seat.
+    /// Connections that were closed for want of room.
     pub turned_away: IntCounter,
-    /// Transfers from upstream under way.
+    /// The number of transfers from upstream under way.
     pub flights: IntGauge,
     /// Transfers from upstream whose content did not match its digest.
     pub mismatches: IntCounter,
     /// Claims to have content that is stored, which were wrong.
     pub refuted_claims: IntCounter,
-    /// How much room there is, and what goes for want of it.
+    /// The room for content, and what is evicted for want of it.
     pub space: Space,
     /// Bytes of stored content.
     pub storage_used: IntGauge,
@@ -71,9 +71,9 @@ pub struct Metrics {
     pub quarantined: IntCounter,
     /// Bytes of stored files that the background scrub has hashed.
     pub scrubbed: IntCounter,
-    /// How far the index is with the files, from 0 to 1.
+    /// How much of the files is read into the index, from 0 to 1.
     pub index_ratio: Gauge,
-    /// What became of the configuration file.
+    /// Reloads of the configuration file.
     pub configuration: Configuration,
 }
 
@@ -127,8 +127,7 @@ impl Metrics {
         }
     }
 
-    /// Of what is so just now, forgets it for registries that are not configured any more. Counters stay: what was
-    /// counted has happened.
+    /// Forgets the states of registries that are not configured any more. Counters stay: what was counted has happened.
     pub fn tell_only_of(&self, is_configured: impl Fn(&str) -> bool) {
         for state in [&self.upstream_up, &self.upstream_offline, &self.login_refused] {
             state.retain(&is_configured);
@@ -141,7 +140,7 @@ impl Metrics {
         self.requests.in_flight(handler)
     }
 
-    /// A request was answered, or its connection was lost.
+    /// Counts a request that was answered, or whose connection was lost.
     pub fn request_ended(
         &self,
         handler: Handler,
@@ -153,72 +152,72 @@ impl Metrics {
         self.requests.ended(handler, verb, status, first_byte, whole);
     }
 
-    /// A request was answered with an error.
+    /// Counts a request that was answered with an error.
     pub fn refused(&self, reason: Reason) {
         self.requests.refused(reason);
     }
 
-    /// Content was found, or not.
+    /// Counts content that was served from `source`.
     pub fn served(&self, kind: Kind, source: Source) {
         self.content.served(kind, source);
     }
 
-    /// Bytes of content arrived from `registry`.
+    /// Counts bytes of content that came from `registry`.
     pub fn received(&self, kind: Kind, registry: &str, bytes: u64) {
         self.content.received(kind, registry, bytes);
     }
 
-    /// Bytes of content were sent to a client.
+    /// Counts bytes of content that were sent to a client.
     pub fn pushed(&self, kind: Kind, bytes: u64) {
         self.content.pushed(kind, bytes);
     }
 
-    /// An HTTP request to an upstream of `registry` ended in `outcome`.
+    /// Counts an HTTP request to an upstream of `registry` that ended in `outcome`.
     pub fn upstream_request(&self, registry: &str, outcome: &str) {
         self.upstreams.request(registry, outcome);
     }
 
-    /// An HTTP request to a parent, about content of `registry`, ended in `outcome`.
+    /// Counts an HTTP request to a parent, about content of `registry`, that ended in `outcome`.
     pub fn parent_request(&self, registry: &str, outcome: &str) {
         self.upstreams.parent_request(registry, outcome);
     }
 
-    /// A second endpoint of `registry` was asked beside one that was late.
+    /// Counts a request that a second endpoint of `registry` was asked beside one that was late.
     pub fn upstream_hedged(&self, registry: &str) {
         self.upstreams.hedged(registry);
     }
 
-    /// A request to an upstream of `registry` had to wait, because of `limit`.
+    /// Counts a request to an upstream of `registry` that had to wait because of `limit`.
     pub fn upstream_waited(&self, registry: &str, limit: &str) {
         self.upstreams.waited(registry, limit);
     }
 
-    /// A request to an upstream of `registry` was not sent, because of `limit`.
+    /// Counts a request to an upstream of `registry` that was not sent because of `limit`.
     pub fn upstream_refused(&self, registry: &str, limit: &str) {
         self.upstreams.refused(registry, limit);
     }
 
-    /// An upstream of `registry` has said how many manifests it gives out, and how many are left.
+    /// Notes how many manifests an upstream of `registry` says it gives out, and how many are left.
     pub fn upstream_quota(&self, registry: &str, limit: u64, remaining: u64) {
         self.upstreams.quota(registry, limit, remaining);
     }
 
-    /// A client was refused, or had to wait, because of a limit of its own.
+    /// Counts a client that was refused, or had to wait, because of a limit of its own.
     pub fn client_limited(&self, limit: ClientLimit) {
         self.clients.limited(limit);
     }
 
-    /// A stored file begins to be hashed because somebody reads it.
+    /// Counts a stored file that begins to be hashed because of its readers.
     pub fn verified(&self, why: Verified) {
         self.storage.verified(why);
     }
 
-    /// The disk has failed: `kind` is one of a fixed set.
+    /// Counts an error of the disk. `kind` is one of a fixed set.
     pub fn storage_error(&self, kind: &str) {
         self.storage.error(kind);
     }
 
-    /// The Prometheus text of everything.
+    /// All metrics as Prometheus text.
     pub fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {

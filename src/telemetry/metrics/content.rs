@@ -26,7 +26,7 @@ impl Kind {
     }
 }
 
-/// How content was come by.
+/// Where the content of a response came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// From disk.
@@ -35,7 +35,7 @@ pub enum Source {
     Stale,
     /// By asking upstream.
     Miss,
-    /// From a transfer that somebody else had started.
+    /// From a transfer that another request had started.
     Join,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Content {
     received: IntCounterVec,
 }
 
-/// What distribution tells of a pull-through cache.
+/// The families that distribution has of a pull-through cache.
 struct Proxy {
     requests: ByKind,
     hits: ByKind,

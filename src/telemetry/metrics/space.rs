@@ -1,4 +1,4 @@
-//! How much room there is, and what becomes of content for which there is none.
+//! What is measured of the room for content, and counted of content for which there is none.
 
 use prometheus::{IntCounter, IntGauge};
 
