@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`ByteSize`] | `"200GiB"`, `"1.5 TiB"`, `"500MB"`, `"8K"`, `"64kB"`, or a number of bytes |
 //! | [`ByteRate`] | the same, in a second, and more than nothing; `/s` may follow: `"8MiB/s"` |
-//! | [`Given::per_second`] | `10`, `0.5`, `"10/s"` |
+//! | [`PerSecond`] | `10`, `0.5`, `"10/s"` |
 //! | [`percent`] | `"80%"`, `"12.5 %"` |
 //! | [`duration`] | `"90s"`, `"5m"`, `"1h 30m"`, `"1.5h"`, or a number of seconds, such as 300 or 0.5 |
 //!
@@ -24,6 +24,10 @@ use serde::{Deserialize, Deserializer};
 /// The longest duration in years of 365.25 days: nobody means more, and it can be added to the time of any clock.
 const YEARS_MAX: u64 = 1000;
 const DURATION_MAX: Duration = Duration::from_secs(YEARS_MAX * 31_557_600);
+/// The lowest rate of requests per second: one in an hour. A lower one is a mistake: what waits for it waits in vain.
+const PER_SECOND_MIN: f64 = 1.0 / 3600.0;
+/// The highest rate of requests per second. No machine does more.
+const PER_SECOND_MAX: f64 = 1e9;
 /// The number up to which every whole number has a floating-point number of its own.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
@@ -149,6 +153,35 @@ impl fmt::Display for ByteRate {
 impl<'de> Deserialize<'de> for ByteRate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Given::deserialize(deserializer)?.rate().map_err(de::Error::custom)
+    }
+}
+
+/// How often something may happen: `10`, or `0.5` for once in two seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerSecond(f64);
+
+impl PerSecond {
+    /// The number per second.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for PerSecond {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let per_second = Given::deserialize(deserializer)?.per_second();
+        let sensible = per_second.filter(|number| (PER_SECOND_MIN..=PER_SECOND_MAX).contains(number));
+        sensible.map(Self).ok_or_else(|| {
+            de::Error::custom(
+                "expected a number per second such as 10, 0.5 or \"10/s\", more than 0.0003 and at most a thousand millions",
+            )
+        })
+    }
+}
+
+impl fmt::Display for PerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
     }
 }
 
@@ -311,6 +344,15 @@ mod tests {
     struct Time {
         #[serde(deserialize_with = "duration")]
         n: Duration,
+    }
+
+    #[derive(Deserialize)]
+    struct Frequency {
+        n: PerSecond,
+    }
+
+    fn frequency(value: &str) -> Result<PerSecond, String> {
+        read::<Frequency>(value).map(|frequency| frequency.n)
     }
 
     fn read<T: de::DeserializeOwned>(value: &str) -> Result<T, String> {
@@ -497,6 +539,21 @@ mod tests {
             "[]",
         ] {
             let error = read::<Time>(bad).map(|time| time.n).unwrap_err();
+            assert!(error.contains("expected"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_number_per_second_makes_sense() {
+        assert_eq!(frequency("2").unwrap(), PerSecond(2.0));
+        for (good, expected) in [("'10'", 10.0), ("'10/s'", 10.0), ("'0.5 /s'", 0.5), ("1e3", 1000.0)] {
+            assert_eq!(frequency(good).unwrap(), PerSecond(expected), "{good}");
+        }
+        for bad in [
+            "0", "'0/s'", "-1", "'-1'", "0.0001", "1e10", "nan", "inf", "'inf'", "'1e3'", "'10/m'", "'10 s'",
+            "''", "true",
+        ] {
+            let error = frequency(bad).unwrap_err();
             assert!(error.contains("expected"), "{bad}: {error}");
         }
     }

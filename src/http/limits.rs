@@ -26,10 +26,10 @@ use super::refusal::because;
 use super::response::later;
 use super::seats::network;
 use crate::bounded;
-use crate::ratelimit::{ByteLimit, Debt, PerSecond, RateLimit};
+use crate::ratelimit::{ByteLimit, Debt, RateLimit};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ClientLimit, Reason};
-use crate::units::ByteRate;
+use crate::units::{ByteRate, PerSecond};
 
 /// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
 /// forgotten first, and begins anew.

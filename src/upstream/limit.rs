@@ -21,8 +21,8 @@ use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
 use super::{Event, Upstream, retry};
 use crate::context::{self, RequestContext};
-use crate::ratelimit::{ByteLimit, Debt, PerSecond, RateLimit};
-use crate::units::ByteRate;
+use crate::ratelimit::{ByteLimit, Debt, RateLimit};
+use crate::units::{ByteRate, PerSecond};
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
