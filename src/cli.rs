@@ -1,12 +1,17 @@
-//! The command line: what was asked, put over environment and file, and run.
+//! The command line: what was asked for, put over environment and file, and run.
 //!
-//! Flags win over `BERTH_…` variables, those over the file, that over the defaults. Exit codes: 0 after a
-//! drain or a command that did what it should, 2 for a bad configuration or usage, 1 for any other failure.
+//! Flags win over `BERTH_…` variables, those over the file, that over the defaults. Exit codes: 0 after a drain or a command
+//! that did what it should, 2 for a bad configuration or usage, 1 for any other failure.
 //!
-//! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`).
+//! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`). `commands` has
+//! those that are about the configuration. What a command says goes through `output`, and its exit code through `exit`.
+//!
+//! Uses every room; nothing but `main` uses it. In it `output`, `exit` and `remote` are lowest, then `folder`, then the
+//! commands, and this file uses all.
 
+mod commands;
+mod exit;
 mod folder;
-mod login_check;
 mod output;
 mod pin;
 mod refresh;
@@ -17,24 +22,20 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::{App, Held, Source};
-use crate::config::Config;
+use crate::config::{Config, Overrides};
 use crate::oci::route::Registries;
 use crate::oci::{Image, Platform};
 use crate::telemetry;
 
+use commands::login_check::Target;
+use commands::{check_config, login_check, serve};
+use exit::{carry_out, complain};
 use folder::Folder;
-use login_check::Target;
-use output::{say, tell};
 
 /// Where every command looks for its configuration that is told of no other.
 const CONFIG_DEFAULT: &str = "/etc/berth/berth.toml";
-
-/// Threads for blocking work: writers of transfers, reads of files, password checks.
-const BLOCKING_THREADS_MAX: usize = 1024;
 
 /// The command line of `berth`.
 #[derive(Debug, Parser)]
@@ -47,9 +48,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve: works without any configuration
-    Serve(Settings),
+    Serve(ServeArgs),
     /// Read the configuration as `serve` would, say what is wrong with it, and exit
-    CheckConfig(Settings),
+    CheckConfig(ServeArgs),
     /// Try the configured logins at their registries: exit code 1 if one does not work
     LoginCheck {
         #[command(flatten)]
@@ -60,7 +61,7 @@ enum Command {
         targets: Vec<Target>,
     },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
-    Verify(Place),
+    Verify(DataDirArgs),
     /// Keep an image, whatever is here of it and whatever comes; a tag is followed
     Pin {
         /// Such as alpine:3, or harbor.example.com/project/image@sha256:…
@@ -70,7 +71,7 @@ enum Command {
         #[arg(long, value_name = "PLATFORM")]
         platform: Vec<Platform>,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Take a pin back
     Unpin {
@@ -78,7 +79,7 @@ enum Command {
         #[arg(value_name = "REF")]
         image: Image,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Ask upstream now what a tag means: exit code 1 if it has no such tag, or cannot be asked
     Refresh {
@@ -89,10 +90,10 @@ enum Command {
         #[arg(long)]
         all_tags: bool,
         #[command(flatten)]
-        place: Place,
+        data: DataDirArgs,
     },
     /// Show all pins, and what of them is here
-    Pins(Place),
+    Pins(DataDirArgs),
 }
 
 /// Which configuration.
@@ -105,7 +106,7 @@ struct ConfigFile {
 
 /// Which data folder, and who may have it.
 #[derive(Clone, Debug, Args)]
-struct Place {
+struct DataDirArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Address of the admin plane
@@ -117,9 +118,9 @@ struct Place {
 }
 
 #[derive(Clone, Debug, Args)]
-struct Settings {
+struct ServeArgs {
     #[command(flatten)]
-    place: Place,
+    data: DataDirArgs,
     /// Address of the data plane; may be given several times
     #[arg(long, value_name = "ADDR", env = "BERTH_LISTEN", value_delimiter = ',')]
     listen: Vec<SocketAddr>,
@@ -140,55 +141,23 @@ impl ConfigFile {
         };
         self.config.clone().or_else(usual)
     }
+}
 
-    fn load(&self) -> anyhow::Result<Config> {
-        Ok(self.path().as_deref().map(Config::load).transpose()?.unwrap_or_default())
+impl DataDirArgs {
+    fn overrides(&self) -> Overrides {
+        let Self { file: _, admin_listen, data_dir } = self;
+        Overrides { admin_listen: *admin_listen, data_dir: data_dir.clone(), ..Overrides::default() }
     }
 }
 
-impl Place {
-    fn load(&self) -> anyhow::Result<Config> {
-        let mut config = self.file.load()?;
-        if let Some(address) = self.admin_listen {
-            config.admin.listen = address;
-        }
-        if let Some(folder) = &self.data_dir {
-            config.data_dir.clone_from(folder);
-        }
-        Ok(config)
-    }
-}
-
-impl Settings {
-    /// What is to be served, with everything checked that needs neither the data folder nor the network.
-    fn prepare(&self) -> anyhow::Result<App> {
-        self.load().and_then(|config| self.in_file(App::prepare(config)))
+impl ServeArgs {
+    fn overrides(&self) -> Overrides {
+        let Self { data, listen, upstream, log_level: _ } = self;
+        Overrides { listen: listen.clone(), upstreams: upstream.clone(), ..data.overrides() }
     }
 
-    /// What the file says now, with flags and environment over it.
-    fn load(&self) -> anyhow::Result<Config> {
-        let mut config = self.place.load()?;
-        if !self.listen.is_empty() {
-            config.http.listen.clone_from(&self.listen);
-        }
-        config.set_upstreams(&self.upstream)?;
-        config.add_public_registries();
-        config.settle();
-        self.in_file(config.check())?;
-        Ok(config)
-    }
-
-    fn in_file<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        match self.place.file.path() {
-            Some(file) => result.with_context(|| format!("configuration {}", file.display())),
-            None => result,
-        }
-    }
-
-    /// The file, if there is one, to be read again while berth runs.
-    fn source(&self) -> Option<Source> {
-        let (file, settings) = (self.place.file.path()?, self.clone());
-        Some(Source::new(file, move || settings.load()))
+    fn file(&self) -> Option<PathBuf> {
+        self.data.file.path()
     }
 }
 
@@ -196,20 +165,20 @@ impl Settings {
 pub fn run(cli: &Cli) -> ExitCode {
     keep_to_itself();
     match &cli.command {
-        Command::Serve(settings) => serve(settings),
-        Command::CheckConfig(settings) => check_config(settings),
-        Command::LoginCheck { file, targets } => login_check(file, targets),
-        Command::Verify(place) => command(place, async |folder, _| verify::run(folder).await),
-        Command::Pin { image, platform, place } => command(place, async |folder, names| {
+        Command::Serve(args) => serve::run(args.file().as_deref(), &args.overrides(), &args.log_level),
+        Command::CheckConfig(args) => check_config::run(args.file().as_deref(), &args.overrides()),
+        Command::LoginCheck { file, targets } => login_check::run(file.path().as_deref(), targets),
+        Command::Verify(data) => command(data, async |folder, _| verify::run(folder).await),
+        Command::Pin { image, platform, data } => command(data, async |folder, names| {
             pin::pin(folder, names.image(image.clone()), platform.clone()).await
         }),
-        Command::Unpin { image, place } => {
-            command(place, async |folder, names| pin::unpin(folder, names.image(image.clone())).await)
+        Command::Unpin { image, data } => {
+            command(data, async |folder, names| pin::unpin(folder, names.image(image.clone())).await)
         }
-        Command::Refresh { image, all_tags, place } => command(place, async |folder, names| {
+        Command::Refresh { image, all_tags, data } => command(data, async |folder, names| {
             refresh::run(folder, names.image(image.clone()), *all_tags).await
         }),
-        Command::Pins(place) => command(place, async |folder, _| pin::list(folder).await),
+        Command::Pins(data) => command(data, async |folder, _| pin::list(folder).await),
     }
 }
 
@@ -223,111 +192,20 @@ fn keep_to_itself() {
 }
 
 /// Runs a command that is about a data folder, and may name images of the configured registries.
-fn command(place: &Place, run: impl AsyncFnOnce(&Folder, &Registries) -> anyhow::Result<bool>) -> ExitCode {
-    let load = || {
-        let mut config = place.load()?;
-        config.add_public_registries();
-        config.settle();
-        let registries = config.registries()?;
-        Ok((config, registries))
-    };
-    let (config, registries) = match load() {
-        Ok(loaded) => loaded,
+fn command(
+    data: &DataDirArgs,
+    run: impl AsyncFnOnce(&Folder, &Registries) -> anyhow::Result<bool>,
+) -> ExitCode {
+    let config = match Config::load(data.file.path().as_deref(), &data.overrides()) {
+        Ok(config) => config,
         Err(error) => return complain(&error, 2),
     };
     carry_out(async {
         let folder = Folder::find(&config).await?;
-        let ran = run(&folder, &registries).await;
+        let ran = run(&folder, config.registries()).await;
         folder.close().await;
         ran
     })
-}
-
-fn login_check(file: &ConfigFile, named: &[Target]) -> ExitCode {
-    let load = || {
-        let mut config = file.load()?;
-        config.add_public_registries();
-        config.settle();
-        login_check::choose(config.upstreams, named)
-    };
-    match load() {
-        Ok(upstreams) => carry_out(login_check::run(&upstreams, named)),
-        Err(error) => complain(&error, 2),
-    }
-}
-
-/// Runs a command to its end. What it returns says whether all is as it should be.
-fn carry_out(run: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let ran = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let ran = runtime.block_on(run);
-        runtime.shutdown_background();
-        ran
-    });
-    match ran {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(error) => complain(&error, 1),
-    }
-}
-
-fn serve(settings: &Settings) -> ExitCode {
-    let held = match Held::take() {
-        Ok(held) => held,
-        Err(error) => return complain(&error, 2),
-    };
-    let log = match telemetry::start(&settings.log_level) {
-        Ok(log) => log,
-        Err(error) => return complain(&error.into(), 2),
-    };
-    let source = settings.source();
-    let app = match settings.prepare() {
-        Ok(app) => app,
-        Err(error) => return complain(&error, 2),
-    };
-    if let Err(error) = held.check(app.config()) {
-        return complain(&error, 2);
-    }
-    for warning in app.warnings() {
-        tracing::warn!("{warning}");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .build();
-    let served = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let served = runtime.block_on(app.serve(source, held));
-        // A thread that waits for a disk or a name server must not hold the process up.
-        runtime.shutdown_background();
-        served
-    });
-    drop(log);
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&error, 1),
-    }
-}
-
-fn check_config(settings: &Settings) -> ExitCode {
-    let app = match settings.prepare() {
-        Ok(app) => app,
-        Err(error) => return complain(&error, 2),
-    };
-    for warning in app.warnings() {
-        tell(&format!("berth: warning: {warning}"));
-    }
-    let file = settings.place.file.path().map(|path| format!("config {}\n", path.display()));
-    let file = file.unwrap_or_default();
-    match say(&format!("the configuration is right\n{file}{}", app.config())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&error, 1),
-    }
-}
-
-/// Says what went wrong, with its causes, and gives the exit code. The process ends with it, whether or not logging works.
-fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    tell(&format!("berth: {error:#}"));
-    ExitCode::from(code)
 }
 
 #[cfg(test)]

@@ -1,60 +1,44 @@
 //! The configuration: the parts' own sections put together, from file, environment and flags.
 //!
-//! Every section is a type beside the code that reads it. Values are parsed straight into what they mean, so
-//! that what remains here is what no section can check alone: two names for one registry, a default that is
-//! not configured, private images behind an open door.
+//! Every section is a type beside the code that reads it, and values are parsed straight into what they mean. A file is a
+//! [`RawConfig`] first (`raw`), and a [`Config`] only after [`Config::load`] has put everything together (`settle`). What
+//! remains here is what no section can check alone, such as private images behind an open door. `redact` keeps secrets out
+//! of errors, `diff` says what differs between two configurations, `shown` is what `check-config` prints.
+//!
+//! Uses every room that has a section; `app` and `cli` use it.
 
-mod changes;
+mod diff;
+mod raw;
+mod redact;
+mod settle;
 mod shown;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow, bail, ensure};
-use serde::{Deserialize, Deserializer, de};
+use anyhow::bail;
 
 use crate::cache::{self, Rule, Rules};
-use crate::files;
 use crate::http::{self, admin};
-use crate::oci::Registry;
-use crate::oci::route::{KnownRegistry, Registries};
+use crate::oci::route::Registries;
 use crate::store::{self, Pin};
 use crate::upstream;
 
-pub use changes::Changes;
+pub use diff::Changes;
+pub use raw::{DefaultUpstream, RawConfig, has_keys};
+pub use settle::Overrides;
 
-/// The registries that berth knows without being told, with an endpoint each.
-const PUBLIC_REGISTRIES: [(&str, &str); 10] = [
-    ("docker.io", "https://registry-1.docker.io"),
-    ("ghcr.io", "https://ghcr.io"),
-    ("quay.io", "https://quay.io"),
-    ("registry.k8s.io", "https://registry.k8s.io"),
-    ("gcr.io", "https://gcr.io"),
-    ("mcr.microsoft.com", "https://mcr.microsoft.com"),
-    ("public.ecr.aws", "https://public.ecr.aws"),
-    ("registry.gitlab.com", "https://registry.gitlab.com"),
-    ("cgr.dev", "https://cgr.dev"),
-    ("lscr.io", "https://lscr.io"),
-];
-
-/// What stands in a line, or in the head of its section, if a value there may be secret.
-const MAY_BE_LOGIN: [&str; 5] = ["credentials", "password", "headers", "token", "secret"];
-/// A key that has one of these words in it, and never a secret behind it.
-const NO_LOGIN: &str = "token_seconds";
-
-/// Everything that can be configured.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// A configuration that can be used. [`Config::load`] is the only way to one.
+#[derive(Clone, Debug)]
 pub struct Config {
-    /// Where content is kept.
+    /// The folder of what is kept.
     pub data_dir: PathBuf,
-    /// Who else may look into it.
+    /// Which other users may read that folder.
     pub data_mode: store::Mode,
-    /// What a name without a registry means.
+    /// The registry of names that carry none.
     pub default_upstream: DefaultUpstream,
-    /// No upstream is ever asked, whatever its own setting: what is here is all there is.
+    /// Whether no upstream is ever asked. Each of `upstreams` has it, too.
     pub offline: bool,
-    /// Whether the well-known public registries are configured without being listed.
+    /// Whether the well-known public registries are among `upstreams` without being listed.
     pub public_registries: bool,
     /// The data plane.
     pub http: http::Config,
@@ -62,146 +46,26 @@ pub struct Config {
     pub admin: admin::Config,
     /// What is kept, and how much of it.
     pub cache: cache::Config,
-    /// The registries; one that is listed replaces the built-in one of its name.
-    #[serde(rename = "upstream")]
+    /// The registries, each with the parents that are asked before it.
     pub upstreams: Vec<upstream::Config>,
-    /// Berths that are asked before the registries.
+    /// The berths that are asked before the registries.
     pub parents: Option<upstream::ParentsConfig>,
-    /// How fresh tags must be; the first match decides.
+    /// The rules of how fresh tags must be. The first match decides.
     pub tags: Vec<Rule>,
-    /// Images that stay.
-    #[serde(rename = "pin")]
+    /// The images that are never evicted, by the names of their registries.
     pub pins: Vec<Pin>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let docker_hub = Registry::parse(Registry::DOCKER_HUB).expect("a registry");
-        Self {
-            data_dir: data_dir_default(),
-            data_mode: store::Mode::default(),
-            default_upstream: DefaultUpstream(Some(docker_hub)),
-            offline: false,
-            public_registries: true,
-            http: http::Config::default(),
-            admin: admin::Config::default(),
-            cache: cache::Config::default(),
-            upstreams: Vec::new(),
-            parents: None,
-            tags: Vec::new(),
-            pins: Vec::new(),
-        }
-    }
-}
-
-/// The registry of names that carry none; `"none"` if they are to be refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DefaultUpstream(pub Option<Registry>);
-
-impl<'de> Deserialize<'de> for DefaultUpstream {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let registry = Registry::parse(&text)
-            .map_err(|error| de::Error::custom(format!("`{text}`: {error}, or \"none\"")))?;
-        Ok(Self(Some(registry)))
-    }
+    /// Which registry a name means.
+    registries: Registries,
 }
 
 impl Config {
-    /// Reads a file; the built-in registries are not yet added.
-    ///
-    /// # Errors
-    /// Names the file, the line, the key and what was expected.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
-        Self::read(path).with_context(|| format!("configuration {}", path.display()))
-    }
-
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        Self::parse(&Self::text(path)?)
-    }
-
-    fn text(path: &Path) -> anyhow::Result<String> {
-        // At the start it may be a pipe, as a shell's `<(…)` is: it is read once.
-        Ok(files::text(files::content(File::open(path)?)?)?)
-    }
-
-    /// Whether a file sets anything at all. One that was cut off, or is just being written, often does not; and what it
-    /// says without a word, all defaults, is hardly ever meant where there was more before.
-    ///
-    /// # Errors
-    /// If it cannot be read, or is no TOML.
-    pub fn has_keys(path: &Path) -> anyhow::Result<bool> {
-        fn has_key(table: &toml::Table) -> bool {
-            table.values().any(|value| value.as_table().is_none_or(has_key))
-        }
-        let here = || format!("configuration {}", path.display());
-        let text = Self::text(path).with_context(here)?;
-        let table = text.parse().map_err(|error| anyhow!(describe(&error, &text))).with_context(here)?;
-        Ok(has_key(&table))
-    }
-
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        toml::from_str(text).map_err(|error| anyhow!(describe(&error, text)))
-    }
-
-    /// Replaces or adds an upstream, as `--upstream NAME=URL` does. Several of one name are its endpoints, in
-    /// order.
-    ///
-    /// # Errors
-    /// When the text is not `NAME=URL`.
-    pub fn set_upstreams(&mut self, given: &[String]) -> anyhow::Result<()> {
-        let mut replaced: Vec<upstream::Config> = Vec::new();
-        for text in given {
-            let expected = "expected NAME=URL, such as docker.io=https://mirror.example.com";
-            let (name, url) = text.split_once('=').with_context(|| format!("--upstream: {expected}"))?;
-            // The URL is not repeated: it may hold a password.
-            let here = || format!("--upstream {name}=…: {expected}");
-            let registry = Registry::parse(name).with_context(here)?;
-            let endpoint = url.parse::<upstream::Endpoint>().with_context(here)?;
-            match replaced.iter_mut().find(|upstream| upstream.registry == registry) {
-                Some(upstream) => upstream.endpoints.push(endpoint),
-                None => replaced.push(upstream::Config::new(registry, vec![endpoint])),
-            }
-        }
-        self.upstreams.retain(|upstream| replaced.iter().all(|other| other.registry != upstream.registry));
-        self.upstreams.append(&mut replaced);
-        Ok(())
-    }
-
-    /// Adds the built-in registries that are not listed.
-    pub fn add_public_registries(&mut self) {
-        if !self.public_registries {
-            return;
-        }
-        for (name, url) in PUBLIC_REGISTRIES {
-            let registry = Registry::parse(name).expect("a registry");
-            if self.upstreams.iter().all(|upstream| upstream.registry != registry) {
-                let endpoint = url.parse().expect("an endpoint");
-                self.upstreams.push(upstream::Config::new(registry, vec![endpoint]));
-            }
-        }
-    }
-
     /// Which registry a request means.
-    ///
-    /// # Errors
-    /// When two registries claim one name, or the default is not configured.
-    pub fn registries(&self) -> anyhow::Result<Registries> {
-        let known = self.upstreams.iter().map(|upstream| KnownRegistry {
-            registry: upstream.registry.clone(),
-            aliases: upstream.aliases.clone(),
-            hosts: upstream.hosts.clone(),
-            repositories: upstream.repositories.clone(),
-        });
-        let registries = Registries::new(known.collect(), self.default_upstream.0.clone())
-            .context("[[upstream]] and default_upstream")?;
-        Ok(registries.taking_any(self.unlisted().is_some()))
+    pub fn registries(&self) -> &Registries {
+        &self.registries
     }
 
-    /// What is asked for registries that are not listed; `None` if nobody is.
+    /// The upstream for registries that are not listed, which is asked by way of the parents alone; `None` if such
+    /// registries are refused.
     pub fn unlisted(&self) -> Option<upstream::Config> {
         upstream::Config::unlisted(self.parents.as_ref()?, self.offline)
     }
@@ -211,26 +75,11 @@ impl Config {
         self.upstreams.iter().cloned().chain(self.unlisted()).collect()
     }
 
-    /// What the store must know.
+    /// The limits of the store.
     pub fn limits(&self) -> store::Limits {
         let listed = || self.upstreams.iter().map(|upstream| upstream.registry.clone()).collect();
         let sharing = self.unlisted().is_some().then(listed);
         store::Limits { sharing, ..self.cache.limits(self.pins.clone()) }
-    }
-
-    /// Applies what is said once for all, `offline` and `[parents]`, to every upstream that there is by now, and names what is
-    /// pinned as they are named.
-    pub fn settle(&mut self) {
-        // Without an answer there is no configuration that could be used.
-        if let Ok(registries) = self.registries() {
-            for pin in &mut self.pins {
-                pin.image = registries.image(pin.image.clone());
-            }
-        }
-        for upstream in &mut self.upstreams {
-            upstream.offline |= self.offline;
-            upstream.parents = self.parents.clone().filter(|_| upstream.has_parents && !upstream.mirror);
-        }
     }
 
     /// How fresh tags must be.
@@ -253,32 +102,13 @@ impl Config {
         }
     }
 
-    /// Checks what no section can check alone.
+    /// Checks that it can be served: neither plane must be open to those that it is not meant for. A command that serves
+    /// nothing may do without.
     ///
     /// # Errors
     /// Names the keys and what to do.
     pub fn check(&self) -> anyhow::Result<()> {
-        ensure!(!self.http.listen.is_empty(), "http.listen: expected at least one address");
-        for (number, upstream) in self.upstreams.iter().enumerate() {
-            ensure!(
-                self.upstreams[..number].iter().all(|other| other.registry != upstream.registry),
-                "upstream {}: expected one [[upstream]] for each registry; several endpoints go into one",
-                upstream.registry
-            );
-            ensure!(
-                !upstream.endpoints.is_empty(),
-                "upstream {}: endpoints: expected at least one URL",
-                upstream.registry
-            );
-            ensure!(
-                upstream.fallbacks.iter().all(|fallback| !fallback.endpoints.is_empty()),
-                "upstream {}: fallback: endpoints: expected at least one URL",
-                upstream.registry
-            );
-        }
         self.admin.check()?;
-        let has_endpoints = self.parents.as_ref().is_none_or(|parents| !parents.endpoints.is_empty());
-        ensure!(has_endpoints, "parents: endpoints: expected at least one URL");
         let private = self.all_upstreams().into_iter().find(upstream::Config::has_identity);
         if let (Some(address), Some(upstream)) = (self.http.open_listener(), private) {
             bail!(
@@ -291,98 +121,16 @@ impl Config {
     }
 }
 
-/// Line, key, value and what was expected. What could be a login is not shown: people paste what they are shown.
-fn describe(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message();
-    let Some(span) = error.span().filter(|span| text.is_char_boundary(span.start)) else {
-        return without_quoted(message);
-    };
-    let before = &text[..span.start];
-    let number = before.matches('\n').count() + 1;
-    let line = text.lines().nth(number - 1).unwrap_or_default().trim();
-    let section = before.lines().rev().find(|line| line.trim_start().starts_with('[')).unwrap_or_default();
-    let plain = line.replace(NO_LOGIN, "");
-    let is_about = |word: &&str| plain.contains(word) || section.contains(word);
-    let may_be_login = MAY_BE_LOGIN.iter().any(is_about) || line.contains('@');
-    let key = match line.split_once('=') {
-        // A value of several lines may have such a sign in it.
-        Some((key, _)) if !may_be_login || is_key(key) => key.trim(),
-        _ if may_be_login => "a login",
-        _ => line,
-    };
-    if may_be_login {
-        return format!("line {number}: {key}: {}", without_quoted(message));
-    }
-    let value = match text.get(span).unwrap_or_default() {
-        value if value.is_empty() || value == key || value.contains(['@', '\n']) => String::new(),
-        value => format!(" {value}:"),
-    };
-    let path = path_to(&before[before.rfind('\n').map_or(0, |end| end + 1)..]);
-    format!("line {number}: {}:{value} {message}", path.as_deref().unwrap_or(key))
-}
-
-/// The key of what comes behind the beginning of a line, with those of the tables in that line that it is in:
-/// `limits = { connections = 1, bytes_per_second = ` is about `limits.bytes_per_second`. None where that cannot be told.
-fn path_to(line: &str) -> Option<String> {
-    let (mut tables, mut key, mut begin) = (Vec::new(), "", 0);
-    for (at, c) in line.char_indices() {
-        match c {
-            '=' => key = line[begin..at].trim(),
-            '{' => tables.push(std::mem::take(&mut key)),
-            '}' => key = tables.pop()?,
-            ',' => {}
-            _ => continue,
-        }
-        begin = at + 1;
-    }
-    tables.push(key);
-    let path: Vec<_> = tables.into_iter().filter(|key| !key.is_empty()).collect();
-    (!path.is_empty() && path.iter().all(|key| is_key(key))).then(|| path.join("."))
-}
-
-/// Whether a text in front of a `=` is a key, or several joined by dots, and nothing besides.
-fn is_key(text: &str) -> bool {
-    text.trim().chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-}
-
-/// A message without the values that it quotes. Numbers stand in backticks, as do the names of keys.
-fn without_quoted(message: &str) -> String {
-    // A quote within a value has a backslash before it, and so has a backslash.
-    let plain = message.replace("\\\\", "").replace("\\\"", "");
-    let parts = plain.split('"').enumerate();
-    let unquoted: String = parts.map(|(at, part)| if at % 2 == 0 { part } else { "\"…\"" }).collect();
-    let parts = unquoted.split('`').enumerate();
-    let show = |(at, part): (usize, &str)| match at % 2 {
-        0 => part.to_owned(),
-        _ if part.contains('@') => "`…`".to_owned(),
-        _ if part.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) => "`…`".to_owned(),
-        _ => format!("`{part}`"),
-    };
-    parts.map(show).collect()
-}
-
-/// `$XDG_DATA_HOME/berth`; without it `/var/lib/berth` for root and `~/.local/share/berth` for others.
-fn data_dir_default() -> PathBuf {
-    // As the XDG specification has it, a path that is not absolute counts as none.
-    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(data) = set("XDG_DATA_HOME") {
-        return data.join("berth");
-    }
-    match set("HOME") {
-        Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/share/berth"),
-        _ => PathBuf::from("/var/lib/berth"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::raw::data_dir_default;
+    use super::settle::PUBLIC_REGISTRIES;
     use super::*;
 
     fn read(text: &str) -> anyhow::Result<Config> {
-        let mut config = Config::parse(text)?;
-        config.add_public_registries();
-        config.settle();
-        config.registries()?;
+        let config = Config::settle(RawConfig::parse(text)?)?;
         config.check()?;
         Ok(config)
     }
@@ -390,9 +138,9 @@ mod tests {
     #[test]
     fn the_sample_file_has_every_setting_at_its_default() {
         let sample = include_str!("../config/berth.toml");
-        let mut config: Config = toml::from_str(sample).unwrap();
+        let mut config: RawConfig = toml::from_str(sample).unwrap();
         config.data_dir = data_dir_default();
-        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+        assert_eq!(format!("{config:?}"), format!("{:?}", RawConfig::default()));
 
         // What is shown behind a `#` without a space has no default, or is one entry of a list; all of it is
         // read, and the entry of a tag rule has the defaults that it claims.
@@ -400,7 +148,7 @@ mod tests {
             Some(setting) if !setting.starts_with(' ') => setting,
             _ => line,
         });
-        let all: Config = toml::from_str(&uncommented.collect::<Vec<_>>().join("\n")).unwrap();
+        let all: RawConfig = toml::from_str(&uncommented.collect::<Vec<_>>().join("\n")).unwrap();
         let default = Rule { pattern: all.tags[0].pattern.clone(), ..Rule::default() };
         assert_eq!(format!("{:?}", all.tags[0]), format!("{default:?}"));
         assert_eq!(all.upstreams[0].timeouts, upstream::Timeouts::default());
@@ -458,21 +206,6 @@ mod tests {
         assert_eq!(config.upstreams.len(), PUBLIC_REGISTRIES.len());
         assert!(read("public_registries = false").is_err(), "the default upstream is then not configured");
         assert!(read("public_registries = false\ndefault_upstream = \"none\"").unwrap().upstreams.is_empty());
-    }
-
-    #[test]
-    fn flags_replace_and_add_upstreams() {
-        let mut config: Config =
-            toml::from_str("[[upstream]]\nregistry = \"docker.io\"\nendpoints = [\"https://a.example\"]")
-                .unwrap();
-        let flags =
-            ["docker.io=http://127.0.0.1:1", "x.example=http://127.0.0.1:2", "docker.io=http://127.0.0.1:3"];
-        config.set_upstreams(&flags.map(str::to_owned)).unwrap();
-        assert_eq!(config.upstreams.len(), 2);
-        assert_eq!(config.upstreams[0].endpoints.len(), 2);
-        for bad in ["docker.io", "=http://x", "docker.io=ftp://x", "docker.io=http://user:secret@x"] {
-            assert!(config.set_upstreams(&[bad.to_owned()]).is_err(), "{bad}");
-        }
     }
 
     #[test]

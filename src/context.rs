@@ -1,5 +1,5 @@
-//! What is known of a request besides what it asks for: which client it is of, which berths it has come through, and
-//! how long it may wait. Everything that is done for a request has it, so that all work has an owner.
+//! What is known of a request besides what it asks for: its client, the berths that it has come through, and how long it may
+//! wait. Everything that is done for a request has it, so that all work has an owner.
 //!
 //! A berth that is asked by another says its own id in the answer's [`Via`](via), and with [`PUBLIC`] whether the
 //! content is for everybody; with [`DEADLINE`] the one that asks says how long it waits.
@@ -31,42 +31,44 @@ use tokio::time::Instant;
 use crate::sync::Progress;
 use via::{Instance, hops};
 
-/// Berths that a request may have come through: more tiers than any site has.
+/// The number of berths that a request may have come through: more tiers than any site has.
 pub const HOPS_MAX: usize = 4;
-/// How many milliseconds the berth that asks will wait for the head of the answer.
+/// The header that says how long, in milliseconds, the berth that asks waits for the head of the response.
 pub const DEADLINE: HeaderName = HeaderName::from_static("berth-deadline");
-/// Which of its clients a berth asks for, as a number that means nothing elsewhere. Parents alone are told.
+/// The header that says for which of its clients a berth asks, as a number that means nothing elsewhere. It is sent to
+/// parents only.
 const CLIENT: HeaderName = HeaderName::from_static("berth-client");
-/// Whether a content came without any credential from its registry (`?1`, RFC 9651), so that it is for everybody.
+/// The header that says (`?1`, RFC 9651) that a content came from its registry without a credential, and so is public.
 pub const PUBLIC: HeaderName = HeaderName::from_static("berth-public");
-/// Whether it is another registry, a fallback, that claims to have a content (`?1`): its word is not the registry's.
+/// The header that says (`?1`) that another registry, a fallback, claims to have a content, and not the registry itself.
 pub const FALLBACK: HeaderName = HeaderName::from_static("berth-fallback");
-/// Whether the registry that was named is none that the answering berth asks (`?1`): that is no word of the registry's own.
+/// The header that says (`?1`) that the answering berth does not ask the registry that was named: the refusal is not the
+/// registry's.
 const UNKNOWN_REGISTRY: HeaderName = HeaderName::from_static("berth-unknown-registry");
 const YES: HeaderValue = HeaderValue::from_static("?1");
-/// The part of its time that the berth that asks needs to receive the answer and to go on.
+/// The divisor of a peer's deadline for the time that it needs itself to receive the response and to go on.
 const MARGIN_PART: u32 = 8;
-/// The part of the time that there is for a question to which there is another answer than its own.
+/// The part of the remaining time that may be spent on a check whose failure can be answered from the cache.
 const CHECK_PART: f64 = 0.75;
-/// A shorter wait is not believed, and not asked for: little could be done in it, and others may join in what was begun
-/// for it. After four tiers a check still has twice as long.
+/// The shortest wait that is believed of a peer, and that a parent is told: little could be done in less, and other requests
+/// may join the work that was begun for it. After four tiers a check still has twice as long.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// For whom something is done. What is scarce is shared out by it.
+/// The client that work is done for. Limits are shared out by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Client {
-    /// A request from this address, which has no login.
+    /// A client at this address, without a login.
     At(IpAddr),
-    /// A request with this login, from wherever.
+    /// A client with this login, at any address.
     Login(Login),
-    /// A client of another berth, which has passed its request on.
+    /// A client of another berth, which passed its request on.
     Behind(Behind),
-    /// berth itself, behind any request.
+    /// berth itself: no client waits.
     #[default]
     Own,
 }
 
-/// A login by its name, hashed: two that have one hash by chance share what is scarce, and no more.
+/// The hash of a login's name. Two names that have one hash by chance share their limits, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Login(u64);
 
@@ -77,40 +79,40 @@ impl Login {
     }
 }
 
-/// A client of another berth, hashed as that names it.
+/// The hash of what another berth calls one of its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Behind(u64);
 
-/// A hash that only this process can make.
+/// A hash with a key of this process.
 fn hash(value: impl Hash) -> u64 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     KEY.hash_one(value)
 }
 
-/// What is known of a request besides what it asks for. The default is of berth's own work.
+/// What is known of a request besides what it asks for. The default is that of berth's own work.
 #[derive(Clone, Debug, Default)]
 pub struct RequestContext {
     client: Client,
     hops: Vec<Instance>,
-    /// Whether the berth that has passed it on is a peer.
+    /// Whether it was passed on by a peer.
     is_proven: bool,
     /// Whether the registry itself is to be asked.
     is_local: bool,
-    /// Whether that is for where it has come from: a client's own request would go to a parent.
+    /// Whether it is so because of the berths that it has come through, where a client's own request would go to a parent.
     is_bypass: bool,
-    /// When the berth that asks will wait no longer, with time left for it to go on.
+    /// When the response must be there so that the berth that asks can still go on.
     until: Option<Instant>,
-    /// What the shared work that is done for it hears.
+    /// The progress of the shared work that is done for it.
     progress: Option<Progress>,
 }
 
 impl RequestContext {
-    /// What a request of the client, or the berth, at this address says about itself.
+    /// The context of a request from this address, by what its headers say.
     pub fn read(client: IpAddr, headers: &HeaderMap) -> Self {
         Self { client: Client::At(client), hops: hops(headers), ..Self::default() }
     }
 
-    /// The same, now that it is known to come from a peer, if a berth has passed it on.
+    /// The same, once it is known to come from a peer. Without a berth in its `Via` it is that peer's own request.
     pub fn from_peer(self, headers: &HeaderMap) -> Self {
         let Some(first) = self.hops.first() else { return self };
         let named = headers.get(CLIENT).and_then(|value| u64::from_str_radix(value.to_str().ok()?, 16).ok());
@@ -138,34 +140,34 @@ impl RequestContext {
         self.hops.is_empty()
     }
 
-    /// Whether it has come through this very process before, or so far that it must go round in some circle.
+    /// Whether it has come through this process before, or through so many berths that it must be in a loop.
     pub fn is_loop(&self) -> bool {
         self.hops.len() > HOPS_MAX || self.hops.contains(&Instance::own())
     }
 
-    /// Whether a berth that it is passed on to will not take it for a loop.
+    /// Whether the next berth will not take it for a loop.
     pub fn may_go_on(&self) -> bool {
         self.hops.len() < HOPS_MAX
     }
 
-    /// Whether it may go round the parents: it begins here, or a peer has passed it on.
+    /// Whether it may bypass the parents: it begins here, or a peer has passed it on.
     pub fn may_bypass(&self) -> bool {
         self.is_of_client() || self.is_proven
     }
 
-    /// The same, for shared work that hears how far it has come.
+    /// The same, for shared work with this progress.
     pub fn with_progress(self, progress: Progress) -> Self {
         Self { progress: Some(progress), ..self }
     }
 
-    /// Upstream has begun to answer.
+    /// Notes that upstream has begun to answer.
     pub fn answered(&self) {
         if let Some(progress) = &self.progress {
             progress.answered();
         }
     }
 
-    /// Berths that it has come through: it may wait for work of this level and of higher ones.
+    /// The number of berths that it has come through. It may wait for work of this level and of higher ones.
     pub fn hops(&self) -> usize {
         self.hops.len()
     }
@@ -175,13 +177,13 @@ impl RequestContext {
         if self.is_local { usize::MAX } else { self.hops.len() }
     }
 
-    /// At most `wait`, and no longer than who asks.
+    /// The shorter of `wait` and the time until its deadline.
     pub fn patience(&self, wait: Duration) -> Duration {
         let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
         left.map_or(wait, |left| wait.min(left))
     }
 
-    /// At most `wait`, and so that who asks has an answer in time even if this is in vain.
+    /// As [`RequestContext::patience`], with time left to answer in another way if the wait is in vain.
     pub fn patience_to_check(&self, wait: Duration) -> Duration {
         match self.until {
             Some(_) => wait.min(self.patience(Duration::MAX).mul_f64(CHECK_PART)),
@@ -189,89 +191,89 @@ impl RequestContext {
         }
     }
 
-    /// The same for somebody who waits for `wait` at most.
+    /// The same with a deadline after `wait` at the latest.
     pub fn within(&self, wait: Duration) -> Self {
         let until = Instant::now() + self.patience(wait);
         Self { until: Some(until), ..self.clone() }
     }
 
-    /// The same, but the registry itself is to be asked.
+    /// The same, but the registry itself is asked.
     pub fn local(&self) -> Self {
         Self { is_local: true, ..self.clone() }
     }
 
-    /// The same, but the registry itself is to be asked, although a client's own request would go to a parent.
+    /// The same, but the registry itself is asked, although a client's own request would go to a parent.
     pub fn bypass(&self) -> Self {
         Self { is_bypass: true, ..self.local() }
     }
 
-    /// Whether it passes by the parents that others have: what comes of it says nothing about what these will hear.
+    /// Whether it bypasses parents that other requests go to. What it is answered says nothing about those.
     pub fn is_bypass(&self) -> bool {
         self.is_bypass
     }
 
-    /// Whether the registry itself is to be asked.
+    /// Whether the registry itself is asked.
     pub fn is_local(&self) -> bool {
         self.is_local
     }
 
-    /// Whether it has come through that berth.
+    /// Whether it has come through this berth.
     pub fn has(&self, instance: Instance) -> bool {
         self.hops.contains(&instance)
     }
 
-    /// Says to an endpoint which berths the request has come through.
+    /// Adds `Via`, which tells an endpoint the berths that the request has come through.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         let hops = self.hops.iter().copied().chain([Instance::own()]);
         let via: Vec<_> = hops.map(|hop| format!("1.1 {hop}")).collect();
         headers.extend(HeaderValue::try_from(via.join(", ")).map(|via| (VIA, via)));
     }
 
-    /// Says to a parent for whom it is asked, and that its answer is waited for so long.
+    /// Adds what a parent is told: the client that is asked for, and how long the response is waited for.
     pub fn stamp_for_parent(&self, headers: &mut HeaderMap, wait: Duration) {
         if self.client != Client::Own {
             let client = HeaderValue::try_from(format!("{:016x}", hash(self.client)));
             headers.extend(client.map(|client| (CLIENT, client)));
         }
-        // Who began this work may have left meanwhile, and others wait for it.
+        // The request that began this work may have left meanwhile, while others wait for it.
         let patience = Some(self.patience(wait)).filter(|patience| *patience >= WAIT_MIN).unwrap_or(wait);
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         headers.insert(DEADLINE, milliseconds.into());
     }
 }
 
-/// Says to the berth that asked who answers.
+/// Adds `Via`, which tells the berth that asked which berth answers.
 pub fn introduce(headers: &mut HeaderMap) {
     let via = HeaderValue::try_from(format!("1.1 {}", Instance::own()));
     headers.extend(via.map(|via| (VIA, via)));
 }
 
-/// Says to the berth that asked that the content is for everybody.
+/// Tells the berth that asked that the content is public.
 pub fn declare_public(headers: &mut HeaderMap) {
     headers.insert(PUBLIC, YES);
 }
 
-/// Says to the berth that asked that the registry itself has not said so.
+/// Tells the berth that asked that a fallback answers, and not the registry itself.
 pub fn declare_fallback(headers: &mut HeaderMap) {
     headers.insert(FALLBACK, YES);
 }
 
-/// Says to the berth that asked that the registry which it has named is not asked here.
+/// Tells the berth that asked that the registry which it named is not asked here.
 pub fn declare_unknown_registry(headers: &mut HeaderMap) {
     headers.insert(UNKNOWN_REGISTRY, YES);
 }
 
-/// Whether an answer says so.
+/// Whether a response says that the registry is not asked there.
 pub fn is_unknown_registry(headers: &HeaderMap) -> bool {
     headers.get(UNKNOWN_REGISTRY) == Some(&YES)
 }
 
-/// Whether an answer is said to be a fallback's.
+/// Whether a response says that it is a fallback's.
 pub fn is_fallback(headers: &HeaderMap) -> bool {
     headers.get(FALLBACK) == Some(&YES)
 }
 
-/// Whether an answer is said to be for everybody.
+/// Whether a response says that its content is public.
 pub fn is_public(headers: &HeaderMap) -> bool {
     headers.get(PUBLIC) == Some(&YES)
 }
@@ -318,7 +320,7 @@ mod tests {
     #[test]
     fn whoever_is_no_peer_has_no_deadline() {
         let mut headers = HeaderMap::new();
-        headers.insert(VIA, format!("1.1 {}", Instance(1)).parse().unwrap());
+        headers.insert(VIA, format!("1.1 {}", Instance::numbered(1)).parse().unwrap());
         headers.insert(DEADLINE, "1000".parse().unwrap());
         let read = || RequestContext::read(Ipv4Addr::LOCALHOST.into(), &headers);
         let most = Duration::from_secs(19);
@@ -329,7 +331,7 @@ mod tests {
     #[test]
     fn only_berths_count_and_more_than_four_or_oneself_are_a_loop() {
         let own = format!("1.1 {}", Instance::own());
-        let other = |number: u64| format!("1.1 {}", Instance(number));
+        let other = |number: u64| format!("1.1 {}", Instance::numbered(number));
         let check = |via: &[&str], hops: usize, is_loop: bool| {
             let context = context(via, None);
             assert_eq!((context.hops(), context.is_loop()), (hops, is_loop), "{via:?}");
@@ -349,7 +351,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_tier_waits_less_than_the_one_before() {
         let most = Duration::from_secs(19);
-        let via = format!("1.1 {}", Instance(1));
+        let via = format!("1.1 {}", Instance::numbered(1));
         let check = |deadline: Option<&str>, expected: f64| {
             let patience = context(&[&via], deadline).patience(most);
             assert_eq!(patience, Duration::from_secs_f64(expected), "{deadline:?}");

@@ -1,8 +1,8 @@
-//! Files that people write, and the one way to read them: certificates, keys, logins, passwords, tokens, profiles.
+//! The one way to read files that people write: certificates, keys, logins, passwords, tokens, profiles.
 //!
-//! Whoever wrote them may have used an editor that marks a file with a BOM or ends lines as Windows does, and anything may
-//! stand in the place of a file by the time that it is read. So what is read is a regular file of bounded size, without
-//! its BOM, and text has plain line ends; and what cannot be read is named for what it is.
+//! Some editors mark a file with a BOM or end lines as Windows does, and anything may be in the place of a file by the time
+//! that it is read. So what is read is a regular file of bounded size, without its BOM, and text has plain line ends. The
+//! error of a file that cannot be read says what is there instead.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read as _};
@@ -11,18 +11,18 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// The longest file that is read: a bundle of all the world's authorities is a tenth of it.
+/// The size in bytes of the longest file that is read: a bundle of all the world's authorities is a tenth of it.
 pub const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// How UTF-8 begins in files of some editors.
+/// The bytes that UTF-8 begins with in files of some editors.
 pub const BOM: &[u8] = b"\xef\xbb\xbf";
-/// How UTF-16 begins: little-endian, as PowerShell writes it, or big-endian.
+/// The bytes that UTF-16 begins with: little-endian, as PowerShell writes it, or big-endian.
 const UTF_16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Reads a file, which anything may have taken the place of.
+/// Reads a file. Something else may have taken its place.
 ///
 /// # Errors
-/// When it cannot be read, is something else than a file, such as a pipe that nobody writes to, has more than 4 MiB, or is
+/// When it cannot be read, is something else than a file, such as a pipe that nothing writes to, has more than 4 MiB, or is
 /// in UTF-16.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     content(open(path, OFlags::empty())?)
@@ -36,7 +36,7 @@ pub fn read_text(path: &Path) -> io::Result<String> {
     text(read(path)?)
 }
 
-/// Opens a file without waiting for anybody.
+/// Opens a file without waiting, as for the writer of a pipe.
 ///
 /// # Errors
 /// When it cannot be opened, or is something else than a file.
@@ -51,7 +51,7 @@ pub fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     }
 }
 
-/// What an open file holds, without a BOM.
+/// Reads the content of an open file, without a BOM.
 ///
 /// # Errors
 /// When it cannot be read, has more than 4 MiB, or is in UTF-16.
@@ -70,7 +70,7 @@ pub fn content(file: impl io::Read) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Content as text; every line ends with `\n`.
+/// Reads content as text. Every line ends with `\n`.
 ///
 /// # Errors
 /// When it is not UTF-8.
@@ -83,7 +83,7 @@ fn invalid(expected: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, expected)
 }
 
-/// What something is that is no file.
+/// The kind of something that is no file.
 fn other_kind(found: FileType) -> Option<&'static str> {
     match found {
         it if it.is_file() => None,

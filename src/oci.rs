@@ -3,6 +3,7 @@
 pub mod digest;
 pub mod document;
 pub mod error;
+pub mod graph;
 pub mod image;
 pub mod json;
 pub mod link;

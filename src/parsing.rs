@@ -1,13 +1,13 @@
-//! Documents of strangers: how many bytes of them are in memory at once, and where they are parsed.
+//! Bounds the memory that documents of strangers take, and parses large ones off the runtime.
 //!
 //! A manifest or a list may have four megabytes, takes some ten milliseconds to read and comes whenever a client asks
-//! for one. So a large one takes its place among `BYTES_MAX` bytes before it is read from the network, and gives
-//! that up when what it said is stored; and it is parsed on a thread that may block, never on the runtime's, where all
-//! other requests would wait for it.
+//! for one. So a large one takes a place among `BYTES_MAX` bytes before it is read from the network, and gives that up when
+//! what it said is stored; and it is parsed on a thread that may block, never on the runtime's, where all other requests
+//! would wait for it.
 //!
-//! Places are [shared](crate::shares) between the registries that send documents and the clients for whom: one owner alone
-//! may have all but an eighth, in which any other's document fits at once. A document waits for its place once and has
-//! it whole, so that no two halves wait for each other, and whoever has one waits for no other meanwhile.
+//! Places are [shared](crate::shares) between the registries that send documents and the clients that these are for: one
+//! owner alone may have all but an eighth, in which any other's document fits at once. A document waits for its place once
+//! and has it whole, so that no two halves wait for each other, and work that has one place waits for no other meanwhile.
 //!
 //! Small documents, which nearly all are, take no place and are parsed where they are. [`SMALL_BYTES`] of an honest index
 //! take 0.14 ms, hashed another 0.04 ms, and the worst that was found for the parser 0.4 ms: less than it matters to the
@@ -19,15 +19,16 @@ use std::sync::LazyLock;
 
 use crate::shares::{Busy, Limits, Owner, Permit, Shares};
 
-/// A document of up to this takes no place.
+/// The size in bytes up to which a document takes no place.
 pub const SMALL_BYTES: usize = 64 * 1024;
-/// Bytes of large documents in memory at once: eight of the largest.
+/// The bytes of large documents in memory at once: eight of the largest.
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// No document counts for more, so that each fits into the eighth that is left to others: manifests may have a twentieth
-/// more.
+/// The bytes that a document counts for at most, so that each fits into the eighth that is left to others. Manifests may
+/// have a twentieth more.
 const COUNTED_BYTES_MAX: u64 = BYTES_MAX / 8;
-/// Documents that wait for a place, of all and of one owner: more would wait for longer than their clients do.
+/// The number of documents that may wait for a place: more would wait for longer than their clients do.
 const WAITING_MAX: usize = 4096;
+/// The same of one owner.
 const WAITING_OF_ONE_MAX: usize = 1024;
 
 /// The places of this process, whose memory it is.
@@ -48,7 +49,7 @@ impl fmt::Debug for Place {
     }
 }
 
-/// Waits for a place for a document of so many bytes; a small one has it at once.
+/// Waits for a place for a document of `bytes`. A small one needs none.
 ///
 /// # Errors
 /// [`Busy`], if too many wait already.
@@ -64,8 +65,8 @@ async fn take(places: &Shares, owner: Owner, bytes: usize) -> Result<Place, Busy
     Ok(Place { _permit: Some(places.acquire(owner, counted).await?) })
 }
 
-/// Does work on a document of so many bytes that is in memory, on a thread that may take its time if it is a large one.
-/// A panic of the work is one of the caller.
+/// Does work on a document of `bytes` that is in memory: a large one's on a thread that may block. A panic of the work is
+/// resumed in the caller.
 pub async fn parse<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if bytes <= SMALL_BYTES {
         return work();

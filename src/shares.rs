@@ -1,17 +1,17 @@
-//! Shares of what is scarce: a semaphore that no owner can take the whole of.
+//! Shares of a limit: a semaphore that no owner can take the whole of.
 //!
 //! Every piece of work has an [`Owner`] (registry, client), and no owner can take the whole of a limit from others. Shares
-//! are work-conserving: a lone owner may use all that nobody asks for, minus a small reserve, and the reserve is what the
-//! next owner finds at once. What is scarce is shared out between registries, and what a registry has between its clients.
-//! How it is decided is in `table`, which knows no time and no task.
+//! are work-conserving: a lone owner may use all that nothing else asks for, minus a small reserve, and the reserve is what
+//! the next owner finds at once. A limit is shared out between registries, and the part of a registry between its clients.
+//! `table` decides, and knows no time and no task.
 //!
-//! Those who wait for more than there is are served in turn: what is released goes to the registry that has least, there
+//! Requests that wait for more than there is are served in turn: what is released goes to the registry that has least, there
 //! to the client that has least, and to the oldest of its requests. The queue is bounded, and so are the places in it that
 //! one owner may take. A future that is dropped has left the queue; a [`Permit`] that is dropped is released.
 //!
-//! Who holds a permit for long asks it now and then whether it should [`give_way`](Permit::give_way).
+//! A holder that keeps a permit for long asks it now and then whether it should [`give_way`](Permit::give_way).
 //!
-//! There is one lock, held for a pass over those who wait and hold, and never across an await.
+//! There is one lock, held for a pass over those that wait and hold, and never across an await.
 
 mod table;
 
@@ -27,68 +27,68 @@ use crate::oci::Registry;
 use crate::sync::lock;
 use table::Table;
 
-/// Who has work done.
+/// The owner of a piece of work: a client, at a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// The registry that is asked.
     pub registry: Registry,
-    /// For whom.
+    /// The client that it is done for.
     pub client: Client,
 }
 
 impl Owner {
-    /// What is done at `registry` for `client`.
+    /// The owner of what is done at `registry` for `client`.
     pub fn new(registry: &Registry, client: Client) -> Self {
         Self { registry: registry.owner(), client }
     }
 }
 
-/// How much there is, and how many may wait for it.
+/// The size of a limit, and of its queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Units to share out: seats, bytes.
+    /// The units to share out, such as seats or bytes.
     pub total: u64,
-    /// Requests in the queue, of all owners. Beyond it whoever has most in the queue loses the youngest.
+    /// The number of requests in the queue, of all owners. Beyond it the owner that has most of them loses its youngest.
     pub waiting: usize,
-    /// Requests in the queue, of one owner.
+    /// The number of requests in the queue, of one owner.
     pub waiting_of_one: usize,
 }
 
-/// For whom a permit may be given up.
+/// The owners for which a permit may be given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
-    /// Owners that have less, also afterwards: other registries, or other clients of the same.
+    /// Owners that have less, and still do afterwards: other registries, or other clients of the same.
     Less,
-    /// These, and those who will then have what this one had: whoever has nothing, from whoever has one.
+    /// These, and those that will then have what this one had: an owner that has nothing, from one that has one.
     Next,
     /// These, and the same owner.
     Same,
 }
 
-/// The queue is longer than what could be served in time.
+/// The error of a full queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many wait for the same already")]
 pub struct Busy;
 
-/// Something scarce, and those who have some of it or wait for some. Clones share it.
+/// A limit, with those that hold some of it or wait for some. Clones share it.
 #[derive(Clone)]
 pub struct Shares(Arc<Mutex<State>>);
 
 struct State {
     table: Table,
-    /// Whoever waits, by the number of its ticket.
+    /// Where those that wait hear that they are served, by the numbers of their tickets.
     answers: HashMap<u64, oneshot::Sender<Result<(), Busy>>>,
 }
 
 impl State {
-    /// Serves whoever can be served now.
+    /// Serves all that can be served now.
     fn settle(&mut self) {
         while let Some(number) = self.table.grant() {
             self.answer(number, Ok(()));
         }
     }
 
-    /// One that does not listen any more has not let go of its ticket yet, and will.
+    /// Tells the holder of a ticket. One that does not listen any more is just letting go of its ticket.
     fn answer(&mut self, number: u64, answer: Result<(), Busy>) {
         let listens = self.answers.remove(&number).map(|sender| sender.send(answer));
         debug_assert!(listens.is_some(), "every ticket in the queue has somebody who waits for it");
@@ -96,12 +96,12 @@ impl State {
 }
 
 impl Shares {
-    /// All of it free.
+    /// A limit of which nothing is taken.
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Mutex::new(State { table: Table::new(limits), answers: HashMap::new() })))
     }
 
-    /// So much of it for `owner`, as soon as it is its turn. More than one owner may have is cut to that.
+    /// Waits for `amount` of it for `owner`. An amount that is more than one owner may have is cut to that.
     ///
     /// # Errors
     /// [`Busy`], at once or when others have displaced it in the queue.
@@ -166,14 +166,14 @@ impl Drop for Waiting {
         if state.answers.remove(&self.number).is_some() {
             state.table.leave(&self.owner, self.number);
         } else if let Ok(Ok(())) = self.answer.try_recv() {
-            // Its turn came, and nobody was there to hear of it.
+            // It was served, and has not heard of it.
             state.table.release(&self.owner, self.amount, false);
         }
         state.settle();
     }
 }
 
-/// Some of what is scarce, until it is dropped.
+/// Some of a limit, until it is dropped.
 pub struct Permit {
     shares: Shares,
     owner: Owner,
@@ -182,8 +182,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether its holder should let go of it now: so much is waited for, and not enough others have been told the same.
-    /// Once it is so, it stays so.
+    /// Whether its holder should let go of it now: that much is waited for, and not enough other holders have been told the
+    /// same. Once it is true, it stays so.
     pub fn give_way(&mut self, to: To) -> bool {
         if !self.is_giving {
             self.is_giving = self.shares.state().table.give_way(&self.owner, self.amount, to);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn is_contended(shares: &Shares) -> bool {
-        shares.state().table.waiting > 0
+        shares.state().table.is_contended()
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
-//! Work that many may ask for and that is done once: whoever comes while it is under way waits for its result.
+//! Single flight: work that many may ask for is done once, and those that ask while it is under way wait for its result.
 //!
-//! The work is a task of its own, owned by nobody's connection: a slow or vanished client never delays the others. It
-//! stops when the last who waited for it has left, so that what nobody wants costs upstream nothing, unless it was begun
-//! [behind](SingleFlight::begin) an answer or is [past the point](Progress::answered) from which it is worth its end. The
-//! table holds only what is under way, so it is bounded by the requests being answered.
+//! The work is a task of its own, owned by no connection: a slow or vanished client never delays the others. It stops when
+//! the last waiter has left, so that what is not wanted costs upstream nothing, unless it was begun
+//! [in the background](SingleFlight::begin) or is [past the point](Progress::answered) from which it is worth finishing. The
+//! table holds only what is under way, so it is bounded by the number of requests.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -31,14 +31,14 @@ impl<K, V> Default for SingleFlight<K, V> {
 struct Flight<V> {
     result: watch::Receiver<Option<V>>,
     progress: Progress,
-    /// Changed under the table's lock alone, so that nobody joins what is being stopped.
+    /// It is changed only under the table's lock, so that nothing joins work that is being stopped.
     waiters: Mutex<Waiters>,
 }
 
 #[derive(Default)]
 struct Waiters {
     count: usize,
-    /// None until it is spawned.
+    /// `None` until the task is spawned.
     task: Option<AbortHandle>,
 }
 
@@ -47,10 +47,10 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// The result of the work for `key`, begun by `work` unless it is under way; true when it was. Work that is begun
-    /// stops when nobody waits for it any more.
+    /// The result of the work for `key`, which is begun by `work` unless it is under way, and whether it was. Work that is
+    /// begun stops when nothing waits for it any more.
     ///
-    /// None if the work panicked: its task is gone and has left no result.
+    /// The result is `None` if the work panicked.
     pub async fn run<F>(&self, key: K, work: impl FnOnce(Progress) -> F) -> (Option<V>, bool)
     where
         F: Future<Output = V> + Send + 'static,
@@ -58,8 +58,8 @@ where
         self.enter(key, work).result().await
     }
 
-    /// The same for somebody who waits for `limit` at most: None after that, and the work goes on, so that it is known
-    /// the next time. It stops if whoever waits leaves before.
+    /// The same, but waits for `limit` at most: then it is `None`, and the work goes on, so that its result is there for the
+    /// next request. The work stops if the last waiter leaves before.
     pub async fn run_within<F>(
         &self,
         limit: Duration,
@@ -77,7 +77,7 @@ where
         ended
     }
 
-    /// Begins the work for `key` unless it is under way, and waits for nothing. It goes on to its end.
+    /// Begins the work for `key` unless it is under way, and does not wait. The work goes on to its end.
     pub fn begin<F>(&self, key: K, work: impl FnOnce(Progress) -> F)
     where
         F: Future<Output = V> + Send + 'static,
@@ -85,7 +85,7 @@ where
         self.enter(key, work).flight.progress.answered();
     }
 
-    /// Whoever comes from now on does not wait for what is under way for these keys, but begins anew.
+    /// Takes the work for these keys out of the table. It goes on, and requests that come from now on begin it anew.
     pub fn detach(&self, is_meant: impl Fn(&K) -> bool) {
         lock(&self.table).retain(|key, _| !is_meant(key));
     }
@@ -120,7 +120,7 @@ where
     }
 }
 
-/// Somebody who waits. The last of them takes the work along, unless that goes on alone.
+/// One that waits for the work. When the last of them is dropped the work stops, unless it goes on alone.
 struct Waiter<K: Eq + Hash, V> {
     table: Arc<Mutex<HashMap<K, Arc<Flight<V>>>>>,
     key: K,
@@ -153,7 +153,7 @@ impl<K: Eq + Hash, V> Drop for Waiter<K, V> {
     }
 }
 
-/// Takes the work out of the table, also when it panics.
+/// Takes the work out of the table when it is dropped, also by a panic.
 struct Leave<K: Eq + Hash, V> {
     table: Arc<Mutex<HashMap<K, Arc<Flight<V>>>>>,
     key: K,

@@ -1,10 +1,12 @@
-//! What berth tells about itself: logs and metrics.
+//! What berth tells about itself: logs (`log_writer`) and [`metrics`].
 //!
-//! Logs go to standard error: for people when it is a terminal, one JSON object a line otherwise. A message
-//! reads alone; what a query needs is in fields. Tokens, credentials and bodies are never logged. Panics are
-//! lines of the log, too.
+//! Logs go to standard error: for people when it is a terminal, one JSON object a line otherwise. A message can be read
+//! alone, and what a query needs is in fields. Tokens, credentials and bodies are never logged. Panics are lines of the log,
+//! too.
+//!
+//! Uses no other room; all that have something to tell use it.
 
-mod lines;
+mod log_writer;
 pub mod metrics;
 
 use std::io::{self, IsTerminal as _};
@@ -15,12 +17,12 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, fmt};
 
-pub use lines::Flush;
+pub use log_writer::Flush;
 pub use metrics::Metrics;
 
-use lines::Lines;
+use log_writer::LogWriter;
 
-/// What is logged unless told otherwise.
+/// The level of the log if none is given.
 pub const LEVEL_DEFAULT: &str = "info";
 
 /// Why logging could not start.
@@ -39,8 +41,8 @@ pub enum Error {
     Thread(#[from] io::Error),
 }
 
-/// Starts logging for the process; `level` is a level or a comma-separated list of `target=level`. The value is
-/// to be kept until the process ends.
+/// Starts logging for the process. `level` is a level or a comma-separated list of `target=level`. The returned value must
+/// be kept until the process ends.
 ///
 /// # Errors
 /// [`Error`], when the level cannot be read or logging was started before.
@@ -48,9 +50,9 @@ pub fn start(level: &str) -> Result<Flush, Error> {
     let filter = filter(level).ok_or_else(|| Error::Level(level.to_owned()))?;
     // sled narrates its own recovery at info; only its complaints are of use to an operator.
     let filter = filter.with_target("sled", LevelFilter::ERROR);
-    let lines = Lines::start(io::stderr())?;
-    let flush = lines.flush_at_end();
-    let layer = fmt::layer().with_writer(lines);
+    let writer = LogWriter::start(io::stderr())?;
+    let flush = writer.flush_at_end();
+    let layer = fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry();
     if io::stderr().is_terminal() {
         registry.with(layer.compact().with_filter(filter)).try_init()?;
@@ -63,8 +65,8 @@ pub fn start(level: &str) -> Result<Flush, Error> {
     Ok(flush)
 }
 
-/// A level or a list of `target=level`. A single word that is no level is a slip of the pen and not, as
-/// `tracing` has it, the one target to hear of.
+/// Reads a level or a list of `target=level`. A single word that is no level is a slip of the pen, and not, as `tracing` has
+/// it, the only target to be logged.
 fn filter(level: &str) -> Option<Targets> {
     let is_plain = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_known = |word: &str| word.contains('=') || is_plain(word.trim());

@@ -1,11 +1,11 @@
-//! Units in the configuration: bytes, bytes per second, how often, shares, and time. One home, so that every key takes
-//! every spelling.
+//! Units in the configuration: sizes, rates, shares and durations. They are all read here, so that every key takes every
+//! spelling.
 //!
 //! | | spelling |
 //! |---|---|
 //! | [`ByteSize`] | `"200GiB"`, `"1.5 TiB"`, `"500MB"`, `"8K"`, `"64kB"`, or a number of bytes |
 //! | [`ByteRate`] | the same, in a second, and more than nothing; `/s` may follow: `"8MiB/s"` |
-//! | [`Given::per_second`] | `10`, `0.5`, `"10/s"` |
+//! | [`PerSecond`] | `10`, `0.5`, `"10/s"` |
 //! | [`percent`] | `"80%"`, `"12.5 %"` |
 //! | [`duration`] | `"90s"`, `"5m"`, `"1h 30m"`, `"1.5h"`, or a number of seconds, such as 300 or 0.5 |
 //!
@@ -21,10 +21,14 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// The longest time that is taken, of 365.25 days a year: nobody means more, and it can be added to the time of any clock.
+/// The longest duration in years of 365.25 days: nobody means more, and it can be added to the time of any clock.
 const YEARS_MAX: u64 = 1000;
 const DURATION_MAX: Duration = Duration::from_secs(YEARS_MAX * 31_557_600);
-/// The largest number up to which a floating-point number has every whole one.
+/// The lowest rate of requests per second: one in an hour. A lower one is a mistake: what waits for it waits in vain.
+const PER_SECOND_MIN: f64 = 1.0 / 3600.0;
+/// The highest rate of requests per second. No machine does more.
+const PER_SECOND_MAX: f64 = 1e9;
+/// The number up to which every whole number has a floating-point number of its own.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// An amount of bytes.
@@ -39,7 +43,7 @@ pub struct ByteSize(pub u64);
 )]
 pub struct InvalidByteSize;
 
-/// The letters of prefixes, each for a further power.
+/// The letters of unit prefixes, each for one more power of 1000 or 1024.
 const PREFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
 
 impl FromStr for ByteSize {
@@ -53,7 +57,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// How many bytes a unit is.
+/// The number of bytes of a unit.
 fn unit_bytes(unit: &str) -> Option<u64> {
     let prefix = unit.strip_suffix('B').unwrap_or(unit);
     let (prefix, base) = prefix.strip_suffix('i').map_or((prefix, 1000_u64), |prefix| (prefix, 1024));
@@ -85,7 +89,7 @@ fn whole(number: f64) -> Option<u64> {
     is_whole.then_some(number as u64)
 }
 
-/// In the largest unit of which it is a whole number.
+/// Shows it in the largest unit of which it is a whole number.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(bytes) = *self;
@@ -107,7 +111,7 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// How fast bytes may go by, in a second.
+/// A rate in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRate(pub NonZeroU64);
 
@@ -135,7 +139,7 @@ impl FromStr for ByteRate {
     }
 }
 
-/// What stands before `/s`, if that stands there.
+/// A text without `/s` at its end.
 fn without_second(text: &str) -> &str {
     text.strip_suffix("/s").map_or(text, str::trim_end)
 }
@@ -152,12 +156,41 @@ impl<'de> Deserialize<'de> for ByteRate {
     }
 }
 
-/// A share of a whole in per cent, from 0 to 100; none if the text is none.
+/// How often something may happen: `10`, or `0.5` for once in two seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerSecond(f64);
+
+impl PerSecond {
+    /// The number per second.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for PerSecond {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let per_second = Given::deserialize(deserializer)?.per_second();
+        let sensible = per_second.filter(|number| (PER_SECOND_MIN..=PER_SECOND_MAX).contains(number));
+        sensible.map(Self).ok_or_else(|| {
+            de::Error::custom(
+                "expected a number per second such as 10, 0.5 or \"10/s\", more than 0.0003 and at most a thousand millions",
+            )
+        })
+    }
+}
+
+impl fmt::Display for PerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.0)
+    }
+}
+
+/// Reads a share of a whole in per cent, from 0 to 100. `None` if the text is something else.
 pub fn percent(text: &str) -> Option<f64> {
     decimal(text.strip_suffix('%')?.trim_end()).filter(|share| *share <= 100.0)
 }
 
-/// A number of digits, and perhaps a point among them.
+/// Reads a number of digits, with at most a point among them.
 fn decimal(text: &str) -> Option<f64> {
     let is_plain = text.starts_with(|c: char| c.is_ascii_digit())
         && text.ends_with(|c: char| c.is_ascii_digit())
@@ -165,7 +198,7 @@ fn decimal(text: &str) -> Option<f64> {
     is_plain.then(|| text.parse().ok())?
 }
 
-/// Why something is no time.
+/// Why something is no duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected a duration such as \"30s\", \"5m\", \"1h 30m\" or \"1.5h\", or a number of seconds, at most {years} years",
@@ -173,7 +206,7 @@ fn decimal(text: &str) -> Option<f64> {
 )]
 pub struct InvalidDuration;
 
-/// A time as the configuration has it: for `deserialize_with`.
+/// Reads a duration, as a serde `deserialize_with`.
 ///
 /// # Errors
 /// [`InvalidDuration`].
@@ -181,12 +214,12 @@ pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, 
     Given::deserialize(deserializer)?.duration().map_err(de::Error::custom)
 }
 
-/// A time as it may be typed.
+/// Shows a duration as it can be typed.
 pub fn show(time: Duration) -> impl fmt::Display {
     humantime::format_duration(time)
 }
 
-/// Whether white space stands within a number, as in `1 30m`: that may have been meant as `1h 30m`.
+/// Whether there is white space within a number, as in `1 30m`, which may have been meant as `1h 30m`.
 fn has_split_number(text: &str) -> bool {
     let mut words = text.split_whitespace();
     let Some(mut before) = words.next() else { return false };
@@ -209,7 +242,7 @@ pub enum Given {
 }
 
 impl Given {
-    /// It, as an amount of bytes.
+    /// Reads it as an amount of bytes.
     ///
     /// # Errors
     /// If it is none.
@@ -221,7 +254,7 @@ impl Given {
         }
     }
 
-    /// It, as bytes per second.
+    /// Reads it as bytes per second.
     ///
     /// # Errors
     /// If it is none, or zero.
@@ -232,7 +265,7 @@ impl Given {
         }
     }
 
-    /// It, as how often something may happen in a second; none if it says nothing of the kind.
+    /// Reads it as a number per second. `None` if it is something else.
     pub fn per_second(&self) -> Option<f64> {
         match self {
             // As exact as anybody means it.
@@ -242,7 +275,7 @@ impl Given {
         }
     }
 
-    /// It, as a time.
+    /// Reads it as a duration.
     ///
     /// # Errors
     /// If it is none.
@@ -311,6 +344,15 @@ mod tests {
     struct Time {
         #[serde(deserialize_with = "duration")]
         n: Duration,
+    }
+
+    #[derive(Deserialize)]
+    struct Frequency {
+        n: PerSecond,
+    }
+
+    fn frequency(value: &str) -> Result<PerSecond, String> {
+        read::<Frequency>(value).map(|frequency| frequency.n)
     }
 
     fn read<T: de::DeserializeOwned>(value: &str) -> Result<T, String> {
@@ -497,6 +539,21 @@ mod tests {
             "[]",
         ] {
             let error = read::<Time>(bad).map(|time| time.n).unwrap_err();
+            assert!(error.contains("expected"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_number_per_second_makes_sense() {
+        assert_eq!(frequency("2").unwrap(), PerSecond(2.0));
+        for (good, expected) in [("'10'", 10.0), ("'10/s'", 10.0), ("'0.5 /s'", 0.5), ("1e3", 1000.0)] {
+            assert_eq!(frequency(good).unwrap(), PerSecond(expected), "{good}");
+        }
+        for bad in [
+            "0", "'0/s'", "-1", "'-1'", "0.0001", "1e10", "nan", "inf", "'inf'", "'1e3'", "'10/m'", "'10 s'",
+            "''", "true",
+        ] {
+            let error = frequency(bad).unwrap_err();
             assert!(error.contains("expected"), "{bad}: {error}");
         }
     }

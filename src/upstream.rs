@@ -72,6 +72,7 @@ mod rename;
 mod retry;
 mod sameness;
 mod secret;
+mod section;
 mod server;
 mod silence;
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Files that are replaced or rewritten under a running daemon, and when to read them again.
+//! Watches files that are replaced or rewritten under a running daemon, and says when to read them again.
 //!
-//! Secrets and configurations of Kubernetes are replaced by a symlink that is swapped, those of others by a rename or in
-//! place, and sometimes one file after the other. So what a path leads to is looked at by its [`Stamp`], every second and
-//! off the runtime, and counts as changed once it has come to rest: half of a rewrite should not be read at all. Whoever
-//! reads it all the same sees a further change after that.
+//! Kubernetes replaces secrets and configurations by swapping a symlink; other tools rename a file over the old one, or write
+//! in place, and sometimes one file after the other. So a path is polled: every second, off the runtime, the [`Stamp`] of what
+//! it leads to is compared. It counts as changed once it has come to rest, so that half of a rewrite is not read. If it is
+//! read all the same, a further change is seen after that.
 
 use std::fs;
 use std::io;
@@ -14,18 +14,18 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-/// How often files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which files are looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a change must stay as it is: a tool that writes in place, or several files, is through by then.
 const REST: Duration = Duration::from_millis(400);
-/// Files that never come to rest are taken as they are after so long.
+/// Files that never come to rest are taken as they are after this time.
 const RESTLESS_MAX: Duration = Duration::from_secs(5);
 
-/// What changes when a file is replaced, rewritten, or made readable: its number, and the seconds and nanoseconds
-/// of its last change. (The time of modification can be set at will, and is, by tools that keep it.)
+/// What changes when a file is replaced, rewritten, or made readable: its inode number, and the seconds and nanoseconds of
+/// its last status change. (The time of modification can be set at will, and some tools do.)
 pub type Stamp = (u64, i64, i64);
 
-/// What a file looks like now; of a symlink, what it leads to.
+/// The stamp of a file as it is now. Symlinks are followed.
 ///
 /// # Errors
 /// When it cannot be looked at.
@@ -34,8 +34,8 @@ pub fn stamp(path: &Path) -> io::Result<Stamp> {
     Ok((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-/// Waits until a file has looked the same twice in a row; then what this returns is what it looks like. None if it did
-/// not come to rest within some seconds, or is not there.
+/// Waits until a file has had the same stamp twice in a row, and returns it. `None` if the file did not come to rest within
+/// some seconds, or is not there.
 pub async fn at_rest(path: &Path) -> Option<Stamp> {
     let since = Instant::now();
     let mut before = None;
@@ -51,21 +51,21 @@ pub async fn at_rest(path: &Path) -> Option<Stamp> {
     None
 }
 
-/// Some files, and what they looked like when they were last read.
+/// A watch over some files: their stamps when they were last read.
 pub struct Watch {
     paths: Vec<PathBuf>,
     seen: Vec<Option<Stamp>>,
 }
 
 impl Watch {
-    /// Watches `paths`, as they are now: to be called before they are read.
+    /// Watches `paths` from now on. It must be called before they are read.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         let seen = stamps(&paths);
         Self { paths, seen }
     }
 
-    /// Watches these besides the first that it was made for, and no others. Each comes with what it looked like when it was
-    /// read: it may have changed since.
+    /// Watches these besides the first path that it was made for, and no others. Each comes with its stamp when it was read,
+    /// since it may have changed meanwhile.
     pub fn follow(&mut self, read: impl IntoIterator<Item = (PathBuf, Option<Stamp>)>) {
         self.paths.truncate(1);
         self.seen.truncate(1);
@@ -75,16 +75,16 @@ impl Watch {
         }
     }
 
-    /// Takes them as they are now, as [`Watch::new`] does: they are about to be read.
+    /// Takes all files as they are now, as [`Watch::new`] does. It must be called before they are read again.
     pub fn look(&mut self) {
         self.seen = stamps(&self.paths);
     }
 
-    /// Waits until they have changed since they were last looked at and have come to rest; then they are to be read
-    /// again. A file that cannot be looked at is a change, too. May be dropped, and called again, at any time.
+    /// Waits until a file has changed since it was last read, and all have come to rest. A file that cannot be looked at is a
+    /// change, too. May be dropped, and called again, at any time.
     pub async fn changed(&mut self) {
         loop {
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
             let mut now = self.stamps().await;
             if now == self.seen {
                 continue;

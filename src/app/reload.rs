@@ -1,15 +1,16 @@
 //! A configuration that changes while berth runs.
 //!
 //! It is read again on SIGHUP, on an order of the admin plane, and when its file changes. What was read is validated
-//! whole and everything that it needs is built before anything changes. It must not change meanwhile, must say something,
-//! and must not open a listener that is closed: a file that is just being written, or was cut off, is often a valid one.
-//! (At start an empty file is right, like none: it takes nothing away.) Then it is put in the place of the old one: for
-//! requests by a single swap, so that each is answered by one of the two. If anything is wrong with it, or differs that
-//! only a restart can change, the old one stays in force, all of it.
+//! whole, and everything that it needs is built, before anything changes. The file must not change meanwhile, must set
+//! something, and must not open a listener that is closed: a file that is just being written, or was cut off, is often a
+//! valid one. (At the start an empty file is right, like none: it takes nothing away.) Then it is put in the place of the
+//! old one: for requests by a single swap, so that each is answered by one of the two. If anything is wrong with it, or
+//! something differs that only a restart can change, the old one stays in force, all of it.
 //!
-//! Requests and transfers under way go on with what they began with. Files that a section names are read when that is
-//! new or has changed; else each is looked after where it is used. They may come later than the configuration that names
-//! them, so one that is refused is tried again, without a word as long as the reason stays the same.
+//! Requests and transfers under way go on with what they began with. Files that a section names are read when that section
+//! is new or has changed; later changes of them are noticed where they are used. Such files may come later than the
+//! configuration that names them, so a configuration that was refused is tried again, and that is logged only if the reason
+//! has changed.
 
 use std::fs;
 use std::future::pending;
@@ -18,26 +19,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tokio::signal::unix::Signal;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::fleet::{self, Fleet, Member};
-use super::status;
+use super::Running;
+use super::signals::ReloadSignal;
+use super::systemd::status;
+use super::upstreams::{self, RunningUpstream};
 use crate::clock::unix_seconds;
-use crate::config::{Changes, Config};
-use crate::http::admin::{Admin, Guard, NotReloaded, Order, Reloaded};
-use crate::http::{self, Data, Serving, Tls, tls};
-use crate::store::{Rate, Store};
+use crate::config::{self, Changes, Config};
+use crate::http::admin::{Guard, NotReloaded, Order, Reloaded};
+use crate::http::{self, Serving, tls};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
 use crate::watch::{Watch, at_rest, stamp};
 
-/// How often a configuration that was refused is tried again.
-const TRY_EVERY: Duration = Duration::from_secs(5);
-/// Why it is read then.
+/// Interval at which a configuration that was refused is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// The cause of such a try, for the log.
 const TRIED_AGAIN: &str = "it was refused, and what it names may be there by now";
 
 /// Where a configuration comes from.
@@ -56,61 +57,46 @@ impl Source {
     }
 }
 
-/// The parts that a configuration is put into.
-pub(super) struct Running {
-    pub(super) config: Config,
-    pub(super) source: Option<Source>,
-    pub(super) fleet: Fleet,
-    pub(super) data: Arc<Data>,
-    pub(super) admin: Arc<Admin>,
-    pub(super) store: Store,
-    pub(super) tls: Option<Tls>,
-    pub(super) scrub: watch::Sender<Rate>,
-    pub(super) metrics: Arc<Metrics>,
-    /// Why the last one that was read is not in force.
-    pub(super) refusal: Option<String>,
-}
-
-/// A configuration with all that it needs, ready to be put in place.
-struct Next {
+/// A configuration with all that it needs, loaded and not in use yet.
+struct Staged {
     config: Config,
-    /// What is different, by its keys.
+    /// The keys of what is different.
     changed: Vec<String>,
-    members: Vec<Member>,
+    members: Vec<RunningUpstream>,
     serving: Serving,
     guard: Guard,
-    /// Other files than before.
+    /// The certificate, if it has other files than before.
     tls: Option<tls::Next>,
 }
 
-/// The one in force, as far as the next must know it.
+/// What the next configuration must know of the one in force.
 struct Before {
     config: Config,
-    members: Vec<Member>,
+    members: Vec<RunningUpstream>,
     serving: Arc<Serving>,
     metrics: Arc<Metrics>,
 }
 
 impl Running {
-    /// Reloads whenever it is told to. Returns when background work has died, which is a fault. May be dropped at any
-    /// time: nothing is changed by halves.
+    /// Reloads whenever it is told to. Returns when the work of an upstream has died, which is a fault. May be dropped at
+    /// any time: nothing is changed by halves.
     pub(super) async fn run(
         &mut self,
-        hang_up: &mut Signal,
+        hang_up: &mut ReloadSignal,
         ordered: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Error {
         self.follow();
         loop {
             let (cause, order) = tokio::select! {
-                died = self.fleet.death() => return died,
+                died = self.upstreams.death() => return died,
                 () = file_changed(self.source.as_mut()) => ("its file has changed", None),
                 Some(()) = hang_up.recv() => ("SIGHUP", None),
                 Some(order) = ordered.recv() => ("the admin plane was told to", Some(order)),
-                () = sleep(TRY_EVERY), if self.refusal.is_some() => (TRIED_AGAIN, None),
+                () = sleep(RETRY_INTERVAL), if self.refusal.is_some() => (TRIED_AGAIN, None),
             };
             let reloaded = self.reload(cause).await;
             if let Some(order) = order {
-                // Whoever gave it may have gone away.
+                // The client that gave it may have gone away.
                 let _ = order.send(reloaded);
             }
         }
@@ -126,7 +112,7 @@ impl Running {
         let (load, file) = (Arc::clone(&source.load), source.path.display().to_string());
         let before = Before {
             config: self.config.clone(),
-            members: self.fleet.members(),
+            members: self.upstreams.members(),
             serving: self.data.serving(),
             metrics: Arc::clone(&self.metrics),
         };
@@ -138,10 +124,10 @@ impl Running {
             ensure!(!is_other, "configuration {file}: expected a regular file");
             let config = load()?;
             ensure!(
-                Config::has_keys(&path)?,
+                config::has_keys(&path)?,
                 "configuration {file}: expected at least one key: a file without any would take back all that the one before says. To run without a configuration, restart berth"
             );
-            let next = Next::build(config, &before).with_context(|| format!("configuration {file}"))?;
+            let next = Staged::build(config, &before).with_context(|| format!("configuration {file}"))?;
             // What was read may else be half of it.
             ensure!(
                 at_rest.is_some() && stamp(&path).ok() == at_rest,
@@ -180,10 +166,10 @@ impl Running {
     }
 
     /// Puts a configuration in place. Returns what is different.
-    fn apply(&mut self, next: Next) -> Vec<String> {
-        let Next { config, changed, members, serving, guard, tls } = next;
-        let before = self.fleet.members();
-        for warning in fleet::warnings(&members, &before) {
+    fn apply(&mut self, next: Staged) -> Vec<String> {
+        let Staged { config, changed, members, serving, guard, tls } = next;
+        let before = self.upstreams.members();
+        for warning in upstreams::warnings(&members, &before) {
             warn!("{warning}");
         }
         self.data.replace(serving);
@@ -191,18 +177,18 @@ impl Running {
         let cache = self.data.cache();
         // First, so that nothing which one of them still says is remembered after that was forgotten.
         for member in before.iter().filter(|member| !is_kept(member, &before, &members)) {
-            member.upstream.retire();
+            member.upstream().retire();
         }
         for member in before.iter().chain(&members).filter(|member| !is_kept(member, &before, &members)) {
-            cache.forget(member.upstream.registry());
+            cache.forget(member.upstream().registry());
         }
-        self.fleet.replace(members);
+        self.upstreams.replace(members);
         let limits = config.limits();
         if limits != self.config.limits() {
             self.store.set_limits(limits);
         }
         let rate = config.cache.scrub;
-        self.scrub.send_if_modified(|current| std::mem::replace(current, rate) != rate);
+        self.scrub_rate.send_if_modified(|current| std::mem::replace(current, rate) != rate);
         if let (Some(current), Some(next)) = (&self.tls, tls) {
             current.replace(next);
         }
@@ -211,43 +197,44 @@ impl Running {
         changed
     }
 
-    /// Watches the files of the configuration that nobody else does.
+    /// Watches the files of the configuration that are not watched where they are used.
     fn follow(&mut self) {
-        let members = self.fleet.members();
+        let members = self.upstreams.members();
         if let Some(source) = &mut self.source {
-            source.watch.follow(members.iter().flat_map(Member::files));
+            source.watch.follow(members.iter().flat_map(RunningUpstream::files));
         }
     }
 }
 
-impl Next {
+impl Staged {
     /// Builds what `config` needs, or fails and has changed nothing.
     fn build(config: Config, before: &Before) -> anyhow::Result<Self> {
-        let Changes { in_place: mut changed, by_restart } = before.config.changes(&config);
+        let Changes { in_place: mut changed, by_restart } = Changes::between(&before.config, &config);
         ensure!(by_restart.is_empty(), "{}", by_restart.join("; "));
         before.config.check_next(&config)?;
-        let registries = config.registries()?;
         http::check(&config.http)?;
-        let members = Member::build_all(&config.all_upstreams(), &before.members, &before.metrics)?;
+        let members = RunningUpstream::build_all(&config.all_upstreams(), &before.members, &before.metrics)?;
         // The section is the same, and what it names is not.
         let rebuilt = members.iter().filter(|member| {
             before.members.iter().any(|old| old.is_configured_as(member) && !old.is(member))
         });
-        changed.extend(rebuilt.map(|member| format!("upstream {}: ca", member.upstream.registry().label())));
+        changed
+            .extend(rebuilt.map(|member| format!("upstream {}: ca", member.upstream().registry().label())));
         let tls = (config.http.tls != before.config.http.tls)
             .then(|| config.http.tls.clone().map(tls::Next::load))
             .flatten()
             .transpose()?;
-        let upstreams = members.iter().map(|member| Arc::clone(&member.upstream)).collect();
+        let upstreams = members.iter().map(|member| Arc::clone(member.upstream())).collect();
         let cache = before.serving.cache().with(upstreams, config.rules(), &config.cache);
         let metrics = Arc::clone(&before.metrics);
-        let serving = Serving::new(cache, registries, metrics, &config.http, Some(&before.serving))?;
+        let serving =
+            Serving::new(cache, config.registries().clone(), metrics, &config.http, Some(&before.serving))?;
         let guard = Guard::new(&config.admin, &config.data_dir)?;
         Ok(Self { config, changed, members, serving, guard, tls })
     }
 }
 
-fn is_kept(member: &Member, before: &[Member], now: &[Member]) -> bool {
+fn is_kept(member: &RunningUpstream, before: &[RunningUpstream], now: &[RunningUpstream]) -> bool {
     [before, now].iter().all(|all| all.iter().any(|other| other.is(member)))
 }
 

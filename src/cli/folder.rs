@@ -1,4 +1,4 @@
-//! Who has the data folder: nobody, so that a command opens it itself, or a daemon that is asked instead.
+//! The data folder of a command: opened by the command itself if no daemon has it, else that daemon is asked.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::store::{self, Store};
 
 /// The data folder that a command is about.
 pub(super) enum Folder {
-    /// Nobody else can have it meanwhile.
+    /// The command has opened it. No other process can have it meanwhile.
     Ours(Store),
-    /// A daemon has it.
+    /// A daemon has it, and does what the command asks.
     Theirs(Remote),
 }
 
 impl Folder {
-    /// Opens it, or finds out whom to ask. One that is not there is not made.
+    /// Opens the data folder of `config`, or finds the daemon that has it. A folder that is not there is not made.
     pub(super) async fn find(config: &Config) -> anyhow::Result<Self> {
         let path = &config.data_dir;
         ensure!(path.is_dir(), "there is no data folder {}", path.display());
@@ -43,7 +43,7 @@ impl Folder {
         Ok(Self::Theirs(remote))
     }
 
-    /// Leaves it in order.
+    /// Puts it in order and lets go of it.
     pub(super) async fn close(self) {
         match self {
             Self::Ours(store) => store.close().await,

@@ -1,7 +1,7 @@
 //! What a command says: on standard output the answer that was asked for, on standard error what went wrong.
 //!
-//! Whoever reads may go away before the end, as `head -1` does: that is no failure, and the rest is not said. `println!`
-//! would panic.
+//! The reader may go away before the end, as `head -1` does: that is no failure, and the rest is not said. `println!` would
+//! panic.
 
 use std::io::{self, ErrorKind, Write as _};
 
@@ -19,7 +19,7 @@ pub(super) fn say(line: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Says a line to whoever waits, or about what went wrong. There is nowhere to say that this failed.
+/// Says a line on standard error: about progress, or what went wrong. There is nowhere to say that this failed.
 pub(super) fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

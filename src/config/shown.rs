@@ -1,5 +1,5 @@
-//! What is in force, one setting a line: what an operator wants to see before it is. Amounts and times are in the largest
-//! unit that they are whole numbers of, and can be typed so.
+//! Shows a configuration as `check-config` prints it, one setting a line. Amounts and times are in the largest unit of which
+//! they are whole numbers, and can be typed so.
 
 use std::fmt::{self, Display};
 
@@ -56,7 +56,7 @@ impl Display for Config {
     }
 }
 
-/// A setting that has a value.
+/// Writes a setting if it has a value.
 fn line(f: &mut fmt::Formatter<'_>, key: &str, value: Option<impl Display>) -> fmt::Result {
     value.map_or(Ok(()), |value| writeln!(f, "{key} {value}"))
 }
@@ -84,7 +84,7 @@ fn upstream(f: &mut fmt::Formatter<'_>, upstream: &upstream::Config) -> fmt::Res
     Ok(())
 }
 
-/// How much of `name` may be asked, and for how long, as far as that is configured.
+/// Writes the limits and timeouts of `name` that are configured.
 fn restraint(f: &mut fmt::Formatter<'_>, name: &str, limits: &LimitsConfig, waits: &Timeouts) -> fmt::Result {
     below(f, name, "limits.requests_per_second", limits.requests_per_second)?;
     below(f, name, "limits.concurrent_requests", limits.concurrent_requests)?;
@@ -94,7 +94,7 @@ fn restraint(f: &mut fmt::Formatter<'_>, name: &str, limits: &LimitsConfig, wait
     if *waits == Timeouts::default() { Ok(()) } else { timeouts(f, name, waits) }
 }
 
-/// A setting of `name` that has a value.
+/// Writes a setting of `name` if it has a value.
 fn below(f: &mut fmt::Formatter<'_>, name: &str, key: &str, value: Option<impl Display>) -> fmt::Result {
     value.map_or(Ok(()), |value| write!(f, "\n{name} {key} {value}"))
 }

@@ -10,14 +10,14 @@ use std::sync::LazyLock;
 use http::HeaderMap;
 use http::header::VIA;
 
-/// Entries of `Via` that are read; one more than matters.
+/// The number of entries of `Via` that are read: more than matter.
 pub(super) const HOPS_READ_MAX: usize = 16;
-/// What the name of a berth begins with in `Via`.
+/// The beginning of a berth's pseudonym in `Via`.
 const PSEUDONYM: &str = "berth-";
 
 /// One running berth.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Instance(pub(super) u64);
+pub struct Instance(u64);
 
 impl Instance {
     /// This process.
@@ -26,9 +26,15 @@ impl Instance {
         Self(*OWN)
     }
 
-    /// The one that the last entry of an answer's `Via` names.
+    /// The berth that the last entry of a response's `Via` names.
     pub fn answering(headers: &HeaderMap) -> Option<Self> {
         hops(headers).pop()
+    }
+
+    /// The process of this number.
+    #[cfg(test)]
+    pub(super) fn numbered(number: u64) -> Self {
+        Self(number)
     }
 
     fn parse(entry: &str) -> Option<Self> {

@@ -20,17 +20,16 @@ use hyper::Response;
 use hyper::header::{CONNECTION, HeaderValue};
 use lru::LruCache;
 use serde::Deserialize;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::Body;
 use super::refusal::because;
 use super::response::later;
 use super::seats::network;
 use crate::bounded;
-use crate::pace::{Pace, PerSecond};
+use crate::ratelimit::{ByteLimit, Debt, RateLimit};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ClientLimit, Reason};
-use crate::units::ByteRate;
+use crate::units::{ByteRate, PerSecond};
 
 /// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
 /// forgotten first, and begins anew.
@@ -104,8 +103,8 @@ struct Client {
     /// What it is known by.
     name: &'static str,
     connections: AtomicUsize,
-    requests: Option<Pace>,
-    bytes: Option<Pace>,
+    requests: Option<RateLimit>,
+    bytes: Option<Arc<ByteLimit>>,
 }
 
 impl Limits {
@@ -132,8 +131,8 @@ impl Limits {
             Arc::new(Client {
                 name,
                 connections: AtomicUsize::new(0),
-                requests: requests_per_second.map(Pace::new),
-                bytes: bytes_per_second.map(Pace::of_bytes),
+                requests: requests_per_second.map(RateLimit::new),
+                bytes: bytes_per_second.map(ByteLimit::new),
             })
         });
         let client = Arc::clone(client);
@@ -234,17 +233,10 @@ impl Guest {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return Some(because(Reason::ClientLimit, response));
         }
-        let now = Instant::now();
-        let wait = self.client.requests.as_ref()?.take(1, now, now).err()?;
+        let wait = self.client.requests.as_ref()?.take().err()?;
         self.limits.metrics.client_limited(ClientLimit::Requests);
         let refusal = later(wait, &format!("this {} sends this mirror too many requests", self.client.name));
         Some(because(Reason::ClientLimit, refusal))
-    }
-
-    /// Takes its part of a body: when it may have the next.
-    fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
-        let turn = self.client.bytes.as_ref()?.owe(bytes, now);
-        (turn > now).then_some(turn)
     }
 }
 
@@ -259,16 +251,20 @@ impl Drop for Guest {
 /// Holds back one body.
 pub(super) struct Brake {
     guests: Vec<Arc<Guest>>,
+    /// What was sent to each of these and is not yet paid for. Empty while that is waited for.
+    debts: Vec<Debt>,
     /// Taken from the body and not yet sent.
     rest: Bytes,
-    wait: Option<Pin<Box<Sleep>>>,
+    /// Pays the debts, and gives them back.
+    paying: Option<Pin<Box<dyn Future<Output = Vec<Debt>> + Send>>>,
 }
 
 impl Brake {
     /// What holds back a body for all that it goes to, if anything does.
     pub(super) fn of(guests: impl IntoIterator<Item = Arc<Guest>>) -> Option<Box<Self>> {
-        let guests: Vec<_> = guests.into_iter().filter(|guest| guest.client.bytes.is_some()).collect();
-        (!guests.is_empty()).then(|| Box::new(Self { guests, rest: Bytes::new(), wait: None }))
+        let of = |guest: Arc<Guest>| Some((Debt::new(guest.client.bytes.clone()?), guest));
+        let (debts, guests): (Vec<_>, Vec<_>) = guests.into_iter().filter_map(of).unzip();
+        (!guests.is_empty()).then(|| Box::new(Self { guests, debts, rest: Bytes::new(), paying: None }))
     }
 
     /// The next bytes of a body that gives its own by `next`.
@@ -277,9 +273,9 @@ impl Brake {
         context: &mut Context<'_>,
         next: impl FnOnce(&mut Context<'_>) -> Poll<Option<Result<Bytes, E>>>,
     ) -> Poll<Option<Result<Bytes, E>>> {
-        if let Some(wait) = &mut self.wait {
-            ready!(wait.as_mut().poll(context));
-            self.wait = None;
+        if let Some(paying) = &mut self.paying {
+            self.debts = ready!(paying.as_mut().poll(context));
+            self.paying = None;
         }
         if self.rest.is_empty() {
             match ready!(next(context)) {
@@ -290,15 +286,27 @@ impl Brake {
         let step_bytes = self.guests.iter().map(|guest| guest.step_bytes).min().unwrap_or(STEP_BYTES_MAX);
         let step = usize::try_from(step_bytes).unwrap_or(usize::MAX).min(self.rest.len());
         let bytes = self.rest.split_to(step);
-        let now = Instant::now();
-        let turns =
-            self.guests.iter().filter_map(|guest| Some((guest.take(bytes.len() as u64, now)?, guest)));
-        if let Some((turn, guest)) = turns.max_by_key(|(turn, _)| *turn) {
+        let mut unpaid = None;
+        for (guest, debt) in self.guests.iter().zip(&mut self.debts) {
+            if !debt.add(bytes.len() as u64) {
+                unpaid = Some(guest);
+            }
+        }
+        if let Some(guest) = unpaid {
             guest.limits.metrics.client_limited(ClientLimit::Bytes);
-            self.wait = Some(Box::pin(sleep_until(turn)));
+            let debts = std::mem::take(&mut self.debts);
+            self.paying = Some(Box::pin(pay(debts)));
         }
         Poll::Ready(Some(Ok(bytes)))
     }
+}
+
+/// Waits until all of `debts` are paid.
+async fn pay(mut debts: Vec<Debt>) -> Vec<Debt> {
+    for debt in &mut debts {
+        debt.pay().await;
+    }
+    debts
 }
 
 #[cfg(test)]

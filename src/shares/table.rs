@@ -1,16 +1,17 @@
-//! Who has how much, who waits, and whose turn it is: decided without time and without tasks.
+//! Decides how much an owner may have and which request is served next, without time and without tasks.
 //!
 //! # How much an owner may have
 //! At most [`CLIENT_FACTOR`] times what is then still free, as in a switch that shares its memory between ports. An owner
 //! alone gets seven eighths so, two get seven fifteenths each, and however many there are some is left for the next one. A
 //! registry may have [`REGISTRY_FACTOR`] times what is free: of the last eighth a half is for other clients of the same
-//! registry, and a half for other registries. Whoever has nothing may have all that is free.
+//! registry, and a half for other registries. An owner that has nothing may have all that is free.
 //!
-//! # Whose turn it is
-//! Of the registries that wait the one that has least, of its clients the one that has least, of that client's requests the
-//! oldest; among equals whoever has waited longest. Whoever may have no more is passed over until it has less. Whoever has
-//! nothing and finds too little is waited for, and nobody else is served before: so a large request is not starved by small
-//! ones. As long as all is released some day, everybody comes to have nothing, and so to be first.
+//! # Which request is next
+//! Of the registries that wait the one that has least is next, of its clients the one that has least, and of that client's
+//! requests the oldest; among equals the one that has waited longest. An owner that may have no more is passed over until it
+//! has less. An owner that has nothing and finds too little is waited for, and nothing else is served before: so a large
+//! request is not starved by small ones. As long as everything is released some day, every owner comes to have nothing, and
+//! so to be first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -18,21 +19,21 @@ use super::{Busy, Limits, Owner, To};
 use crate::context::Client;
 use crate::oci::Registry;
 
-/// A client of a registry may hold so many times what is free: alone, seven eighths of all.
+/// The most that a client of a registry may hold, in multiples of what is free: alone, seven eighths of all.
 const CLIENT_FACTOR: u64 = 7;
-/// A registry may hold so many times what is free: alone, fifteen sixteenths of all.
+/// The most that a registry may hold, in multiples of what is free: alone, fifteen sixteenths of all.
 const REGISTRY_FACTOR: u64 = 15;
-/// No single request gets more than all but this part.
+/// The divisor of a limit for the part that no single request gets.
 const RESERVE_PART: u64 = CLIENT_FACTOR + 1;
 
-/// What there is to be shared out, and how it is.
+/// A limit, and how it is shared out.
 pub(super) struct Table {
     limits: Limits,
     free: u64,
-    /// Held by those who were told to give way, and have not yet.
+    /// The part that is held by owners that were told to give way, and have not yet.
     giving: u64,
-    /// Requests in the queue.
-    pub(super) waiting: usize,
+    /// The number of requests in the queue.
+    waiting: usize,
     last: u64,
     registries: HashMap<Registry, Share>,
 }
@@ -55,7 +56,7 @@ struct Line {
 }
 
 impl Line {
-    /// What it waits for.
+    /// The amount that it waits for.
     fn wanted(&self) -> u64 {
         self.queue.iter().map(|ticket| ticket.amount).sum()
     }
@@ -71,13 +72,13 @@ struct Ticket {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Yes,
-    /// It has too much already for what is free.
+    /// No: it has too much already for what is free.
     HasEnough,
-    /// It has nothing, and there is too little.
+    /// Not yet: it has nothing, and there is too little.
     MustWait,
 }
 
-/// Whether one that holds `held` may have `amount` of what is `free`.
+/// Whether an owner that holds `held` may have `amount` of what is `free`.
 fn judge(held: u64, factor: u64, free: u64, amount: u64) -> Verdict {
     match free.checked_sub(amount) {
         Some(left) if held <= left.saturating_mul(factor) => Verdict::Yes,
@@ -86,7 +87,7 @@ fn judge(held: u64, factor: u64, free: u64, amount: u64) -> Verdict {
     }
 }
 
-/// The first in line of a registry.
+/// The next request of a registry.
 struct Candidate<'a> {
     registry: &'a Registry,
     share: &'a Share,
@@ -102,18 +103,19 @@ impl Candidate<'_> {
 }
 
 impl Table {
+    /// A limit of which nothing is taken.
     pub(super) fn new(limits: Limits) -> Self {
         let free = limits.total;
         Self { limits, free, giving: 0, waiting: 0, last: 0, registries: HashMap::new() }
     }
 
-    /// What is given for a request of `amount`: never nothing, nor what must be left to others.
+    /// The part of `amount` that one request may have: never nothing, nor what must be left to others.
     pub(super) fn cut(&self, amount: u64) -> u64 {
         let total = self.limits.total;
         amount.min(total - total.div_ceil(RESERVE_PART)).max(1)
     }
 
-    /// Puts a request in the queue: its number, and that of whoever had to make room for it.
+    /// Puts a request in the queue. Returns its number, and that of the request that had to make room for it.
     pub(super) fn join(&mut self, owner: &Owner, amount: u64) -> Result<(u64, Option<u64>), Busy> {
         let share = self.registries.get(&owner.registry);
         let of_registry = share.map_or(0, |share| share.waiting);
@@ -136,7 +138,7 @@ impl Table {
         Ok((self.last, displaced))
     }
 
-    /// Takes the youngest request of whoever has most in the queue out of it, if that is more than `owner` has there.
+    /// Takes a request out of the queue: the youngest of the owner that has most there, if that is more than `owner` has.
     fn displace(&mut self, owner: &Owner, of_registry: usize, own: usize) -> Option<u64> {
         let (registry, share) = self.registries.iter().max_by_key(|(_, share)| share.waiting)?;
         let (client, line) = share.clients.iter().max_by_key(|(_, line)| line.queue.len())?;
@@ -151,6 +153,12 @@ impl Table {
         Some(number)
     }
 
+    /// Whether a request waits.
+    #[cfg(test)]
+    pub(super) fn is_contended(&self) -> bool {
+        self.waiting > 0
+    }
+
     /// Takes a request out of the queue.
     pub(super) fn leave(&mut self, owner: &Owner, number: u64) {
         self.change(owner, |share, line| {
@@ -161,7 +169,7 @@ impl Table {
         self.waiting = self.registries.values().map(|share| share.waiting).sum();
     }
 
-    /// Serves the one whose turn it is, if it can be served: the number of its request.
+    /// Serves the next request, if there is one that can be served. Returns its number.
     pub(super) fn grant(&mut self) -> Option<u64> {
         let next = self.next()?;
         let (owner, Ticket { number, amount }) = (Owner::new(next.registry, next.client), next.ticket);
@@ -176,7 +184,7 @@ impl Table {
         Some(number)
     }
 
-    /// Whose turn it is, of those who can be served.
+    /// The next request of all that can be served.
     fn next(&self) -> Option<Candidate<'_>> {
         if self.waiting == 0 {
             return None;
@@ -194,7 +202,7 @@ impl Table {
         None
     }
 
-    /// Whose turn it is in a registry.
+    /// The next request of a registry.
     fn first<'a>(&'a self, registry: &'a Registry, share: &'a Share) -> Option<Candidate<'a>> {
         let waiting = share.clients.iter().filter_map(|(client, line)| {
             let ticket = *line.queue.front()?;
@@ -223,7 +231,7 @@ impl Table {
         });
     }
 
-    /// Whether somebody waits for what is held for `owner`, `amount` of it, counting what others have been told to give.
+    /// Whether another owner waits for `amount` of what `owner` holds, besides what others were told to give.
     pub(super) fn is_wanted(&self, owner: &Owner, amount: u64, to: To) -> bool {
         let Some(own) = self.registries.get(&owner.registry) else { return false };
         let Some(own_line) = own.clients.get(&owner.client) else { return false };
@@ -245,7 +253,7 @@ impl Table {
         wanted >= promised
     }
 
-    /// The same, and if so it is counted as told to be given.
+    /// The same, and if so `owner` counts as told to give it.
     pub(super) fn give_way(&mut self, owner: &Owner, amount: u64, to: To) -> bool {
         let is_wanted = self.is_wanted(owner, amount, to);
         if is_wanted {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::ledger::Ledger;
 use super::verify::{Hashing, Verdict, conclude};
 use super::{Error, blocking};
 use crate::clock::unix_seconds;
 use crate::oci::Digest;
+use crate::ratelimit::{ByteLimit, Debt};
 use crate::units::{ByteRate, Given};
 
 /// 200 GiB in seven hours, for half a per cent of a core.
@@ -87,40 +88,21 @@ impl Round {
     }
 }
 
-/// Lets so many bytes go by in a second.
-struct Pace {
-    bytes_per_second: NonZeroU64,
-    due: Instant,
-}
-
-impl Pace {
-    fn new(bytes_per_second: NonZeroU64) -> Self {
-        Self { bytes_per_second, due: Instant::now() }
-    }
-
-    /// Waits until `bytes` may have been read. Time that was not used is not made up for.
-    async fn pass(&mut self, bytes: u64) {
-        let seconds = bytes as f64 / self.bytes_per_second.get() as f64;
-        self.due = self.due.max(Instant::now()) + Duration::from_secs_f64(seconds);
-        sleep_until(self.due).await;
-    }
-}
-
 /// Looks at what is stored, round after round. Never returns; may be dropped at any time.
 pub(super) async fn run(ledger: Arc<Ledger>, Rate(rate): Rate) {
     let Some(rate) = rate else { return std::future::pending().await };
-    let mut pace = Pace::new(rate);
+    let mut read = Debt::new(ByteLimit::new(ByteRate(rate)));
     loop {
         let asked = Arc::clone(&ledger);
         if let Some(round) = blocking(move || Round::due(asked.index.round(), unix_seconds())).await {
-            once(&ledger, round, &mut pace).await;
+            once(&ledger, round, &mut read).await;
         }
         sleep(LOOK_INTERVAL).await;
     }
 }
 
 /// One round, or as much of it as the index can tell.
-async fn once(ledger: &Arc<Ledger>, mut round: Round, pace: &mut Pace) {
+async fn once(ledger: &Arc<Ledger>, mut round: Round, read: &mut Debt) {
     let mut noted = Instant::now();
     loop {
         let (asked, after) = (Arc::clone(ledger), round.at);
@@ -128,7 +110,7 @@ async fn once(ledger: &Arc<Ledger>, mut round: Round, pace: &mut Pace) {
         let Some(page) = blocking(move || asked.index.blobs(after.as_ref(), PAGE)).await else { return };
         let is_over = page.is_empty();
         for digest in page {
-            if let Err(error) = look(ledger, &digest, pace).await {
+            if let Err(error) = look(ledger, &digest, read).await {
                 tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
             }
             round.at = Some(digest);
@@ -153,7 +135,7 @@ async fn note(ledger: &Arc<Ledger>, round: Round) {
 }
 
 /// Hashes one stored file, a little at a time.
-async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<Verdict, Error> {
+async fn look(ledger: &Arc<Ledger>, digest: &Digest, read: &mut Debt) -> Result<Verdict, Error> {
     let (asked, of) = (Arc::clone(ledger), *digest);
     let mut begun = blocking(move || Hashing::begin(&asked, &of)).await;
     let mut bytes = 0;
@@ -170,7 +152,7 @@ async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<
                     Ok(count) => {
                         bytes += count as u64;
                         ledger.disk.condition.metrics.scrubbed.inc_by(count as u64);
-                        pace.pass(count as u64).await;
+                        read.pay_without_burst(count as u64).await;
                         begun = Ok(Ok(stepped));
                     }
                     Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
@@ -180,7 +162,7 @@ async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<
             Err(error) => break Err(error),
         }
     };
-    pace.pass(FILE_BYTES_MIN.saturating_sub(bytes)).await;
+    read.pay_without_burst(FILE_BYTES_MIN.saturating_sub(bytes)).await;
     let (told, of) = (Arc::clone(ledger), *digest);
     blocking(move || conclude(&told, &of, looked)).await
 }
@@ -220,19 +202,5 @@ mod tests {
         ] {
             assert_eq!(Round::due(last, now), expected, "{last:?} at {now}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pace_is_kept_and_not_made_up_for() {
-        let mut pace = Pace::new(NonZeroU64::new(1000).unwrap());
-        let start = Instant::now();
-        for _ in 0..10 {
-            pace.pass(500).await;
-        }
-        assert_eq!(start.elapsed().as_millis(), 5000);
-        sleep(Duration::from_secs(100)).await;
-        let start = Instant::now();
-        pace.pass(500).await;
-        assert_eq!(start.elapsed().as_millis(), 500);
     }
 }

@@ -21,90 +21,53 @@ use super::limit::LimitsConfig;
 use super::parents::ParentsConfig;
 use super::proxy::Proxy;
 use super::rename::Rewrite;
+use super::section::section;
 use super::vault::VaultConfig;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
 use crate::units;
 
-/// One registry that berth may ask.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The name that images carry, and containerd's `ns=`.
-    pub registry: Registry,
-    /// Other leading path segments that mean this registry.
-    #[serde(default)]
-    pub aliases: Vec<String>,
-    /// `Host` headers that mean this registry.
-    #[serde(default)]
-    pub hosts: Vec<String>,
-    /// Where the registry is asked, in this order, until one has what is asked for.
-    pub endpoints: Vec<Endpoint>,
-    /// The endpoints are mirrors of many registries, such as other berths: they are sent `ns=`, and asked as parents are.
-    #[serde(default)]
-    pub mirror: bool,
-    /// Mirrors are believed when they say that content is for everybody. Those with TLS are in any case: they prove who
-    /// they are.
-    #[serde(default)]
-    pub trusted: bool,
-    /// What is asked, in this order, when the endpoints have no answer or not what is asked for.
-    #[serde(default, rename = "fallback")]
-    pub fallbacks: Vec<FallbackConfig>,
-    /// Whether `[parents]` are asked before it.
-    #[serde(default = "yes", rename = "parents")]
-    pub has_parents: bool,
-    /// Those, once the whole configuration is there.
-    #[serde(skip)]
-    pub parents: Option<ParentsConfig>,
-    /// It is never asked, whatever for: what is here is all there is.
-    #[serde(default)]
-    pub offline: bool,
-    /// The login, if there is one.
-    #[serde(default)]
-    pub credentials: Option<CredentialsConfig>,
-    /// PEM files of certificate authorities that are trusted besides the system's.
-    #[serde(default)]
-    pub ca: Vec<PathBuf>,
-    /// Token servers outside the registry's own domain. They may be sent its credentials, at any address.
-    #[serde(default)]
-    pub realm_hosts: Vec<HostName>,
-    /// Hosts that may be redirected to at any address, such as a private object store.
-    #[serde(default)]
-    pub redirect_hosts: Vec<HostName>,
-    /// Hosts of stores without TLS that a registry with TLS may redirect blobs to: these are proven by their digest, and
-    /// no login is sent there.
-    #[serde(default)]
-    pub plain_http_hosts: Vec<HostName>,
-    /// Connections over which one large blob is fetched at once.
-    #[serde(default)]
-    pub connections_per_blob: Connections,
-    /// Which of its repositories may be pulled here.
-    #[serde(default)]
-    pub repositories: Repositories,
-    /// Names that repositories have there, if that is itself a mirror.
-    #[serde(default)]
-    pub rewrite: Vec<Rewrite>,
-    /// The egress proxy.
-    #[serde(default)]
-    pub proxy: Proxy,
-    /// Addresses of hosts, in the place of those that DNS has.
-    #[serde(default)]
-    pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
-    /// What the endpoints are shown in TLS.
-    #[serde(default)]
-    pub client_certificate: Option<ClientCertificate>,
-    /// What the endpoints are sent besides.
-    #[serde(default)]
-    pub headers: Headers,
-    /// How berth names itself to whom it asks.
-    #[serde(default)]
-    pub user_agent: Option<UserAgent>,
-    /// How much may be asked of it.
-    #[serde(default)]
-    pub limits: LimitsConfig,
-    /// How long to wait for what.
-    #[serde(default)]
-    pub timeouts: Timeouts,
+section! {
+    /// One registry that berth may ask.
+    pub struct Config {
+        /// The name that images carry, and containerd's `ns=`.
+        pub registry: Registry,
+        /// Other leading path segments that mean this registry.
+        #[serde(default)]
+        pub aliases: Vec<String>,
+        /// `Host` headers that mean this registry.
+        #[serde(default)]
+        pub hosts: Vec<String>,
+        /// Where the registry is asked, in this order, until one has what is asked for.
+        pub endpoints: Vec<Endpoint>,
+        /// Whether the endpoints are mirrors of many registries, such as other berths: they are sent `ns=`, and asked as
+        /// parents are.
+        #[serde(default)]
+        pub mirror: bool,
+        /// Whether mirrors are believed when they say that content is for everybody. Those with TLS are in any case: they
+        /// prove who they are.
+        #[serde(default)]
+        pub trusted: bool,
+        /// What is asked, in this order, when the endpoints have no answer or not what is asked for.
+        #[serde(default, rename = "fallback")]
+        pub fallbacks: Vec<FallbackConfig>,
+        /// Whether `[parents]` are asked before it.
+        #[serde(default = "yes", rename = "parents")]
+        pub has_parents: bool,
+        /// The parents that are asked before it. The whole configuration is needed to know them.
+        #[serde(skip)]
+        pub parents: Option<ParentsConfig>,
+        /// Whether it is never asked, whatever for: what is here is all there is.
+        #[serde(default)]
+        pub offline: bool,
+        /// The number of connections over which one large blob is fetched at once.
+        #[serde(default)]
+        pub connections_per_blob: Connections,
+        /// Which of its repositories may be pulled here.
+        #[serde(default)]
+        pub repositories: Repositories,
+    }
+    @registry
 }
 
 impl Config {

@@ -24,55 +24,18 @@ use super::identity::{ClientCertificate, is_known};
 use super::limit::LimitsConfig;
 use super::proxy::Proxy;
 use super::rename::Rewrite;
+use super::section::{section, template};
 use super::server::Server;
 use super::{BuildError, Observer, Role, State, Upstream, resurface};
 use crate::oci::{Registry, RepoName};
 
-/// `[[upstream.fallback]]`: whom to ask in the place of a registry.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FallbackConfig {
-    /// Where it is asked, in this order. All of them are one registry, and may be sent its login.
-    pub endpoints: Vec<Endpoint>,
-    /// The login, if it wants one.
-    #[serde(default)]
-    pub credentials: Option<CredentialsConfig>,
-    /// PEM files of certificate authorities that are trusted besides the system's.
-    #[serde(default)]
-    pub ca: Vec<PathBuf>,
-    /// Token servers outside its own domain.
-    #[serde(default)]
-    pub realm_hosts: Vec<HostName>,
-    /// Hosts that it may redirect to at any address.
-    #[serde(default)]
-    pub redirect_hosts: Vec<HostName>,
-    /// Hosts of stores without TLS that it may redirect blobs to.
-    #[serde(default)]
-    pub plain_http_hosts: Vec<HostName>,
-    /// Names that repositories have there.
-    #[serde(default)]
-    pub rewrite: Vec<Rewrite>,
-    /// The egress proxy.
-    #[serde(default)]
-    pub proxy: Proxy,
-    /// Addresses of hosts, in the place of those that DNS has.
-    #[serde(default)]
-    pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
-    /// What it is shown in TLS.
-    #[serde(default)]
-    pub client_certificate: Option<ClientCertificate>,
-    /// What it is sent besides.
-    #[serde(default)]
-    pub headers: Headers,
-    /// How berth names itself there.
-    #[serde(default)]
-    pub user_agent: Option<UserAgent>,
-    /// How much may be asked of it.
-    #[serde(default)]
-    pub limits: LimitsConfig,
-    /// How long to wait for what; the whole of a request has the registry's time.
-    #[serde(default)]
-    pub timeouts: Timeouts,
+section! {
+    /// `[[upstream.fallback]]`: what is asked in the place of a registry. The whole of a request has the registry's time.
+    pub struct FallbackConfig {
+        /// Where it is asked, in this order. All of them are one registry, and may be sent its login.
+        pub endpoints: Vec<Endpoint>,
+    }
+    @registry
 }
 
 impl FallbackConfig {
@@ -86,23 +49,8 @@ impl FallbackConfig {
         let Some(first) = self.endpoints.first() else {
             return Err(BuildError::NoEndpoints { registry: config.registry.clone() });
         };
-        Ok(Config {
-            offline: config.offline,
-            credentials: self.credentials.clone(),
-            ca: self.ca.clone(),
-            realm_hosts: self.realm_hosts.clone(),
-            redirect_hosts: self.redirect_hosts.clone(),
-            plain_http_hosts: self.plain_http_hosts.clone(),
-            rewrite: self.rewrite.clone(),
-            proxy: self.proxy.clone(),
-            addresses: self.addresses.clone(),
-            client_certificate: self.client_certificate.clone(),
-            headers: self.headers.clone(),
-            user_agent: self.user_agent.clone(),
-            limits: self.limits.clone(),
-            timeouts: self.timeouts,
-            ..Config::new(registry_at(first)?, self.endpoints.clone())
-        })
+        let template = template!(self, registry_at(first)?, @registry);
+        Ok(Config { offline: config.offline, ..template })
     }
 }
 

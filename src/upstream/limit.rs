@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::error::Error;
 use super::quota::{Reading, Reserve};
@@ -21,8 +21,8 @@ use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
 use super::{Event, Upstream, retry};
 use crate::context::{self, RequestContext};
-use crate::pace::{Pace, PerSecond};
-use crate::units::ByteRate;
+use crate::ratelimit::{ByteLimit, Debt, RateLimit};
+use crate::units::{ByteRate, PerSecond};
 
 /// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
@@ -87,10 +87,10 @@ impl Limit {
 
 /// The limits of one upstream at run time.
 pub(super) struct Limits {
-    requests: Option<Turns<Pace>>,
+    requests: Option<Turns<RateLimit>>,
     seats: [Turns<Arc<Semaphore>>; LEVELS],
     transfers: Option<Turns<Arc<Semaphore>>>,
-    bytes: Option<Arc<Pace>>,
+    bytes: Option<Arc<ByteLimit>>,
 }
 
 impl Limits {
@@ -102,9 +102,9 @@ impl Limits {
         let seats = seats.min(Semaphore::MAX_PERMITS);
         Self {
             seats: std::array::from_fn(|_| Turns::new(Arc::new(Semaphore::new(seats)))),
-            requests: config.requests_per_second.map(|pace| Turns::new(Pace::new(pace))),
+            requests: config.requests_per_second.map(|rate| Turns::new(RateLimit::new(rate))),
             transfers: config.concurrent_transfers.map(room),
-            bytes: config.bytes_per_second.map(|speed| Arc::new(Pace::of_bytes(speed))),
+            bytes: config.bytes_per_second.map(ByteLimit::new),
         }
     }
 }
@@ -229,7 +229,7 @@ impl Upstream {
                 None => Some(self.queue(Limit::Transfers, transfers, client, deadline).await?),
             },
         };
-        Ok(Transfer { room, bytes: self.limits.bytes.clone(), turn: None })
+        Ok(Transfer { room, debt: self.limits.bytes.clone().map(Debt::new) })
     }
 
     /// When a request must have its turn, so that there is time left for the answer.
@@ -247,23 +247,23 @@ pub(super) struct Seat {
 /// The room that a transfer takes until it is dropped, and its part of the speed.
 pub(super) struct Transfer {
     room: Option<OwnedSemaphorePermit>,
-    bytes: Option<Arc<Pace>>,
-    /// When the next bytes may be taken.
-    turn: Option<Instant>,
+    /// Bytes that it has taken and not yet paid for, if there is a limit of them.
+    debt: Option<Debt>,
 }
 
 impl Transfer {
     /// Waits until more bytes may be taken.
     pub(super) async fn turn(&mut self) {
-        if let Some(turn) = self.turn {
-            sleep_until(turn).await;
-            self.turn = None;
+        if let Some(debt) = &mut self.debt {
+            debt.pay().await;
         }
     }
 
     /// Notes that bytes were taken.
     pub(super) fn took(&mut self, bytes: u64) {
-        self.turn = self.bytes.as_ref().map(|pace| pace.owe(bytes, Instant::now()));
+        if let Some(debt) = &mut self.debt {
+            debt.add(bytes);
+        }
     }
 
     /// Gives its room to another.

@@ -32,6 +32,7 @@ use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::lookups::lookups;
 use super::proxy::Proxy;
+use super::section::{section, template};
 use super::server::Server;
 use super::unlisted::Unknown;
 use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
@@ -52,39 +53,19 @@ const TOLD_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Indexes of parents begin here, behind those of all endpoints of a registry.
 const INDEX_FIRST: usize = 1 << 16;
 
-/// `[parents]`: what is asked before the registries, for all of them.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ParentsConfig {
-    /// Where they are. Each address of a name is a parent.
-    pub endpoints: Vec<Endpoint>,
-    /// The registries themselves are never asked.
-    #[serde(default)]
-    pub only: bool,
-    /// They are asked for registries that are not listed, too. Where they alone are asked they are, unless this forbids it.
-    #[serde(default)]
-    pub any: Option<bool>,
-    /// The login, if the parents want one.
-    #[serde(default)]
-    pub credentials: Option<CredentialsConfig>,
-    /// PEM files of certificate authorities that are trusted besides the system's.
-    #[serde(default)]
-    pub ca: Vec<PathBuf>,
-    /// What they are shown in TLS.
-    #[serde(default)]
-    pub client_certificate: Option<ClientCertificate>,
-    /// What they are sent besides.
-    #[serde(default)]
-    pub headers: Headers,
-    /// How berth names itself there.
-    #[serde(default)]
-    pub user_agent: Option<UserAgent>,
-    /// Addresses of hosts, in the place of those that DNS has.
-    #[serde(default)]
-    pub addresses: BTreeMap<HostName, Vec<IpAddr>>,
-    /// How long to wait for what.
-    #[serde(default)]
-    pub timeouts: Timeouts,
+section! {
+    /// `[parents]`: what is asked before the registries, for all of them.
+    pub struct ParentsConfig {
+        /// Where they are. Each address of a name is a parent.
+        pub endpoints: Vec<Endpoint>,
+        /// Whether the registries themselves are never asked.
+        #[serde(default)]
+        pub only: bool,
+        /// Whether they are asked for registries that are not listed, too. If they alone are asked that is so unless this
+        /// forbids it.
+        #[serde(default)]
+        pub any: Option<bool>,
+    }
 }
 
 impl ParentsConfig {
@@ -100,19 +81,9 @@ impl ParentsConfig {
 
     /// What a parent is asked with for the registry of `config`.
     fn template(&self, config: &Config) -> Config {
-        Config {
-            offline: config.offline,
-            credentials: self.credentials.clone(),
-            ca: self.ca.clone(),
-            client_certificate: self.client_certificate.clone(),
-            headers: self.headers.clone(),
-            user_agent: self.user_agent.clone(),
-            addresses: self.addresses.clone(),
-            timeouts: self.timeouts,
-            // They are in the site. An egress proxy is for what is not.
-            proxy: Proxy::None,
-            ..Config::new(config.registry.clone(), self.endpoints.clone())
-        }
+        let template = template!(self, config.registry.clone());
+        // They are in the site. An egress proxy is for what is not.
+        Config { offline: config.offline, proxy: Proxy::None, ..template }
     }
 }
 

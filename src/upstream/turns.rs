@@ -11,7 +11,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Client;
-use crate::pace::Pace;
+use crate::ratelimit::RateLimit;
 use crate::sync::lock;
 
 /// Something that only so many may have, or so often.
@@ -29,20 +29,19 @@ pub(super) trait Scarce {
     fn after(&self, ahead: usize) -> Duration;
 }
 
-impl Scarce for Pace {
+impl Scarce for RateLimit {
     type Turn = ();
 
     fn take(&self) -> Option<()> {
-        let now = Instant::now();
-        Self::take(self, 1, now, now).ok().map(drop)
+        Self::take(self).ok()
     }
 
     async fn wait(&self) {
-        sleep(Self::after(self, 1, Instant::now())).await;
+        sleep(Self::after(self, 0)).await;
     }
 
     fn after(&self, ahead: usize) -> Duration {
-        Self::after(self, ahead as u64 + 1, Instant::now())
+        Self::after(self, ahead)
     }
 }
 
@@ -274,7 +273,7 @@ mod tests {
     async fn a_crowd_of_one_client_holds_up_no_other() {
         let now = Instant::now();
         let latest = now + Duration::from_millis(3500);
-        let once_a_second = || Pace::new(toml::Value::Integer(1).try_into().unwrap());
+        let once_a_second = || RateLimit::new(toml::Value::Integer(1).try_into().unwrap());
         let expected = in_seconds(&[(1, 0), (1, 1), (2, 2), (1, 3)]);
         assert_eq!(turns(once_a_second(), &[1, 1, 1, 2, 1, 1], latest).await, expected);
 
@@ -288,7 +287,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_cannot_have_a_turn_in_time_hears_so_and_takes_nobodys() {
-        let pace = Turns::new(Pace::new(toml::Value::Integer(1).try_into().unwrap()));
+        let pace = Turns::new(RateLimit::new(toml::Value::Integer(1).try_into().unwrap()));
         let now = Instant::now();
         assert_eq!(pace.at_once(), Some(()));
         assert_eq!(pace.at_once(), None);

@@ -1,8 +1,8 @@
-//! What becomes of a configuration file that changes while berth runs.
+//! What is counted of a configuration file that changes while berth runs.
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// How a reload of the configuration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Reload {
     }
 }
 
-/// What became of the configuration file.
+/// The families of the configuration file.
 pub struct Configuration {
     reloads: [IntCounter; Reload::ALL.len()],
     current: IntGauge,
@@ -54,13 +54,13 @@ impl Configuration {
         }
     }
 
-    /// It was read at the start.
+    /// Notes that the file was read at the start.
     pub fn loaded(&self, unix_seconds: u64) {
         self.current.set(1);
         self.success.set(i64::try_from(unix_seconds).unwrap_or(i64::MAX));
     }
 
-    /// It was read again.
+    /// Counts that the file was read again.
     pub fn reloaded(&self, result: Reload, unix_seconds: u64) {
         self.reloads[result as usize].inc();
         match result {

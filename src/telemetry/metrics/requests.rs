@@ -1,7 +1,7 @@
-//! What is counted of every request at berth's own door.
+//! What is counted of every request to berth.
 //!
-//! To find a family's member by its labels takes a lock and a hash for each, and a hit has a dozen. So members are
-//! found once, and then are fields of a table; a member that nobody has needed yet is not shown.
+//! To find a family's member by its labels takes a lock and a hash for each, and a hit has a dozen. So members are found
+//! once, and are then fields of a table. A member that was not needed yet is not shown.
 
 use std::array;
 use std::sync::OnceLock;
@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// distribution's buckets for request durations, in seconds.
 const DURATION_BUCKETS: [f64; 13] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0];
-/// A hit takes well under a millisecond, a cold token dance some seconds.
+/// The buckets for the time to the first byte, in seconds: a hit takes well under a millisecond, a login some seconds.
 const FIRST_BYTE_BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 20.0];
-/// Statuses that have a place in the table; others are looked up.
+/// The statuses that have a place in the table. Others are looked up.
 const USUAL_STATUSES: [u16; 4] = [200, 206, 304, 404];
 
-/// What a request was for, by distribution's names.
+/// What a request was for, as distribution's `handler` label has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
     /// Nothing that there is.

@@ -1,8 +1,8 @@
-//! How much room there is, and what becomes of content for which there is none.
+//! What is measured of the room for content, and counted of content for which there is none.
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::Families;
+use super::families::Families;
 
 /// What may be kept and is, what has gone, and what was not kept.
 pub struct Space {

@@ -1,6 +1,6 @@
-//! Log lines on their way to standard error, by a thread of their own.
+//! Writes log lines to standard error, on a thread of its own.
 //!
-//! Whoever logs never waits: when the reader of the log stands still, lines wait in a bounded queue and then
+//! Code that logs never waits: while the reader of the log stands still, lines wait in a bounded queue, and beyond that they
 //! are dropped and counted, while requests go on. A write that blocks could otherwise stop every worker.
 
 use std::io::{self, Write};
@@ -13,37 +13,37 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait to be written; at most some hundred bytes each.
+/// The number of lines that may wait to be written. Each has some hundred bytes at most.
 const WAITING_MAX: usize = 8192;
 /// How long the end of the process waits for lines that are not yet written.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
-/// Between two looks at a full queue, at the end.
+/// Interval at which a full queue is tried again, at the end of the process.
 const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
-/// Makes a [`Line`] for every event.
+/// Makes a [`Line`] for every event, and queues it. Clones share the queue.
 #[derive(Clone)]
-pub(super) struct Lines {
+pub(super) struct LogWriter {
     queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
 }
 
 enum Message {
     Line(Vec<u8>),
-    /// Everything before this is to be written; then somebody waits for an answer.
+    /// Asks for everything before this to be written. The sender is dropped when that is done.
     Flush(SyncSender<()>),
 }
 
-/// One event being formatted; queued when it is dropped.
+/// One event that is being formatted. It is queued when it is dropped.
 pub(super) struct Line<'a> {
-    lines: &'a Lines,
+    writer: &'a LogWriter,
     text: Vec<u8>,
 }
 
-/// Has what was logged written, as far as its reader lets it, when it is dropped at the end of the process.
+/// Waits, when it is dropped at the end of the process, until what was logged is written, for a second at most.
 #[must_use = "lines that wait are lost when the process ends without it"]
-pub struct Flush(Lines);
+pub struct Flush(LogWriter);
 
-impl Lines {
+impl LogWriter {
     /// Starts the thread that writes to `out`.
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, lines) = sync_channel(WAITING_MAX);
@@ -76,11 +76,11 @@ fn write(mut out: impl Write, lines: &Receiver<Message>, dropped: &AtomicU64) {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Line<'a>;
 
     fn make_writer(&'a self) -> Line<'a> {
-        Line { lines: self, text: Vec::new() }
+        Line { writer: self, text: Vec::new() }
     }
 }
 
@@ -98,8 +98,8 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         let text = std::mem::take(&mut self.text);
-        if self.lines.queue.try_send(Message::Line(text)).is_err() {
-            self.lines.dropped.fetch_add(1, Ordering::Relaxed);
+        if self.writer.queue.try_send(Message::Line(text)).is_err() {
+            self.writer.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -149,7 +149,7 @@ mod tests {
     fn a_reader_that_stands_still_costs_lines_and_no_time() {
         let (go, may_read) = channel();
         let (read, seen) = channel();
-        let lines = Lines::start(Reader { may_read, read }).unwrap();
+        let lines = LogWriter::start(Reader { may_read, read }).unwrap();
         for number in 0..2 * WAITING_MAX {
             write!(lines.make_writer(), "line {number}").unwrap();
         }

@@ -1,7 +1,8 @@
-//! The upstreams in use, and the work of each behind its requests.
+//! The upstreams in use, and the background work of each.
 //!
-//! One whose section has not changed stays what it is, with its tokens, connections, circuits and quotas. One that is
-//! replaced or taken away is used to the end by whoever has it, such as a transfer under way, and looked after so long.
+//! An upstream whose section has not changed stays as it is, with its tokens, connections, circuits and quotas. One that is
+//! replaced or taken away is still used by what began with it, such as a transfer under way, and its background work goes
+//! on until then.
 
 use std::future::pending;
 use std::path::PathBuf;
@@ -19,20 +20,20 @@ use crate::telemetry::Metrics;
 use crate::upstream::{self, Event, Upstream};
 use crate::watch::{Stamp, stamp};
 
-/// Between two looks whether somebody still uses an upstream that was replaced.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Interval at which it is checked whether an upstream that was replaced is still in use.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An upstream, and what it was built from.
 #[derive(Clone)]
-pub(super) struct Member {
+pub(super) struct RunningUpstream {
     config: upstream::Config,
-    /// Of its certificate authorities, which it reads once.
+    /// What the files of its certificate authorities looked like when it read them, which it does once.
     stamps: Vec<Option<Stamp>>,
-    pub(super) upstream: Arc<Upstream>,
+    upstream: Arc<Upstream>,
 }
 
-impl Member {
-    /// One for each section: a member of `before` where nothing has changed, else one that is built.
+impl RunningUpstream {
+    /// The upstream of each section: the one of `before` where nothing has changed, else a new one.
     ///
     /// # Errors
     /// Names the registry and what was expected.
@@ -67,24 +68,29 @@ impl Member {
         self.config.is_same_upstream(config) && self.stamps == *stamps
     }
 
+    /// The upstream itself.
+    pub(super) fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
     /// Whether this is the same upstream, not merely one of the same registry.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.upstream, &other.upstream)
     }
 
-    /// Whether its section says the same.
+    /// Whether both were built from the same section.
     pub(super) fn is_configured_as(&self, other: &Self) -> bool {
         self.config == other.config
     }
 
-    /// Files that it names and does not watch itself, and what they looked like when it was built.
+    /// The files that its section names and that it does not watch itself, and what they looked like when it was built.
     pub(super) fn files(&self) -> impl Iterator<Item = (PathBuf, Option<Stamp>)> {
         self.config.authorities().cloned().zip(self.stamps.iter().copied())
     }
 }
 
-/// What is to be said of the configuration of these, each once, as far as it was not true of those before.
-pub(super) fn warnings(members: &[Member], before: &[Member]) -> Vec<String> {
+/// The warnings about the configuration of `members`, each once, without those that were true of `before`.
+pub(super) fn warnings(members: &[RunningUpstream], before: &[RunningUpstream]) -> Vec<String> {
     let known: Vec<_> = before.iter().flat_map(|member| member.upstream.warnings()).collect();
     let mut warnings = Vec::new();
     for warning in members.iter().flat_map(|member| member.upstream.warnings()) {
@@ -95,26 +101,27 @@ pub(super) fn warnings(members: &[Member], before: &[Member]) -> Vec<String> {
     warnings
 }
 
-/// Every upstream in use, with its work.
-pub(super) struct Fleet {
-    members: Vec<(Member, oneshot::Sender<()>)>,
+/// Every upstream in use, with its background work.
+pub(super) struct Upstreams {
+    members: Vec<(RunningUpstream, oneshot::Sender<()>)>,
     work: JoinSet<()>,
 }
 
-impl Fleet {
-    /// Begins the work of all of them.
-    pub(super) fn launch(members: Vec<Member>) -> Self {
-        let mut fleet = Self { members: Vec::new(), work: JoinSet::new() };
-        fleet.replace(members);
-        fleet
+impl Upstreams {
+    /// Starts the background work of `members`.
+    pub(super) fn launch(members: Vec<RunningUpstream>) -> Self {
+        let mut upstreams = Self { members: Vec::new(), work: JoinSet::new() };
+        upstreams.replace(members);
+        upstreams
     }
 
-    pub(super) fn members(&self) -> Vec<Member> {
+    /// The upstreams in use.
+    pub(super) fn members(&self) -> Vec<RunningUpstream> {
         self.members.iter().map(|(member, _)| member.clone()).collect()
     }
 
-    /// These are in use from now on; the work of those that are not among them ends when nobody has them any more.
-    pub(super) fn replace(&mut self, members: Vec<Member>) {
+    /// Puts `members` in use. The work of an upstream that is not among them ends when nothing uses it any more.
+    pub(super) fn replace(&mut self, members: Vec<RunningUpstream>) {
         let mut before = std::mem::take(&mut self.members);
         for member in members {
             let known = before.iter().position(|(known, _)| known.is(&member));
@@ -130,7 +137,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until the work of one dies, which is a fault.
+    /// Waits until the work of an upstream dies, which is a fault.
     pub(super) async fn death(&mut self) -> anyhow::Error {
         loop {
             match self.work.join_next().await {
@@ -143,7 +150,7 @@ impl Fleet {
     }
 }
 
-/// The work of one upstream, until it is out of use.
+/// Runs the background work of one upstream until that is out of use.
 async fn run(upstream: Arc<Upstream>, retired: oneshot::Receiver<()>) {
     let users = Arc::downgrade(&upstream);
     tokio::select! {
@@ -153,11 +160,11 @@ async fn run(upstream: Arc<Upstream>, retired: oneshot::Receiver<()>) {
 }
 
 async fn out_of_use(users: &Weak<Upstream>, retired: oneshot::Receiver<()>) {
-    // Nothing is ever sent: the sender goes with the place in the fleet.
+    // Nothing is ever sent: the sender goes with the place in the list.
     let _ = retired.await;
     // The work itself has it, too.
     while users.strong_count() > 1 {
-        sleep(LOOK_EVERY).await;
+        sleep(CHECK_INTERVAL).await;
     }
     if let Some(upstream) = users.upgrade() {
         info!(registry = %upstream.registry(), "an upstream that was replaced or taken away is let go: nothing uses it any more");
@@ -181,8 +188,8 @@ fn observe(metrics: &Metrics, registry: &Registry, event: Event) {
 mod tests {
     use super::*;
 
-    fn build(config: &upstream::Config, before: &[Member]) -> Member {
-        let built = Member::build_all(std::slice::from_ref(config), before, &Arc::default());
+    fn build(config: &upstream::Config, before: &[RunningUpstream]) -> RunningUpstream {
+        let built = RunningUpstream::build_all(std::slice::from_ref(config), before, &Arc::default());
         built.unwrap().pop().unwrap()
     }
 
@@ -190,27 +197,27 @@ mod tests {
     async fn an_upstream_stays_while_it_is_configured_or_used() {
         let endpoint = "http://127.0.0.1:1".parse().unwrap();
         let mut config = upstream::Config::new(Registry::parse("a.example").unwrap(), vec![endpoint]);
-        let mut fleet = Fleet::launch(vec![build(&config, &[])]);
-        let first = Arc::downgrade(&fleet.members[0].0.upstream);
+        let mut upstreams = Upstreams::launch(vec![build(&config, &[])]);
+        let first = Arc::downgrade(&upstreams.members[0].0.upstream);
         let is_there = async || {
-            // Long enough for whoever looks to have looked.
-            sleep(LOOK_EVERY * 3).await;
+            // Long enough for a check.
+            sleep(CHECK_INTERVAL * 3).await;
             first.strong_count() > 0
         };
         config.aliases = vec!["a".to_owned()];
-        let member = build(&config, &fleet.members());
-        assert!(member.is(&fleet.members[0].0), "by another name it is the same");
-        fleet.replace(vec![member]);
+        let member = build(&config, &upstreams.members());
+        assert!(member.is(&upstreams.members[0].0), "by another name it is the same");
+        upstreams.replace(vec![member]);
         assert!(is_there().await);
 
         let user = first.upgrade();
         config.realm_hosts = vec![upstream::HostName::parse("b.example").unwrap()];
-        let member = build(&config, &fleet.members());
-        assert!(!member.is(&fleet.members[0].0));
-        fleet.replace(vec![member]);
+        let member = build(&config, &upstreams.members());
+        assert!(!member.is(&upstreams.members[0].0));
+        upstreams.replace(vec![member]);
         assert!(is_there().await, "somebody has it");
         drop(user);
         assert!(!is_there().await);
-        assert_eq!(fleet.members().len(), 1);
+        assert_eq!(upstreams.members().len(), 1);
     }
 }

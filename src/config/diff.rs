@@ -1,6 +1,7 @@
 //! What differs between two configurations, key by key, and which of it a running berth cannot change.
 //!
-//! Every section is taken apart whole, so that a new key does not compile before it is decided what becomes of it here.
+//! Every section is taken apart whole, so that a new key does not compile before somebody has decided here whether it can
+//! be changed while berth runs.
 
 use std::fmt::Debug;
 
@@ -18,11 +19,11 @@ pub struct Changes {
     pub by_restart: Vec<String>,
 }
 
-impl Config {
-    /// What differs in `new`.
-    pub fn changes(&self, new: &Self) -> Changes {
-        let mut changes = Changes::default();
-        let Self {
+impl Changes {
+    /// What differs in `new` from `old`.
+    pub fn between(old: &Config, new: &Config) -> Self {
+        let mut changes = Self::default();
+        let Config {
             data_dir,
             data_mode,
             default_upstream,
@@ -35,7 +36,9 @@ impl Config {
             parents,
             tags,
             pins,
-        } = self;
+            // Made of the others.
+            registries: _,
+        } = old;
         changes.restart("data_dir", data_dir, &new.data_dir);
         changes.restart("data_mode", data_mode, &new.data_mode);
         changes.place("default_upstream", default_upstream, &new.default_upstream);
@@ -54,13 +57,6 @@ impl Config {
         changes.place("tags", tags, &new.tags);
         changes.place("pin", pins, &new.pins);
         changes
-    }
-}
-
-impl Changes {
-    /// Whether there are none.
-    pub fn are_none(&self) -> bool {
-        self.in_place.is_empty() && self.by_restart.is_empty()
     }
 
     fn place<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
@@ -152,15 +148,17 @@ fn show(value: &impl Debug) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::raw::RawConfig;
+    use super::super::settle::PUBLIC_REGISTRIES;
     use super::*;
 
     #[test]
     fn every_change_has_its_name_and_some_need_a_restart() {
-        let read = |text: &str| toml::from_str::<Config>(text).unwrap();
+        let read = |text: &str| Config::settle(RawConfig::parse(text).unwrap()).unwrap();
         let tls = "[http]\ntls = { cert = '/a', key = '/b' }";
         let upstream = "[[upstream]]\nregistry = 'a.example'\nendpoints = ['https://a.example']";
         let check = |old: &str, new: &str, in_place: &[&str], by_restart: &[&str]| {
-            let changes = read(old).changes(&read(new));
+            let changes = Changes::between(&read(old), &read(new));
             assert_eq!(changes.in_place, in_place, "{old:?} → {new:?}");
             let keys = changes.by_restart.iter().map(|text| text.split(' ').next().unwrap());
             assert_eq!(keys.collect::<Vec<_>>(), by_restart, "{old:?} → {new:?}");
@@ -168,12 +166,11 @@ mod tests {
         check("", "", &[], &[]);
         check("data_dir = '/x'", "data_dir = '/y'", &[], &["data_dir"]);
         check("", "data_mode = '0750'", &[], &["data_mode"]);
-        check(
-            "",
-            "default_upstream = 'none'\noffline = true\npublic_registries = false",
-            &["default_upstream", "offline", "public_registries"],
-            &[],
-        );
+        let keys = ["default_upstream", "offline", "public_registries"].map(str::to_owned);
+        let gone = PUBLIC_REGISTRIES.map(|(registry, _)| format!("upstream {registry}: gone"));
+        let changed: Vec<_> = keys.iter().chain(&gone).map(String::as_str).collect();
+        let apart = "default_upstream = 'none'\noffline = true\npublic_registries = false";
+        check("", apart, &changed, &[]);
         check(
             "",
             "[http]\nlisten = ['127.0.0.1:1']\nhosts = ['h']\nlist_private = true",

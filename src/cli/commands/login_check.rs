@@ -1,18 +1,22 @@
 //! `berth login-check`: whether the configured logins work, asked of their registries.
 
+use std::path::Path;
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::bail;
 
-use super::output::say;
+use crate::cli::exit::{carry_out, complain};
+use crate::cli::output::say;
+use crate::config::{self, Overrides};
 use crate::oci::image::InvalidImage;
 use crate::oci::{Image, Reference, Registry, RepoName};
 use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstream, VaultProblem};
 
 /// What is to be tried: all logins of a registry, or what a pull from one of its repositories asks for.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(in crate::cli) struct Target {
     registry: Registry,
     repository: Option<(RepoName, Option<Reference>)>,
 }
@@ -30,11 +34,20 @@ impl FromStr for Target {
     }
 }
 
-/// Those that are named; without names, those that have credentials, and one for the parents if these have any.
+/// Tries the logins of the configuration in `file`: those that are `named`, or all.
+pub(in crate::cli) fn run(file: Option<&Path>, named: &[Target]) -> ExitCode {
+    let config = config::Config::load(file, &Overrides::default());
+    match config.and_then(|config| choose(config.upstreams, named)) {
+        Ok(upstreams) => carry_out(try_all(&upstreams, named)),
+        Err(error) => complain(&error, 2),
+    }
+}
+
+/// The upstreams that are named. Without names, those that have credentials, and one for the parents if these have any.
 ///
 /// # Errors
 /// When one that is named is not configured.
-pub(super) fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config>> {
+fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config>> {
     let is_known = |name: &&Target| upstreams.iter().any(|upstream| upstream.registry == name.registry);
     if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
         bail!("no [[upstream]] is configured for {}", unknown.registry);
@@ -49,8 +62,8 @@ pub(super) fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result
     Ok(upstreams.into_iter().filter(is_chosen).collect())
 }
 
-/// Tries what is named of these, and says what came of each. All is as it should be if there is nothing to put right.
-pub(super) async fn run(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool> {
+/// Tries what is named of these, and says what came of each. Returns whether there is nothing to put right.
+async fn try_all(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool> {
     if upstreams.is_empty() {
         say("no upstream has credentials")?;
     }
@@ -88,7 +101,7 @@ async fn try_one(config: &Config, named: &[Target]) -> anyhow::Result<bool> {
     Ok(trials.iter().all(|trial| trial.found.is_fine()))
 }
 
-/// What came of it and what to do about it, in a line.
+/// One line that says what came of a trial and what to do about it.
 fn line(registry: &Registry, Trial { path, endpoint, found }: &Trial, with_login: bool) -> String {
     let mut line = registry.to_string();
     if !path.is_empty() {
@@ -127,7 +140,7 @@ fn party(party: Party) -> &'static str {
     }
 }
 
-/// What whoever runs berth can do.
+/// What the operator can do.
 fn remedy(error: &Error, with_login: bool) -> &'static str {
     match error {
         Error::LoginRefused => {
