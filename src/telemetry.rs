@@ -5,6 +5,7 @@
 //! lines of the log, too.
 
 mod lines;
+mod log_throttle;
 pub mod metrics;
 
 use std::io::{self, IsTerminal as _};
@@ -16,6 +17,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, fmt};
 
 pub use lines::Flush;
+pub use log_throttle::LogThrottle;
 pub use metrics::Metrics;
 
 use lines::Lines;

@@ -10,12 +10,13 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::http::admin::types::Failure;
 use crate::http::admin::{Token, TokenFile, Unusable};
 
 /// How long an answer may take; none waits for work on the disk to be done, and a check of tags has a shorter limit.
@@ -34,12 +35,6 @@ pub(super) struct Remote {
 struct Answer {
     status: StatusCode,
     body: Bytes,
-}
-
-/// What the admin plane says when it does not do what it was asked.
-#[derive(Deserialize)]
-struct Failure {
-    error: String,
 }
 
 impl Remote {

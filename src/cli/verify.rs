@@ -2,14 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::folder::Folder;
 use super::output::{say, tell};
-use crate::store::Verification;
+use crate::http::admin::paths;
+use crate::http::admin::types::{Verification, Verify};
 
-/// Where the daemon does it.
-const PATH: &str = "/api/v1/verify";
 /// Between two looks at how far it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two lines about that.
@@ -22,14 +19,14 @@ pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
             store.verify();
             store.verification()
         }
-        Folder::Theirs(remote) => remote.post(PATH, &json!({})).await?,
+        Folder::Theirs(remote) => remote.post(paths::VERIFY, &Verify {}).await?,
     };
     let mut told = Instant::now();
     while state.running {
         tokio::time::sleep(LOOK_INTERVAL).await;
         state = match folder {
             Folder::Ours(store) => store.verification(),
-            Folder::Theirs(remote) => remote.get(PATH).await?,
+            Folder::Theirs(remote) => remote.get(paths::VERIFY).await?,
         };
         if told.elapsed() >= TELL_INTERVAL {
             told = Instant::now();

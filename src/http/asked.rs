@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::uri::Authority;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -27,17 +28,40 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The parts of a request that an answer depends on.
 pub(super) struct Asked {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) version: Version,
-    pub(super) headers: HeaderMap,
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
     /// Where it has come from.
-    pub(super) context: RequestContext,
+    context: RequestContext,
     /// How its connection takes the answer.
-    pub(super) transport: Transport,
+    transport: Transport,
 }
 
 impl Asked {
+    /// A request with this head, that has come so, and over such a connection.
+    pub(super) fn new(head: Parts, context: RequestContext, transport: Transport) -> Self {
+        let Parts { method, uri, version, headers, .. } = head;
+        Self { method, uri, version, headers, context, transport }
+    }
+
+    pub(super) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Where it has come from.
+    pub(super) fn context(&self) -> &RequestContext {
+        &self.context
+    }
+
     /// The host that was asked.
     pub(super) fn host(&self) -> Option<&str> {
         host_of(&self.uri, &self.headers)

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use hyper::header::{
-    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, LOCATION, WARNING,
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, LOCATION,
+    WARNING,
 };
 use hyper::{Response, StatusCode};
 
@@ -13,19 +14,37 @@ use super::asked::Asked;
 use super::body::Body;
 use super::journal::Account;
 use super::multipart::Framing;
-use super::response::{CACHE_STATUS, NAMESPACE, cache_status, failure, shared, value};
+use super::response::{CACHE_STATUS, failure, shared, value};
 use crate::cache::{Blob, Manifest};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::range::Span;
 use crate::oci::ranges::{Part, Refusal, Selection, steps_back};
 use crate::oci::{Digest, Ranges, Repo};
+use crate::telemetry::metrics::Source;
+
+pub(super) const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// Steps back among the ranges of a blob that passes through unstored: each costs upstream a further request.
 const STEPS_BACK_MAX: usize = 16;
 
 /// The longest text of a digest, `sha512:` and its hex.
 const DIGEST_BYTES_MAX: usize = 7 + 128;
+
+/// The `Cache-Status` of content (RFC 9211).
+pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -> &'static str {
+    match (source, is_stored, is_unproven) {
+        (Source::Hit, _, false) => "berth; hit",
+        (Source::Hit, _, true) => "berth; hit; detail=unproven",
+        (Source::Stale, ..) => "berth; hit; detail=stale",
+        (Source::Miss, true, false) => "berth; fwd=miss; stored",
+        (Source::Miss, true, true) => "berth; fwd=miss; stored; detail=unproven",
+        (Source::Miss, false, false) => "berth; fwd=miss",
+        (Source::Miss, false, true) => "berth; fwd=miss; detail=unproven",
+        (Source::Join, _, false) => "berth; fwd=miss; collapsed",
+        (Source::Join, _, true) => "berth; fwd=miss; collapsed; detail=unproven",
+    }
+}
 
 /// A manifest, with the headers that were made when it was read.
 pub(super) fn of_manifest(
@@ -36,7 +55,7 @@ pub(super) fn of_manifest(
 ) -> Response<Body> {
     let Manifest { document, source, warning, age } = manifest;
     let status = cache_status(source, true, false);
-    account.cache = status;
+    account.cached(status);
     let mut response = if asked.has(&document.digest) {
         let mut response = not_modified();
         identify(&mut response, &document.digest);
@@ -72,7 +91,7 @@ pub(super) fn of_blob(
     // not.
     let held = ranges.as_ref().is_none_or(|(ranges, _)| ranges.are_open());
     let status = cache_status(blob.source, !blob.is_direct(), !held && !blob.is_stored());
-    account.cache = status;
+    account.cached(status);
     let mut response = match ranges.map(|(ranges, total)| (ranges.select(total), total)) {
         _ if asked.has(digest) => not_modified(),
         None => whole_blob(asked, asked.body_of_all(blob), total),
@@ -97,7 +116,7 @@ pub(super) fn of_blob(
 /// All of a blob, with the place where it was asked for: ollama downloads from nowhere else.
 pub(super) fn whole_blob(asked: &Asked, body: Body, length: Option<u64>) -> Response<Body> {
     let mut response = octets(StatusCode::OK, body, length);
-    let place = asked.uri.path_and_query().map(PathAndQuery::as_str);
+    let place = asked.uri().path_and_query().map(PathAndQuery::as_str);
     if let Some(Ok(place)) = place.map(HeaderValue::from_str) {
         response.headers_mut().insert(LOCATION, place);
     }

@@ -1,11 +1,18 @@
 //! The data plane: whatever configuration it serves by just now.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
 
+use super::body::Body;
+use super::handler::Handler;
+use super::head;
+use super::hosts::Reach;
 use super::limits::Visit;
+use super::outlet::Transport;
 use super::registry::Serving;
 use crate::cache::Cache;
 
@@ -33,14 +40,52 @@ impl Data {
         self.0.load().cache().clone()
     }
 
-    /// A connection of `client` begins.
-    pub(super) fn greet(&self, client: IpAddr) -> Visit {
-        Visit::begin(client, self.0.load().limits())
-    }
-
     /// What it serves now, for one request: without a count of who has it, which would be one memory cell for all cores
     /// to write to.
     pub(super) fn now(&self) -> Guard<Arc<Serving>> {
         self.0.load()
+    }
+}
+
+/// The data plane, as a listener offers it.
+pub(super) struct DataListener<'a> {
+    data: &'a Data,
+    /// From where the listener can be reached.
+    reach: Reach,
+}
+
+impl<'a> DataListener<'a> {
+    pub(super) fn new(data: &'a Data, reach: Reach) -> Self {
+        Self { data, reach }
+    }
+}
+
+impl Handler for DataListener<'_> {
+    fn answers_late(&self) -> bool {
+        true
+    }
+
+    fn connect(&self, peer: SocketAddr) -> Visit {
+        Visit::begin(peer.ip(), self.data.now().limits())
+    }
+
+    async fn handle(
+        &self,
+        peer: SocketAddr,
+        visit: &Visit,
+        request: Request<Incoming>,
+        transport: Transport,
+    ) -> Response<Body> {
+        let serving = self.data.now();
+        serving.answer(peer, self.reach, visit, request, transport).await
+    }
+
+    fn refuse_head(&self, peer: SocketAddr, request: &Request<Incoming>, fault: &str) -> Response<Body> {
+        self.data.now().refuse_head(peer, request, fault)
+    }
+
+    fn note_unreadable(&self, peer: SocketAddr, error: &hyper::Error) {
+        self.data.now().count_unreadable();
+        head::tell_unreadable(peer, error);
     }
 }

@@ -21,8 +21,8 @@ use tracing::{info, warn};
 use super::body::Body;
 use super::refusal::is_to_be_told;
 use super::response::failure;
-use super::seats::Rarely;
 use crate::oci::error::ErrorCode;
+use crate::telemetry::LogThrottle;
 use crate::telemetry::metrics::Reason;
 
 /// What is wrong with a head that hyper took. Every request is examined, in one pass: a look-up costs as much.
@@ -73,8 +73,8 @@ fn is_host(host: &HeaderValue) -> bool {
 
 /// Refuses a request, and closes its connection: it is not known where the next one begins.
 pub(super) fn refuse(fault: &str) -> Response<Body> {
-    static OFTEN: Rarely = Rarely::new();
-    if OFTEN.is_time() {
+    static REFUSED: LogThrottle = LogThrottle::new();
+    if REFUSED.is_due() {
         warn!(fault, "a request is refused: programs disagree about what its head means");
     }
     let mut response = failure(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, fault);

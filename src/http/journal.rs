@@ -24,17 +24,17 @@ const PATH_BYTES_MAX: usize = 256;
 
 /// What is known of a request, and what became of its answer.
 pub(crate) struct Account {
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) log: bool,
-    pub(crate) client: SocketAddr,
-    pub(crate) method: Method,
+    metrics: Arc<Metrics>,
+    log: bool,
+    client: SocketAddr,
+    method: Method,
     /// A number to find this request's lines by.
-    pub(crate) request: u64,
+    request: u64,
     handler: Handler,
     /// What it led to; kept for the log alone.
     route: Option<Arc<Route>>,
-    pub(crate) status: u16,
-    pub(crate) cache: &'static str,
+    status: u16,
+    cache: &'static str,
     /// The path, if it led to no route.
     path: Option<String>,
     /// The registry that it means, or seems to mean, if it led to no route.
@@ -43,7 +43,7 @@ pub(crate) struct Account {
     refused: Option<Refused>,
     in_flight: InFlight,
     /// Why there is no content, if there is none.
-    pub(crate) cause: String,
+    cause: String,
     began: Instant,
     first_byte: Option<Duration>,
     bytes: u64,
@@ -77,6 +77,16 @@ impl Account {
         }
     }
 
+    /// The number that this request's lines in the log have.
+    pub(crate) fn request(&self) -> u64 {
+        self.request
+    }
+
+    /// The `Cache-Status` of its content.
+    pub(crate) fn cached(&mut self, status: &'static str) {
+        self.cache = status;
+    }
+
     /// It led to a route.
     pub(crate) fn begin(&mut self, route: &Arc<Route>) {
         self.handler = match **route {
@@ -99,7 +109,7 @@ impl Account {
 
     /// It is answered with an error.
     pub(super) fn refused(&mut self, refused: Refused) {
-        self.metrics.refused(refused.reason);
+        self.metrics.refused(refused.reason());
         self.refused = Some(refused);
     }
 
@@ -147,7 +157,7 @@ impl Drop for Account {
         if self.log {
             self.tell(first_byte, whole);
         } else if let Some(refused) = &self.refused
-            && let Some(left_out) = is_to_be_told(refused.reason)
+            && let Some(left_out) = is_to_be_told(refused.reason())
         {
             self.tell_of(refused, left_out);
         }
@@ -165,8 +175,8 @@ impl Account {
         };
         let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
         let (reason, cache, cause) = match &self.refused {
-            Some(refused) => (refused.reason.as_str(), refused.cache_status().into(), &refused.cause),
-            None => ("", Cow::Borrowed(self.cache), &self.cause),
+            Some(refused) => (refused.reason().as_str(), refused.cache_status().into(), refused.cause()),
+            None => ("", Cow::Borrowed(self.cache), &*self.cause),
         };
         info!(
             target: "berth::access",
@@ -203,8 +213,8 @@ impl Account {
             reference,
             status = self.status,
             path = self.path,
-            reason = refused.reason.as_str(),
-            cause = refused.cause,
+            reason = refused.reason().as_str(),
+            cause = refused.cause(),
             left_out,
             "a request was refused; others for the same reason are not told of for a minute",
         );

@@ -23,10 +23,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::Body;
-use super::refusal::because;
-use super::response::later;
-use super::seats::network;
+use super::response::{because, later};
+use crate::access::networks::client_network;
 use crate::bounded;
+use crate::context::Login;
 use crate::pace::{Pace, PerSecond};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ClientLimit, Reason};
@@ -80,7 +80,7 @@ pub(super) enum Who {
     /// All that come from this address.
     Address(IpAddr),
     /// All that come with this login.
-    Login(String),
+    Login(Login),
 }
 
 impl Who {
@@ -166,7 +166,7 @@ pub(super) struct Visit {
 impl Visit {
     /// A connection of `client` begins.
     pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
-        let client = Who::Address(network(client));
+        let client = Who::Address(client_network(client));
         let guest = limits.map(|limits| limits.greet(client.clone()));
         Self {
             client,
@@ -313,7 +313,7 @@ mod tests {
     async fn each_address_has_limits_of_its_own() {
         assert!(limits("").is_none());
         let limits = limits("connections = 2\nrequests_per_second = 1").unwrap();
-        let greet = |client: &str| limits.greet(Who::Address(network(client.parse().unwrap())));
+        let greet = |client: &str| limits.greet(Who::Address(client_network(client.parse().unwrap())));
         let is_refused = |guest: &Guest| guest.refuse().is_some();
         let [first, second] = [greet("10.0.0.1"), greet("::ffff:10.0.0.1")];
         assert!(!is_refused(&first) && is_refused(&second), "they share what one client may ask");

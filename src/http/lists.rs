@@ -5,26 +5,40 @@
 //! let nobody list: they go on without.
 
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::asked::Asked;
 use super::body::Body;
+use super::content::{NAMESPACE, cache_status};
 use super::journal::Account;
-use super::registry::{Serving, json};
-use super::response::{CACHE_STATUS, FILTERS_APPLIED, NAMESPACE, cache_status, content, failure, value};
-use crate::cache::{self, Tags};
+use super::response::{CACHE_STATUS, content, failure, value};
+use crate::cache::{self, Cache, Tags};
 use crate::oci::error::ErrorCode;
 use crate::oci::{Digest, Repo};
 use crate::telemetry::metrics::Source;
 use crate::upstream::{PageQuery, TagBody};
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// Entries of a list of berth's own when the client does not say.
 const PAGE_DEFAULT: usize = 1000;
 /// Entries of such a list at most; larger wishes get this many and a link to the rest.
 const PAGE_MAX: usize = 1000;
 
-impl Serving {
+/// The lists of one configuration.
+pub(super) struct Lists {
+    cache: Cache,
+    /// Whether they also show what came from upstream with a credential.
+    show_private: bool,
+}
+
+impl Lists {
+    /// Lists of what `cache` has, or asks for; with `show_private` also of what came from upstream with a credential.
+    pub(super) fn new(cache: Cache, show_private: bool) -> Self {
+        Self { cache, show_private }
+    }
+
     /// The tags of a repository.
     pub(super) async fn tags(
         &self,
@@ -35,19 +49,19 @@ impl Serving {
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         let is_hidden = async || -> Result<bool, cache::Error> {
-            Ok(!self.lists_private() && !self.cache().is_public(repo).await?)
+            Ok(!self.show_private && !self.cache.is_public(repo).await?)
         };
         // Where there are parents, their answer says whether it is.
-        if is_hidden().await? && !self.cache().has_parents(repo)? {
+        if is_hidden().await? && !self.cache.has_parents(repo)? {
             return Ok(hidden());
         }
         let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
         let name = Some(repo.name.as_str());
-        let page = PageQuery::read(asked.uri.query().unwrap_or_default());
+        let page = PageQuery::read(asked.uri().query().unwrap_or_default());
         if size == 0 && !page.is_continued() {
             return Ok(json(list("tags", name, std::iter::empty())));
         }
-        let tags = self.cache().tags(repo, &page, (size, last), &asked.context).await?;
+        let tags = self.cache.tags(repo, &page, (size, last), asked.context()).await?;
         if is_hidden().await? {
             return Ok(hidden());
         }
@@ -77,17 +91,18 @@ impl Serving {
         };
         response.headers_mut().insert(NAMESPACE, value(repo.registry.as_str()));
         let status = cache_status(source, false, false);
-        account.cache = status;
+        account.cached(status);
         response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
         Ok(response)
     }
 
-    /// The repositories that are here.
+    /// The repositories that are here, and that `may_have` lets the client have.
     pub(super) async fn catalog(
         &self,
         asked: &Asked,
         n: Option<usize>,
         last: Option<&str>,
+        may_have: impl Fn(&Repo) -> bool,
     ) -> Result<Response<Body>, cache::Error> {
         let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
         let last = last.and_then(|last| {
@@ -97,8 +112,7 @@ impl Serving {
         if size == 0 {
             return Ok(json(list("repositories", None, std::iter::empty())));
         }
-        let may_have = |repo: &Repo| self.registries().may_have(repo);
-        let page = self.cache().repositories(size, last, self.lists_private(), may_have).await?;
+        let page = self.cache.repositories(size, last, self.show_private, may_have).await?;
         let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
         let next = page.entries.last().filter(|_| page.more);
         asked.link_to_next(&mut response, size, next.map(ToString::to_string));
@@ -113,7 +127,7 @@ impl Serving {
         artifact_type: Option<&str>,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache().referrers(repo, digest, &asked.context).await? else {
+        let Some(referrers) = self.cache.referrers(repo, digest, asked.context()).await? else {
             return Ok(failure(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,
@@ -121,7 +135,7 @@ impl Serving {
             ));
         };
         let status = cache_status(referrers.source, false, false);
-        account.cache = status;
+        account.cached(status);
         let (referrers, is_filtered) = match artifact_type {
             Some(artifact_type) => referrers.of_type(artifact_type).await,
             None => (referrers, false),
@@ -145,6 +159,11 @@ fn hidden() -> Response<Body> {
         ErrorCode::Denied,
         "this mirror lists only tags that need no credential upstream, unless [http] list_private is true or its listener is guarded: images can be pulled all the same",
     )
+}
+
+/// A body of JSON.
+pub(super) fn json(body: Bytes) -> Response<Body> {
+    content(StatusCode::OK, "application/json", body)
 }
 
 /// `{"name": …, "tags": […]}`, or the like.

@@ -15,37 +15,40 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{EXPECT, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use hyper::header::{EXPECT, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response, Uri};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::Config;
-use super::access::{Access, Verdict};
 use super::asked::{Asked, discard, host_of};
 use super::body::Body;
-use super::content::{account_for, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob};
-use super::drain::{GoingOn, stopping};
+use super::config::Config;
+use super::content::{
+    account_for, cache_status, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob,
+};
+use super::error_table::{
+    Subject, in_a_loop, misdirected, not_authenticated, not_authorized, outage, unavailable, unrouted,
+};
+use super::going_on::{GoingOn, stopping};
 use super::head;
 use super::hosts::{self, Reach};
 use super::journal::Account;
 use super::limits::{self, Brake, Guest, Limits, Visit, Who};
+use super::lists::{Lists, json};
 use super::outlet::Transport;
-use super::peers::Peers;
-use super::refusal::{because_of_silence, close};
-use super::response::{
-    API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
-    unrouted, wrong_address,
-};
-use super::seats::network;
+use super::response::{because_of_silence, close};
+use crate::access::networks::client_network;
+use crate::access::{Access, Action, Principal};
 use crate::cache::{self, Cache, Size};
-use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
+use crate::context::{Login, RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reason;
 use crate::upstream::{self, HostName};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// Time within which a request has an answer's head.
 const BUDGET: Duration = Duration::from_secs(19);
@@ -55,18 +58,17 @@ const MEASURE_MAX: Duration = Duration::from_secs(9);
 /// What the data plane serves, and to whom: one configuration, and the content behind it.
 pub struct Serving {
     cache: Cache,
-    registries: Registries,
+    lists: Lists,
+    registries: Arc<Registries>,
     /// Names of a listener on loopback.
     hosts: Vec<HostName>,
     access: Access,
-    peers: Peers,
     limits: Option<Arc<Limits>>,
     login_limits: Option<Arc<Limits>>,
     metrics: Arc<Metrics>,
     access_log: bool,
-    list_private: bool,
     /// While berth stops.
-    pub(super) going_on: GoingOn,
+    going_on: GoingOn,
 }
 
 impl Serving {
@@ -82,9 +84,14 @@ impl Serving {
         config: &Config,
         before: Option<&Self>,
     ) -> anyhow::Result<Self> {
-        let access =
-            Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
-        let (access_log, list_private) = (config.access_log, config.lists_private());
+        let registries = Arc::new(registries);
+        let access = Access::load(
+            &config.allow,
+            config.htpasswd.as_deref(),
+            &config.peers,
+            Arc::clone(&registries),
+            before.map(|before| &before.access),
+        )?;
         let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
             .filter(|known| known.are_of(config))
         {
@@ -94,18 +101,16 @@ impl Serving {
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
         let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
-        let (hosts, peers) = (config.hosts.clone(), Peers::new(&config.peers));
         Ok(Self {
+            lists: Lists::new(cache.clone(), config.lists_private()),
             cache,
             registries,
-            hosts,
+            hosts: config.hosts.clone(),
             access,
-            peers,
             limits,
             login_limits,
             metrics,
-            access_log,
-            list_private,
+            access_log: config.access_log,
             going_on: GoingOn::default(),
         })
     }
@@ -118,11 +123,6 @@ impl Serving {
     /// Which registry and repository a request means.
     pub(super) fn registries(&self) -> &Registries {
         &self.registries
-    }
-
-    /// Whether lists also show what came from upstream with a credential.
-    pub(super) fn lists_private(&self) -> bool {
-        self.list_private
     }
 
     /// What one address may take, if that is limited.
@@ -145,29 +145,28 @@ impl Serving {
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
         let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
         let mut account = Box::new(account);
-        let mut context = RequestContext::read(network(peer.ip()), &head.headers);
+        let mut context = RequestContext::read(client_network(peer.ip()), &head.headers);
         let is_of_client = context.is_of_client();
         let admitted = match guest.as_ref().and_then(|guest| guest.refuse()) {
             Some(refusal) => Err(Box::new(refusal)),
             None if reach == Reach::Loopback && !self.has_host(&head) => Err(Box::new(misdirected())),
-            None => {
-                let verdict = self.access.judge(peer.ip(), &head.headers).await;
-                if let Verdict::Allowed(name) = &verdict {
-                    if let Some(name) = name {
+            None => match self.access.authenticate(peer.ip(), &head.headers).await {
+                Ok(principal) => {
+                    if let Some(name) = principal.user() {
                         context = context.with_login(name);
                     }
-                    if !is_of_client && self.peers.has(peer.ip(), name.as_deref()) {
+                    if !is_of_client && self.access.is_peer(peer.ip(), &principal) {
                         context = context.from_peer(&head.headers);
                     }
+                    self.admit(principal)
                 }
-                self.admit(verdict)
-            }
+                Err(error) => Err(Box::new(not_authenticated(error))),
+            },
         };
         let (mut response, user) = match admitted {
-            Ok(user) => {
-                let Parts { method, uri, version, headers, .. } = head;
-                let asked = Asked { method, uri, version, headers, context, transport };
-                (self.respond(&asked, visit, &mut account).await, user)
+            Ok((principal, user)) => {
+                let asked = Asked::new(head, context, transport);
+                (self.respond(&asked, &principal, visit, &mut account).await, user)
             }
             Err(refusal) => {
                 self.lead_astray(&mut account, &head.uri, &head.headers);
@@ -214,49 +213,65 @@ impl Serving {
         hosts::are_known(&head.uri, &head.headers, &self.hosts, |host| self.registries.have_host(host))
     }
 
-    /// What the login of a request may take, if it has one and that is limited.
+    /// The principal, and what its login may take, if it has one and that is limited.
     ///
     /// # Errors
-    /// What the request is answered with, if it is not let in.
-    fn admit(&self, verdict: Verdict) -> Result<Option<Arc<Guest>>, Box<Response<Body>>> {
-        let refusal = match verdict {
-            Verdict::Allowed(name) => {
-                let limits = self.login_limits.as_ref().zip(name);
-                let user = limits.map(|(limits, name)| limits.greet(Who::Login(name)));
-                match user.as_ref().and_then(|user| user.refuse()) {
-                    Some(refusal) => refusal,
-                    None => return Ok(user),
-                }
-            }
-            Verdict::WrongAddress => wrong_address(),
-            Verdict::LogIn => log_in(),
-            Verdict::Busy => busy(),
-        };
-        Err(Box::new(refusal))
+    /// What the request is answered with, if that login takes too much.
+    fn admit(&self, principal: Principal) -> Result<(Principal, Option<Arc<Guest>>), Box<Response<Body>>> {
+        let limits = self.login_limits.as_ref().zip(principal.user());
+        let user = limits.map(|(limits, name)| limits.greet(Who::Login(Login::named(name))));
+        match user.as_ref().and_then(|user| user.refuse()) {
+            Some(refusal) => Err(Box::new(refusal)),
+            None => Ok((principal, user)),
+        }
     }
 
-    async fn respond(&self, asked: &Asked, visit: &Visit, account: &mut Account) -> Response<Body> {
-        let route =
-            match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
-                Ok(route) => Arc::new(route),
-                Err(error) => {
-                    self.lead_astray(account, &asked.uri, &asked.headers);
-                    return unrouted(&error);
-                }
-            };
+    /// What a request asks for, if `principal` may have that.
+    ///
+    /// # Errors
+    /// What the request is answered with otherwise. Whether it makes sense is not told of a repository that the principal
+    /// may not have.
+    fn authorized_route(&self, asked: &Asked, principal: &Principal) -> Result<Route, Box<Response<Body>>> {
+        let uri = asked.uri();
+        let routed = self.registries.route_of_any(asked.method(), asked.host(), uri.path(), uri.query());
+        let (action, repo) = match &routed {
+            Ok(route) => (action(route), route.repository()),
+            Err(unrouted) => (Action::Pull, unrouted.repo.as_deref()),
+        };
+        if self.access.authorize(principal, action, repo).is_err() {
+            return Err(Box::new(not_authorized(repo)));
+        }
+        routed.map_err(|reason| Box::new(unrouted(&reason.error)))
+    }
+
+    async fn respond(
+        &self,
+        asked: &Asked,
+        principal: &Principal,
+        visit: &Visit,
+        account: &mut Account,
+    ) -> Response<Body> {
+        let route = match self.authorized_route(asked, principal) {
+            Ok(route) => Arc::new(route),
+            Err(refusal) => {
+                self.lead_astray(account, asked.uri(), asked.headers());
+                return *refusal;
+            }
+        };
         account.begin(&route);
-        if visit.is_late() && !self.goes_on(visit, asked, &route) {
+        if visit.is_late() && !self.going_on.has_more(&self.cache, visit, asked, &route) {
             return stopping();
         }
-        let mut response = if asked.context.is_loop() {
+        let mut response = if asked.context().is_loop() {
             in_a_loop()
         } else {
             match self.at_hand(asked, &route, account) {
                 Some(response) => response,
-                None => self.find(asked, &route, account).await,
+                None => self.find(asked, &route, principal, account).await,
             }
         };
-        if !asked.context.is_of_client() && self.is_for_everybody(&route, digest_of(&route, &response)).await
+        if !asked.context().is_of_client()
+            && self.is_for_everybody(&route, digest_of(&route, &response)).await
         {
             declare_public(response.headers_mut());
         }
@@ -265,7 +280,7 @@ impl Serving {
 
     /// Whether a berth may share what it is answered with among its repositories.
     async fn is_for_everybody(&self, route: &Route, digest: Option<Digest>) -> bool {
-        let Some(repo) = repository(route) else { return false };
+        let Some(repo) = route.repository() else { return false };
         let is_public = match digest {
             Some(digest) => self.cache.is_for_everybody(repo, &digest).await,
             None => self.cache.is_public(repo).await,
@@ -274,19 +289,25 @@ impl Serving {
     }
 
     /// The answer, or why there is none, in time.
-    async fn find(&self, asked: &Asked, route: &Arc<Route>, account: &mut Account) -> Response<Body> {
-        let request = account.request;
-        let subject = subject(route);
+    async fn find(
+        &self,
+        asked: &Asked,
+        route: &Route,
+        principal: &Principal,
+        account: &mut Account,
+    ) -> Response<Body> {
+        let request = account.request();
+        let subject = Subject::of(route);
         // On the heap, so that what most requests do is small: futures are moved before they run.
-        let budget = asked.context.patience(BUDGET);
-        match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
+        let budget = asked.context().patience(BUDGET);
+        match timeout(budget, Box::pin(self.serve(asked, route, principal, account))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
                     warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
                 }
                 // The berth that asks may have somebody else to ask.
-                match error.is_loop() && !asked.context.is_of_client() {
+                match error.is_loop() && !asked.context().is_of_client() {
                     true => in_a_loop(),
                     false => unavailable(&error, subject),
                 }
@@ -301,20 +322,25 @@ impl Serving {
         &self,
         asked: &Asked,
         route: &Route,
+        principal: &Principal,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
         match route {
             Route::Base => Ok(json(Bytes::from_static(b"{}"))),
             Route::Extensions => Ok(json(Bytes::from_static(br#"{"extensions":[]}"#))),
-            Route::Catalog { n, last } => self.catalog(asked, *n, last.as_deref()).await,
+            Route::Catalog { n, last } => {
+                let may_have =
+                    |repo: &Repo| self.access.authorize(principal, Action::Pull, Some(repo)).is_ok();
+                self.lists.catalog(asked, *n, last.as_deref(), may_have).await
+            }
             Route::Manifest { repo, reference } => self.manifest(asked, repo, reference, account).await,
-            Route::Blob { repo, digest } if asked.method == Method::HEAD => {
+            Route::Blob { repo, digest } if asked.method() == Method::HEAD => {
                 self.blob_head(asked, repo, digest, account).await
             }
             Route::Blob { repo, digest } => self.blob(asked, repo, digest, account).await,
-            Route::Tags { repo, n, last } => self.tags(asked, repo, *n, last.as_deref(), account).await,
+            Route::Tags { repo, n, last } => self.lists.tags(asked, repo, *n, last.as_deref(), account).await,
             Route::Referrers { repo, digest, artifact_type } => {
-                self.referrers(asked, (repo, digest), artifact_type.as_deref(), account).await
+                self.lists.referrers(asked, (repo, digest), artifact_type.as_deref(), account).await
             }
         }
     }
@@ -326,7 +352,7 @@ impl Serving {
                 let manifest = self.cache.manifest_at_hand(repo, reference)?;
                 Some(of_manifest(asked, repo, manifest, account))
             }
-            Route::Blob { repo, digest } if asked.method == Method::GET => {
+            Route::Blob { repo, digest } if asked.method() == Method::GET => {
                 let blob = self.cache.blob_at_hand(repo, digest)?;
                 Some(match asked.ranges(digest) {
                     Ok(ranges) => of_blob(asked, (repo, digest), blob, ranges, account),
@@ -344,7 +370,7 @@ impl Serving {
         reference: &Reference,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let manifest = self.cache.manifest(repo, reference, &asked.context).await?;
+        let manifest = self.cache.manifest(repo, reference, asked.context()).await?;
         Ok(of_manifest(asked, repo, manifest, account))
     }
 
@@ -355,9 +381,9 @@ impl Serving {
         digest: &Digest,
         account: &mut Account,
     ) -> Result<Response<Body>, cache::Error> {
-        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
+        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, asked.context()).await?;
         let status = cache_status(source, false, false);
-        account.cache = status;
+        account.cached(status);
         let body = || if bytes.is_some() { Body::empty() } else { Body::of_unknown_length() };
         let mut response = if asked.has(digest) { not_modified() } else { whole_blob(asked, body(), bytes) };
         identify(&mut response, digest);
@@ -379,7 +405,7 @@ impl Serving {
             Ok(ranges) => ranges,
             Err(refusal) => return Ok(refused_ranges(refusal)),
         };
-        let mut blob = self.cache.blob(repo, digest, ranges.as_ref(), &asked.context).await?;
+        let mut blob = self.cache.blob(repo, digest, ranges.as_ref(), asked.context()).await?;
         if blob.total.is_none() && !asked.is_chunked() {
             // To such a client an end that is cut off is an end like any other.
             if !blob.measure().await {
@@ -387,7 +413,7 @@ impl Serving {
             }
         } else if blob.total.is_none() && ranges.is_some() {
             // Who asks for parts gets everything if it does not turn out in time: that is what upstream does, too.
-            let _ = timeout(asked.context.patience(MEASURE_MAX), blob.measure()).await;
+            let _ = timeout(asked.context().patience(MEASURE_MAX), blob.measure()).await;
         }
         let is_of_fallback = blob.is_of_fallback();
         let mut response = of_blob(asked, (repo, digest), blob, ranges, account);
@@ -411,26 +437,13 @@ fn digest_of(route: &Route, response: &Response<Body>) -> Option<Digest> {
     }
 }
 
-/// What a request is about.
-fn repository(route: &Route) -> Option<&Repo> {
+/// What a principal needs the right to, for a request to have an answer.
+fn action(route: &Route) -> Action {
     match route {
-        Route::Manifest { repo, .. }
-        | Route::Blob { repo, .. }
-        | Route::Referrers { repo, .. }
-        | Route::Tags { repo, .. } => Some(repo),
-        Route::Base | Route::Extensions | Route::Catalog { .. } => None,
+        Route::Base | Route::Extensions => Action::Ping,
+        Route::Catalog { .. } => Action::Catalog,
+        Route::Manifest { .. } | Route::Blob { .. } | Route::Tags { .. } | Route::Referrers { .. } => {
+            Action::Pull
+        }
     }
-}
-
-fn subject(route: &Route) -> Subject {
-    match route {
-        Route::Manifest { .. } | Route::Referrers { .. } => Subject::Manifest,
-        Route::Blob { .. } => Subject::Blob,
-        Route::Base | Route::Extensions | Route::Catalog { .. } | Route::Tags { .. } => Subject::Repository,
-    }
-}
-
-/// A body of JSON.
-pub(super) fn json(body: Bytes) -> Response<Body> {
-    content(StatusCode::OK, "application/json", body)
 }

@@ -12,15 +12,15 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::answers::Answers;
-use crate::telemetry::Metrics;
+use crate::access::networks::client_network;
+use crate::telemetry::{LogThrottle, Metrics};
 
 /// Connections at once, all listeners of the data plane together.
 const CONNECTIONS_MAX: usize = 8192;
@@ -36,15 +36,13 @@ const FILES_RESERVED: u64 = 64;
 const FILES_PER_CONNECTION: u64 = 2;
 /// A connection that is to be closed for another may begin to answer just then; so often the next one is looked for.
 const CLOSE_TRIES: usize = 4;
-/// Between two lines of the log about the same trouble.
-const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Room for the connections of some listeners.
 pub struct Seats {
     max: usize,
     taken: Mutex<Taken>,
     metrics: Arc<Metrics>,
-    crowded: Rarely,
+    crowded: LogThrottle,
 }
 
 #[derive(Default)]
@@ -89,12 +87,12 @@ impl Seats {
 
     /// Room for `max` connections.
     pub fn new(max: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { max, taken: Mutex::default(), metrics, crowded: Rarely::default() })
+        Arc::new(Self { max, taken: Mutex::default(), metrics, crowded: LogThrottle::default() })
     }
 
     /// A seat for `client`, if there is one for it, or becomes free.
     pub(super) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
-        let client = network(client);
+        let client = client_network(client);
         let mut taken = self.lock();
         let own = taken.count(client);
         let has_its_half = own >= self.max.div_ceil(2);
@@ -111,7 +109,7 @@ impl Seats {
         drop(taken);
         if has_its_half || is_full {
             self.metrics.turned_away.inc();
-            if self.crowded.is_time() {
+            if self.crowded.is_due() {
                 let max = self.max;
                 warn!(%client, its_own = own, all, max, "too many connections: some that rest are closed, or others turned away");
             }
@@ -122,7 +120,7 @@ impl Seats {
     /// The connection that has seat `number` of `client` may be closed by its task, while it rests, for another.
     pub(super) fn may_close(&self, client: IpAddr, number: u64, answers: Arc<Answers>, task: AbortHandle) {
         let mut taken = self.lock();
-        let own = taken.by_client.get_mut(&network(client));
+        let own = taken.by_client.get_mut(&client_network(client));
         // It may have ended already.
         if let Some(seat) = own.and_then(|own| own.get_mut(&number)) {
             *seat = Some(Connection { answers, task });
@@ -227,35 +225,10 @@ fn admin_connections(files: Option<u64>) -> u64 {
     fit.clamp(ADMIN_CONNECTIONS_MIN, ADMIN_CONNECTIONS_MAX)
 }
 
-/// What one client can have many of counts as one: of IPv6 the 64 bits that a host picks for itself.
-pub(super) fn network(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        IpAddr::V4(address) => IpAddr::V4(address),
-    }
-}
-
-/// Says when it is time for another line about a trouble that comes in thousands.
-#[derive(Default)]
-pub(super) struct Rarely(Mutex<Option<Instant>>);
-
-impl Rarely {
-    pub(super) const fn new() -> Self {
-        Self(Mutex::new(None))
-    }
-
-    pub(super) fn is_time(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = last.is_none_or(|last| last.elapsed() >= SAY_EVERY);
-        if is_time {
-            *last = Some(Instant::now());
-        }
-        is_time
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn address(text: &str) -> IpAddr {

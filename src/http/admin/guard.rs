@@ -17,11 +17,12 @@ use tracing::{debug, warn};
 
 use super::super::body::Body;
 use super::super::hosts;
-use super::super::seats::Rarely;
-use super::Config;
-use super::api::Refusal;
+use super::config::Config;
+use super::error::ApiError;
 use super::token::{TOKEN_FILE, Token, TokenFile, Unusable};
+use crate::access::networks;
 use crate::store::Store;
+use crate::telemetry::LogThrottle;
 use crate::upstream::HostName;
 
 /// What the admin plane asks of those who use it.
@@ -30,7 +31,7 @@ pub struct Guard {
     hosts: Vec<HostName>,
     /// The first is berth's own.
     tokens: Arc<[TokenFile]>,
-    refused: Rarely,
+    refused: LogThrottle,
 }
 
 impl Guard {
@@ -46,28 +47,27 @@ impl Guard {
             tokens.push(file);
         }
         let Config { allow, hosts, .. } = config.clone();
-        Ok(Self { allow, hosts, tokens: tokens.into(), refused: Rarely::default() })
+        Ok(Self { allow, hosts, tokens: tokens.into(), refused: LogThrottle::default() })
     }
 
     /// What a request is answered with that comes from elsewhere, or is meant for another host.
     pub(super) fn refuse(&self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response<Body>> {
         if !self.may_connect(peer) {
-            let refusal = Refusal::new(StatusCode::FORBIDDEN, "this address is not in [admin] allow");
-            let mut response = refusal.answer();
+            let refusal = ApiError::new(StatusCode::FORBIDDEN, "this address is not in [admin] allow");
+            let mut response = refusal.into_response();
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return Some(response);
         }
         if !hosts::are_known(uri, headers, &self.hosts, |_| false) {
             let error = "expected an address, localhost or a name in [admin] hosts as the Host";
-            return Some(Refusal::new(StatusCode::MISDIRECTED_REQUEST, error).answer());
+            return Some(ApiError::new(StatusCode::MISDIRECTED_REQUEST, error).into_response());
         }
         None
     }
 
     fn may_connect(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
         // A listener on loopback alone needs no list, and has no others.
-        peer.is_loopback() || self.allow.iter().any(|network| network.contains(&peer))
+        peer.to_canonical().is_loopback() || networks::contain(&self.allow, peer)
     }
 
     /// Refuses a request that does not show a token. One that berth should have and has not is made.
@@ -76,7 +76,7 @@ impl Guard {
         store: &Store,
         peer: IpAddr,
         headers: &HeaderMap,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ApiError> {
         if let Some(shown) = bearer(headers)
             && self.is_right(shown).await
         {
@@ -84,7 +84,7 @@ impl Guard {
         }
         // It may be gone, or could not be made so far.
         let state = self.make_token(store).await;
-        if self.refused.is_time() {
+        if self.refused.is_due() {
             warn!(client = %peer, "a request to the admin API shows no right token");
         }
         Err(self.unauthorized(state.err()))
@@ -140,14 +140,14 @@ impl Guard {
         put.map_err(|error| error.to_string())
     }
 
-    fn unauthorized(&self, closed: Option<String>) -> Refusal {
+    fn unauthorized(&self, closed: Option<String>) -> ApiError {
         let files: Vec<_> = self.tokens.iter().map(ToString::to_string).collect();
         let mut error =
             format!("expected `Authorization: Bearer …` with the token in {}", files.join(" or "));
         if let Some(reason) = closed {
             error += &format!("; {} opens nothing: {reason}", self.tokens[0]);
         }
-        Refusal::new(StatusCode::UNAUTHORIZED, error)
+        ApiError::new(StatusCode::UNAUTHORIZED, error)
             .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"berth\""))
     }
 }

@@ -47,15 +47,16 @@ impl<'de> Deserialize<'de> for Peer {
 
 /// The peers of one configuration.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Peers(Vec<Peer>);
+pub struct Peers(Vec<Peer>);
 
 impl Peers {
-    pub(crate) fn new(peers: &[Peer]) -> Self {
+    /// The peers that the configuration names.
+    pub fn new(peers: &[Peer]) -> Self {
         Self(peers.to_vec())
     }
 
     /// Whether whoever asks from `address`, with this login, is one of them.
-    pub(crate) fn has(&self, address: IpAddr, login: Option<&str>) -> bool {
+    pub fn have(&self, address: IpAddr, login: Option<&str>) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|peer| peer.is(address, login))
     }
@@ -74,7 +75,7 @@ mod tests {
         let read = |text: &str| toml::from_str::<Table>(text).map(|table| Peers::new(&table.peers));
         let peers = read("peers = ['10.1.0.0/16', '192.0.2.7', 'fd00::/8', 'site']").unwrap();
         let check = |address: &str, login: Option<&str>, expected: bool| {
-            assert_eq!(peers.has(address.parse().unwrap(), login), expected, "{address} {login:?}");
+            assert_eq!(peers.have(address.parse().unwrap(), login), expected, "{address} {login:?}");
         };
         check("10.1.2.3", None, true);
         check("::ffff:10.1.2.3", None, true);
@@ -84,7 +85,7 @@ mod tests {
         check("fd12::1", None, true);
         check("10.2.2.3", Some("site"), true);
         check("10.2.2.3", Some("other"), false);
-        assert!(!Peers::default().has("127.0.0.1".parse().unwrap(), Some("site")));
+        assert!(!Peers::default().have("127.0.0.1".parse().unwrap(), Some("site")));
         for wrong in ["10.0.0.0/33", "a:b", ""] {
             assert!(read(&format!("peers = ['{wrong}']")).is_err(), "{wrong}");
         }

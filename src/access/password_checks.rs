@@ -8,7 +8,7 @@
 //!
 //! A name that is in no file is treated like any other: what the queue does must not tell which users there are.
 //!
-//! [`Queue`] decides and is told the time; [`Checks`] waits.
+//! [`CheckQueue`] decides and is told the time; [`PasswordChecks`] waits.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -21,8 +21,8 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use super::networks::client_network;
 use crate::bounded;
-use crate::http::seats::network;
 use crate::sync::lock;
 
 /// Password checks that run at the same time: they must not take every core from transfers.
@@ -56,7 +56,7 @@ const SITE_PENALTY: Penalty = Penalty { free: 400, pause: Duration::from_millis(
 
 /// Whose password is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Owner {
+pub(super) struct CheckOwner {
     /// The IPv6 /48 that the address is in; of IPv4 the address.
     site: IpAddr,
     /// The IPv6 /64 that the client is in; of IPv4 the address.
@@ -70,7 +70,7 @@ type Ticket = u64;
 
 /// What wrong passwords are counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Scope {
+enum PenaltyScope {
     User(IpAddr, u64),
     Address(IpAddr),
     Site(IpAddr),
@@ -78,7 +78,7 @@ enum Scope {
 
 /// What becomes of a check that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+enum Admission {
     Waits(Ticket),
     /// It waits in the place of this one, which has worse prospects and is refused.
     WaitsInsteadOf(Ticket, Ticket),
@@ -86,21 +86,21 @@ enum Entry {
 }
 
 /// Which checks wait and run, and who had wrong passwords.
-struct Queue {
+struct CheckQueue {
     /// In the order in which they came.
-    waiting: Vec<(Ticket, Owner)>,
-    running: Vec<(Ticket, Owner)>,
+    waiting: Vec<(Ticket, CheckOwner)>,
+    running: Vec<(Ticket, CheckOwner)>,
     /// Until when the penalties of wrong passwords reach, at one pause each.
-    penalties: LruCache<Scope, Instant>,
+    penalties: LruCache<PenaltyScope, Instant>,
     /// The last turn of an address or site.
     turns: LruCache<IpAddr, u64>,
     turn: u64,
     tickets: Ticket,
 }
 
-impl Owner {
+impl CheckOwner {
     fn of(client: IpAddr, user: u64) -> Self {
-        let address = network(client);
+        let address = client_network(client);
         let site = match address {
             IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 80 << 80)),
             IpAddr::V4(_) => address,
@@ -109,14 +109,14 @@ impl Owner {
     }
 
     /// What its wrong passwords are counted for. An IPv4 address is counted once.
-    fn scopes(&self) -> impl Iterator<Item = (Scope, &'static Penalty)> {
-        let site = self.address.is_ipv6().then_some((Scope::Site(self.site), &SITE_PENALTY));
-        let user = (Scope::User(self.address, self.user), &USER_PENALTY);
-        [user, (Scope::Address(self.address), &ADDRESS_PENALTY)].into_iter().chain(site)
+    fn scopes(&self) -> impl Iterator<Item = (PenaltyScope, &'static Penalty)> {
+        let site = self.address.is_ipv6().then_some((PenaltyScope::Site(self.site), &SITE_PENALTY));
+        let user = (PenaltyScope::User(self.address, self.user), &USER_PENALTY);
+        [user, (PenaltyScope::Address(self.address), &ADDRESS_PENALTY)].into_iter().chain(site)
     }
 }
 
-impl Queue {
+impl CheckQueue {
     fn new() -> Self {
         Self {
             waiting: Vec::new(),
@@ -129,25 +129,25 @@ impl Queue {
     }
 
     /// A check of `owner` is asked for.
-    fn enter(&mut self, owner: Owner, now: Instant) -> Entry {
+    fn enter(&mut self, owner: CheckOwner, now: Instant) -> Admission {
         if self.count(|other| *other == owner) >= WAITING_PER_USER_MAX {
-            return Entry::Refused;
+            return Admission::Refused;
         }
         let removed = match self.crowd(&owner) {
             None => None,
             Some(crowd) => match self.worst_of(&crowd, &owner, now) {
                 Some(worst) => Some(worst),
-                None => return Entry::Refused,
+                None => return Admission::Refused,
             },
         };
         self.tickets += 1;
         let ticket = self.tickets;
         self.waiting.push((ticket, owner));
         match removed {
-            None => Entry::Waits(ticket),
+            None => Admission::Waits(ticket),
             Some(removed) => {
                 self.leave(removed);
-                Entry::WaitsInsteadOf(ticket, removed)
+                Admission::WaitsInsteadOf(ticket, removed)
             }
         }
     }
@@ -196,43 +196,43 @@ impl Queue {
     }
 
     /// One check of a user runs at a time, so that its outcome counts for the next.
-    fn may_run(&self, owner: &Owner, now: Instant) -> bool {
+    fn may_run(&self, owner: &CheckOwner, now: Instant) -> bool {
         self.running.iter().all(|(_, other)| other != owner) && self.pause(owner, now).is_zero()
     }
 
     /// How long a check has to wait for the wrong passwords before it.
-    fn pause(&self, owner: &Owner, now: Instant) -> Duration {
-        let pause = |(scope, penalty): (Scope, &Penalty)| {
+    fn pause(&self, owner: &CheckOwner, now: Instant) -> Duration {
+        let pause = |(scope, penalty): (PenaltyScope, &Penalty)| {
             self.penalty(&scope, now).saturating_sub(penalty.pause * (penalty.free - 1))
         };
         owner.scopes().map(pause).max().unwrap_or_default()
     }
 
     /// The penalties that are still to pass.
-    fn penalty(&self, scope: &Scope, now: Instant) -> Duration {
+    fn penalty(&self, scope: &PenaltyScope, now: Instant) -> Duration {
         self.penalties.peek(scope).map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 
-    fn penalty_of_user(&self, owner: &Owner, now: Instant) -> Duration {
-        self.penalty(&Scope::User(owner.address, owner.user), now)
+    fn penalty_of_user(&self, owner: &CheckOwner, now: Instant) -> Duration {
+        self.penalty(&PenaltyScope::User(owner.address, owner.user), now)
     }
 
     fn last_turn(&self, place: IpAddr) -> u64 {
         self.turns.peek(&place).copied().unwrap_or(0)
     }
 
-    fn count(&self, is_meant: impl Fn(&Owner) -> bool) -> usize {
+    fn count(&self, is_meant: impl Fn(&CheckOwner) -> bool) -> usize {
         self.waiting.iter().filter(|(_, owner)| is_meant(owner)).count()
     }
 
     /// The checks among which `owner` has to find a place, if one more would be too many.
-    fn crowd(&self, owner: &Owner) -> Option<Crowd> {
+    fn crowd(&self, owner: &CheckOwner) -> Option<CheckCrowd> {
         if self.count(|other| other.address == owner.address) >= WAITING_PER_ADDRESS_MAX {
-            return Some(Crowd::Address(owner.address));
+            return Some(CheckCrowd::Address(owner.address));
         }
         let of_site = self.count(|other| other.site == owner.site);
         if of_site >= WAITING_PER_SITE_MAX {
-            return Some(Crowd::Site(owner.site));
+            return Some(CheckCrowd::Site(owner.site));
         }
         if self.waiting.len() < WAITING_MAX {
             return None;
@@ -243,26 +243,30 @@ impl Queue {
         }
         let fullest = sites.into_iter().max_by_key(|(_, count)| *count)?;
         // A site with fewer checks than another has a better right to the place.
-        Some(if fullest.1 > of_site + 1 { Crowd::Other(fullest.0) } else { Crowd::Site(owner.site) })
+        Some(if fullest.1 > of_site + 1 {
+            CheckCrowd::Other(fullest.0)
+        } else {
+            CheckCrowd::Site(owner.site)
+        })
     }
 
     /// The check of a crowd that gives way to one of `owner`, if one does: that of the user with the most wrong passwords,
     /// and of these the newest.
-    fn worst_of(&self, crowd: &Crowd, owner: &Owner, now: Instant) -> Option<Ticket> {
+    fn worst_of(&self, crowd: &CheckCrowd, owner: &CheckOwner, now: Instant) -> Option<Ticket> {
         let members = self.waiting.iter().filter(|(_, other)| match crowd {
-            Crowd::Address(address) => other.address == *address,
-            Crowd::Site(site) | Crowd::Other(site) => other.site == *site,
+            CheckCrowd::Address(address) => other.address == *address,
+            CheckCrowd::Site(site) | CheckCrowd::Other(site) => other.site == *site,
         });
         let (ticket, worst) =
             members.max_by_key(|(ticket, other)| (self.penalty_of_user(other, now), *ticket))?;
-        let gives_way = matches!(crowd, Crowd::Other(_))
+        let gives_way = matches!(crowd, CheckCrowd::Other(_))
             || self.penalty_of_user(worst, now) > self.penalty_of_user(owner, now);
         gives_way.then_some(*ticket)
     }
 }
 
 /// Checks that compete for places.
-enum Crowd {
+enum CheckCrowd {
     Address(IpAddr),
     Site(IpAddr),
     /// Those of another site, which has more of them.
@@ -270,33 +274,33 @@ enum Crowd {
 }
 
 /// The queue in use.
-pub(super) struct Checks {
-    state: Mutex<State>,
+pub(super) struct PasswordChecks {
+    state: Mutex<QueueState>,
     names: RandomState,
 }
 
-struct State {
-    queue: Queue,
+struct QueueState {
+    queue: CheckQueue,
     /// Told when a check may run; dropped when it is refused.
-    waiting: HashMap<Ticket, oneshot::Sender<Turn>>,
+    waiting: HashMap<Ticket, oneshot::Sender<CheckPermit>>,
 }
 
 /// The right to check a password now.
-pub(super) struct Turn {
-    checks: Arc<Checks>,
+pub(super) struct CheckPermit {
+    checks: Arc<PasswordChecks>,
     ticket: Ticket,
     was_wrong: bool,
 }
 
-impl Checks {
+impl PasswordChecks {
     pub(super) fn new() -> Arc<Self> {
-        let state = State { queue: Queue::new(), waiting: HashMap::new() };
+        let state = QueueState { queue: CheckQueue::new(), waiting: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state), names: RandomState::new() })
     }
 
     /// Waits for the turn of `user` at `client`. None: there are too many checks before it.
-    pub(super) async fn turn(self: &Arc<Self>, client: IpAddr, user: &str) -> Option<Turn> {
-        let owner = Owner::of(client, self.names.hash_one(user));
+    pub(super) async fn turn(self: &Arc<Self>, client: IpAddr, user: &str) -> Option<CheckPermit> {
+        let owner = CheckOwner::of(client, self.names.hash_one(user));
         let (ticket, mut turn) = self.enter(owner)?;
         let given_up_at = Instant::now() + WAIT_MAX;
         self.run_next();
@@ -318,16 +322,16 @@ impl Checks {
         }
     }
 
-    fn enter(&self, owner: Owner) -> Option<(Ticket, oneshot::Receiver<Turn>)> {
+    fn enter(&self, owner: CheckOwner) -> Option<(Ticket, oneshot::Receiver<CheckPermit>)> {
         let (sender, turn) = oneshot::channel();
         let mut state = lock(&self.state);
         let ticket = match state.queue.enter(owner, Instant::now()) {
-            Entry::Waits(ticket) => ticket,
-            Entry::WaitsInsteadOf(ticket, removed) => {
+            Admission::Waits(ticket) => ticket,
+            Admission::WaitsInsteadOf(ticket, removed) => {
                 state.waiting.remove(&removed);
                 ticket
             }
-            Entry::Refused => return None,
+            Admission::Refused => return None,
         };
         state.waiting.insert(ticket, sender);
         Some((ticket, turn))
@@ -346,21 +350,21 @@ impl Checks {
             let Some(ticket) = state.queue.next(Instant::now()) else { return };
             let waiting = state.waiting.remove(&ticket);
             drop(state);
-            let turn = Turn { checks: Arc::clone(self), ticket, was_wrong: false };
+            let turn = CheckPermit { checks: Arc::clone(self), ticket, was_wrong: false };
             // Without a receiver the turn is dropped, and that ends it.
             let _ = waiting.map(|waiting| waiting.send(turn));
         }
     }
 }
 
-impl Turn {
+impl CheckPermit {
     /// The password was wrong.
     pub(super) fn was_wrong(mut self) {
         self.was_wrong = true;
     }
 }
 
-impl Drop for Turn {
+impl Drop for CheckPermit {
     fn drop(&mut self) {
         lock(&self.checks.state).queue.end(self.ticket, self.was_wrong, Instant::now());
         self.checks.run_next();
@@ -374,19 +378,19 @@ mod tests {
     const ALICE: u64 = 1;
     const BERT: u64 = 2;
 
-    fn owner(client: &str, user: u64) -> Owner {
-        Owner::of(client.parse().unwrap(), user)
+    fn owner(client: &str, user: u64) -> CheckOwner {
+        CheckOwner::of(client.parse().unwrap(), user)
     }
 
-    fn enter(queue: &mut Queue, owner: Owner, now: Instant) -> Option<Ticket> {
+    fn enter(queue: &mut CheckQueue, owner: CheckOwner, now: Instant) -> Option<Ticket> {
         match queue.enter(owner, now) {
-            Entry::Waits(ticket) | Entry::WaitsInsteadOf(ticket, _) => Some(ticket),
-            Entry::Refused => None,
+            Admission::Waits(ticket) | Admission::WaitsInsteadOf(ticket, _) => Some(ticket),
+            Admission::Refused => None,
         }
     }
 
     /// Runs all that may run now to a wrong end, and says whose they were, in order.
-    fn run_all(queue: &mut Queue, now: Instant) -> Vec<Owner> {
+    fn run_all(queue: &mut CheckQueue, now: Instant) -> Vec<CheckOwner> {
         let mut ran = Vec::new();
         while let Some(ticket) = queue.next(now) {
             let (_, owner) = *queue.running.iter().find(|(other, _)| *other == ticket).unwrap();
@@ -443,7 +447,7 @@ mod tests {
             ),
         ];
         for (wrong, waiting, expected) in cases {
-            let mut queue = Queue::new();
+            let mut queue = CheckQueue::new();
             for (client, user, times) in wrong {
                 for _ in 0..*times {
                     enter(&mut queue, owner(client, *user), now).unwrap();
@@ -463,8 +467,8 @@ mod tests {
     fn wrong_passwords_slow_down_a_user_most_then_an_address_then_a_site() {
         let start = Instant::now();
         // How many of so many guesses are checked in ten seconds of trying all the time.
-        let checked = |guess: &dyn Fn(u64) -> Owner| {
-            let mut queue = Queue::new();
+        let checked = |guess: &dyn Fn(u64) -> CheckOwner| {
+            let mut queue = CheckQueue::new();
             let mut ran = 0;
             for at in 0..10_000_u64 {
                 let now = start + Duration::from_millis(at);
@@ -483,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_right_password_costs_nothing_and_pauses_pass() {
-        let mut queue = Queue::new();
+        let mut queue = CheckQueue::new();
         let (now, alice) = (Instant::now(), owner("10.0.0.1", ALICE));
         for _ in 0..100 {
             let ticket = enter(&mut queue, alice, now).unwrap();
@@ -504,7 +508,7 @@ mod tests {
 
     #[test]
     fn only_so_many_run_and_one_of_a_user() {
-        let mut queue = Queue::new();
+        let mut queue = CheckQueue::new();
         let now = Instant::now();
         let mut tickets =
             [ALICE, ALICE, BERT, 3].map(|user| enter(&mut queue, owner("10.0.0.1", user), now).unwrap());
@@ -520,8 +524,8 @@ mod tests {
     #[test]
     fn nobody_fills_the_queue_for_others() {
         let now = Instant::now();
-        let mut queue = Queue::new();
-        let fill = |queue: &mut Queue, guess: &dyn Fn(u64) -> Owner| {
+        let mut queue = CheckQueue::new();
+        let fill = |queue: &mut CheckQueue, guess: &dyn Fn(u64) -> CheckOwner| {
             (0..1000).filter(|at| enter(queue, guess(*at), now).is_some()).count()
         };
         assert_eq!(fill(&mut queue, &|_| owner("10.0.0.1", ALICE)), WAITING_PER_USER_MAX);
@@ -547,7 +551,7 @@ mod tests {
     fn a_user_without_wrong_passwords_takes_the_place_of_a_guesser_at_a_full_address() {
         let now = Instant::now();
         for has_guessed in [true, false] {
-            let mut queue = Queue::new();
+            let mut queue = CheckQueue::new();
             if has_guessed {
                 enter(&mut queue, owner("10.0.0.1", ALICE), now).unwrap();
                 run_all(&mut queue, now);
@@ -557,8 +561,8 @@ mod tests {
                 enter(&mut queue, owner("10.0.0.1", user + 10), now).unwrap();
             }
             let removed = match queue.enter(owner("10.0.0.1", BERT), now) {
-                Entry::WaitsInsteadOf(_, removed) => Some(removed),
-                Entry::Waits(_) | Entry::Refused => None,
+                Admission::WaitsInsteadOf(_, removed) => Some(removed),
+                Admission::Waits(_) | Admission::Refused => None,
             };
             assert_eq!(removed, has_guessed.then_some(guess));
         }
@@ -566,7 +570,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_told_when_it_is_its_turn_or_too_late() {
-        let checks = Checks::new();
+        let checks = PasswordChecks::new();
         let client = "10.0.0.1".parse().unwrap();
         let began = Instant::now();
         for _ in 0..7 {

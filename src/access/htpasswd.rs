@@ -37,7 +37,7 @@ pub(super) struct Hash {
     /// The cost of a wrong password.
     cost_if_wrong: u32,
     /// False: there is no such user, and every password is wrong.
-    pub(super) is_of_user: bool,
+    is_of_user: bool,
 }
 
 impl Users {
@@ -94,6 +94,11 @@ impl Users {
 }
 
 impl Hash {
+    /// Whether the user is in the file.
+    pub(super) fn is_of_user(&self) -> bool {
+        self.is_of_user
+    }
+
     /// The hash as the file has it.
     pub(super) fn text(&self) -> &str {
         &self.text
