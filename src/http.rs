@@ -3,31 +3,9 @@
 //! What is answered is decided in `registry` (data plane) and [`admin`] (admin plane and metrics plane).
 
 pub mod admin;
-mod answers;
-mod asked;
-mod body;
 mod config;
-mod connections;
-mod content;
-mod data;
-mod error_table;
-mod going_on;
-mod handler;
-mod head;
-mod hosts;
-mod idle;
-mod journal;
-mod limits;
-mod lists;
-mod multipart;
-mod outlet;
-mod refusal;
 pub(crate) mod registry;
-mod response;
-#[expect(unsafe_code, reason = "asks the kernel for something that has no safe name")]
-mod room;
-mod seats;
-pub(crate) mod tls;
+mod server;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,18 +16,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use config::{Config, check};
-pub(crate) use connections::turned_true;
-pub use data::Data;
-pub use hosts::Reach;
 pub use registry::Serving;
-pub use seats::Seats;
-pub use tls::Tls;
+pub use registry::data_plane::Data;
+pub use server::connection_limit::Seats;
+pub(crate) use server::connections::turned_true;
+pub use server::hosts::Reach;
+pub(crate) use server::tls;
+pub use server::tls::Tls;
 
-use body::Body;
-use data::DataListener;
-use handler::Handler;
-use limits::Visit;
-use outlet::Transport;
+use registry::data_plane::DataListener;
+use server::body::Body;
+use server::client_limits::Visit;
+use server::connections;
+use server::handler::Handler;
+use server::transport::Transport;
 
 /// What answers behind a listener.
 #[derive(Clone)]

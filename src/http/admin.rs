@@ -44,11 +44,11 @@ use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
-use super::body::Body;
-use super::data::Data;
-use super::handler::Handler;
-use super::limits::Visit;
-use super::outlet::Transport;
+use super::registry::data_plane::Data;
+use super::server::body::Body;
+use super::server::client_limits::Visit;
+use super::server::handler::Handler;
+use super::server::transport::Transport;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 

@@ -8,8 +8,8 @@ use anyhow::ensure;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::hosts::Reach;
-use super::{limits, tls};
+use super::server::hosts::Reach;
+use super::server::{client_limits, tls};
 use crate::access::{self, Peer, networks};
 use crate::units;
 use crate::upstream::HostName;
@@ -42,9 +42,9 @@ pub struct Config {
     #[serde(rename = "drain_seconds", deserialize_with = "units::duration")]
     pub drain: Duration,
     /// What one client may take.
-    pub limits: limits::Config,
+    pub limits: client_limits::Config,
     /// What one login of `htpasswd` may take.
-    pub login_limits: limits::LoginConfig,
+    pub login_limits: client_limits::LoginConfig,
 }
 
 impl Default for Config {
@@ -59,8 +59,8 @@ impl Default for Config {
             access_log: true,
             list_private: None,
             drain: DRAIN,
-            limits: limits::Config::default(),
-            login_limits: limits::LoginConfig::default(),
+            limits: client_limits::Config::default(),
+            login_limits: client_limits::LoginConfig::default(),
         }
     }
 }
@@ -93,7 +93,7 @@ impl Config {
 /// When `htpasswd` cannot be read, or should be there.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     ensure!(
-        config.htpasswd.is_some() || config.login_limits == limits::LoginConfig::default(),
+        config.htpasswd.is_some() || config.login_limits == client_limits::LoginConfig::default(),
         "http.login_limits: expected http.htpasswd with it: without that nobody logs in"
     );
     for peer in &config.peers {

@@ -8,6 +8,13 @@
 //! A request is answered by one configuration from its head to its end: that which is in force when it comes. Other
 //! requests do not wait for a new one to be put in its place.
 
+mod content;
+pub(super) mod data_plane;
+mod error_table;
+mod going_on;
+mod lists;
+mod request;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,23 +27,14 @@ use hyper::{HeaderMap, Method, Request, Response, Uri};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::asked::{Asked, discard, host_of};
-use super::body::Body;
 use super::config::Config;
-use super::content::{
-    account_for, cache_status, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob,
-};
-use super::error_table::{
-    Subject, in_a_loop, misdirected, not_authenticated, not_authorized, outage, unavailable, unrouted,
-};
-use super::going_on::{GoingOn, stopping};
-use super::head;
-use super::hosts::{self, Reach};
-use super::journal::Account;
-use super::limits::{self, Brake, Guest, Limits, Visit, Who};
-use super::lists::{Lists, json};
-use super::outlet::Transport;
-use super::response::{because_of_silence, close};
+use super::server::access_log::Account;
+use super::server::body::Body;
+use super::server::client_limits::{self, Brake, Guest, Limits, Visit, Who};
+use super::server::head;
+use super::server::hosts::{self, Reach};
+use super::server::response::{because_of_silence, close};
+use super::server::transport::Transport;
 use crate::access::networks::client_network;
 use crate::access::{Access, Action, Principal};
 use crate::cache::{self, Cache, Size};
@@ -47,6 +45,16 @@ use crate::oci::{Digest, Reference, Repo, Speaker};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reason;
 use crate::upstream::{self, HostName};
+
+use content::{
+    account_for, cache_status, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob,
+};
+use error_table::{
+    Subject, in_a_loop, misdirected, not_authenticated, not_authorized, outage, unavailable, unrouted,
+};
+use going_on::{GoingOn, stopping};
+use lists::{Lists, json};
+use request::{Asked, discard, host_of};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
@@ -92,7 +100,7 @@ impl Serving {
             Arc::clone(&registries),
             before.map(|before| &before.access),
         )?;
-        let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
+        let limits = |config: &client_limits::Config, known: Option<&Arc<Limits>>| match known
             .filter(|known| known.are_of(config))
         {
             Some(known) => Some(Arc::clone(known)),
@@ -121,17 +129,17 @@ impl Serving {
     }
 
     /// Which registry and repository a request means.
-    pub(super) fn registries(&self) -> &Registries {
+    pub(crate) fn registries(&self) -> &Registries {
         &self.registries
     }
 
     /// What one address may take, if that is limited.
-    pub(super) fn limits(&self) -> Option<&Arc<Limits>> {
+    pub(crate) fn limits(&self) -> Option<&Arc<Limits>> {
         self.limits.as_ref()
     }
 
     /// Answers a request of `peer`, for a connection that takes bodies by `transport`.
-    pub(super) async fn answer(
+    pub(crate) async fn answer(
         &self,
         peer: SocketAddr,
         reach: Reach,
@@ -185,7 +193,7 @@ impl Serving {
     }
 
     /// Refuses a request whose head means different things to different programs.
-    pub(super) fn refuse_head(
+    pub(crate) fn refuse_head(
         &self,
         peer: SocketAddr,
         request: &Request<Incoming>,
@@ -198,7 +206,7 @@ impl Serving {
     }
 
     /// Counts a request that could not be read.
-    pub(super) fn count_unreadable(&self) {
+    pub(crate) fn count_unreadable(&self) {
         self.metrics.refused(Reason::Request);
     }
 

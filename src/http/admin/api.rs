@@ -18,12 +18,12 @@ use hyper::header::{CONTENT_TYPE, ORIGIN};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
-use super::super::body::Body;
-use super::super::data::Data;
 use super::error::{ApiError, json};
 use super::paths;
 use super::reload::Orders;
 use super::types::{Pin, Refresh, RefreshedTags, Reload, Unpin, Verify};
+use crate::http::registry::data_plane::Data;
+use crate::http::server::body::Body;
 use crate::oci::{Image, Reference, Tag};
 use crate::store::Store;
 

@@ -7,8 +7,8 @@ use anyhow::ensure;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::super::hosts::Reach;
 use crate::access::networks;
+use crate::http::server::hosts::Reach;
 use crate::upstream::HostName;
 
 /// The admin plane: `[admin]`.

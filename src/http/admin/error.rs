@@ -4,10 +4,10 @@ use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::super::body::Body;
-use super::super::response::content;
 use super::reload::NotReloaded;
 use super::types::Failure;
+use crate::http::server::body::Body;
+use crate::http::server::response::content;
 use crate::{cache, store};
 
 /// Why a command was not carried out.

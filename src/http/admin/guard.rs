@@ -15,12 +15,12 @@ use ipnet::IpNet;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::super::body::Body;
-use super::super::hosts;
 use super::config::Config;
 use super::error::ApiError;
 use super::token::{TOKEN_FILE, Token, TokenFile, Unusable};
 use crate::access::networks;
+use crate::http::server::body::Body;
+use crate::http::server::hosts;
 use crate::store::Store;
 use crate::telemetry::LogThrottle;
 use crate::upstream::HostName;

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::super::body::Body;
-use super::super::data::Data;
-use super::super::handler::Handler;
-use super::super::limits::Visit;
-use super::super::outlet::Transport;
-use super::super::response::content;
+use crate::http::registry::data_plane::Data;
+use crate::http::server::body::Body;
+use crate::http::server::client_limits::Visit;
+use crate::http::server::handler::Handler;
+use crate::http::server::response::content;
+use crate::http::server::transport::Transport;
 use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};
 use crate::upstream::State;

@@ -24,16 +24,18 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
-use super::answers::Answers;
+use super::activity::Answers;
 use super::body::Body;
+use super::client_limits::Visit;
+use super::connection_limit::{Seat, Seats};
 use super::handler::Handler;
-use super::head::{self, Lines, Watched};
-use super::idle::Idle;
-use super::limits::Visit;
-use super::outlet::{Outlet, Plain, Transport};
-use super::room::Sealed;
-use super::seats::{Seat, Seats};
+use super::head;
 use super::tls::Tls;
+use super::transport::Transport;
+use super::transport::line_endings::{Lines, Watched};
+use super::transport::sendfile::{Outlet, Plain};
+use super::transport::tls_stream::Sealed;
+use super::transport::write_timeout::Idle;
 use crate::cache::Room;
 use crate::telemetry::LogThrottle;
 
@@ -56,7 +58,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering (`drain`).
 ///
 /// Returns when every connection is closed. `tls`: handshakes come first. `seats` bounds connections.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     handler: impl Handler + Clone + 'static,
     tls: Option<Tls>,

@@ -11,12 +11,12 @@ use std::time::Duration;
 use hyper::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
-use super::body::Body;
-use super::refusal::{Refused, RefusedBy};
-use super::response::{after, because, failure, later};
 use crate::access::Unauthenticated;
 use crate::cache;
 use crate::context::declare_unknown_registry;
+use crate::http::server::body::Body;
+use crate::http::server::refusal::{Refused, RefusedBy};
+use crate::http::server::response::{after, because, failure, later};
 use crate::oci::Repo;
 use crate::oci::error::ErrorCode;
 use crate::oci::name::InvalidName;

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::asked::Asked;
-use super::body::Body;
 use super::content::{NAMESPACE, cache_status};
-use super::journal::Account;
-use super::response::{CACHE_STATUS, content, failure, value};
+use super::request::Asked;
 use crate::cache::{self, Cache, Tags};
+use crate::http::server::access_log::Account;
+use crate::http::server::body::Body;
+use crate::http::server::response::{CACHE_STATUS, content, failure, value};
 use crate::oci::error::ErrorCode;
 use crate::oci::{Digest, Repo};
 use crate::telemetry::metrics::Source;

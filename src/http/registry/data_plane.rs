@@ -7,14 +7,14 @@ use arc_swap::{ArcSwap, Guard};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
-use super::body::Body;
-use super::handler::Handler;
-use super::head;
-use super::hosts::Reach;
-use super::limits::Visit;
-use super::outlet::Transport;
-use super::registry::Serving;
 use crate::cache::Cache;
+use crate::http::registry::Serving;
+use crate::http::server::body::Body;
+use crate::http::server::client_limits::Visit;
+use crate::http::server::handler::Handler;
+use crate::http::server::head;
+use crate::http::server::hosts::Reach;
+use crate::http::server::transport::Transport;
 
 /// The data plane.
 pub struct Data(ArcSwap<Serving>);
@@ -42,20 +42,20 @@ impl Data {
 
     /// What it serves now, for one request: without a count of who has it, which would be one memory cell for all cores
     /// to write to.
-    pub(super) fn now(&self) -> Guard<Arc<Serving>> {
+    pub(crate) fn now(&self) -> Guard<Arc<Serving>> {
         self.0.load()
     }
 }
 
 /// The data plane, as a listener offers it.
-pub(super) struct DataListener<'a> {
+pub(crate) struct DataListener<'a> {
     data: &'a Data,
     /// From where the listener can be reached.
     reach: Reach,
 }
 
 impl<'a> DataListener<'a> {
-    pub(super) fn new(data: &'a Data, reach: Reach) -> Self {
+    pub(crate) fn new(data: &'a Data, reach: Reach) -> Self {
         Self { data, reach }
     }
 }

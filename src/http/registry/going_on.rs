@@ -11,11 +11,11 @@ use std::sync::Mutex;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Method, Response};
 
-use super::asked::Asked;
-use super::body::Body;
 use super::error_table::outage;
-use super::limits::Visit;
+use super::request::Asked;
 use crate::cache::Cache;
+use crate::http::server::body::Body;
+use crate::http::server::client_limits::Visit;
 use crate::oci::{Digest, Route};
 use crate::sync::lock;
 

@@ -18,7 +18,7 @@ const BEHIND_NUMBERS: &str = "\r\n\r\n";
 const FRAME_BYTES_MAX: usize = 192;
 
 /// The frame of one answer.
-pub(super) struct Framing {
+pub(crate) struct Framing {
     /// What no part contains: 128 bits that nobody can guess, for content is made by strangers.
     boundary: String,
     /// Bytes of the whole content.
@@ -31,19 +31,19 @@ pub(super) struct Framing {
 
 impl Framing {
     /// For parts of a content of `total` bytes.
-    pub(super) fn new(total: u64) -> Box<Self> {
+    pub(crate) fn new(total: u64) -> Box<Self> {
         let keys = RandomState::new();
         let boundary = format!("{:016x}{:016x}", keys.hash_one(0_u8), keys.hash_one(1_u8));
         Box::new(Self { boundary, total, has_begun: false, is_first_sent: false })
     }
 
     /// The `Content-Type` of the answer.
-    pub(super) fn content_type(&self) -> String {
+    pub(crate) fn content_type(&self) -> String {
         format!("multipart/byteranges; boundary={}", self.boundary)
     }
 
     /// Bytes of the whole body: the parts, and what frames them.
-    pub(super) fn length(&self, parts: &[Part]) -> u64 {
+    pub(crate) fn length(&self, parts: &[Part]) -> u64 {
         let fixed =
             "\r\n--".len() + self.boundary.len() + BEFORE_NUMBERS.len() + "-/".len() + BEHIND_NUMBERS.len();
         let fixed = fixed as u64 + digits(self.total);
@@ -55,12 +55,12 @@ impl Framing {
     }
 
     /// Whether the first part is over, once. A client can begin with it: it need not wait for others.
-    pub(super) fn is_first_over(&mut self) -> bool {
+    pub(crate) fn is_first_over(&mut self) -> bool {
         self.has_begun && !std::mem::replace(&mut self.is_first_sent, true)
     }
 
     /// What stands before the next part.
-    pub(super) fn begin(&mut self, part: Part) -> Bytes {
+    pub(crate) fn begin(&mut self, part: Part) -> Bytes {
         let line_break = if std::mem::replace(&mut self.has_begun, true) { "\r\n" } else { "" };
         let (Self { boundary, total, .. }, span) = (self, part.span);
         let last = span.end - 1;
@@ -75,7 +75,7 @@ impl Framing {
     }
 
     /// What stands behind the last part.
-    pub(super) fn end(&self) -> Bytes {
+    pub(crate) fn end(&self) -> Bytes {
         format!("\r\n--{}--\r\n", self.boundary).into()
     }
 }

@@ -12,12 +12,13 @@ use hyper::{HeaderMap, Method, Response, Uri, Version};
 use tokio::time::timeout;
 use url::form_urlencoded;
 
-use super::body::Body;
-use super::multipart::Framing;
-use super::outlet::{Sending, Transport};
-use super::response::value;
 use crate::cache::{Blob, Reading, Way};
 use crate::context::RequestContext;
+use crate::http::server::body::Body;
+use crate::http::server::byte_ranges::Framing;
+use crate::http::server::response::value;
+use crate::http::server::transport::Transport;
+use crate::http::server::transport::sendfile::Sending;
 use crate::oci::ranges::{Part, Refusal};
 use crate::oci::{Digest, Ranges};
 

@@ -28,7 +28,6 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::cache::Room;
 use crate::store::{Mapped, MappedWeak};
 
 /// A shorter slice is written: a copy of it costs less than a further call to the kernel.
@@ -39,11 +38,11 @@ const SENDFILE_MIN: usize = 64 * 1024;
 /// A connection that rests, or has the last bytes of a body still to write, must not keep the file from being
 /// evicted. If it is, those bytes are written from the mapping that they themselves keep.
 #[derive(Clone, Default)]
-pub(super) struct Outlet(Arc<Mutex<Option<MappedWeak>>>);
+pub(crate) struct Outlet(Arc<Mutex<Option<MappedWeak>>>);
 
 impl Outlet {
     /// From here on slices of `mapped` are sent by the kernel, for a body that keeps what this returns.
-    pub(super) fn set(&self, mapped: Option<&Mapped>) -> Option<Sending> {
+    pub(crate) fn set(&self, mapped: Option<&Mapped>) -> Option<Sending> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped.map(Mapped::downgrade);
         mapped.map(|_| {
             BODIES.fetch_add(1, Ordering::Relaxed);
@@ -73,17 +72,8 @@ impl Outlet {
     }
 }
 
-/// How a connection takes the bodies of its answers.
-#[derive(Clone)]
-pub(super) enum Transport {
-    /// It sends files by itself.
-    Plain(Outlet),
-    /// It encrypts what it is given, and takes so much at once.
-    Tls(Room),
-}
-
 /// A TCP connection without TLS.
-pub(super) struct Plain {
+pub(crate) struct Plain {
     stream: TcpStream,
     outlet: Outlet,
     /// Whether the socket took all of the last slice at once.
@@ -96,7 +86,7 @@ static BODIES: AtomicUsize = AtomicUsize::new(0);
 const FEW_BODIES_MAX: usize = 2;
 
 /// A body that is being sent out of a mapped file, as long as this lives.
-pub(super) struct Sending(());
+pub(crate) struct Sending(());
 
 impl Drop for Sending {
     fn drop(&mut self) {
@@ -105,7 +95,7 @@ impl Drop for Sending {
 }
 
 impl Plain {
-    pub(super) fn new(stream: TcpStream, outlet: Outlet) -> Self {
+    pub(crate) fn new(stream: TcpStream, outlet: Outlet) -> Self {
         Self { stream, outlet, keeps_up: false }
     }
 

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::answers::Answers;
+use super::activity::Answers;
 use crate::access::networks::client_network;
 use crate::telemetry::{LogThrottle, Metrics};
 
@@ -63,7 +63,7 @@ struct Connection {
 const SETTLE_YIELDS: u32 = 1000;
 
 /// The right to be connected; given back when it is dropped, unless another connection has it by then.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     seats: Arc<Seats>,
     client: IpAddr,
     number: u64,
@@ -91,7 +91,7 @@ impl Seats {
     }
 
     /// A seat for `client`, if there is one for it, or becomes free.
-    pub(super) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
+    pub(crate) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
         let client = client_network(client);
         let mut taken = self.lock();
         let own = taken.count(client);
@@ -118,7 +118,7 @@ impl Seats {
     }
 
     /// The connection that has seat `number` of `client` may be closed by its task, while it rests, for another.
-    pub(super) fn may_close(&self, client: IpAddr, number: u64, answers: Arc<Answers>, task: AbortHandle) {
+    pub(crate) fn may_close(&self, client: IpAddr, number: u64, answers: Arc<Answers>, task: AbortHandle) {
         let mut taken = self.lock();
         let own = taken.by_client.get_mut(&client_network(client));
         // It may have ended already.
@@ -196,13 +196,13 @@ impl Connection {
 }
 
 impl Seat {
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
     /// Waits until the connection that was closed for this one has given its file back: a crowd that comes at once must
     /// not open files faster than they are closed.
-    pub(super) async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         let is_there = || self.displaced.as_ref().is_some_and(|task| !task.is_finished());
         for _ in 0..SETTLE_YIELDS {
             if !is_there() {

@@ -10,12 +10,12 @@ use hyper::header::{
 };
 use hyper::{Response, StatusCode};
 
-use super::asked::Asked;
-use super::body::Body;
-use super::journal::Account;
-use super::multipart::Framing;
-use super::response::{CACHE_STATUS, failure, shared, value};
+use super::request::Asked;
 use crate::cache::{Blob, Manifest};
+use crate::http::server::access_log::Account;
+use crate::http::server::body::Body;
+use crate::http::server::byte_ranges::Framing;
+use crate::http::server::response::{CACHE_STATUS, failure, shared, value};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::error::ErrorCode;
 use crate::oci::range::Span;

@@ -108,7 +108,7 @@ impl Account {
     }
 
     /// It is answered with an error.
-    pub(super) fn refused(&mut self, refused: Refused) {
+    pub(crate) fn refused(&mut self, refused: Refused) {
         self.metrics.refused(refused.reason());
         self.refused = Some(refused);
     }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::answers::Answers;
+use crate::http::server::activity::Answers;
 
 /// How long a client may take no byte of what is ready for it.
 const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
 
 /// `stream`, with a limit on how long a write may stand still.
-pub(super) struct Idle<S> {
+pub(crate) struct Idle<S> {
     stream: S,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
@@ -29,7 +29,7 @@ pub(super) struct Idle<S> {
 }
 
 impl<S> Idle<S> {
-    pub(super) fn new(stream: S, answers: Arc<Answers>) -> Self {
+    pub(crate) fn new(stream: S, answers: Arc<Answers>) -> Self {
         Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false, answers }
     }
 

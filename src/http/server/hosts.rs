@@ -37,7 +37,7 @@ impl Reach {
 }
 
 /// Whether all hosts that a request names are addresses, `localhost`, among `names`, or what `is_other` knows.
-pub(super) fn are_known(
+pub(crate) fn are_known(
     uri: &Uri,
     headers: &HeaderMap,
     names: &[HostName],

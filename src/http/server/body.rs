@@ -6,11 +6,11 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::answers::UnderWay;
-use super::journal::Account;
-use super::limits::Brake;
-use super::multipart::Framing;
-use super::outlet::Sending;
+use super::access_log::Account;
+use super::activity::UnderWay;
+use super::byte_ranges::Framing;
+use super::client_limits::Brake;
+use super::transport::sendfile::Sending;
 use crate::cache::{self, Reading};
 use crate::upstream::TagStream;
 
@@ -47,7 +47,7 @@ impl Body {
     }
 
     /// In the place of a body that HEAD does not have.
-    pub(super) fn of_unknown_length() -> Self {
+    pub(crate) fn of_unknown_length() -> Self {
         Self::of(Content::Empty, None)
     }
 
@@ -58,17 +58,17 @@ impl Body {
     }
 
     /// The bytes that `reading` will give, `len` of them if that is known; `sending` if they are mapped.
-    pub(super) fn reading(reading: Reading, len: Option<u64>, sending: Option<Sending>) -> Self {
+    pub(crate) fn reading(reading: Reading, len: Option<u64>, sending: Option<Sending>) -> Self {
         Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
     }
 
     /// The parts that `reading` will give, with what frames them; `len` bytes in all.
-    pub(super) fn parts(reading: Reading, framing: Box<Framing>, len: u64, sending: Option<Sending>) -> Self {
+    pub(crate) fn parts(reading: Reading, framing: Box<Framing>, len: u64, sending: Option<Sending>) -> Self {
         Self { framing: Some(framing), ..Self::reading(reading, Some(len), sending) }
     }
 
     /// A list as it comes.
-    pub(super) fn list(list: Box<TagStream>) -> Self {
+    pub(crate) fn list(list: Box<TagStream>) -> Self {
         Self::of(Content::List(list), None)
     }
 
@@ -96,7 +96,7 @@ impl Body {
     }
 
     /// Goes no faster than `brake` lets it.
-    pub(super) fn braked(mut self, brake: Option<Box<Brake>>) -> Self {
+    pub(crate) fn braked(mut self, brake: Option<Box<Brake>>) -> Self {
         self.brake = brake;
         self
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::idle::Idle;
+use super::write_timeout::Idle;
 use crate::cache::Room;
 
 /// After a shorter write the kernel is not asked: a small answer is not worth another call.
@@ -30,14 +30,14 @@ const SNDBUF: usize = 3;
 const WMEM_QUEUED: usize = 5;
 
 /// A TLS connection.
-pub(super) struct Sealed {
+pub(crate) struct Sealed {
     stream: TlsStream<Idle<TcpStream>>,
     room: Room,
 }
 
 impl Sealed {
     /// `room` is kept up to date.
-    pub(super) fn new(mut stream: TlsStream<Idle<TcpStream>>, room: Room) -> Self {
+    pub(crate) fn new(mut stream: TlsStream<Idle<TcpStream>>, room: Room) -> Self {
         let (socket, session) = stream.get_mut();
         room.set(free_bytes(socket.as_fd()).unwrap_or(0));
         session.set_buffer_limit(Some(room.bytes()));

@@ -40,7 +40,7 @@ pub(crate) struct UnderWay(Arc<Answers>);
 
 impl Answers {
     /// Of a connection that begins now.
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             under_way: AtomicUsize::new(0),
             is_blocked: AtomicBool::new(false),
@@ -51,14 +51,14 @@ impl Answers {
     }
 
     /// One more begins; none if the connection must close.
-    pub(super) fn begin(self: &Arc<Self>) -> Option<UnderWay> {
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<UnderWay> {
         let before = self.under_way.fetch_add(1, Ordering::AcqRel);
         let answer = UnderWay(Arc::clone(self));
         (before & LEAVING == 0).then_some(answer)
     }
 
     /// Since when it has rested, or waited for its first request; none while it does anything else.
-    pub(super) fn resting_since(&self) -> Option<Instant> {
+    pub(crate) fn resting_since(&self) -> Option<Instant> {
         let is_at_rest =
             self.under_way.load(Ordering::Acquire) == 0 && !self.is_blocked.load(Ordering::Acquire);
         let active_at = self.active_at.load(Ordering::Acquire);
@@ -67,32 +67,32 @@ impl Answers {
     }
 
     /// From now on no answer begins, if none is under way. Returns whether that is so: then the connection is to be closed.
-    pub(super) fn leave(&self) -> bool {
+    pub(crate) fn leave(&self) -> bool {
         self.under_way.compare_exchange(0, LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Whether the client has bytes to take before more can be sent.
-    pub(super) fn blocked(&self, is_blocked: bool) {
+    pub(crate) fn blocked(&self, is_blocked: bool) {
         self.is_blocked.store(is_blocked, Ordering::Release);
     }
 
     /// Bytes were sent. An answer counts as ended when its last bytes are handed over, and a slow client may take
     /// long for these.
-    pub(super) fn wrote(&self) {
+    pub(crate) fn wrote(&self) {
         if self.are_none() {
             self.mark();
         }
     }
 
     /// Waits until none is under way.
-    pub(super) async fn none_left(&self) {
+    pub(crate) async fn none_left(&self) {
         while !self.are_none() {
             self.ended.notified().await;
         }
     }
 
     /// Waits until the connection has rested, or sent half a head, for too long.
-    pub(super) async fn rested_too_long(&self) {
+    pub(crate) async fn rested_too_long(&self) {
         loop {
             let now = Instant::now();
             let active_at = self.began + Duration::from_millis(self.active_at.load(Ordering::Acquire));
@@ -105,12 +105,12 @@ impl Answers {
     }
 
     /// Whether none has begun.
-    pub(super) fn are_yet_to_come(&self) -> bool {
+    pub(crate) fn are_yet_to_come(&self) -> bool {
         self.are_none() && self.active_at.load(Ordering::Acquire) == 0
     }
 
     /// Whether none is under way.
-    pub(super) fn are_none(&self) -> bool {
+    pub(crate) fn are_none(&self) -> bool {
         self.under_way.load(Ordering::Acquire) & !LEAVING == 0
     }
 

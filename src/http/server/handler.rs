@@ -6,13 +6,13 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 use super::body::Body;
+use super::client_limits::Visit;
 use super::head;
-use super::limits::Visit;
-use super::outlet::Transport;
+use super::transport::Transport;
 
 /// Answers the requests of a listener. The data plane, the admin plane and the metrics plane do; a listener's one is
 /// chosen where berth is put together. The calls are static: one that went through a table would cost each hit.
-pub(super) trait Handler: Send + Sync {
+pub(crate) trait Handler: Send + Sync {
     /// Whether connections that come while berth stops have an answer each.
     fn answers_late(&self) -> bool {
         false

@@ -76,7 +76,7 @@ impl From<&LoginConfig> for Config {
 
 /// Whose limits they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Who {
+pub(crate) enum Who {
     /// All that come from this address.
     Address(IpAddr),
     /// All that come with this login.
@@ -93,7 +93,7 @@ impl Who {
 }
 
 /// The limits of every client.
-pub(super) struct Limits {
+pub(crate) struct Limits {
     config: Config,
     clients: Mutex<LruCache<Who, Arc<Client>>>,
     metrics: Arc<Metrics>,
@@ -110,7 +110,7 @@ struct Client {
 
 impl Limits {
     /// By `config`; none if it sets no limit.
-    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
+    pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         let Config { connections, requests_per_second, bytes_per_second } = config;
         let is_set = connections.is_some() || requests_per_second.is_some() || bytes_per_second.is_some();
         let clients = Mutex::new(bounded::lru(CLIENTS_MAX));
@@ -118,12 +118,12 @@ impl Limits {
     }
 
     /// Whether these are the limits of `config`.
-    pub(super) fn are_of(&self, config: &Config) -> bool {
+    pub(crate) fn are_of(&self, config: &Config) -> bool {
         self.config == *config
     }
 
     /// A connection of `client`, or a request of a login, begins.
-    pub(super) fn greet(self: &Arc<Self>, client: Who) -> Arc<Guest> {
+    pub(crate) fn greet(self: &Arc<Self>, client: Who) -> Arc<Guest> {
         let Config { connections, requests_per_second, bytes_per_second } = self.config;
         // A panic elsewhere leaves the list whole.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +154,7 @@ fn step(per_second: NonZeroU64) -> u64 {
 }
 
 /// One connection, and what its client may take by the limits that there are.
-pub(super) struct Visit {
+pub(crate) struct Visit {
     client: Who,
     guest: Mutex<Option<Arc<Guest>>>,
     /// Whether it came while berth stops.
@@ -165,7 +165,7 @@ pub(super) struct Visit {
 
 impl Visit {
     /// A connection of `client` begins.
-    pub(super) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
+    pub(crate) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
         let client = Who::Address(client_network(client));
         let guest = limits.map(|limits| limits.greet(client.clone()));
         Self {
@@ -177,32 +177,32 @@ impl Visit {
     }
 
     /// The same, which came while berth stops, if so.
-    pub(super) fn late(self, is_late: bool) -> Self {
+    pub(crate) fn late(self, is_late: bool) -> Self {
         Self { is_late: AtomicBool::new(is_late), ..self }
     }
 
     /// Berth stops before its first request.
-    pub(super) fn be_late(&self) {
+    pub(crate) fn be_late(&self) {
         self.is_late.store(true, Ordering::Relaxed);
     }
 
     /// Whether it did.
-    pub(super) fn is_late(&self) -> bool {
+    pub(crate) fn is_late(&self) -> bool {
         self.is_late.load(Ordering::Relaxed)
     }
 
     /// It goes on with what was under way.
-    pub(super) fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         self.has_gone_on.store(true, Ordering::Relaxed);
     }
 
     /// Whether it has.
-    pub(super) fn has_gone_on(&self) -> bool {
+    pub(crate) fn has_gone_on(&self) -> bool {
         self.has_gone_on.load(Ordering::Relaxed)
     }
 
     /// Who it is by these limits: others may have come with a new configuration.
-    pub(super) fn guest(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<Guest>> {
+    pub(crate) fn guest(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<Guest>> {
         let limits = limits?;
         // It is replaced whole. One connection has one request at a time, so that nobody waits here.
         let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -214,7 +214,7 @@ impl Visit {
 }
 
 /// The client of one connection.
-pub(super) struct Guest {
+pub(crate) struct Guest {
     limits: Arc<Limits>,
     client: Arc<Client>,
     /// Whether it is one of the connections that the client may have.
@@ -224,7 +224,7 @@ pub(super) struct Guest {
 
 impl Guest {
     /// What a request that is too much is answered with.
-    pub(super) fn refuse(&self) -> Option<Response<Body>> {
+    pub(crate) fn refuse(&self) -> Option<Response<Body>> {
         if !self.is_seated {
             self.limits.metrics.client_limited(ClientLimit::Connections);
             let mut response = later(
@@ -257,7 +257,7 @@ impl Drop for Guest {
 }
 
 /// Holds back one body.
-pub(super) struct Brake {
+pub(crate) struct Brake {
     guests: Vec<Arc<Guest>>,
     /// Taken from the body and not yet sent.
     rest: Bytes,
@@ -266,13 +266,13 @@ pub(super) struct Brake {
 
 impl Brake {
     /// What holds back a body for all that it goes to, if anything does.
-    pub(super) fn of(guests: impl IntoIterator<Item = Arc<Guest>>) -> Option<Box<Self>> {
+    pub(crate) fn of(guests: impl IntoIterator<Item = Arc<Guest>>) -> Option<Box<Self>> {
         let guests: Vec<_> = guests.into_iter().filter(|guest| guest.client.bytes.is_some()).collect();
         (!guests.is_empty()).then(|| Box::new(Self { guests, rest: Bytes::new(), wait: None }))
     }
 
     /// The next bytes of a body that gives its own by `next`.
-    pub(super) fn poll<E>(
+    pub(crate) fn poll<E>(
         &mut self,
         context: &mut Context<'_>,
         next: impl FnOnce(&mut Context<'_>) -> Poll<Option<Result<Bytes, E>>>,

@@ -16,7 +16,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a request is refused, and who was asked before it was.
 #[derive(Clone, Debug)]
-pub(super) struct Refused {
+pub(crate) struct Refused {
     reason: Reason,
     /// As a sentence, for the log alone: it may tell what is no business of clients.
     cause: String,
@@ -25,7 +25,7 @@ pub(super) struct Refused {
 
 /// Whose word a refusal is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RefusedBy {
+pub(crate) enum RefusedBy {
     /// This mirror's own.
     Mirror,
     /// Upstream's, or its silence; with its status if that is known.
@@ -36,12 +36,12 @@ pub(super) enum RefusedBy {
 
 impl Refused {
     /// A refusal for this reason, on the word of `by`.
-    pub(super) fn new(reason: Reason, cause: String, by: RefusedBy) -> Self {
+    pub(crate) fn new(reason: Reason, cause: String, by: RefusedBy) -> Self {
         Self { reason, cause, by }
     }
 
     /// What an error says that nobody was asked about.
-    pub(super) fn by_code(code: ErrorCode, cause: &str) -> Self {
+    pub(crate) fn by_code(code: ErrorCode, cause: &str) -> Self {
         let reason = match code {
             ErrorCode::BlobUnknown | ErrorCode::ManifestUnknown | ErrorCode::NameUnknown => Reason::NotFound,
             ErrorCode::Denied => Reason::Denied,
@@ -59,27 +59,27 @@ impl Refused {
     }
 
     /// The same refusal, for this reason.
-    pub(super) fn because(&mut self, reason: Reason) {
+    pub(crate) fn because(&mut self, reason: Reason) {
         self.reason = reason;
     }
 
     /// The same refusal, because upstream has not answered in time.
-    pub(super) fn because_of_silence(&mut self) {
+    pub(crate) fn because_of_silence(&mut self) {
         (self.reason, self.by) = (Reason::Timeout, RefusedBy::Upstream(None));
     }
 
     /// Why the request is refused.
-    pub(super) fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         self.reason
     }
 
     /// The same as a sentence, for the log alone.
-    pub(super) fn cause(&self) -> &str {
+    pub(crate) fn cause(&self) -> &str {
         &self.cause
     }
 
     /// The `Cache-Status` of the answer (RFC 9211).
-    pub(super) fn cache_status(&self) -> String {
+    pub(crate) fn cache_status(&self) -> String {
         let forwarded = match self.by {
             RefusedBy::Mirror => String::new(),
             RefusedBy::Upstream(None) => "; fwd=miss".to_owned(),
@@ -92,7 +92,7 @@ impl Refused {
 
 /// Whether a refusal for this reason is to be told of now though the access log is switched off; then with the number of
 /// those since the last one that were not.
-pub(super) fn is_to_be_told(reason: Reason) -> Option<u64> {
+pub(crate) fn is_to_be_told(reason: Reason) -> Option<u64> {
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
     static TOLD: [Told; Reason::ALL.len()] = [const { Told::never() }; Reason::ALL.len()];
     TOLD[reason as usize].is_time(BEGAN.elapsed())
