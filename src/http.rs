@@ -1,6 +1,14 @@
-//! HTTP at berth's own doors: listeners, connections, and the planes that answer behind them.
+//! HTTP at berth's own listeners: connections, and the planes that answer behind them.
 //!
-//! What is answered is decided in `registry` (data plane) and [`admin`] (admin plane and metrics plane).
+//! | sub-room | what lives there | uses |
+//! |---|---|---|
+//! | `server` | connections, TLS, limits, bodies, the access log: what is true of each plane | |
+//! | `config` | the section `[http]` | `server` |
+//! | `registry` | the registry API: the data plane | `server`, `config` |
+//! | [`admin`] | the admin API, health and metrics: the admin plane and the metrics plane | `server`, `registry` |
+//!
+//! The room uses `access`, `cache`, and the rooms beneath them. `app` puts planes behind listeners ([`serve`]), and commands
+//! use the types of the admin API. An admission webhook and a status page would be further planes beside `admin`.
 
 pub mod admin;
 mod config;
@@ -26,15 +34,15 @@ pub use server::tls::Tls;
 
 use registry::data_plane::DataListener;
 use server::body::Body;
-use server::client_limits::Visit;
+use server::client_limits::ConnectionClient;
 use server::connections;
-use server::handler::Handler;
+use server::handler::RequestHandler;
 use server::transport::Transport;
 
-/// What answers behind a listener.
+/// The plane that answers at a listener.
 #[derive(Clone)]
 pub enum Plane {
-    /// The registry API, on a listener that can be reached so far.
+    /// The registry API, at a listener that these machines can reach.
     Data(Arc<Data>, Reach),
     /// Health, metrics and administration.
     Admin(Arc<admin::Admin>),
@@ -42,7 +50,7 @@ pub enum Plane {
     Metrics(Arc<admin::Admin>),
 }
 
-/// Answers connections of `listener` until `stop` turns true; then lets each finish what it is answering.
+/// Activity connections of `listener` until `stop` turns true; then lets each finish what it is answering.
 ///
 /// Returns when every connection is closed. `tls`: handshakes come first. `seats` bounds connections.
 pub async fn serve(
@@ -55,16 +63,16 @@ pub async fn serve(
     connections::serve(listener, plane, tls, seats, stop).await;
 }
 
-impl Handler for Plane {
-    fn answers_late(&self) -> bool {
+impl RequestHandler for Plane {
+    fn answers_while_stopping(&self) -> bool {
         match self {
-            Self::Data(data, reach) => DataListener::new(data, *reach).answers_late(),
-            Self::Admin(admin) => admin.answers_late(),
-            Self::Metrics(admin) => admin.probes().answers_late(),
+            Self::Data(data, reach) => DataListener::new(data, *reach).answers_while_stopping(),
+            Self::Admin(admin) => admin.answers_while_stopping(),
+            Self::Metrics(admin) => admin.probes().answers_while_stopping(),
         }
     }
 
-    fn connect(&self, peer: SocketAddr) -> Visit {
+    fn connect(&self, peer: SocketAddr) -> ConnectionClient {
         match self {
             Self::Data(data, reach) => DataListener::new(data, *reach).connect(peer),
             Self::Admin(admin) => admin.connect(peer),
@@ -75,16 +83,16 @@ impl Handler for Plane {
     async fn handle(
         &self,
         peer: SocketAddr,
-        visit: &Visit,
+        client: &ConnectionClient,
         request: Request<Incoming>,
         transport: Transport,
     ) -> Response<Body> {
         match self {
             Self::Data(data, reach) => {
-                DataListener::new(data, *reach).handle(peer, visit, request, transport).await
+                DataListener::new(data, *reach).handle(peer, client, request, transport).await
             }
-            Self::Admin(admin) => admin.handle(peer, visit, request, transport).await,
-            Self::Metrics(admin) => admin.probes().handle(peer, visit, request, transport).await,
+            Self::Admin(admin) => admin.handle(peer, client, request, transport).await,
+            Self::Metrics(admin) => admin.probes().handle(peer, client, request, transport).await,
         }
     }
 

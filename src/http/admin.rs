@@ -1,29 +1,29 @@
 //! The admin plane.
 //!
-//! Open to whoever may connect and names a host that is known (`guard.rs`):
+//! Open to every client that may connect and names a known host (`guard`):
 //!
 //! | path | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process works |
-//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then `offline: …` with the registries that are so by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
+//! | `GET /readyz` | 200 while it takes requests, `ready` or `degraded: …` by the disk, then `offline: …` with the registries that are offline by configuration; 503 once it was asked to stop. Never depends on whether an upstream answers |
 //! | `GET /metrics` | Prometheus text; names registries, no images |
 //!
-//! Everything below `/api/`, also what is not there, changes something or names private images, and needs a token, from
-//! loopback too (`token.rs`); without one it is 401:
+//! Everything below `/api/`, also paths that do not exist, changes something or names private images, and needs a token, from
+//! loopback too (`token`); without one it is 401:
 //!
 //! | path | answer |
 //! |---|---|
-//! | `POST /api/v1/verify` | 202: a look at every stored file has begun, or was under way; a `Verification` |
-//! | `POST /api/v1/pins` | keeps an image, `{"ref": …, "platforms": […]}`; the pin and what of it is here, a `Pinned` |
-//! | `GET /api/v1/pins` | all of these |
+//! | `POST /api/v1/verify` | 202: a verification of every stored file has begun, or was running; a `Verification` |
+//! | `POST /api/v1/pins` | pins an image, `{"ref": …, "platforms": […]}`; the pin and what of it is stored, a `Pinned` |
+//! | `GET /api/v1/pins` | all pins |
 //! | `POST /api/v1/unpin` | takes a pin back, `{"ref": …}`; whether there was one |
-//! | `POST /api/v1/refresh` | asks upstream now what a tag means, `{"ref": …}`, or with `"all_tags": true` all of that repository that are known, some at a time, behind `"after"`; `{"tags": [Refreshed…], "more": …}` |
+//! | `POST /api/v1/refresh` | asks upstream now what a tag means, `{"ref": …}`, or with `"all_tags": true` all known tags of its repository, some at a time, after `"after"`; `{"tags": [Refreshed…], "more": …}` |
 //! | `POST /api/v1/reload` | reads the configuration file again, as SIGHUP does; a `Reloaded`, or 422 and why it was refused, 409 without a file |
-//! | `GET /api/v1/verify` | how far it is, or what the last one has found; a `Verification` |
+//! | `GET /api/v1/verify` | how far the verification is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three alone, to a network that must not administer berth,
-//! whatever host a request names. The API, which speaks JSON and answers failures with `{"error": "…"}`, is in
-//! `admin/api.rs`.
+//! whatever host a request names ([`Probes`]). The API, which speaks JSON and answers failures with `{"error": "…"}`, is in
+//! `api`; its [`paths`] and [`types`] are also those of the commands.
 //!
 //! The admin plane speaks plain HTTP. Beyond loopback it is refused without `allow` and `token_file`.
 
@@ -46,8 +46,8 @@ use hyper::{Request, Response};
 
 use super::registry::data_plane::Data;
 use super::server::body::Body;
-use super::server::client_limits::Visit;
-use super::server::handler::Handler;
+use super::server::client_limits::ConnectionClient;
+use super::server::handler::RequestHandler;
 use super::server::transport::Transport;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -60,7 +60,7 @@ pub use token::{Token, TokenFile, Unusable};
 use api::Api;
 use probes::Probes;
 
-/// Answers the admin plane.
+/// Answers the requests of the admin plane.
 pub struct Admin {
     probes: Probes,
     store: Store,
@@ -69,8 +69,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Tells of `metrics`, of how full `store` is and of the upstreams behind `data`, and does to them what it is told.
-    /// Reloads are ordered by `orders`, and `guard` says who may use it.
+    /// Shows `metrics`, the usage of `store` and the upstreams behind `data`, and carries out commands on them. Reloads are
+    /// requested by `orders`, and `guard` says who may use it.
     pub fn new(metrics: Arc<Metrics>, store: Store, data: Arc<Data>, orders: Orders, guard: Guard) -> Self {
         Self {
             api: Api::new(store.clone(), Arc::clone(&data), orders),
@@ -80,28 +80,28 @@ impl Admin {
         }
     }
 
-    /// The same once there is the token that commands need. Without one the API stays closed, and all else works.
+    /// The same, once there is the token that commands need. Without a token the API stays closed, and all else works.
     pub async fn with_token(self) -> Arc<Self> {
         self.guard.load_full().renew_token(&self.store).await;
         Arc::new(self)
     }
 
-    /// This says who may use it, from the next request on.
+    /// Lets `guard` say who may use it, from the next request on.
     pub fn replace_guard(&self, guard: Guard) {
         self.guard.store(Arc::new(guard));
     }
 
-    /// From now on berth is not ready.
+    /// Notes that berth stops: from now on it is not ready.
     pub fn drain(&self) {
         self.probes.drain();
     }
 
-    /// What anybody may see who can connect: the metrics plane.
+    /// The part that needs no token: the metrics plane.
     pub(super) fn probes(&self) -> &Probes {
         &self.probes
     }
 
-    /// Answers a request that comes from `peer`.
+    /// Answers a request of `peer`.
     async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
         let guard = self.guard.load_full();
         if let Some(refused) = guard.refuse(peer, request.uri(), request.headers()) {
@@ -117,11 +117,11 @@ impl Admin {
     }
 }
 
-impl Handler for Admin {
+impl RequestHandler for Admin {
     async fn handle(
         &self,
         peer: SocketAddr,
-        _visit: &Visit,
+        _client: &ConnectionClient,
         request: Request<Incoming>,
         _transport: Transport,
     ) -> Response<Body> {

@@ -14,7 +14,7 @@ use crate::access::{self, Peer, networks};
 use crate::units;
 use crate::upstream::HostName;
 
-/// How long bodies may take to finish when berth is asked to stop.
+/// Default of the time that bodies may take to finish when berth is asked to stop.
 const DRAIN: Duration = Duration::from_secs(25);
 
 /// The data plane: `[http]`.
@@ -25,25 +25,25 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Names that requests to a listener on loopback may have as their `Host`, besides addresses and `localhost`.
     pub hosts: Vec<HostName>,
-    /// Networks that may connect; empty: everybody.
+    /// Networks that may connect. An empty list lets everybody connect.
     pub allow: Vec<IpNet>,
     /// Berths that may speak for their clients: networks, and users of `htpasswd`.
     pub peers: Vec<Peer>,
-    /// A file of `user:bcrypt` lines; clients must then log in.
+    /// A file of `user:bcrypt` lines. If it is set, clients must log in.
     pub htpasswd: Option<PathBuf>,
-    /// Certificate and key; without them the data plane speaks plain HTTP.
+    /// Certificate and key. Without them the data plane speaks plain HTTP.
     pub tls: Option<tls::Config>,
-    /// One log line a request.
+    /// Whether each request has a line in the log.
     pub access_log: bool,
-    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential. Where that is not said:
-    /// if whoever may connect is known.
+    /// Whether `_catalog` and `tags/list` also show what came from upstream with a credential. If it is not set they do
+    /// where not everybody may connect.
     pub list_private: Option<bool>,
-    /// How long bodies may take to finish when berth is asked to stop.
+    /// Time that bodies may take to finish when berth is asked to stop.
     #[serde(rename = "drain_seconds", deserialize_with = "units::duration")]
     pub drain: Duration,
-    /// What one client may take.
+    /// The limits of one client.
     pub limits: client_limits::Config,
-    /// What one login of `htpasswd` may take.
+    /// The limits of one login of `htpasswd`.
     pub login_limits: client_limits::LoginConfig,
 }
 
@@ -66,19 +66,19 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether not everybody who can reach a listener may use it.
+    /// Whether some clients that can reach a listener may not use it.
     fn is_guarded(&self) -> bool {
         networks::are_restricted(&self.allow)
             || self.htpasswd.is_some()
             || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
-    /// Whether lists also show what came from upstream with a credential. Who is let in may pull all of it anyway.
+    /// Whether lists also show what came from upstream with a credential. A client that is let in may pull all of it anyway.
     pub fn lists_private(&self) -> bool {
         self.list_private.unwrap_or_else(|| self.is_guarded())
     }
 
-    /// A listener that anybody in the network can reach and use.
+    /// The first listener that anybody in the network can reach and use, if there is one.
     pub fn open_listener(&self) -> Option<SocketAddr> {
         if self.is_guarded() {
             return None;
@@ -87,7 +87,7 @@ impl Config {
     }
 }
 
-/// Checks what the data plane's files say, and what its keys say together.
+/// Checks the files of the data plane, and that its keys fit together.
 ///
 /// # Errors
 /// When `htpasswd` cannot be read, or should be there.

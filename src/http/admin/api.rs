@@ -1,12 +1,12 @@
 //! The changing side of the admin plane: small JSON in, JSON out.
 //!
 //! A command is a POST with `Content-Type: application/json`, which may be `{}`; where there is nothing to say, it may also
-//! be empty. What takes long is begun by its
-//! POST and followed by a GET of the same path: whoever began it may go away and come back.
+//! be empty. Work that takes long is begun by a POST and followed by a GET of the same path: a client may go away and come
+//! back.
 //!
 //! A web page that an administrator happens to look at can make the browser send requests here. It cannot
-//! choose that content type, nor show a token, for another site without asking first (and nobody here answers such a
-//! question), and what a browser sends for a page carries an `Origin`: neither is let in.
+//! choose that content type, nor show a token, for another site without asking first (and such a question is not answered
+//! here), and a request that a browser sends for a page carries an `Origin`: neither is let in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +27,9 @@ use crate::http::server::body::Body;
 use crate::oci::{Image, Reference, Tag};
 use crate::store::Store;
 
-/// Bytes of a command; all of them are small.
+/// Most bytes of a command; all of them are small.
 const COMMAND_BYTES_MAX: usize = 64 * 1024;
-/// How long a command may take to arrive.
+/// Time that a command may take to arrive.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Carries out commands.
@@ -94,7 +94,7 @@ impl Api {
         }
     }
 
-    /// The image, by the name of a configured registry if it is one's.
+    /// The image by the name of its registry here, if that is configured.
     fn named(&self, image: Image) -> Image {
         self.data.now().registries().image(image)
     }
@@ -120,18 +120,18 @@ impl Api {
     }
 }
 
-/// A command that says all by its path, with an empty body or `{}`.
+/// Reads a command that says all by its path, with an empty body or `{}`.
 async fn command_or_nothing<T: DeserializeOwned + Default>(
     request: Request<Incoming>,
 ) -> Result<T, ApiError> {
     if request.body().is_end_stream() {
-        // `curl -X POST`. Of nothing there is no type.
+        // `curl -X POST`. An empty body has no type.
         return refuse_origin(request.headers()).map(|()| T::default());
     }
     command(request).await
 }
 
-/// A command, if it comes from no browser and can be read.
+/// Reads a command, if it comes from no browser.
 async fn command<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
     let (head, body) = request.into_parts();
     refuse_browsers(&head.headers)?;

@@ -1,8 +1,8 @@
-//! Who may use the admin plane, and who may use its API.
+//! The rules for who may use the admin plane, and who may use its API.
 //!
-//! Whoever connects must come from this machine or from a network in `[admin] allow`, and must name a host that no web
-//! page can have (`http/hosts.rs`). The API needs a token besides, also on loopback, where any user of the machine and
-//! anything in its network namespace can connect: as `Authorization: Bearer …`, and in no other way.
+//! A client must come from this machine or from a network in `[admin] allow`, and must name a host that no web page can have
+//! (`server::hosts`). The API needs a token besides, also on loopback, where any user of the machine and anything in its
+//! network namespace can connect: as `Authorization: Bearer …`, and in no other way.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -25,17 +25,17 @@ use crate::store::Store;
 use crate::telemetry::LogThrottle;
 use crate::upstream::HostName;
 
-/// What the admin plane asks of those who use it.
+/// The rules of one configuration for who may use the admin plane.
 pub struct Guard {
     allow: Vec<IpNet>,
     hosts: Vec<HostName>,
-    /// The first is berth's own.
+    /// The files of tokens, any of which is enough. The first is berth's own.
     tokens: Arc<[TokenFile]>,
     refused: LogThrottle,
 }
 
 impl Guard {
-    /// By `config`, for a data folder.
+    /// The rules of `config`, for a data folder.
     ///
     /// # Errors
     /// When `token_file` opens nothing.
@@ -50,7 +50,7 @@ impl Guard {
         Ok(Self { allow, hosts, tokens: tokens.into(), refused: LogThrottle::default() })
     }
 
-    /// What a request is answered with that comes from elsewhere, or is meant for another host.
+    /// The refusal of a request that comes from another network, or is meant for another host.
     pub(super) fn refuse(&self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response<Body>> {
         if !self.may_connect(peer) {
             let refusal = ApiError::new(StatusCode::FORBIDDEN, "this address is not in [admin] allow");
@@ -70,7 +70,7 @@ impl Guard {
         peer.to_canonical().is_loopback() || networks::contain(&self.allow, peer)
     }
 
-    /// Refuses a request that does not show a token. One that berth should have and has not is made.
+    /// Refuses a request that does not show a token. If berth has no token of its own, one is made.
     pub(super) async fn check(
         &self,
         store: &Store,
@@ -82,7 +82,7 @@ impl Guard {
         {
             return Ok(());
         }
-        // It may be gone, or could not be made so far.
+        // berth's own token may be gone, or could not be made so far.
         let state = self.make_token(store).await;
         if self.refused.is_due() {
             warn!(client = %peer, "a request to the admin API shows no right token");
@@ -100,7 +100,7 @@ impl Guard {
     /// Makes berth's own token if there is none.
     ///
     /// # Errors
-    /// Why it opens nothing.
+    /// Why the token opens nothing.
     pub(super) async fn make_token(&self, store: &Store) -> Result<(), String> {
         match self.look().await {
             Ok(_) => Ok(()),
@@ -109,7 +109,7 @@ impl Guard {
         }
     }
 
-    /// The same at the start, when one that opens nothing, or that others may have read, is replaced.
+    /// The same at the start, when a token that opens nothing, or that others may have read, is replaced.
     pub(super) async fn renew_token(&self, store: &Store) {
         let path = self.tokens[0].to_string();
         let renewed = match self.look().await {
@@ -152,7 +152,7 @@ impl Guard {
     }
 }
 
-/// The token that a request shows: in one header, and of one word.
+/// The token that a request shows, which must be in one header, and one word.
 fn bearer(headers: &HeaderMap) -> Option<String> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
     let (line, None) = (lines.next()?, lines.next()) else { return None };

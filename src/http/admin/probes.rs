@@ -1,4 +1,4 @@
-//! What anybody may see who can connect: health, readiness and metrics. The metrics plane has nothing else.
+//! Health, readiness and metrics: the part of the admin plane that needs no token, and all of the metrics plane.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::http::registry::data_plane::Data;
 use crate::http::server::body::Body;
-use crate::http::server::client_limits::Visit;
-use crate::http::server::handler::Handler;
+use crate::http::server::client_limits::ConnectionClient;
+use crate::http::server::handler::RequestHandler;
 use crate::http::server::response::content;
 use crate::http::server::transport::Transport;
 use crate::store::{Health, Store};
@@ -28,12 +28,12 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
-    /// Tells of `metrics`, of how full `store` is and of the upstreams behind `data`.
+    /// Shows `metrics`, the usage of `store` and the upstreams behind `data`.
     pub(super) fn new(metrics: Arc<Metrics>, store: Store, data: Arc<Data>) -> Self {
         Self { metrics, store, data, draining: AtomicBool::new(false) }
     }
 
-    /// From now on berth is not ready.
+    /// Notes that berth stops: from now on it is not ready.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -57,7 +57,7 @@ impl Probes {
         }
     }
 
-    /// Ready it is in any case: what a failing disk cannot keep passes through.
+    /// The body of `/readyz`. berth is ready in any case: content that a failing disk cannot keep passes through.
     fn readiness(&self) -> Bytes {
         let mut text = match self.store.health() {
             Health::Healthy => "ready\n".to_owned(),
@@ -94,11 +94,11 @@ impl Probes {
     }
 }
 
-impl Handler for Probes {
+impl RequestHandler for Probes {
     async fn handle(
         &self,
         _peer: SocketAddr,
-        _visit: &Visit,
+        _client: &ConnectionClient,
         request: Request<Incoming>,
         _transport: Transport,
     ) -> Response<Body> {

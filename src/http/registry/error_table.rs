@@ -1,10 +1,10 @@
-//! Answers of the data plane, and the one table from error to status, OCI code and public text.
+//! The one table from error to status, OCI code and public text, and the refusals of the data plane.
 //!
 //! Statuses are chosen for what clients do with them (protocol.md B.1): a 404 or a 503 makes a container
 //! runtime go on to its next host at once; a 429 would be hammered, and a redirect that is not followed would
-//! end the pull. What may be had soon has a `Retry-After`; without one a refusal is final, as long as neither the
-//! configuration nor upstream changes. Texts say what to do and never carry internals; the cause is in the log under the
-//! request's number, and every error takes its reason along (`refusal`).
+//! end the pull. A response has a `Retry-After` if the content may be had soon; without one a refusal is final, as long as
+//! neither the configuration nor upstream changes. Texts say what to do and never carry internals; the cause is in the log
+//! under the request's number, and every error takes its reason along ([`Refused`]).
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ use crate::oci::route::{Route, RouteError};
 use crate::telemetry::metrics::Reason;
 use crate::upstream::{self, Refusal};
 
-/// When to ask again after an outage: by then an upstream that was down has been probed.
+/// `Retry-After` of an outage, in seconds: by then an upstream that was down has been probed.
 const OUTAGE_RETRY_SECONDS: u64 = 5;
 
-/// When to try again, where upstream does not say.
+/// `Retry-After` where upstream limits requests and does not say for how long.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Whether two texts of a request are about a manifest, a blob or a repository: which "unknown" is meant.
+/// What a request is about, and so which "unknown" is meant.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Subject {
     Manifest,
@@ -39,7 +39,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// What a route is about.
+    /// The subject of a route.
     pub(super) fn of(route: &Route) -> Self {
         match route {
             Route::Manifest { .. } | Route::Referrers { .. } => Self::Manifest,
@@ -57,7 +57,7 @@ impl Subject {
     }
 }
 
-/// A path that means nothing, or something that is not to be had.
+/// The response to a request without a route.
 pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
     let invalid = |code, message: &str| failure(StatusCode::BAD_REQUEST, code, message);
     let nowhere = |message: &str| failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
@@ -90,7 +90,7 @@ pub(super) fn unrouted(error: &RouteError) -> Response<Body> {
     }
 }
 
-/// A push or a delete.
+/// The response to a push or a delete.
 fn read_only() -> Response<Body> {
     let mut response = failure(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -103,14 +103,14 @@ fn read_only() -> Response<Body> {
     response
 }
 
-/// A registry that is not asked here; another berth may know whom else to ask.
+/// The response for a registry that is not configured here. It says so to a berth that asks, which may ask elsewhere.
 fn unknown_registry(message: &str) -> Response<Body> {
     let mut response = failure(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
     declare_unknown_registry(response.headers_mut());
     response
 }
 
-/// A client that is not let in.
+/// The response to a client that is not let in.
 pub(super) fn not_authenticated(error: Unauthenticated) -> Response<Body> {
     match error {
         Unauthenticated::WrongAddress => wrong_address(),
@@ -119,7 +119,7 @@ pub(super) fn not_authenticated(error: Unauthenticated) -> Response<Body> {
     }
 }
 
-/// A repository that this principal may not pull.
+/// The response for a repository that the principal may not pull.
 pub(super) fn not_authorized(repo: Option<&Repo>) -> Response<Body> {
     let message = repo.map_or_else(
         || "this may not be done at this mirror".to_owned(),
@@ -130,7 +130,7 @@ pub(super) fn not_authorized(repo: Option<&Repo>) -> Response<Body> {
     because(Reason::Forbidden, failure(StatusCode::FORBIDDEN, ErrorCode::Denied, &message))
 }
 
-/// Who must log in first.
+/// 401 for a client without a login, or with a wrong one.
 fn log_in() -> Response<Body> {
     let mut response = failure(
         StatusCode::UNAUTHORIZED,
@@ -141,7 +141,7 @@ fn log_in() -> Response<Body> {
     response
 }
 
-/// Who must try again, because logins are checked slowly on purpose and many are waiting.
+/// 503 for a client whose password was not checked: checks are slow on purpose, and many are waiting.
 fn busy() -> Response<Body> {
     failure(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -150,7 +150,7 @@ fn busy() -> Response<Body> {
     )
 }
 
-/// Who may not connect; nor rest here until the next try.
+/// 403 for a client outside `[http] allow`. The connection is closed.
 fn wrong_address() -> Response<Body> {
     let mut response = failure(
         StatusCode::FORBIDDEN,
@@ -161,32 +161,32 @@ fn wrong_address() -> Response<Body> {
     because(Reason::Address, response)
 }
 
-/// A request for a host that a listener on loopback does not have: a browser may have been led here.
+/// 421 for a host that a listener on loopback does not have: a browser may have been led here.
 pub(super) fn misdirected() -> Response<Body> {
     let message =
         "this mirror has no such Host: use its address or localhost, or add the name to [http] hosts";
     because(Reason::Host, failure(StatusCode::MISDIRECTED_REQUEST, ErrorCode::Denied, message))
 }
 
-/// A request of another berth that has come through this one before, or through too many.
-pub(super) fn in_a_loop() -> Response<Body> {
+/// 508 for a request of another berth that has come through this one before, or through too many.
+pub(super) fn loop_detected() -> Response<Body> {
     let message = "mirrors ask one another in a circle: check their endpoints, parents and [http] peers";
     because(Reason::Loop, failure(StatusCode::LOOP_DETECTED, ErrorCode::Unavailable, message))
 }
 
-/// What cannot be had now, and may be had soon.
+/// 503 for content that cannot be had now, and may be had soon.
 pub(super) fn outage(message: &str) -> Response<Body> {
     let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
     response.headers_mut().insert(RETRY_AFTER, OUTAGE_RETRY_SECONDS.into());
     response
 }
 
-/// What cannot be had as long as this mirror is configured so.
+/// 503 for content that cannot be had as long as this mirror is configured so.
 fn never(message: &str) -> Response<Body> {
     failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message)
 }
 
-/// Why there is no content. The one table: every error has its line.
+/// The response to a request whose content cannot be had. This is the one table: every error has its line.
 pub(super) fn unavailable(error: &cache::Error, subject: Subject) -> Response<Body> {
     use cache::Error;
     let response = match error {
@@ -218,7 +218,7 @@ fn unknown(subject: Subject) -> Response<Body> {
     failure(StatusCode::NOT_FOUND, code, message)
 }
 
-/// What upstream's refusal means to the client.
+/// The response for an error of upstream.
 fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     use upstream::Error;
     match error {
@@ -281,7 +281,7 @@ fn refused(error: &upstream::Error, subject: Subject) -> Response<Body> {
     }
 }
 
-/// Where upstream points, and why this mirror does not go there. Which host that is stands in the log.
+/// Why this mirror does not go where upstream points. The host is in the log.
 fn misled(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::TooManyRedirects => {
@@ -312,7 +312,7 @@ fn misled(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// Why content that was asked for is not there.
+/// The reason of an error, and where it comes from.
 fn refusal_of(error: &cache::Error) -> Refused {
     use cache::Error;
     let (reason, by) = match error {
@@ -333,6 +333,7 @@ fn refusal_of(error: &cache::Error) -> Refused {
     Refused::new(reason, error.to_string(), by)
 }
 
+/// The same, of an error of upstream.
 fn of_upstream(error: &upstream::Error) -> (Reason, RefusedBy) {
     use upstream::Error;
     let heard = RefusedBy::Upstream(None);
@@ -361,7 +362,7 @@ fn of_upstream(error: &upstream::Error) -> (Reason, RefusedBy) {
     }
 }
 
-/// The same answer, because of this error.
+/// Sets the reason of a refusal from an error.
 fn because_of(error: &cache::Error, mut response: Response<Body>) -> Response<Body> {
     response.extensions_mut().insert(refusal_of(error));
     response

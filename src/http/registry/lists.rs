@@ -1,17 +1,17 @@
 //! Lists: the tags of a repository, what refers to a manifest, the repositories that are here.
 //!
-//! A list of tags goes on as upstream pages it, with upstream's own cursor in the `Link`; only what is listed from disk has
-//! pages of berth's own. What is private is not shown, and the refusal is one that clients know from registries that
-//! let nobody list: they go on without.
+//! A list of tags keeps upstream's pages, with upstream's own cursor in the `Link`; only what is listed from disk has
+//! pages of berth's own. Private names are not shown, and the refusal is one that clients know from registries that let
+//! nobody list: they go on without.
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::content::{NAMESPACE, cache_status};
-use super::request::Asked;
+use super::request::RegistryRequest;
 use crate::cache::{self, Cache, Tags};
-use crate::http::server::access_log::Account;
+use crate::http::server::access_log::RequestLog;
 use crate::http::server::body::Body;
 use crate::http::server::response::{CACHE_STATUS, content, failure, value};
 use crate::oci::error::ErrorCode;
@@ -19,11 +19,12 @@ use crate::oci::{Digest, Repo};
 use crate::telemetry::metrics::Source;
 use crate::upstream::{PageQuery, TagBody};
 
+/// Response header with the filters that a list of referrers has gone through.
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// Entries of a list of berth's own when the client does not say.
+/// Entries of a page of berth's own when the client does not say how many it wants.
 const PAGE_DEFAULT: usize = 1000;
-/// Entries of such a list at most; larger wishes get this many and a link to the rest.
+/// Most entries of such a page. A client that wants more gets this many and a link to the rest.
 const PAGE_MAX: usize = 1000;
 
 /// The lists of one configuration.
@@ -42,26 +43,26 @@ impl Lists {
     /// The tags of a repository.
     pub(super) async fn tags(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         repo: &Repo,
         n: Option<usize>,
         last: Option<&str>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
         let is_hidden = async || -> Result<bool, cache::Error> {
             Ok(!self.show_private && !self.cache.is_public(repo).await?)
         };
-        // Where there are parents, their answer says whether it is.
+        // Where there are parents, their response says whether it is.
         if is_hidden().await? && !self.cache.has_parents(repo)? {
             return Ok(hidden());
         }
         let size = n.unwrap_or(PAGE_DEFAULT).min(PAGE_MAX);
         let name = Some(repo.name.as_str());
-        let page = PageQuery::read(asked.uri().query().unwrap_or_default());
+        let page = PageQuery::read(request.uri().query().unwrap_or_default());
         if size == 0 && !page.is_continued() {
             return Ok(json(list("tags", name, std::iter::empty())));
         }
-        let tags = self.cache.tags(repo, &page, (size, last), asked.context()).await?;
+        let tags = self.cache.tags(repo, &page, (size, last), request.context()).await?;
         if is_hidden().await? {
             return Ok(hidden());
         }
@@ -77,7 +78,7 @@ impl Lists {
                     }
                 };
                 if let Some(next) = page.next {
-                    asked.link_to(&mut response, &next);
+                    request.link_to(&mut response, &next);
                 }
                 (response, if page.is_stale { Source::Stale } else { Source::Miss })
             }
@@ -85,21 +86,21 @@ impl Lists {
                 let body = list("tags", name, page.entries.iter().map(|tag| tag.as_str().to_owned()));
                 let mut response = json(body);
                 let next = page.entries.last().filter(|_| page.more);
-                asked.link_to_next(&mut response, size, next.map(|tag| tag.as_str().to_owned()));
+                request.link_to_next(&mut response, size, next.map(|tag| tag.as_str().to_owned()));
                 (response, page.source)
             }
         };
         response.headers_mut().insert(NAMESPACE, value(repo.registry.as_str()));
         let status = cache_status(source, false, false);
-        account.cached(status);
+        log.set_cache_status(status);
         response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(status));
         Ok(response)
     }
 
-    /// The repositories that are here, and that `may_have` lets the client have.
+    /// The repositories that are stored, and that `may_have` lets the client pull.
     pub(super) async fn catalog(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         n: Option<usize>,
         last: Option<&str>,
         may_have: impl Fn(&Repo) -> bool,
@@ -115,19 +116,19 @@ impl Lists {
         let page = self.cache.repositories(size, last, self.show_private, may_have).await?;
         let mut response = json(list("repositories", None, page.entries.iter().map(ToString::to_string)));
         let next = page.entries.last().filter(|_| page.more);
-        asked.link_to_next(&mut response, size, next.map(ToString::to_string));
+        request.link_to_next(&mut response, size, next.map(ToString::to_string));
         Ok(response)
     }
 
-    /// What refers to a manifest.
+    /// The manifests that refer to a manifest.
     pub(super) async fn referrers(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         (repo, digest): (&Repo, &Digest),
         artifact_type: Option<&str>,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
-        let Some(referrers) = self.cache.referrers(repo, digest, asked.context()).await? else {
+        let Some(referrers) = self.cache.referrers(repo, digest, request.context()).await? else {
             return Ok(failure(
                 StatusCode::NOT_FOUND,
                 ErrorCode::ManifestUnknown,
@@ -135,7 +136,7 @@ impl Lists {
             ));
         };
         let status = cache_status(referrers.source, false, false);
-        account.cached(status);
+        log.set_cache_status(status);
         let (referrers, is_filtered) = match artifact_type {
             Some(artifact_type) => referrers.of_type(artifact_type).await,
             None => (referrers, false),
@@ -152,7 +153,7 @@ impl Lists {
     }
 }
 
-/// A list that is not shown.
+/// The response to a list that is not shown.
 fn hidden() -> Response<Body> {
     failure(
         StatusCode::FORBIDDEN,
@@ -161,7 +162,7 @@ fn hidden() -> Response<Body> {
     )
 }
 
-/// A body of JSON.
+/// A response of JSON.
 pub(super) fn json(body: Bytes) -> Response<Body> {
     content(StatusCode::OK, "application/json", body)
 }

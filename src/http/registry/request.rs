@@ -1,4 +1,5 @@
-//! What an answer depends on in a request: its conditions, its ranges, its host; and what is done with its body.
+//! The parts of a registry request that decide the response: conditional headers, ranges and host. And its body, which
+//! is read and thrown away.
 
 use std::time::Duration;
 
@@ -18,52 +19,55 @@ use crate::http::server::body::Body;
 use crate::http::server::byte_ranges::Framing;
 use crate::http::server::response::value;
 use crate::http::server::transport::Transport;
-use crate::http::server::transport::sendfile::Sending;
+use crate::http::server::transport::sendfile::SendfileGuard;
 use crate::oci::ranges::{Part, Refusal};
 use crate::oci::{Digest, Ranges};
 
-/// Bytes of a request's body that are read and thrown away.
+/// Most bytes of a request's body that are read and thrown away.
 const DISCARD_BYTES_MAX: usize = 16 << 20;
-/// How long that may take.
+/// Time that this may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// The parts of a request that an answer depends on.
-pub(super) struct Asked {
+/// A request to the registry API.
+pub(super) struct RegistryRequest {
     method: Method,
     uri: Uri,
     version: Version,
     headers: HeaderMap,
-    /// Where it has come from.
+    /// The client, and the berths that the request has come through.
     context: RequestContext,
-    /// How its connection takes the answer.
+    /// How its connection takes the response.
     transport: Transport,
 }
 
-impl Asked {
-    /// A request with this head, that has come so, and over such a connection.
+impl RegistryRequest {
+    /// A request with this head.
     pub(super) fn new(head: Parts, context: RequestContext, transport: Transport) -> Self {
         let Parts { method, uri, version, headers, .. } = head;
         Self { method, uri, version, headers, context, transport }
     }
 
+    /// Its method, which is GET or HEAD once it has a route.
     pub(super) fn method(&self) -> &Method {
         &self.method
     }
 
+    /// Its target, as it came.
     pub(super) fn uri(&self) -> &Uri {
         &self.uri
     }
 
+    /// Its headers.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// Where it has come from.
+    /// The client, and the berths that the request has come through.
     pub(super) fn context(&self) -> &RequestContext {
         &self.context
     }
 
-    /// The host that was asked.
+    /// The host that the request is for.
     pub(super) fn host(&self) -> Option<&str> {
         host_of(&self.uri, &self.headers)
     }
@@ -83,10 +87,10 @@ impl Asked {
         lines.flat_map(|line| line.split(',')).any(is_it)
     }
 
-    /// The ranges that were asked, unless they were asked of other content (`If-Range`).
+    /// The ranges that are asked for, unless they are meant for other content (`If-Range`).
     ///
     /// # Errors
-    /// When they are too many to be served.
+    /// When there are too many to be served.
     pub(super) fn ranges(&self, digest: &Digest) -> Result<Option<Ranges>, Refusal> {
         let is_other = self
             .headers
@@ -98,23 +102,24 @@ impl Asked {
         let mut lines = self.headers.get_all(RANGE).iter();
         match (lines.next(), lines.next()) {
             (Some(line), None) => str::from_utf8(line.as_bytes()).map_or(Ok(None), Ranges::parse),
-            // There is to be one, whatever it lists.
+            // There must be one header line, which may list several ranges.
             _ => Ok(None),
         }
     }
 
-    /// Whether its client can tell the end of a body from a broken connection where there is no length.
+    /// Whether the client takes bodies in chunks. Only then can it tell the end of a body without a length from a broken
+    /// connection.
     pub(super) fn is_chunked(&self) -> bool {
         self.version >= Version::HTTP_11
     }
 
-    /// All of a blob as a body.
+    /// The body of a whole blob.
     pub(super) fn body_of_all(&self, blob: Blob) -> Body {
         let length = blob.total;
         self.body(blob, Part::whole(length.unwrap_or(u64::MAX)), length)
     }
 
-    /// A part of a blob as a body.
+    /// The body of a part of a blob.
     pub(super) fn body_of(&self, blob: Blob, part: Part) -> Body {
         self.body(blob, part, Some(part.span.len()))
     }
@@ -126,7 +131,7 @@ impl Asked {
         Body::reading(reading, length, sending)
     }
 
-    /// Several parts of a blob as a body, in `framing`.
+    /// The body of several parts of a blob, in `framing`.
     pub(super) fn body_of_parts(&self, blob: Blob, parts: Box<[Part]>, framing: Box<Framing>) -> Body {
         let length = framing.length(&parts);
         let reading = blob.read_parts(parts, self.way());
@@ -134,7 +139,7 @@ impl Asked {
         Body::parts(reading, framing, length, sending)
     }
 
-    /// How bytes of a file come to its connection.
+    /// How bytes of a file get to the connection.
     fn way(&self) -> Way {
         match &self.transport {
             Transport::Plain(_) => Way::Mapped,
@@ -142,14 +147,14 @@ impl Asked {
         }
     }
 
-    fn sending(&self, reading: &Reading) -> Option<Sending> {
+    fn sending(&self, reading: &Reading) -> Option<SendfileGuard> {
         match &self.transport {
             Transport::Plain(outlet) => outlet.set(reading.mapped()),
             Transport::Tls(_) => None,
         }
     }
 
-    /// Links to the rest of a list of berth's own, behind `last`.
+    /// Links to the next page of a list of berth's own, which begins after `last`.
     pub(super) fn link_to_next(&self, response: &mut Response<Body>, n: usize, last: Option<String>) {
         let Some(last) = last else { return };
         let mut query = form_urlencoded::Serializer::new(String::new());
@@ -157,8 +162,8 @@ impl Asked {
         self.link_to(response, &query);
     }
 
-    /// Links to the next page, of this query: a path of this host, so that it is right behind any proxy. The registry is
-    /// said again, if the client has said it in the query.
+    /// Links to the next page, which has this query. The link is a path of this host, so that it is right behind any proxy.
+    /// It names the registry again, if the client has named it in the query.
     pub(super) fn link_to(&self, response: &mut Response<Body>, query: &str) {
         let mut own = form_urlencoded::parse(self.uri.query().unwrap_or_default().as_bytes());
         let namespace = own.find(|(key, _)| key == "ns").map(|(_, namespace)| namespace);
@@ -172,14 +177,14 @@ impl Asked {
     }
 }
 
-/// The host that a request is for: that of a URL in full, else that of the `Host` header.
+/// The host that a request is for: that of an absolute URL, otherwise that of the `Host` header.
 pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let header = || headers.get(HOST).and_then(|host| host.to_str().ok());
     uri.authority().map(Authority::as_str).or_else(header)
 }
 
-/// Takes the body of a request that has no use for one. Closing the connection with bytes of it unread would
-/// throw the answer away before the client has it; more than a manifest or for longer is the client's own risk.
+/// Reads the body of a request that needs none. To close the connection with bytes of it unread would throw the response
+/// away before the client has it. A body that is longer than any manifest, or takes longer, is the client's own risk.
 pub(super) async fn discard(mut body: Incoming) {
     let read = async {
         let mut left = DISCARD_BYTES_MAX;
@@ -188,6 +193,6 @@ pub(super) async fn discard(mut body: Incoming) {
             left = rest;
         }
     };
-    // Whether it came to its end does not matter: hyper closes the connection if it did not.
+    // It does not matter whether the body came to its end: hyper closes the connection if it did not.
     let _ = timeout(DISCARD_TIME_MAX, read).await;
 }

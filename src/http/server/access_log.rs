@@ -1,7 +1,7 @@
-//! The account of one request: its line in the access log, and its numbers.
+//! The log of one request: its line in the access log, and its metrics.
 //!
-//! It is opened when a request's head has arrived and closed when the last byte of the answer has been handed
-//! to the connection, or the connection was lost. Nothing here ever holds a header's value of the client.
+//! It begins when a request's head has arrived, and is written when the last byte of the response has been handed to the
+//! connection, or the connection was lost. Nothing here ever holds a header's value of the client.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -11,59 +11,63 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use tracing::info;
 
-use super::refusal::{Refused, is_to_be_told};
+use super::refusal::{Refused, due_in_log};
 use crate::cache;
 use crate::oci::{Repo, Route};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Handler, InFlight, Kind, Verb};
 
-/// The status of a request whose client left before there was an answer, as nginx counts it.
-const CLIENT_LEFT: u16 = 499;
-/// Bytes of a path that are logged when it names nothing.
+/// Status of a request whose client closed the connection before there was a response: nginx's number for it.
+const CLIENT_CLOSED: u16 = 499;
+/// Characters of a path without a route that are logged.
 const PATH_BYTES_MAX: usize = 256;
 
-/// What is known of a request, and what became of its answer.
-pub(crate) struct Account {
+/// What is known of a request, and what became of its response. It is written to the log when it is dropped.
+pub(crate) struct RequestLog {
     metrics: Arc<Metrics>,
-    log: bool,
+    /// Whether the access log is switched on.
+    is_on: bool,
     client: SocketAddr,
     method: Method,
-    /// A number to find this request's lines by.
-    request: u64,
+    /// A random number that all lines about this request have.
+    request_id: u64,
     handler: Handler,
-    /// What it led to; kept for the log alone.
+    /// The route, kept for the log alone.
     route: Option<Arc<Route>>,
     status: u16,
     cache: &'static str,
-    /// The path, if it led to no route.
+    /// The path, if it has no route.
     path: Option<String>,
-    /// The registry that it means, or seems to mean, if it led to no route.
+    /// The registry that the request means, or seems to mean, if it has no route.
     registry: Option<String>,
-    /// Why it is answered with an error, if it is.
+    /// Why the response is an error, if it is one.
     refused: Option<Refused>,
     in_flight: InFlight,
-    /// Why there is no content, if there is none.
+    /// Why the body broke off, if it did.
     cause: String,
     began: Instant,
     first_byte: Option<Duration>,
+    /// Bytes of the body that were sent.
     bytes: u64,
+    /// Bytes of the body that there are to send; the largest number where that is not known.
     promised: u64,
+    /// Whether the body broke off.
     broken: bool,
 }
 
-impl Account {
-    /// A request of `client` has arrived.
-    pub(crate) fn open(metrics: Arc<Metrics>, log: bool, client: SocketAddr, method: Method) -> Self {
+impl RequestLog {
+    /// The log of a request of `client` that has just arrived. It is a line of the access log if that `is_on`.
+    pub(crate) fn begin(metrics: Arc<Metrics>, is_on: bool, client: SocketAddr, method: Method) -> Self {
         Self {
             in_flight: metrics.in_flight(Handler::None),
             metrics,
-            log,
+            is_on,
             client,
             method,
-            request: fastrand::u64(..),
+            request_id: fastrand::u64(..),
             handler: Handler::None,
             route: None,
-            status: CLIENT_LEFT,
+            status: CLIENT_CLOSED,
             cache: "",
             path: None,
             registry: None,
@@ -77,18 +81,18 @@ impl Account {
         }
     }
 
-    /// The number that this request's lines in the log have.
-    pub(crate) fn request(&self) -> u64 {
-        self.request
+    /// The number that all lines about this request have.
+    pub(crate) fn request_id(&self) -> u64 {
+        self.request_id
     }
 
-    /// The `Cache-Status` of its content.
-    pub(crate) fn cached(&mut self, status: &'static str) {
+    /// Notes the `Cache-Status` of the content.
+    pub(crate) fn set_cache_status(&mut self, status: &'static str) {
         self.cache = status;
     }
 
-    /// It led to a route.
-    pub(crate) fn begin(&mut self, route: &Arc<Route>) {
+    /// Notes the route of the request.
+    pub(crate) fn routed(&mut self, route: &Arc<Route>) {
         self.handler = match **route {
             Route::Base | Route::Extensions => Handler::Base,
             Route::Catalog { .. } => Handler::Catalog,
@@ -101,20 +105,21 @@ impl Account {
         self.route = Some(Arc::clone(route));
     }
 
-    /// It led to no route. A path holds no secret; a query may, and is not kept, but for the registry that it names.
-    pub(crate) fn astray(&mut self, path: &str, registry: Option<String>) {
+    /// Notes that the request has no route. A path holds no secret; a query may, and is not kept, but for the registry that
+    /// it names.
+    pub(crate) fn unrouted(&mut self, path: &str, registry: Option<String>) {
         self.path = Some(path.chars().take(PATH_BYTES_MAX).collect());
         self.registry = registry;
     }
 
-    /// It is answered with an error.
+    /// Notes why the response is an error.
     pub(crate) fn refused(&mut self, refused: Refused) {
         self.metrics.refused(refused.reason());
         self.refused = Some(refused);
     }
 
-    /// The head of the answer is ready; `promised` bytes of body follow, or nobody knows how many.
-    pub(crate) fn answered(&mut self, status: u16, promised: Option<u64>) {
+    /// Notes that the head of the response is ready. `promised` bytes of body follow; `None` if that is not known.
+    pub(crate) fn head_sent(&mut self, status: u16, promised: Option<u64>) {
         self.status = status;
         self.promised = if self.method == Method::HEAD { 0 } else { promised.unwrap_or(u64::MAX) };
         if self.promised == 0 {
@@ -122,25 +127,25 @@ impl Account {
         }
     }
 
-    /// Bytes of the body were handed to the connection.
-    pub(crate) fn sent(&mut self, bytes: u64) {
+    /// Notes that bytes of the body were handed to the connection.
+    pub(crate) fn body_sent(&mut self, bytes: u64) {
         self.first_byte.get_or_insert_with(|| self.began.elapsed());
         self.bytes += bytes;
     }
 
-    /// A body of which nobody knew how long it is has come to its end.
-    pub(crate) fn ended(&mut self) {
+    /// Notes the end of a body whose length was not known before.
+    pub(crate) fn body_ended(&mut self) {
         self.promised = self.bytes;
     }
 
-    /// The body had to be broken off.
-    pub(crate) fn broke_off(&mut self, error: &cache::Error) {
+    /// Notes that the body broke off.
+    pub(crate) fn body_failed(&mut self, error: &cache::Error) {
         self.broken = true;
         self.cause = error.to_string();
     }
 }
 
-impl Drop for Account {
+impl Drop for RequestLog {
     fn drop(&mut self) {
         let whole = self.began.elapsed();
         let first_byte = self.first_byte.unwrap_or(whole);
@@ -154,22 +159,22 @@ impl Drop for Account {
         if let Some(kind) = kind.filter(|_| matches!(self.status, 200 | 206)) {
             self.metrics.pushed(kind, self.bytes);
         }
-        if self.log {
-            self.tell(first_byte, whole);
+        if self.is_on {
+            self.write_line(first_byte, whole);
         } else if let Some(refused) = &self.refused
-            && let Some(left_out) = is_to_be_told(refused.reason())
+            && let Some(left_out) = due_in_log(refused.reason())
         {
-            self.tell_of(refused, left_out);
+            self.write_refusal(refused, left_out);
         }
     }
 }
 
-impl Account {
-    /// The line of the access log.
-    fn tell(&self, first_byte: Duration, whole: Duration) {
+impl RequestLog {
+    /// Writes the line of the access log.
+    fn write_line(&self, first_byte: Duration, whole: Duration) {
         let end = match (self.broken, self.bytes < self.promised) {
             (true, _) => "broken_off",
-            (false, _) if self.status == CLIENT_LEFT => "client_left",
+            (false, _) if self.status == CLIENT_CLOSED => "client_left",
             (false, true) => "client_left",
             (false, false) => "whole",
         };
@@ -180,7 +185,7 @@ impl Account {
         };
         info!(
             target: "berth::access",
-            request = format_args!("{:016x}", self.request),
+            request = format_args!("{:016x}", self.request_id),
             client = %self.client.ip(),
             method = %self.method,
             handler = self.handler.as_str(),
@@ -200,12 +205,12 @@ impl Account {
         );
     }
 
-    /// A line about a refusal while the access log is switched off.
-    fn tell_of(&self, refused: &Refused, left_out: u64) {
+    /// Writes a line about a refusal while the access log is switched off.
+    fn write_refusal(&self, refused: &Refused, left_out: u64) {
         let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
         info!(
             target: "berth::refused",
-            request = format_args!("{:016x}", self.request),
+            request = format_args!("{:016x}", self.request_id),
             client = %self.client.ip(),
             method = %self.method,
             registry = self.registry(repo),

@@ -1,4 +1,4 @@
-//! The body of every answer: bytes at hand, or a blob being read; and the account of what was sent.
+//! The body of every response: bytes in memory, or a blob being read; and the log of what was sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,27 +6,28 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::access_log::Account;
-use super::activity::UnderWay;
+use super::access_log::RequestLog;
+use super::activity::InProgress;
 use super::byte_ranges::Framing;
-use super::client_limits::Brake;
-use super::transport::sendfile::Sending;
+use super::client_limits::Throttle;
+use super::transport::sendfile::SendfileGuard;
 use crate::cache::{self, Reading};
 use crate::upstream::TagStream;
 
-/// An answer's body. Its length is known, but for that of a long list, and of a blob of which upstream does not say it.
+/// The body of a response. Its length is known, but for that of a long list, and of a blob whose length upstream does not
+/// say.
 pub(crate) struct Body {
     content: Content,
-    /// None where its end is not known before it comes: then it goes out in chunks.
+    /// Bytes that are still to be sent. `None` where the length is not known: the body is then sent in chunks.
     remaining: Option<u64>,
-    /// What frames the parts that are read, if they are several.
+    /// The framing of the parts, if several are read.
     framing: Option<Box<Framing>>,
-    /// Closed when the body is dropped: sent whole, or its connection lost.
-    account: Option<Box<Account>>,
-    /// Holds it back, if its client may not take everything at once.
-    brake: Option<Box<Brake>>,
-    under_way: Option<UnderWay>,
-    _sending: Option<Sending>,
+    /// The log of the request, which is written when the body is dropped: sent whole, or its connection lost.
+    log: Option<Box<RequestLog>>,
+    /// Slows the body down, if its client may not take everything at once.
+    throttle: Option<Box<Throttle>>,
+    in_progress: Option<InProgress>,
+    _sending: Option<SendfileGuard>,
 }
 
 enum Content {
@@ -46,7 +47,7 @@ impl Body {
         Self::of(Content::Empty, Some(0))
     }
 
-    /// In the place of a body that HEAD does not have.
+    /// No bytes, in the place of a body of unknown length that HEAD does not send.
     pub(crate) fn of_unknown_length() -> Self {
         Self::of(Content::Empty, None)
     }
@@ -58,16 +59,21 @@ impl Body {
     }
 
     /// The bytes that `reading` will give, `len` of them if that is known; `sending` if they are mapped.
-    pub(crate) fn reading(reading: Reading, len: Option<u64>, sending: Option<Sending>) -> Self {
+    pub(crate) fn reading(reading: Reading, len: Option<u64>, sending: Option<SendfileGuard>) -> Self {
         Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
     }
 
     /// The parts that `reading` will give, with what frames them; `len` bytes in all.
-    pub(crate) fn parts(reading: Reading, framing: Box<Framing>, len: u64, sending: Option<Sending>) -> Self {
+    pub(crate) fn parts(
+        reading: Reading,
+        framing: Box<Framing>,
+        len: u64,
+        sending: Option<SendfileGuard>,
+    ) -> Self {
         Self { framing: Some(framing), ..Self::reading(reading, Some(len), sending) }
     }
 
-    /// A list as it comes.
+    /// A list, as it comes from upstream.
     pub(crate) fn list(list: Box<TagStream>) -> Self {
         Self::of(Content::List(list), None)
     }
@@ -77,51 +83,51 @@ impl Body {
             content,
             remaining,
             framing: None,
-            account: None,
-            brake: None,
-            under_way: None,
+            log: None,
+            throttle: None,
+            in_progress: None,
             _sending: None,
         }
     }
 
-    /// Bytes that are still to be sent; none where that is not known.
+    /// Bytes that are still to be sent; `None` where that is not known.
     pub(crate) fn len(&self) -> Option<u64> {
         self.remaining
     }
 
-    /// Keeps `account` of what becomes of this body.
-    pub(crate) fn watched(mut self, account: Box<Account>) -> Self {
-        self.account = Some(account);
+    /// The same body; `log` notes what becomes of it.
+    pub(crate) fn logged(mut self, log: Box<RequestLog>) -> Self {
+        self.log = Some(log);
         self
     }
 
-    /// Goes no faster than `brake` lets it.
-    pub(crate) fn braked(mut self, brake: Option<Box<Brake>>) -> Self {
-        self.brake = brake;
+    /// The same body, no faster than `throttle` lets it.
+    pub(crate) fn throttled(mut self, throttle: Option<Box<Throttle>>) -> Self {
+        self.throttle = throttle;
         self
     }
 
-    /// Counts as an answer under way until it is dropped.
-    pub(crate) fn under_way(mut self, answer: UnderWay) -> Self {
-        self.under_way = Some(answer);
+    /// The same body, which counts as in progress until it is dropped.
+    pub(crate) fn in_progress(mut self, response: InProgress) -> Self {
+        self.in_progress = Some(response);
         self
     }
 
     fn sent(&mut self, bytes: &Bytes) {
         self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(bytes.len() as u64));
-        if let Some(account) = &mut self.account {
-            account.sent(bytes.len() as u64);
+        if let Some(log) = &mut self.log {
+            log.body_sent(bytes.len() as u64);
         }
     }
 
     fn ended(&mut self) {
         if self.remaining.is_none() {
             self.remaining = Some(0);
-            self.account.iter_mut().for_each(|account| account.ended());
+            self.log.iter_mut().for_each(|log| log.body_ended());
         }
     }
 
-    /// What stands between two parts, if one is read to its end; before the first and behind the last, too.
+    /// The framing between two parts, once one is read to its end; also before the first and after the last.
     fn frame(&mut self, reading: &mut Reading) -> Option<Bytes> {
         let framing = self.framing.as_mut().filter(|_| reading.is_done())?;
         match reading.next_part() {
@@ -130,7 +136,7 @@ impl Body {
         }
     }
 
-    /// The next bytes, as fast as they are there.
+    /// The next bytes, as soon as they are there.
     fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, cache::Error>>> {
         loop {
             match std::mem::replace(&mut self.content, Content::Empty) {
@@ -141,7 +147,7 @@ impl Body {
                 Content::Reading(mut reading) => {
                     if reading.is_turn_over() {
                         self.content = Content::Reading(reading);
-                        // Behind everybody else who can go on now.
+                        // After all others that can go on now.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -151,7 +157,7 @@ impl Body {
                     }
                     if self.framing.as_mut().is_some_and(|it| reading.is_done() && it.is_first_over()) {
                         self.content = Content::Reading(reading);
-                        // What there is goes out before more is gathered.
+                        // The bytes so far are sent before more are gathered.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -169,7 +175,7 @@ impl Body {
                         self.content = Content::Next(next);
                         return Poll::Pending;
                     };
-                    return self.came(result, Content::Reading(reading));
+                    return self.read(result, Content::Reading(reading));
                 }
                 Content::List(mut list) => {
                     self.content = Content::NextOfList(Box::pin(async move {
@@ -182,17 +188,17 @@ impl Body {
                         self.content = Content::NextOfList(next);
                         return Poll::Pending;
                     };
-                    return self.came(result, Content::List(list));
+                    return self.read(result, Content::List(list));
                 }
             }
         }
     }
 
-    /// Goes on with `rest` behind bytes that came; notes why there are none any more, if that is no end.
-    fn came(&mut self, next: Next, rest: Content) -> Poll<Option<Result<Bytes, cache::Error>>> {
-        match (&next, &mut self.account) {
+    /// Goes on with `rest` after bytes that were read; logs an error.
+    fn read(&mut self, next: Next, rest: Content) -> Poll<Option<Result<Bytes, cache::Error>>> {
+        match (&next, &mut self.log) {
             (Ok(Some(_)), _) => self.content = rest,
-            (Err(error), Some(account)) => account.broke_off(error),
+            (Err(error), Some(log)) => log.body_failed(error),
             (Ok(None), _) | (Err(_), None) => {}
         }
         Poll::Ready(next.transpose())
@@ -207,11 +213,11 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, cache::Error>>> {
-        let next = match self.brake.take() {
+        let next = match self.throttle.take() {
             None => self.poll_bytes(context),
-            Some(mut brake) => {
-                let next = brake.poll(context, |context| self.poll_bytes(context));
-                self.brake = Some(brake);
+            Some(mut throttle) => {
+                let next = throttle.poll(context, |context| self.poll_bytes(context));
+                self.throttle = Some(throttle);
                 next
             }
         };

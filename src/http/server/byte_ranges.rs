@@ -1,7 +1,7 @@
-//! What frames the parts of a `multipart/byteranges` answer (RFC 9110, 14.6; RFC 2046, 5.1.1).
+//! The framing of a `multipart/byteranges` body (RFC 9110, section 14.6; RFC 2046, section 5.1.1).
 //!
-//! How long all of it is, is known before the first part is framed, and without making any of it: a request may name
-//! a thousand parts.
+//! The length of the whole body is computed before the first part is framed, and without making any of it: a request may
+//! name a thousand parts.
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
@@ -10,39 +10,39 @@ use bytes::Bytes;
 
 use crate::oci::ranges::Part;
 
-/// What stands before the two numbers of a part and its total, and behind them.
+/// The text before and after the numbers in the header of a part.
 const BEFORE_NUMBERS: &str = "\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes ";
 const BEHIND_NUMBERS: &str = "\r\n\r\n";
 
-/// Longer than what stands before any part.
+/// Bytes of memory for the header of a part: more than any needs.
 const FRAME_BYTES_MAX: usize = 192;
 
-/// The frame of one answer.
+/// The framing of one body.
 pub(crate) struct Framing {
-    /// What no part contains: 128 bits that nobody can guess, for content is made by strangers.
+    /// The boundary: 128 bits that nobody can guess, so that content made by a stranger cannot contain it.
     boundary: String,
     /// Bytes of the whole content.
     total: u64,
-    /// Whether a part has been framed: the end of one is a part of what begins the next.
+    /// Whether a part has been framed: the line break after a part comes with the header of the next.
     has_begun: bool,
     /// Whether the first part has been sent.
     is_first_sent: bool,
 }
 
 impl Framing {
-    /// For parts of a content of `total` bytes.
+    /// The framing of parts of a content of `total` bytes.
     pub(crate) fn new(total: u64) -> Box<Self> {
         let keys = RandomState::new();
         let boundary = format!("{:016x}{:016x}", keys.hash_one(0_u8), keys.hash_one(1_u8));
         Box::new(Self { boundary, total, has_begun: false, is_first_sent: false })
     }
 
-    /// The `Content-Type` of the answer.
+    /// The `Content-Type` of the response.
     pub(crate) fn content_type(&self) -> String {
         format!("multipart/byteranges; boundary={}", self.boundary)
     }
 
-    /// Bytes of the whole body: the parts, and what frames them.
+    /// Bytes of the whole body: the parts and their framing.
     pub(crate) fn length(&self, parts: &[Part]) -> u64 {
         let fixed =
             "\r\n--".len() + self.boundary.len() + BEFORE_NUMBERS.len() + "-/".len() + BEHIND_NUMBERS.len();
@@ -50,16 +50,16 @@ impl Framing {
         let of_part =
             |Part { span, .. }: &Part| fixed + digits(span.start) + digits(span.end - 1) + span.len();
         let end = "\r\n----\r\n".len() + self.boundary.len();
-        // The first one begins without a line break.
+        // The first part begins without a line break.
         parts.iter().map(of_part).sum::<u64>() + end as u64 - "\r\n".len() as u64
     }
 
-    /// Whether the first part is over, once. A client can begin with it: it need not wait for others.
+    /// Whether the first part has ended; true once. A client can begin with it, and need not wait for others.
     pub(crate) fn is_first_over(&mut self) -> bool {
         self.has_begun && !std::mem::replace(&mut self.is_first_sent, true)
     }
 
-    /// What stands before the next part.
+    /// The header of the next part.
     pub(crate) fn begin(&mut self, part: Part) -> Bytes {
         let line_break = if std::mem::replace(&mut self.has_begun, true) { "\r\n" } else { "" };
         let (Self { boundary, total, .. }, span) = (self, part.span);
@@ -74,13 +74,13 @@ impl Framing {
         frame.into()
     }
 
-    /// What stands behind the last part.
+    /// The end of the body, after the last part.
     pub(crate) fn end(&self) -> Bytes {
         format!("\r\n--{}--\r\n", self.boundary).into()
     }
 }
 
-/// How long a number is as text.
+/// The number of decimal digits of a number.
 fn digits(number: u64) -> u64 {
     u64::from(number.checked_ilog10().unwrap_or(0) + 1)
 }

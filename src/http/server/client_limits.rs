@@ -1,17 +1,17 @@
-//! What one client may take: `[http.limits]`, by its address, and `[http.login_limits]`, by its login.
+//! The limits of one client: `[http.limits]`, by its address, and `[http.login_limits]`, by its login.
 //!
-//! Who asks for more is answered 503 with `Retry-After`, and never 429: containerd answers that with another request
-//! at once. Bytes are not refused but held back. Nothing of this is set by default, and then costs a request one look
-//! at an option.
+//! A client that asks for more is answered 503 with `Retry-After`, and never 429: containerd answers that with another
+//! request at once. Bytes are not refused but slowed down. Nothing of this is set by default, and then costs a request one
+//! look at an option.
 //!
-//! A client is an address, of IPv6 the 64 bits of its network, and where there are logins also a login, from wherever it
-//! comes; it keeps to the limits of both. Behind a proxy or a load balancer that hides addresses all addresses are one.
+//! A client is an address, or the 64 bits of an IPv6 network, and where there are logins also a login, from any address; it
+//! keeps to the limits of both. Behind a proxy or a load balancer that hides addresses all addresses are one.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -28,27 +28,28 @@ use crate::access::networks::client_network;
 use crate::bounded;
 use crate::context::Login;
 use crate::pace::{Pace, PerSecond};
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ClientLimit, Reason};
 use crate::units::ByteRate;
 
-/// Clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
+/// Number of clients that are remembered: twice as many as can be connected. The one that has not connected for longest is
 /// forgotten first, and begins anew.
 const CLIENTS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// When to come back for a connection: a container runtime closes its own after a pull.
+/// `Retry-After` of a connection too many: a container runtime closes its own after a pull.
 const CONNECTION_RETRY: Duration = Duration::from_secs(5);
-/// A body is held back in so many steps a second, so that all of a client's bodies go on.
+/// Steps in a second in which a body is slowed down, so that all of a client's bodies go on.
 const STEPS_PER_SECOND: u64 = 4;
-/// The shortest step: less would cost more than it smoothes.
+/// Bytes of the shortest step: less would cost more than it smoothes.
 const STEP_BYTES_MIN: u64 = 16 * 1024;
-/// The longest step: what a body sends at once at most.
+/// Bytes of the longest step, which is what a body sends at once at most.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// What one client may take. What is not set is not limited.
+/// The limits of one client. What is not set is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Connections at once. Whoever opens more is answered on them, but not served.
+    /// Connections at once. Requests on further ones are refused.
     pub connections: Option<NonZeroUsize>,
     /// Requests in a second, over all its connections.
     pub requests_per_second: Option<PerSecond>,
@@ -56,7 +57,7 @@ pub struct Config {
     pub bytes_per_second: Option<ByteRate>,
 }
 
-/// What one login may take, over all its connections. What is not set is not limited.
+/// The limits of one login, over all its connections. What is not set is not limited.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoginConfig {
@@ -74,16 +75,16 @@ impl From<&LoginConfig> for Config {
     }
 }
 
-/// Whose limits they are.
+/// The client that limits are kept for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Who {
-    /// All that come from this address.
+pub(crate) enum ClientKey {
+    /// All clients at this address.
     Address(IpAddr),
-    /// All that come with this login.
+    /// All clients with this login.
     Login(Login),
 }
 
-impl Who {
+impl ClientKey {
     fn name(&self) -> &'static str {
         match self {
             Self::Address(_) => "address",
@@ -92,16 +93,16 @@ impl Who {
     }
 }
 
-/// The limits of every client.
+/// The limits of all clients.
 pub(crate) struct Limits {
     config: Config,
-    clients: Mutex<LruCache<Who, Arc<Client>>>,
+    clients: Mutex<LruCache<ClientKey, Arc<ClientUsage>>>,
     metrics: Arc<Metrics>,
 }
 
 /// What one client takes, over all its connections.
-struct Client {
-    /// What it is known by.
+struct ClientUsage {
+    /// The word for it in a refusal.
     name: &'static str,
     connections: AtomicUsize,
     requests: Option<Pace>,
@@ -109,7 +110,7 @@ struct Client {
 }
 
 impl Limits {
-    /// By `config`; none if it sets no limit.
+    /// The limits of `config`; `None` if it sets none.
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         let Config { connections, requests_per_second, bytes_per_second } = config;
         let is_set = connections.is_some() || requests_per_second.is_some() || bytes_per_second.is_some();
@@ -122,14 +123,13 @@ impl Limits {
         self.config == *config
     }
 
-    /// A connection of `client`, or a request of a login, begins.
-    pub(crate) fn greet(self: &Arc<Self>, client: Who) -> Arc<Guest> {
+    /// The handle of `client`, for a connection that begins or a request with a login.
+    pub(crate) fn client(self: &Arc<Self>, client: ClientKey) -> Arc<ClientHandle> {
         let Config { connections, requests_per_second, bytes_per_second } = self.config;
-        // A panic elsewhere leaves the list whole.
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.clients);
         let name = client.name();
         let client = clients.get_or_insert(client, || {
-            Arc::new(Client {
+            Arc::new(ClientUsage {
                 name,
                 connections: AtomicUsize::new(0),
                 requests: requests_per_second.map(Pace::new),
@@ -139,12 +139,12 @@ impl Limits {
         let client = Arc::clone(client);
         drop(clients);
         let before = client.connections.fetch_add(1, Ordering::Relaxed);
-        let is_seated = connections.is_none_or(|max| before < max.get());
-        if !is_seated {
+        let has_place = connections.is_none_or(|max| before < max.get());
+        if !has_place {
             client.connections.fetch_sub(1, Ordering::Relaxed);
         }
         let step_bytes = bytes_per_second.map_or(STEP_BYTES_MAX, |ByteRate(bytes)| step(bytes));
-        Arc::new(Guest { limits: Arc::clone(self), client, is_seated, step_bytes })
+        Arc::new(ClientHandle { limits: Arc::clone(self), client, has_place, step_bytes })
     }
 }
 
@@ -153,79 +153,79 @@ fn step(per_second: NonZeroU64) -> u64 {
     (per_second.get() / STEPS_PER_SECOND).clamp(STEP_BYTES_MIN, STEP_BYTES_MAX)
 }
 
-/// One connection, and what its client may take by the limits that there are.
-pub(crate) struct Visit {
-    client: Who,
-    guest: Mutex<Option<Arc<Guest>>>,
-    /// Whether it came while berth stops.
+/// The client of one connection, whose limits may be replaced by a reload.
+pub(crate) struct ConnectionClient {
+    key: ClientKey,
+    handle: Mutex<Option<Arc<ClientHandle>>>,
+    /// Whether the connection was accepted while berth stops.
     is_late: AtomicBool,
-    /// Whether it has gone on with what was under way then.
-    has_gone_on: AtomicBool,
+    /// Whether it has then resumed a blob that was in progress.
+    has_resumed: AtomicBool,
 }
 
-impl Visit {
-    /// A connection of `client` begins.
-    pub(crate) fn begin(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
-        let client = Who::Address(client_network(client));
-        let guest = limits.map(|limits| limits.greet(client.clone()));
+impl ConnectionClient {
+    /// The client of a connection that begins.
+    pub(crate) fn new(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
+        let key = ClientKey::Address(client_network(client));
+        let handle = limits.map(|limits| limits.client(key.clone()));
         Self {
-            client,
-            guest: Mutex::new(guest),
+            key,
+            handle: Mutex::new(handle),
             is_late: AtomicBool::new(false),
-            has_gone_on: AtomicBool::new(false),
+            has_resumed: AtomicBool::new(false),
         }
     }
 
-    /// The same, which came while berth stops, if so.
+    /// The same, with whether the connection was accepted while berth stops.
     pub(crate) fn late(self, is_late: bool) -> Self {
         Self { is_late: AtomicBool::new(is_late), ..self }
     }
 
-    /// Berth stops before its first request.
-    pub(crate) fn be_late(&self) {
+    /// Notes that berth stops before the first request.
+    pub(crate) fn set_late(&self) {
         self.is_late.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it did.
+    /// Whether berth was stopping before the first request.
     pub(crate) fn is_late(&self) -> bool {
         self.is_late.load(Ordering::Relaxed)
     }
 
-    /// It goes on with what was under way.
-    pub(crate) fn go_on(&self) {
-        self.has_gone_on.store(true, Ordering::Relaxed);
+    /// Notes that the client resumes a blob that was in progress.
+    pub(crate) fn note_resumed(&self) {
+        self.has_resumed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has.
-    pub(crate) fn has_gone_on(&self) -> bool {
-        self.has_gone_on.load(Ordering::Relaxed)
+    /// Whether the client has resumed a blob.
+    pub(crate) fn has_resumed(&self) -> bool {
+        self.has_resumed.load(Ordering::Relaxed)
     }
 
-    /// Who it is by these limits: others may have come with a new configuration.
-    pub(crate) fn guest(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<Guest>> {
+    /// The client's handle in `limits`, made anew if a reload has replaced the limits.
+    pub(crate) fn handle(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<ClientHandle>> {
         let limits = limits?;
-        // It is replaced whole. One connection has one request at a time, so that nobody waits here.
-        let mut guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = guest.as_ref().filter(|guest| Arc::ptr_eq(&guest.limits, limits));
-        let current = known.map_or_else(|| limits.greet(self.client.clone()), Arc::clone);
-        *guest = Some(Arc::clone(&current));
+        // One connection has one request at a time, so that none waits here.
+        let mut handle = lock(&self.handle);
+        let known = handle.as_ref().filter(|handle| Arc::ptr_eq(&handle.limits, limits));
+        let current = known.map_or_else(|| limits.client(self.key.clone()), Arc::clone);
+        *handle = Some(Arc::clone(&current));
         Some(current)
     }
 }
 
-/// The client of one connection.
-pub(crate) struct Guest {
+/// The share that one connection, or one request, has in the limits of its client.
+pub(crate) struct ClientHandle {
     limits: Arc<Limits>,
-    client: Arc<Client>,
-    /// Whether it is one of the connections that the client may have.
-    is_seated: bool,
+    client: Arc<ClientUsage>,
+    /// Whether it counts among the connections that the client may have.
+    has_place: bool,
     step_bytes: u64,
 }
 
-impl Guest {
-    /// What a request that is too much is answered with.
-    pub(crate) fn refuse(&self) -> Option<Response<Body>> {
-        if !self.is_seated {
+impl ClientHandle {
+    /// Counts a request. Returns the refusal if it is one too many.
+    pub(crate) fn check(&self) -> Option<Response<Body>> {
+        if !self.has_place {
             self.limits.metrics.client_limited(ClientLimit::Connections);
             let mut response = later(
                 CONNECTION_RETRY,
@@ -241,32 +241,32 @@ impl Guest {
         Some(because(Reason::ClientLimit, refusal))
     }
 
-    /// Takes its part of a body: when it may have the next.
+    /// Counts bytes of a body. Returns when the next may be sent, if that is later.
     fn take(&self, bytes: u64, now: Instant) -> Option<Instant> {
         let turn = self.client.bytes.as_ref()?.owe(bytes, now);
         (turn > now).then_some(turn)
     }
 }
 
-impl Drop for Guest {
+impl Drop for ClientHandle {
     fn drop(&mut self) {
-        if self.is_seated {
+        if self.has_place {
             self.client.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Holds back one body.
-pub(crate) struct Brake {
-    guests: Vec<Arc<Guest>>,
+/// Slows down one body.
+pub(crate) struct Throttle {
+    guests: Vec<Arc<ClientHandle>>,
     /// Taken from the body and not yet sent.
     rest: Bytes,
     wait: Option<Pin<Box<Sleep>>>,
 }
 
-impl Brake {
+impl Throttle {
     /// What holds back a body for all that it goes to, if anything does.
-    pub(crate) fn of(guests: impl IntoIterator<Item = Arc<Guest>>) -> Option<Box<Self>> {
+    pub(crate) fn of(guests: impl IntoIterator<Item = Arc<ClientHandle>>) -> Option<Box<Self>> {
         let guests: Vec<_> = guests.into_iter().filter(|guest| guest.client.bytes.is_some()).collect();
         (!guests.is_empty()).then(|| Box::new(Self { guests, rest: Bytes::new(), wait: None }))
     }
@@ -313,16 +313,17 @@ mod tests {
     async fn each_address_has_limits_of_its_own() {
         assert!(limits("").is_none());
         let limits = limits("connections = 2\nrequests_per_second = 1").unwrap();
-        let greet = |client: &str| limits.greet(Who::Address(client_network(client.parse().unwrap())));
-        let is_refused = |guest: &Guest| guest.refuse().is_some();
-        let [first, second] = [greet("10.0.0.1"), greet("::ffff:10.0.0.1")];
+        let client =
+            |client: &str| limits.client(ClientKey::Address(client_network(client.parse().unwrap())));
+        let is_refused = |handle: &ClientHandle| handle.check().is_some();
+        let [first, second] = [client("10.0.0.1"), client("::ffff:10.0.0.1")];
         assert!(!is_refused(&first) && is_refused(&second), "they share what one client may ask");
-        let third = greet("10.0.0.1");
-        assert!(!third.is_seated && greet("10.0.0.2").is_seated);
+        let third = client("10.0.0.1");
+        assert!(!third.has_place && client("10.0.0.2").has_place);
         drop(third);
-        assert!(!greet("10.0.0.1").is_seated, "who was not seated leaves no seat");
+        assert!(!client("10.0.0.1").has_place, "who was not seated leaves no seat");
         drop(first);
-        assert!(greet("10.0.0.1").is_seated);
+        assert!(client("10.0.0.1").has_place);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!is_refused(&second));
     }
@@ -331,21 +332,21 @@ mod tests {
     async fn a_connection_from_before_keeps_to_the_limits_of_now() {
         let [old, new] = ["connections = 1", "requests_per_second = 1"].map(|text| limits(text).unwrap());
         let client = "10.0.0.1".parse().unwrap();
-        let visits = [None, Some(&old), Some(&old)].map(|limits| Visit::begin(client, limits));
+        let connections = [None, Some(&old), Some(&old)].map(|limits| ConnectionClient::new(client, limits));
         let refused = |limits: &Arc<Limits>| {
-            visits.each_ref().map(|visit| visit.guest(Some(limits)).unwrap().refuse().is_some())
+            connections.each_ref().map(|client| client.handle(Some(limits)).unwrap().check().is_some())
         };
         assert_eq!(refused(&old), [true, false, true], "in the order in which they were greeted");
         assert_eq!(refused(&new), [false, true, true], "one request for all of them");
         assert_eq!(refused(&old), [false, true, true], "they left their seats");
-        assert!(visits.iter().all(|visit| visit.guest(None).is_none()));
+        assert!(connections.iter().all(|client| client.handle(None).is_none()));
     }
 
     #[test]
     fn only_so_many_clients_are_remembered() {
         let limits = limits("connections = 1").unwrap();
         for client in 0..40_000_u32 {
-            assert!(limits.greet(Who::Address(std::net::Ipv4Addr::from(client).into())).is_seated);
+            assert!(limits.client(ClientKey::Address(std::net::Ipv4Addr::from(client).into())).has_place);
         }
         assert_eq!(limits.clients.lock().unwrap().len(), CLIENTS_MAX.get());
     }

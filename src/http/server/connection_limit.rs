@@ -1,78 +1,80 @@
-//! Who may be connected: so many at once, and of these at most half from one address.
+//! The limit of connections: on their number, and on the part of it that one client may have, which is half.
 //!
-//! Connections that only rest keep nobody out: for want of a seat the one that has rested longest is closed, of the
-//! client itself where that has its half, else of whoever has most. So a crowd that connects and asks nothing, or that
-//! sends half a head, starves no health check, not even one from its own address. An answer is never cut for it.
+//! Idle connections keep nobody out: if a connection is refused a permit, the one that has been idle for longest is closed
+//! for it, of the client itself if that has its half, otherwise of the client that has most. So a crowd that connects and
+//! asks nothing, or that sends half a head, starves no health check, not even one from its own address. A response is
+//! never cut for that.
 //!
-//! Who finds no seat even so is turned away at once rather than left to wait: a container runtime then goes on to
-//! its next host in milliseconds, and would else lose its thirty seconds here. Half, and not less, because a
-//! whole site may come through one load balancer.
+//! A client that gets no permit even so is turned away at once rather than left to wait: a container runtime then goes on
+//! to its next host in milliseconds, and would otherwise lose its thirty seconds here. One client may have half, and not
+//! less, because a whole site may come through one load balancer.
 //!
-//! Each plane has seats of its own, and there are files for all of them.
+//! Each plane has a limit of its own, and there are files for all of them.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::activity::Answers;
+use super::activity::Activity;
 use crate::access::networks::client_network;
+use crate::sync::lock;
 use crate::telemetry::{LogThrottle, Metrics};
 
-/// Connections at once, all listeners of the data plane together.
+/// Most connections of the data plane, all of its listeners together.
 const CONNECTIONS_MAX: usize = 8192;
-/// Connections of the admin plane, and as many of the metrics listener.
+/// Most connections of the admin plane, and of the metrics listener.
 const ADMIN_CONNECTIONS_MAX: u64 = 64;
-/// The least of them: a health check, a scrape and a command at once.
+/// Least connections of each: a health check, a scrape and a command at once.
 const ADMIN_CONNECTIONS_MIN: u64 = 4;
-/// One file in so many may be a connection of the admin plane, where there are few.
+/// Files of the process for each connection of the admin plane, where there are few files.
 const FILES_PER_ADMIN_CONNECTION: u64 = 16;
-/// Files that are not for connections: listeners, the index, transfers from upstream.
+/// Number of files that are not for connections: listeners, the index, transfers from upstream.
 const FILES_RESERVED: u64 = 64;
-/// Files that a connection may need: its socket, and the blob that it reads.
+/// Number of files that a connection may need: its socket, and the blob that it reads.
 const FILES_PER_CONNECTION: u64 = 2;
-/// A connection that is to be closed for another may begin to answer just then; so often the next one is looked for.
+/// Number of idle connections that are tried: the one to be closed may begin a response just then.
 const CLOSE_TRIES: usize = 4;
 
-/// Room for the connections of some listeners.
+/// The connections of some listeners, and the limit on them.
 pub struct Seats {
     max: usize,
-    taken: Mutex<Taken>,
+    open: Mutex<OpenConnections>,
     metrics: Arc<Metrics>,
-    crowded: LogThrottle,
+    log_throttle: LogThrottle,
 }
 
 #[derive(Default)]
-struct Taken {
+struct OpenConnections {
     all: usize,
-    /// Numbers the seats.
+    /// The number of the next permit.
     next: u64,
-    by_client: HashMap<IpAddr, HashMap<u64, Option<Connection>>>,
+    by_client: HashMap<IpAddr, HashMap<u64, Option<ClosableConnection>>>,
 }
 
 /// A connection that can be closed for another.
-struct Connection {
-    answers: Arc<Answers>,
+struct ClosableConnection {
+    activity: Arc<Activity>,
     task: AbortHandle,
 }
 
-/// Turns of the runtime that a connection which is being closed is given.
-const SETTLE_YIELDS: u32 = 1000;
+/// Most yields to the runtime while a connection is being closed.
+const CLOSE_YIELDS: u32 = 1000;
 
-/// The right to be connected; given back when it is dropped, unless another connection has it by then.
-pub(crate) struct Seat {
-    seats: Arc<Seats>,
+/// The right to be connected. It is given back when it is dropped, unless another connection has it by then.
+pub(crate) struct ConnectionPermit {
+    limit: Arc<Seats>,
     client: IpAddr,
     number: u64,
-    /// The connection that was closed for this one.
+    /// The task of the connection that was closed for this one.
     displaced: Option<AbortHandle>,
 }
 
 impl Seats {
-    /// Room for the data plane of a process that may have `files` open; none: as many as it likes.
+    /// The limit of the data plane, in a process that may have `files` files open; `None` is any number.
     pub fn of_data_plane(files: Option<u64>, metrics: Arc<Metrics>) -> Arc<Self> {
         // There is the metrics listener, too.
         let others = FILES_RESERVED + 2 * admin_connections(files);
@@ -80,60 +82,65 @@ impl Seats {
         Self::new(usize::try_from(fit).unwrap_or(usize::MAX).clamp(2, CONNECTIONS_MAX), metrics)
     }
 
-    /// Room for the admin plane of such a process, or for its metrics listener.
+    /// The limit of the admin plane in such a process, or of its metrics listener.
     pub fn of_admin_plane(files: Option<u64>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::new(usize::try_from(admin_connections(files)).unwrap_or(usize::MAX), metrics)
     }
 
-    /// Room for `max` connections.
+    /// A limit of `max` connections.
     pub fn new(max: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { max, taken: Mutex::default(), metrics, crowded: LogThrottle::default() })
+        Arc::new(Self { max, open: Mutex::default(), metrics, log_throttle: LogThrottle::default() })
     }
 
-    /// A seat for `client`, if there is one for it, or becomes free.
-    pub(crate) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Seat> {
+    /// A permit for a connection of `client`, if there is one, or if an idle connection can be closed for it.
+    pub(crate) fn acquire(self: &Arc<Self>, client: IpAddr) -> Option<ConnectionPermit> {
         let client = client_network(client);
-        let mut taken = self.lock();
-        let own = taken.count(client);
+        let mut open = self.lock();
+        let own = open.count(client);
         let has_its_half = own >= self.max.div_ceil(2);
-        let is_full = taken.all >= self.max;
-        let all = taken.all;
+        let is_full = open.all >= self.max;
+        let all = open.all;
         let displaced = match has_its_half || is_full {
-            true => taken.make_room(client, has_its_half).map(Some),
+            true => open.make_room(client, has_its_half).map(Some),
             false => Some(None),
         };
-        let seat = displaced.map(|displaced| {
-            let (seats, number) = (Arc::clone(self), taken.add(client));
-            Seat { seats, client, number, displaced }
+        let permit = displaced.map(|displaced| {
+            let (limit, number) = (Arc::clone(self), open.add(client));
+            ConnectionPermit { limit, client, number, displaced }
         });
-        drop(taken);
+        drop(open);
         if has_its_half || is_full {
             self.metrics.turned_away.inc();
-            if self.crowded.is_due() {
+            if self.log_throttle.is_due() {
                 let max = self.max;
                 warn!(%client, its_own = own, all, max, "too many connections: some that rest are closed, or others turned away");
             }
         }
-        seat
+        permit
     }
 
-    /// The connection that has seat `number` of `client` may be closed by its task, while it rests, for another.
-    pub(crate) fn may_close(&self, client: IpAddr, number: u64, answers: Arc<Answers>, task: AbortHandle) {
-        let mut taken = self.lock();
-        let own = taken.by_client.get_mut(&client_network(client));
+    /// Lets the connection with permit `number` of `client` be closed for another, while it is idle, by aborting `task`.
+    pub(crate) fn set_closable(
+        &self,
+        client: IpAddr,
+        number: u64,
+        activity: Arc<Activity>,
+        task: AbortHandle,
+    ) {
+        let mut open = self.lock();
+        let own = open.by_client.get_mut(&client_network(client));
         // It may have ended already.
-        if let Some(seat) = own.and_then(|own| own.get_mut(&number)) {
-            *seat = Some(Connection { answers, task });
+        if let Some(connection) = own.and_then(|own| own.get_mut(&number)) {
+            *connection = Some(ClosableConnection { activity, task });
         }
     }
 
-    /// A panic elsewhere leaves the counts whole: they are changed together, without a call between.
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
+        lock(&self.open)
     }
 }
 
-impl Taken {
+impl OpenConnections {
     fn count(&self, client: IpAddr) -> usize {
         self.by_client.get(&client).map_or(0, HashMap::len)
     }
@@ -154,11 +161,11 @@ impl Taken {
         }
     }
 
-    /// Closes a connection that rests so that `client` may have one more: one of its own, or of anybody who has no fewer.
+    /// Closes an idle connection so that `client` may have one more: one of its own, or of a client that has no fewer.
     /// Returns its task, if there was one.
     fn make_room(&mut self, client: IpAddr, own_only: bool) -> Option<AbortHandle> {
         for _ in 0..CLOSE_TRIES {
-            let (of, number) = self.longest_resting(client, own_only)?;
+            let (of, number) = self.longest_idle(client, own_only)?;
             let connection = self.by_client.get(&of).and_then(|own| own.get(&number)?.as_ref());
             if let Some(connection) = connection.filter(|connection| connection.close()) {
                 let task = connection.task.clone();
@@ -169,42 +176,43 @@ impl Taken {
         None
     }
 
-    /// Which seat is to become free: of the client that has most, the one whose connection has rested longest.
-    fn longest_resting(&self, client: IpAddr, own_only: bool) -> Option<(IpAddr, u64)> {
+    /// The connection that is to be closed: of the client that has most, the one that has been idle for longest.
+    fn longest_idle(&self, client: IpAddr, own_only: bool) -> Option<(IpAddr, u64)> {
         let own = self.count(client);
         let may_lose = |other: &IpAddr, count: usize| *other == client || (!own_only && count >= own.max(1));
-        let clients = self.by_client.iter().filter(|(other, seats)| may_lose(other, seats.len()));
-        let resting = clients.flat_map(|(other, seats)| {
-            seats.iter().filter_map(|(number, connection)| {
-                let since = connection.as_ref()?.answers.resting_since()?;
-                Some((Reverse(seats.len()), since, *other, *number))
+        let clients = self.by_client.iter().filter(|(other, own)| may_lose(other, own.len()));
+        let idle = clients.flat_map(|(other, own)| {
+            own.iter().filter_map(|(number, connection)| {
+                let since = connection.as_ref()?.activity.idle_since()?;
+                Some((Reverse(own.len()), since, *other, *number))
             })
         });
-        resting.min().map(|(_, _, of, number)| (of, number))
+        idle.min().map(|(_, _, of, number)| (of, number))
     }
 }
 
-impl Connection {
-    /// Closes it, if it still rests.
+impl ClosableConnection {
+    /// Closes the connection, if it is still idle.
     fn close(&self) -> bool {
-        let leaves = self.answers.leave();
-        if leaves {
+        let is_closed = self.activity.close_if_idle();
+        if is_closed {
             self.task.abort();
         }
-        leaves
+        is_closed
     }
 }
 
-impl Seat {
+impl ConnectionPermit {
+    /// The number of the permit among those of all clients.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
     /// Waits until the connection that was closed for this one has given its file back: a crowd that comes at once must
     /// not open files faster than they are closed.
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn until_replaced(&self) {
         let is_there = || self.displaced.as_ref().is_some_and(|task| !task.is_finished());
-        for _ in 0..SETTLE_YIELDS {
+        for _ in 0..CLOSE_YIELDS {
             if !is_there() {
                 return;
             }
@@ -213,13 +221,13 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.seats.lock().remove(self.client, self.number);
+        self.limit.lock().remove(self.client, self.number);
     }
 }
 
-/// Connections of the admin plane of a process that may have `files` open.
+/// Most connections of the admin plane, in a process that may have `files` files open.
 fn admin_connections(files: Option<u64>) -> u64 {
     let fit = files.map_or(u64::MAX, |files| files / FILES_PER_ADMIN_CONNECTION);
     fit.clamp(ADMIN_CONNECTIONS_MIN, ADMIN_CONNECTIONS_MAX)
@@ -238,7 +246,7 @@ mod tests {
     #[test]
     fn one_client_takes_half_of_the_seats_and_gives_them_back() {
         let seats = Seats::new(4, Arc::new(Metrics::new()));
-        let of = |client: &str| seats.take(address(client));
+        let of = |client: &str| seats.acquire(address(client));
         let first = [of("10.0.0.1"), of("::ffff:10.0.0.1")];
         assert!(first.iter().all(Option::is_some));
         assert!(of("10.0.0.1").is_none());
@@ -249,17 +257,17 @@ mod tests {
         assert!(of("2001:db8::3").is_none(), "one network, as many addresses as it likes");
         assert!(of("2001:db8:0:1::1").is_some());
         drop(second);
-        let taken = seats.lock();
-        assert_eq!((taken.all, taken.by_client.len()), (0, 0));
+        let open = seats.lock();
+        assert_eq!((open.all, open.by_client.len()), (0, 0));
     }
 
-    /// A seat with a connection that waits for a request.
-    fn connected(seats: &Arc<Seats>, client: &str) -> Option<(Seat, Arc<Answers>, AbortHandle)> {
-        let (client, answers) = (address(client), Answers::new());
-        let seat = seats.take(client)?;
+    /// A permit with a connection that waits for a request.
+    fn connected(seats: &Arc<Seats>, client: &str) -> Option<(ConnectionPermit, Arc<Activity>, AbortHandle)> {
+        let (client, activity) = (address(client), Activity::new());
+        let permit = seats.acquire(client)?;
         let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
-        seats.may_close(client, seat.number(), Arc::clone(&answers), task.clone());
-        Some((seat, answers, task))
+        seats.set_closable(client, permit.number(), Arc::clone(&activity), task.clone());
+        Some((permit, activity, task))
     }
 
     #[tokio::test(start_paused = true)]
@@ -291,8 +299,8 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(first.2.is_finished() && !last.2.is_finished(), "of whoever has most");
         drop((first.0, third.0, others, last, more));
-        let taken = seats.lock();
-        assert_eq!((taken.all, taken.by_client.len()), (0, 0));
+        let open = seats.lock();
+        assert_eq!((open.all, open.by_client.len()), (0, 0));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a listener answers with.
+//! What answers the requests of a listener.
 
 use std::net::SocketAddr;
 
@@ -6,28 +6,28 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 use super::body::Body;
-use super::client_limits::Visit;
+use super::client_limits::ConnectionClient;
 use super::head;
 use super::transport::Transport;
 
-/// Answers the requests of a listener. The data plane, the admin plane and the metrics plane do; a listener's one is
-/// chosen where berth is put together. The calls are static: one that went through a table would cost each hit.
-pub(crate) trait Handler: Send + Sync {
-    /// Whether connections that come while berth stops have an answer each.
-    fn answers_late(&self) -> bool {
+/// A plane: it answers the requests of a listener. There are the data plane, the admin plane and the metrics plane, and
+/// `app` chooses one for each listener. The calls are static: a call through a table would cost each hit.
+pub(crate) trait RequestHandler: Send + Sync {
+    /// Whether connections that are accepted while berth stops are answered, one request each.
+    fn answers_while_stopping(&self) -> bool {
         false
     }
 
-    /// A connection of `peer` begins.
-    fn connect(&self, peer: SocketAddr) -> Visit {
-        Visit::begin(peer.ip(), None)
+    /// Notes that a connection of `peer` begins.
+    fn connect(&self, peer: SocketAddr) -> ConnectionClient {
+        ConnectionClient::new(peer.ip(), None)
     }
 
-    /// Answers a request of `peer`, for a connection that takes bodies by `transport`.
+    /// Answers a request of `peer`, on the connection of `client`, which takes bodies by `transport`.
     fn handle(
         &self,
         peer: SocketAddr,
-        visit: &Visit,
+        client: &ConnectionClient,
         request: Request<Incoming>,
         transport: Transport,
     ) -> impl Future<Output = Response<Body>> + Send;
@@ -37,8 +37,8 @@ pub(crate) trait Handler: Send + Sync {
         head::refuse(fault)
     }
 
-    /// Notes that a request of `peer` could not be read.
+    /// Logs and counts a request of `peer` that could not be read.
     fn note_unreadable(&self, peer: SocketAddr, error: &hyper::Error) {
-        head::tell_unreadable(peer, error);
+        head::log_unreadable(peer, error);
     }
 }

@@ -1,8 +1,8 @@
 //! Heads of requests that mean different things to different programs.
 //!
-//! hyper refuses most of what is no HTTP. What it takes, and another program in front of berth may take otherwise, is
-//! refused here ([`fault`]), because whoever makes two programs disagree about where a request ends, or what it asks for,
-//! can slip one past the first of them. What hyper does not show is in `transport::line_endings`.
+//! hyper refuses most of what is no HTTP. What it accepts, and another program in front of berth may read otherwise, is
+//! refused here ([`fault`]): a client that makes two programs disagree about where a request ends, or what it asks for,
+//! can slip one past the first of them. What hyper does not report is checked in `transport::line_endings`.
 
 use std::net::SocketAddr;
 
@@ -11,13 +11,13 @@ use hyper::{HeaderMap, Response, StatusCode, Version};
 use tracing::{info, warn};
 
 use super::body::Body;
-use super::refusal::is_to_be_told;
+use super::refusal::due_in_log;
 use super::response::failure;
 use crate::oci::error::ErrorCode;
 use crate::telemetry::LogThrottle;
 use crate::telemetry::metrics::Reason;
 
-/// What is wrong with a head that hyper took. Every request is examined, in one pass: a look-up costs as much.
+/// What is wrong with a head that hyper accepted. Every request is examined, in one pass: a single look-up costs as much.
 pub(crate) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static str> {
     let (mut host, mut coding) = (None, None);
     for (name, value) in headers {
@@ -41,8 +41,8 @@ pub(crate) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static st
     }
 }
 
-/// The bytes that `host[:port]` may have (RFC 3986, 3.2). A comma is allowed there, but is what two lines become when a
-/// program joins them.
+/// The bytes that `host[:port]` may have (RFC 3986, section 3.2), without the comma: two header lines have one between
+/// them when a program has joined them.
 const OF_HOST: [bool; 256] = {
     let mut is_fine = [false; 256];
     let mut byte = 0_u8;
@@ -58,12 +58,12 @@ const OF_HOST: [bool; 256] = {
     is_fine
 };
 
-/// Whether this may be a host, or is empty, for a target without one.
+/// Whether a value may be a host. It may be empty, for a target without a host.
 fn is_host(host: &HeaderValue) -> bool {
     host.as_bytes().iter().all(|byte| OF_HOST[usize::from(*byte)])
 }
 
-/// Refuses a request, and closes its connection: it is not known where the next one begins.
+/// The response to an ambiguous head. It closes the connection: it is not known where the next request begins.
 pub(crate) fn refuse(fault: &str) -> Response<Body> {
     static REFUSED: LogThrottle = LogThrottle::new();
     if REFUSED.is_due() {
@@ -74,10 +74,10 @@ pub(crate) fn refuse(fault: &str) -> Response<Body> {
     response
 }
 
-/// Tells of a request that hyper refused because it is no HTTP, or its head is too large. Nothing of it is shown: a secret
+/// Logs a request that hyper refused because it is no HTTP, or its head is too large. Nothing of it is shown: a secret
 /// may be in any place.
-pub(crate) fn tell_unreadable(peer: SocketAddr, error: &hyper::Error) {
-    if let Some(left_out) = is_to_be_told(Reason::Request) {
+pub(crate) fn log_unreadable(peer: SocketAddr, error: &hyper::Error) {
+    if let Some(left_out) = due_in_log(Reason::Request) {
         info!(
             target: "berth::refused",
             client = %peer.ip(),
@@ -89,7 +89,7 @@ pub(crate) fn tell_unreadable(peer: SocketAddr, error: &hyper::Error) {
     }
 }
 
-/// Makes an answer the last of its connection.
+/// Makes a response the last of its connection.
 pub(crate) fn close(response: &mut Response<Body>) {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }

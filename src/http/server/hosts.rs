@@ -1,13 +1,13 @@
-//! Which `Host` a listener answers to.
+//! The `Host` that a listener answers to.
 //!
 //! A web page can make its visitor's browser send requests to this machine, also from behind a firewall, and read the
 //! answers, once it lets a name of its own stand for 127.0.0.1 (DNS rebinding). Its requests then carry that name as
-//! their `Host`. So a listener that only this machine can reach, and the admin plane, answer only to what no stranger
-//! can have: an address, `localhost`, and names that are configured. Anything else is 421 (Misdirected Request).
+//! their `Host`. So a listener that only this machine can reach, and the admin plane, answer only to hosts that no
+//! stranger can have: an address, `localhost`, and names that are configured. Anything else is 421 (Misdirected Request).
 //!
-//! What tools send is let through: a port, a zone of an IPv6 address, a dot at the end, upper case. So is a request of
-//! HTTP/1.0 without `Host`, as load balancers send it to see whether somebody is there: no browser does. A URL in full
-//! counts, and a `Host` beside it as well. `X-Forwarded-Host` and the like are what the client says, and count nothing.
+//! The spellings that tools send are accepted: a port, a zone of an IPv6 address, a dot at the end, upper case. So is a
+//! request of HTTP/1.0 without `Host`, which load balancers send as a health check: no browser does. An absolute URL
+//! counts, and a `Host` beside it as well. `X-Forwarded-Host` and the like are the client's own words, and do not count.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -17,26 +17,26 @@ use hyper::{HeaderMap, Uri};
 
 use crate::upstream::HostName;
 
-/// The name that means this machine everywhere.
+/// Name of this machine on every machine.
 const LOCALHOST: &str = "localhost";
 
-/// From where a listener can be reached.
+/// The machines that can reach a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// From this machine alone.
+    /// This machine alone.
     Loopback,
-    /// From other machines, too.
+    /// Other machines, too.
     Network,
 }
 
 impl Reach {
-    /// Of what listens on `address`.
+    /// The reach of a listener on `address`.
     pub fn of(address: SocketAddr) -> Self {
         if address.ip().to_canonical().is_loopback() { Self::Loopback } else { Self::Network }
     }
 }
 
-/// Whether all hosts that a request names are addresses, `localhost`, among `names`, or what `is_other` knows.
+/// Whether all hosts that a request names are addresses, `localhost`, among `names`, or known to `is_other`.
 pub(crate) fn are_known(
     uri: &Uri,
     headers: &HeaderMap,
@@ -51,12 +51,12 @@ pub(crate) fn are_known(
 /// Whether `host[:port]` is an address, `localhost`, or one of `names`.
 fn is_ours(host: &str, names: &[HostName]) -> bool {
     let Some(host) = without_port(host) else { return false };
-    // The dot of a name that is complete.
+    // A complete name ends with a dot.
     let host = host.strip_suffix('.').unwrap_or(host);
     is_address(host) || host.eq_ignore_ascii_case(LOCALHOST) || names.iter().any(|name| name.is(host))
 }
 
-/// The host of `host[:port]`; of an address in brackets with them.
+/// The host of `host[:port]`. An IPv6 address keeps its brackets.
 fn without_port(text: &str) -> Option<&str> {
     let end = if text.starts_with('[') {
         text.find(']')? + 1
@@ -68,7 +68,7 @@ fn without_port(text: &str) -> Option<&str> {
     (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(host)
 }
 
-/// Whether it is an address: of IPv6 in brackets, and perhaps with a zone, which only this machine knows.
+/// Whether a host is an address. One of IPv6 is in brackets, and may have a zone, which only this machine knows.
 fn is_address(host: &str) -> bool {
     match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => address.split('%').next().is_some_and(|it| it.parse::<Ipv6Addr>().is_ok()),

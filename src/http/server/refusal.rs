@@ -1,8 +1,8 @@
 //! Why a request is answered with an error: for its line in the log, the metric of reasons, and `Cache-Status`.
 //!
-//! It travels with the answer, so that every refusal is told of in one place, wherever it was decided. With the access log
-//! switched off one line a minute of each reason is written all the same, with the number of those that were left out: a
-//! mirror that refuses without a word cannot be put right.
+//! A refusal travels with its response, so that all are logged in one place, wherever they were decided. With the access
+//! log switched off one line a minute for each reason is written all the same, with the number of those that were left
+//! out: nobody can mend a mirror that refuses without a word.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,36 +11,36 @@ use std::time::{Duration, Instant};
 use crate::oci::error::ErrorCode;
 use crate::telemetry::metrics::Reason;
 
-/// Between two lines of one reason while the access log is switched off.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+/// Least time between two lines for one reason while the access log is switched off.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Why a request is refused, and who was asked before it was.
+/// Why a request is refused, and by whom.
 #[derive(Clone, Debug)]
 pub(crate) struct Refused {
     reason: Reason,
-    /// As a sentence, for the log alone: it may tell what is no business of clients.
+    /// The reason as a sentence, for the log alone: it may say what is no business of clients.
     cause: String,
     by: RefusedBy,
 }
 
-/// Whose word a refusal is.
+/// The party that a refusal comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusedBy {
-    /// This mirror's own.
+    /// This mirror itself.
     Mirror,
-    /// Upstream's, or its silence; with its status if that is known.
+    /// Upstream, by its response or by its silence; with its status if that is known.
     Upstream(Option<u16>),
-    /// Upstream's of a moment ago, which is still believed.
+    /// Upstream, by an earlier response that is still believed.
     Memory,
 }
 
 impl Refused {
-    /// A refusal for this reason, on the word of `by`.
+    /// A refusal for this reason, which comes from `by`.
     pub(crate) fn new(reason: Reason, cause: String, by: RefusedBy) -> Self {
         Self { reason, cause, by }
     }
 
-    /// What an error says that nobody was asked about.
+    /// The refusal of this mirror itself with this code.
     pub(crate) fn by_code(code: ErrorCode, cause: &str) -> Self {
         let reason = match code {
             ErrorCode::BlobUnknown | ErrorCode::ManifestUnknown | ErrorCode::NameUnknown => Reason::NotFound,
@@ -58,13 +58,13 @@ impl Refused {
         Self { reason, cause: cause.to_owned(), by: RefusedBy::Mirror }
     }
 
-    /// The same refusal, for this reason.
-    pub(crate) fn because(&mut self, reason: Reason) {
+    /// Changes the reason.
+    pub(crate) fn set_reason(&mut self, reason: Reason) {
         self.reason = reason;
     }
 
-    /// The same refusal, because upstream has not answered in time.
-    pub(crate) fn because_of_silence(&mut self) {
+    /// Changes the reason to upstream's silence.
+    pub(crate) fn set_timeout(&mut self) {
         (self.reason, self.by) = (Reason::Timeout, RefusedBy::Upstream(None));
     }
 
@@ -73,12 +73,12 @@ impl Refused {
         self.reason
     }
 
-    /// The same as a sentence, for the log alone.
+    /// The reason as a sentence, for the log alone.
     pub(crate) fn cause(&self) -> &str {
         &self.cause
     }
 
-    /// The `Cache-Status` of the answer (RFC 9211).
+    /// The `Cache-Status` of the response (RFC 9211).
     pub(crate) fn cache_status(&self) -> String {
         let forwarded = match self.by {
             RefusedBy::Mirror => String::new(),
@@ -90,29 +90,31 @@ impl Refused {
     }
 }
 
-/// Whether a refusal for this reason is to be told of now though the access log is switched off; then with the number of
-/// those since the last one that were not.
-pub(crate) fn is_to_be_told(reason: Reason) -> Option<u64> {
+/// Whether a refusal for this reason is logged now although the access log is switched off; if so, the number of those since
+/// the last line that were not.
+pub(crate) fn due_in_log(reason: Reason) -> Option<u64> {
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-    static TOLD: [Told; Reason::ALL.len()] = [const { Told::never() }; Reason::ALL.len()];
-    TOLD[reason as usize].is_time(BEGAN.elapsed())
+    static THROTTLES: [ReasonThrottle; Reason::ALL.len()] =
+        [const { ReasonThrottle::never() }; Reason::ALL.len()];
+    THROTTLES[reason as usize].due(BEGAN.elapsed())
 }
 
-/// When something was last told of. What two at once make of it by chance is one line more.
-struct Told {
-    /// In milliseconds, and one more: 0 is never.
+/// Limits the lines about one reason. Two threads at once may by chance write one line more.
+struct ReasonThrottle {
+    /// Time of the last line, in milliseconds, and one more: 0 is never.
     at: AtomicU64,
+    /// Number of refusals since then.
     left_out: AtomicU64,
 }
 
-impl Told {
+impl ReasonThrottle {
     const fn never() -> Self {
         Self { at: AtomicU64::new(0), left_out: AtomicU64::new(0) }
     }
 
-    fn is_time(&self, now: Duration) -> Option<u64> {
+    fn due(&self, now: Duration) -> Option<u64> {
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        let (at, every) = (self.at.load(Ordering::Relaxed), SAY_EVERY.as_millis() as u64);
+        let (at, every) = (self.at.load(Ordering::Relaxed), LOG_INTERVAL.as_millis() as u64);
         if at != 0 && now.saturating_sub(at) < every {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -128,8 +130,8 @@ mod tests {
 
     #[test]
     fn one_line_a_minute_is_written_and_says_how_many_are_missing() {
-        let told = Told::never();
-        let at = |seconds: u64| told.is_time(Duration::from_secs(seconds));
+        let throttle = ReasonThrottle::never();
+        let at = |seconds: u64| throttle.due(Duration::from_secs(seconds));
         assert_eq!(at(0), Some(0));
         assert_eq!((at(1), at(59)), (None, None));
         assert_eq!((at(60), at(61)), (Some(2), None));

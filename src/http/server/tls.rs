@@ -1,4 +1,4 @@
-//! TLS of the data plane: certificate, key and client CAs, read again when the files change.
+//! TLS of the data plane: certificate, key and client CAs, which are read again when the files change.
 //!
 //! A renewal often replaces certificate and key one after the other: a pair that does not fit is reported
 //! and the pair in use stays.
@@ -27,7 +27,7 @@ pub struct Config {
     pub cert: PathBuf,
     /// PEM file of its private key.
     pub key: PathBuf,
-    /// PEM file of the CAs whose client certificates are demanded; without it none are.
+    /// PEM file of the CAs for client certificates. If it is set, every client must have one of these.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -66,23 +66,23 @@ impl Config {
     }
 }
 
-/// The certificate in use.
+/// The certificate in use. Clones share it.
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<TlsState>);
 
-struct Inner {
-    current: RwLock<Current>,
-    /// Told when other files are in use.
+struct TlsState {
+    current: RwLock<Certificate>,
+    /// Notified when other files are in use.
     replaced: Notify,
 }
 
-struct Current {
+struct Certificate {
     config: Config,
     server: Arc<ServerConfig>,
 }
 
-/// Other files, read and found to be good.
-pub struct Next(Current);
+/// A certificate that was read and found to be good, and is not in use yet.
+pub struct Next(Certificate);
 
 impl Tls {
     /// Reads the files.
@@ -91,7 +91,7 @@ impl Tls {
     /// Names the file and what was expected in it.
     pub fn load(config: Config) -> anyhow::Result<Self> {
         let Next(current) = Next::load(config)?;
-        Ok(Self(Arc::new(Inner { current: RwLock::new(current), replaced: Notify::new() })))
+        Ok(Self(Arc::new(TlsState { current: RwLock::new(current), replaced: Notify::new() })))
     }
 
     /// Uses other files from the next handshake on.
@@ -100,7 +100,7 @@ impl Tls {
         self.0.replaced.notify_one();
     }
 
-    /// Accepts with the certificate as it is now.
+    /// The acceptor of the next handshake, with the certificate as it is now.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.read().server))
     }
@@ -123,7 +123,7 @@ impl Tls {
             match config.load() {
                 Ok(server) => {
                     let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
-                    // Else other files are in use by now.
+                    // Otherwise other files are in use by now.
                     if current.config == config {
                         current.server = Arc::new(server);
                         info!(certificate = %config.cert.display(), "the TLS certificate has changed and is in use");
@@ -139,7 +139,7 @@ impl Tls {
         }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Current> {
+    fn read(&self) -> RwLockReadGuard<'_, Certificate> {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -151,6 +151,6 @@ impl Next {
     /// Names the file and what was expected in it.
     pub fn load(config: Config) -> anyhow::Result<Self> {
         let server = Arc::new(config.load()?);
-        Ok(Self(Current { config, server }))
+        Ok(Self(Certificate { config, server }))
     }
 }

@@ -9,15 +9,15 @@ pub(crate) mod sendfile;
 pub(crate) mod tls_stream;
 pub(crate) mod write_timeout;
 
-use sendfile::Outlet;
+use sendfile::Sendfile;
 
 use crate::cache::Room;
 
-/// How a connection takes the bodies of its answers.
+/// How a connection takes the bodies of its responses.
 #[derive(Clone)]
 pub(crate) enum Transport {
-    /// It sends files by itself.
-    Plain(Outlet),
-    /// It encrypts what it is given, and takes so much at once.
+    /// Without TLS: the kernel sends mapped files.
+    Plain(Sendfile),
+    /// With TLS: bytes are encrypted, as many at once as there is room for.
     Tls(Room),
 }

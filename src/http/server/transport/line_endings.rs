@@ -1,8 +1,8 @@
 //! Lines of a request that end without a carriage return.
 //!
-//! hyper takes them and does not show them, and another program in front of berth may take such a head otherwise: the
-//! answer to such a request is the last of its connection ([`Lines`]), so that nothing can hide behind it. This is no
-//! second parser: it looks for one byte.
+//! hyper accepts such lines and does not report them, and another program in front of berth may read such a head
+//! otherwise. So the response to such a request is the last of its connection ([`LineEndings`]), and nothing can hide
+//! behind it. This is no second parser: it looks for one byte.
 
 use std::io;
 use std::pin::Pin;
@@ -12,22 +12,22 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Whether a line came without a carriage return on a connection. In a body that is as it should be, and costs no more
+/// Whether a line on a connection ended without a carriage return. In a body that is normal, and costs the client no more
 /// than a new connection. Clones share it.
 #[derive(Clone, Default)]
-pub(crate) struct Lines(Arc<AtomicBool>);
+pub(crate) struct LineEndings(Arc<AtomicBool>);
 
-impl Lines {
-    /// Whether one did.
+impl LineEndings {
+    /// Whether a line ended without a carriage return.
     pub(crate) fn are_bare(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Looks at bytes that were read behind `before`.
+    /// Examines bytes that were read after the byte `before`.
     fn look(&self, before: u8, bytes: &[u8]) {
         let Some(first) = bytes.first() else { return };
         let is_bare = |before: u8, byte: u8| u8::from(byte == b'\n') & u8::from(before != b'\r');
-        // Without a branch, so that sixteen bytes are looked at together: a head has a line every thirty bytes.
+        // Without a branch, so that sixteen bytes are compared at once: a head has a line every thirty bytes.
         let pairs = bytes.iter().zip(&bytes[1..]);
         let found =
             pairs.fold(is_bare(before, *first), |found, (before, byte)| found | is_bare(*before, *byte));
@@ -37,21 +37,21 @@ impl Lines {
     }
 }
 
-/// `stream`, with a look at the lines that come in.
-pub(crate) struct Watched<S> {
+/// `stream`, with a check of the lines that are read from it.
+pub(crate) struct LineEndingStream<S> {
     stream: S,
-    lines: Lines,
-    /// The last byte that came.
+    lines: LineEndings,
+    /// The last byte that was read.
     last: u8,
 }
 
-impl<S> Watched<S> {
-    pub(crate) fn new(stream: S, lines: Lines) -> Self {
+impl<S> LineEndingStream<S> {
+    pub(crate) fn new(stream: S, lines: LineEndings) -> Self {
         Self { stream, lines, last: 0 }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LineEndingStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -68,7 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LineEndingStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -117,8 +117,8 @@ mod tests {
             ("no line", false),
         ] {
             for piece in 1..=text.len() {
-                let lines = Lines::default();
-                let mut watched = Watched::new(text.as_bytes(), lines.clone());
+                let lines = LineEndings::default();
+                let mut watched = LineEndingStream::new(text.as_bytes(), lines.clone());
                 let mut read = vec![0; piece];
                 while watched.read(&mut read).await.unwrap() > 0 {}
                 assert_eq!(lines.are_bare(), expected, "{text:?} in pieces of {piece}");

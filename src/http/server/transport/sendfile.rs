@@ -1,4 +1,4 @@
-//! The plain end of a connection, through which the kernel sends stored files by itself.
+//! The socket of a connection without TLS, through which the kernel sends stored files by itself.
 //!
 //! hyper keeps the protocol. A body gives it mapped bytes of a stored file ([`Mapped`]) and says so here; when
 //! hyper then writes a slice that lies in that mapping, `sendfile` does it: the kernel passes pages on, and no byte
@@ -19,49 +19,50 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
-use rustix::fs::sendfile;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::store::{Mapped, MappedWeak};
+use crate::sync::lock;
 
-/// A shorter slice is written: a copy of it costs less than a further call to the kernel.
+/// Bytes of the shortest slice that is sent by `sendfile`: to copy a shorter one costs less than a further call to the
+/// kernel.
 const SENDFILE_MIN: usize = 64 * 1024;
 
-/// What the connection's current body is made of, if that is a mapped file. Clones share it.
+/// The mapped file that the connection's current body is made of, if it is made of one. Clones share it.
 ///
-/// A connection that rests, or has the last bytes of a body still to write, must not keep the file from being
-/// evicted. If it is, those bytes are written from the mapping that they themselves keep.
+/// A connection that is idle, or has the last bytes of a body still to write, must not keep the file from being
+/// evicted. If the file is evicted, those bytes are written from the mapping that they themselves keep.
 #[derive(Clone, Default)]
-pub(crate) struct Outlet(Arc<Mutex<Option<MappedWeak>>>);
+pub(crate) struct Sendfile(Arc<Mutex<Option<MappedWeak>>>);
 
-impl Outlet {
-    /// From here on slices of `mapped` are sent by the kernel, for a body that keeps what this returns.
-    pub(crate) fn set(&self, mapped: Option<&Mapped>) -> Option<Sending> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mapped.map(Mapped::downgrade);
+impl Sendfile {
+    /// Lets the kernel send slices of `mapped` from now on, for a body that keeps the guard.
+    pub(crate) fn set(&self, mapped: Option<&Mapped>) -> Option<SendfileGuard> {
+        *lock(&self.0) = mapped.map(Mapped::downgrade);
         mapped.map(|_| {
             BODIES.fetch_add(1, Ordering::Relaxed);
-            Sending(())
+            SendfileGuard(())
         })
     }
 
     fn mapped(&self) -> Option<Mapped> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
+        lock(&self.0).as_ref()?.upgrade()
     }
 
-    /// What is being sent could not be: perhaps its file is not what it was.
+    /// Notes that bytes of the file could not be sent: perhaps it is not what it was.
     fn suspect(&self) {
         if let Some(mapped) = self.mapped() {
             mapped.suspect();
         }
     }
 
-    /// The file that a slice lies in, and where.
+    /// The file that a slice lies in, and its offset there.
     fn find(&self, slice: &[u8]) -> Option<(Mapped, u64)> {
         if slice.len() < SENDFILE_MIN {
             return None;
@@ -73,42 +74,42 @@ impl Outlet {
 }
 
 /// A TCP connection without TLS.
-pub(crate) struct Plain {
+pub(crate) struct RawSocket {
     stream: TcpStream,
-    outlet: Outlet,
+    sendfile: Sendfile,
     /// Whether the socket took all of the last slice at once.
     keeps_up: bool,
 }
 
-/// Bodies that are being sent out of mapped files.
+/// Number of bodies that are being sent out of mapped files.
 static BODIES: AtomicUsize = AtomicUsize::new(0);
-/// With more of them at once no client is waited for.
+/// Up to this many bodies at once are copied to a socket that keeps up; above it all are sent by `sendfile`.
 const FEW_BODIES_MAX: usize = 2;
 
-/// A body that is being sent out of a mapped file, as long as this lives.
-pub(crate) struct Sending(());
+/// Counts a body as being sent out of a mapped file until this is dropped.
+pub(crate) struct SendfileGuard(());
 
-impl Drop for Sending {
+impl Drop for SendfileGuard {
     fn drop(&mut self) {
         BODIES.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Plain {
-    pub(crate) fn new(stream: TcpStream, outlet: Outlet) -> Self {
-        Self { stream, outlet, keeps_up: false }
+impl RawSocket {
+    pub(crate) fn new(stream: TcpStream, sendfile: Sendfile) -> Self {
+        Self { stream, sendfile, keeps_up: false }
     }
 
-    /// Writes some of what hyper has, by the way that fits.
+    /// Writes some of what hyper has: by `sendfile`, by `send`, or by a plain write.
     fn poll_write_parts(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         for (at, part) in parts.iter().enumerate() {
-            let Some((mapped, offset)) = self.outlet.find(part) else { continue };
+            let Some((mapped, offset)) = self.sendfile.find(part) else { continue };
             if at > 0 {
-                // What stands before it, and with a word that more follows at once: the head of an answer does not
+                // What comes before the slice is sent with the flag that more follows: the head of a response does not
                 // travel alone.
                 let head = parts[..at].iter().find(|part| !part.is_empty());
                 let Some(head) = head else { continue };
@@ -124,7 +125,7 @@ impl Plain {
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
-    /// Does what the kernel may tell to try again, once it can be done.
+    /// Writes once the socket is ready, and again if the kernel says that it was not.
     fn poll_write_io(
         &self,
         context: &mut Context<'_>,
@@ -139,7 +140,7 @@ impl Plain {
         }
     }
 
-    /// Sends a slice of a file; `None` if this file cannot be sent so.
+    /// Sends a slice of a file by `sendfile`; `None` if the kernel cannot do that with this file.
     fn poll_sendfile(
         &self,
         context: &mut Context<'_>,
@@ -149,8 +150,8 @@ impl Plain {
         let mut is_possible = true;
         let sent = self.poll_write_io(context, || {
             let mut offset = start;
-            match sendfile(&self.stream, mapped.file(), Some(&mut offset), len) {
-                // There was more when it was mapped: somebody has cut it.
+            match rustix::fs::sendfile(&self.stream, mapped.file(), Some(&mut offset), len) {
+                // There was more when it was mapped: the file has been truncated.
                 Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => Ok(count),
                 Err(Errno::INVAL | Errno::NOSYS) => {
@@ -164,14 +165,14 @@ impl Plain {
     }
 }
 
-/// Whether a write has failed for what was to be written: a page that is gone, or that the disk does not give.
+/// Whether a write has failed because of the file: a page of it is gone, or the disk cannot read it.
 fn is_of_file(error: &io::Error) -> bool {
     let codes = [Errno::FAULT, Errno::IO].map(Errno::raw_os_error);
     error.kind() == io::ErrorKind::UnexpectedEof
         || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-impl AsyncRead for Plain {
+impl AsyncRead for RawSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -181,7 +182,7 @@ impl AsyncRead for Plain {
     }
 }
 
-impl AsyncWrite for Plain {
+impl AsyncWrite for RawSocket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
@@ -191,12 +192,12 @@ impl AsyncWrite for Plain {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let outlet = self.outlet.clone();
+        let sendfile = self.sendfile.clone();
         let written = self.poll_write_parts(context, parts);
         if let Poll::Ready(Err(error)) = &written
             && is_of_file(error)
         {
-            outlet.suspect();
+            sendfile.suspect();
         }
         written
     }

@@ -1,4 +1,4 @@
-//! The TLS end of a connection, which encrypts only what its socket takes at once.
+//! The stream of a connection with TLS, which encrypts only what its socket takes at once.
 //!
 //! What is encrypted and not sent stays in memory for as long as the client takes nothing, and so does the piece of a
 //! blob that was read for it. Large pieces are worth it only while the socket has room for them: with rustls's own 64 KiB
@@ -15,36 +15,36 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::write_timeout::Idle;
+use super::write_timeout::WriteTimeout;
 use crate::cache::Room;
 
-/// After a shorter write the kernel is not asked: a small answer is not worth another call.
+/// Bytes of the shortest write after which the kernel is asked for its room: a small response is not worth another call.
 const ASK_BYTES_MIN: usize = 16 * 1024;
 
-/// The memory that a socket has and uses, of `asm-generic/socket.h`: rustix has it not. Where it is another number the
-/// call fails, and pieces stay small.
+/// Socket option for the memory that a socket has and uses (`asm-generic/socket.h`), which rustix does not have. Where it
+/// is another number the call fails, and pieces stay small.
 const SO_MEMINFO: libc::c_int = 55;
-/// How many numbers it gives, and which are the two that count here (`linux/sock_diag.h`).
+/// The count of numbers that the option gives, and the indexes of the two that are used (`linux/sock_diag.h`).
 const MEMINFO_LEN: usize = 9;
 const SNDBUF: usize = 3;
 const WMEM_QUEUED: usize = 5;
 
-/// A TLS connection.
-pub(crate) struct Sealed {
-    stream: TlsStream<Idle<TcpStream>>,
+/// A TCP connection with TLS.
+pub(crate) struct TlsSocket {
+    stream: TlsStream<WriteTimeout<TcpStream>>,
     room: Room,
 }
 
-impl Sealed {
-    /// `room` is kept up to date.
-    pub(crate) fn new(mut stream: TlsStream<Idle<TcpStream>>, room: Room) -> Self {
+impl TlsSocket {
+    /// A connection that keeps `room` up to date.
+    pub(crate) fn new(mut stream: TlsStream<WriteTimeout<TcpStream>>, room: Room) -> Self {
         let (socket, session) = stream.get_mut();
         room.set(free_bytes(socket.as_fd()).unwrap_or(0));
         session.set_buffer_limit(Some(room.bytes()));
         Self { stream, room }
     }
 
-    /// Notes how much the socket takes after a write.
+    /// Asks the kernel after a write how many bytes the socket would take now.
     fn note(&mut self, wrote: &Poll<io::Result<usize>>) {
         let bytes = match wrote {
             Poll::Ready(Ok(bytes)) => *bytes,
@@ -63,7 +63,7 @@ impl Sealed {
     }
 }
 
-/// How many bytes a socket would take now. The kernel counts memory rather than content, which is a little less.
+/// The bytes that a socket would take now. The kernel counts memory rather than content, which is a little less.
 fn free_bytes(socket: BorrowedFd<'_>) -> Option<usize> {
     let mut memory = [0_u32; MEMINFO_LEN];
     let mut len = libc::socklen_t::try_from(size_of_val(&memory)).ok()?;
@@ -84,7 +84,7 @@ fn free_bytes(socket: BorrowedFd<'_>) -> Option<usize> {
     usize::try_from(free / 8 * 7).ok()
 }
 
-impl AsyncRead for Sealed {
+impl AsyncRead for TlsSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -94,7 +94,7 @@ impl AsyncRead for Sealed {
     }
 }
 
-impl AsyncWrite for Sealed {
+impl AsyncWrite for TlsSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

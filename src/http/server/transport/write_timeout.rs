@@ -1,8 +1,8 @@
-//! A connection that is cut when its client takes nothing for too long.
+//! A stream that fails when its client takes nothing for too long.
 //!
 //! A client that stops reading would otherwise hold its connection, and the blob it reads, for ever. A slow
-//! client is not idle: any byte that it takes starts the time anew. Waiting for a request is bounded
-//! elsewhere, by the time for its head.
+//! client is no such client: any byte that it takes starts the time anew. The wait for a request is bounded
+//! elsewhere, by the time for its head (`activity`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,62 +14,62 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::http::server::activity::Answers;
+use crate::http::server::activity::Activity;
 
-/// How long a client may take no byte of what is ready for it.
+/// Time that a client may take no byte of what is ready for it.
 const TAKES_NOTHING_MAX: Duration = Duration::from_secs(60);
 
-/// `stream`, with a limit on how long a write may stand still.
-pub(crate) struct Idle<S> {
+/// `stream`, with a limit on the time that a write may stand still.
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
-    /// Hears of bytes that are sent, and of such that cannot be.
-    answers: Arc<Answers>,
+    /// Is told of bytes that are sent, and of writes that stand still.
+    activity: Arc<Activity>,
 }
 
-impl<S> Idle<S> {
-    pub(crate) fn new(stream: S, answers: Arc<Answers>) -> Self {
-        Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false, answers }
+impl<S> WriteTimeout<S> {
+    pub(crate) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, timer: Box::pin(sleep(TAKES_NOTHING_MAX)), waiting: false, activity }
     }
 
-    /// Passes on what a write came to, and watches the clock while it comes to nothing.
+    /// Passes on the result of a write, and fails once it has stood still for too long.
     fn watch<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             if std::mem::take(&mut self.waiting) {
-                self.answers.blocked(false);
+                self.activity.set_blocked(false);
             }
             return result;
         }
         if !self.waiting {
             self.waiting = true;
-            self.answers.blocked(true);
+            self.activity.set_blocked(true);
             self.timer.as_mut().reset(Instant::now() + TAKES_NOTHING_MAX);
         }
         ready!(self.timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for too long")))
     }
 
-    /// The same for bytes, which are a sign of life. A flush is none: there is one for every byte that comes in.
+    /// The same for a write of bytes, which is a sign of life. A flush is none: there is one for every byte that comes in.
     fn watch_write(
         &mut self,
         context: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(1..)) = result {
-            self.answers.wrote();
+            self.activity.note_written();
         }
         self.watch(context, result)
     }
 }
 
-impl<S: AsFd> AsFd for Idle<S> {
+impl<S: AsFd> AsFd for WriteTimeout<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Idle<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -79,7 +79,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Idle<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Idle<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -122,7 +122,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_and_a_slow_one_is_not() {
         let (mut client, server) = tokio::io::duplex(10);
-        let mut server = Idle::new(server, Answers::new());
+        let mut server = WriteTimeout::new(server, Activity::new());
         let slow = tokio::spawn(async move {
             let mut taken = [0; 1];
             for _ in 0..20 {
