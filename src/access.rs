@@ -30,12 +30,12 @@ use crate::oci::route::Registries;
 pub use peers::{Peer, Peers};
 
 use htpasswd::Users;
-use logins::{CheckResult, Logins, basic_login};
+use logins::{CheckResult, UserLogins, basic_login};
 
 /// The rules of one configuration: who is let in, and to which repositories.
 pub struct Access {
     allow: Vec<IpNet>,
-    logins: Option<Arc<Logins>>,
+    logins: Option<Arc<UserLogins>>,
     peers: Peers,
     /// The registries, with the repositories of each that may be pulled.
     registries: Arc<Registries>,
@@ -111,7 +111,7 @@ impl Access {
         let known = before.and_then(|before| before.logins.as_ref());
         let logins = htpasswd.map(|path| match known.filter(|known| known.are_of(path)) {
             Some(known) => Ok(Arc::clone(known)),
-            None => Logins::load(path).map(Arc::new),
+            None => UserLogins::load(path).map(Arc::new),
         });
         let (allow, peers) = (allow.to_vec(), Peers::new(peers));
         Ok(Self { allow, logins: logins.transpose()?, peers, registries })

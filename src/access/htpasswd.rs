@@ -1,7 +1,7 @@
 //! The users of an htpasswd file, and the check of a password.
 //!
-//! Passwords are bcrypt only, which looks at 72 bytes and repeats a shorter password, with a zero byte behind it. So one of
-//! more bytes would be right whenever its beginning is, and one with a zero byte could be: neither is ever right here.
+//! Passwords are bcrypt only, which reads 72 bytes and repeats a shorter password, with a zero byte after it. So a longer
+//! password would be right whenever its beginning is, and one with a zero byte could be: neither is ever right here.
 //!
 //! A wrong password takes the same time for every name, in the file or not: that of the highest cost in the file.
 
@@ -13,19 +13,19 @@ use bcrypt::HashParts;
 
 use crate::files;
 
-/// Bytes of a password that bcrypt looks at.
+/// Number of bytes of a password that bcrypt reads.
 const PASSWORD_BYTES_MAX: usize = 72;
-/// The costs that a hash may have, as `htpasswd -C` takes them: each is twice the one before, and the highest takes some
-/// ten seconds, for every name that is not in the file, too.
+/// The bcrypt costs that a hash may have, as `htpasswd -C` accepts them. Each is twice the one before, and the highest takes
+/// some ten seconds, also for every name that is not in the file.
 const COSTS: std::ops::RangeInclusive<u32> = 4..=17;
-/// The cost of a check in a file without users.
+/// The bcrypt cost of a check against a file without users.
 const COST_DEFAULT: u32 = 10;
 
 /// The users of a file.
 #[derive(Debug, Default)]
 pub(super) struct Users {
     hashes: HashMap<String, Hash>,
-    /// The highest cost of all.
+    /// The highest cost of all hashes.
     cost: Option<u32>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Hash {
     cost: u32,
     /// The cost of a wrong password.
     cost_if_wrong: u32,
-    /// False: there is no such user, and every password is wrong.
+    /// Whether the user is in the file. If not, every password is wrong.
     is_of_user: bool,
 }
 
@@ -78,7 +78,7 @@ impl Users {
         self.hashes.len()
     }
 
-    /// What a password of `user` is checked against.
+    /// The hash that a password of `user` is checked against.
     pub(super) fn hash(&self, user: &str) -> Hash {
         /// Salt and hash of nothing that anybody can type.
         const NOBODY: &str = "abcdefghijklmnopqrstuuQ6sVhzcAs1BPvGZvRDEbDKy0v6kBJCi";
@@ -104,20 +104,20 @@ impl Hash {
         &self.text
     }
 
-    /// Whether this is the password. Takes long.
+    /// Whether this is the password. The check takes long by design.
     pub(super) fn is_of(&self, password: &str) -> bool {
         if bcrypt::verify(password, &self.text).unwrap_or(false) {
             return self.is_of_user;
         }
         for cost in self.rest() {
-            // Its result does not matter, and nobody may find that out.
+            // The result does not matter, and the time must not show that.
             std::hint::black_box(bcrypt::bcrypt(cost, [0; 16], b"nobody\0"));
         }
         false
     }
 
-    /// The costs of what is done besides after a wrong password: each cost is twice the one before, so that all together
-    /// with the check itself are as much as the highest.
+    /// The costs of the further work after a wrong password: each cost is twice the one before, so that all together with
+    /// the check itself are as much as the highest.
     fn rest(&self) -> impl Iterator<Item = u32> + use<> {
         self.cost..self.cost_if_wrong
     }

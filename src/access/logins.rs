@@ -43,7 +43,7 @@ const REMEMBERED_MAX: NonZeroUsize =
 const LOGIN_BYTES_MAX: usize = 4096;
 
 /// The logins of one `htpasswd` file, and what was found out about them.
-pub(super) struct Logins {
+pub(super) struct UserLogins {
     path: PathBuf,
     users: Arc<ArcSwap<Users>>,
     /// The task that reads the file again when it changes; it ends with this.
@@ -72,7 +72,7 @@ pub(super) enum CheckResult {
     NotChecked,
 }
 
-impl Logins {
+impl UserLogins {
     /// The users of `path`, which are read again whenever the file changes. Must be called in a runtime.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Logins {
     }
 }
 
-impl Drop for Logins {
+impl Drop for UserLogins {
     fn drop(&mut self) {
         self.follower.abort();
     }

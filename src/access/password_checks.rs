@@ -1,4 +1,4 @@
-//! The queue of password checks: who is checked next, who waits, and who is refused.
+//! The queue of password checks: which is run next, which wait, and which are refused.
 //!
 //! A check costs CPU time by design, so only a few run at once, and every check has an owner: a user name at an address,
 //! at a site. Addresses take turns; at one address the user with the fewest recent wrong passwords is next. After some
@@ -25,19 +25,19 @@ use super::networks::client_network;
 use crate::bounded;
 use crate::sync::lock;
 
-/// Password checks that run at the same time: they must not take every core from transfers.
+/// Most password checks that run at the same time: they must not take every core from transfers.
 const RUNNING_MAX: usize = 2;
-/// Checks that wait, of all clients together: each is a few hundred bytes, and one look at all of them is short.
+/// Most checks that wait, of all clients together: each is a few hundred bytes, and one pass over all of them is short.
 const WAITING_MAX: usize = 1024;
-/// Checks that wait for one site: half, so that no site fills the queue.
+/// Most checks that wait for one site: half, so that no site fills the queue.
 const WAITING_PER_SITE_MAX: usize = 512;
-/// Checks that wait for one address: a few hundred clients with logins of their own may come through one load balancer.
+/// Most checks that wait for one address: a few hundred clients with logins of their own may come through one load balancer.
 const WAITING_PER_ADDRESS_MAX: usize = 256;
-/// Checks that wait for one user at one address. A user has one password: more different ones at once are guesses.
+/// Most checks that wait for one user at one address. A user has one password: more different ones at once are guesses.
 const WAITING_PER_USER_MAX: usize = 4;
-/// How long a check waits at most: a container runtime gives up after 30 s and has to hear of a failure before that.
+/// Most time that a check waits: a container runtime gives up after 30 s and must hear of a failure before that.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
-/// Owners of wrong passwords, and addresses that had a turn, that are remembered: some 100 bytes each.
+/// Number of owners of wrong passwords, and of addresses that had a turn, that are remembered: some 100 bytes each.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// How wrong passwords slow down further checks: the first few cost nothing, each of the others `pause`.
@@ -54,21 +54,21 @@ const ADDRESS_PENALTY: Penalty = Penalty { free: 100, pause: Duration::from_mill
 /// An IPv6 site (/48), which can have 65,536 networks.
 const SITE_PENALTY: Penalty = Penalty { free: 400, pause: Duration::from_millis(10) };
 
-/// Whose password is checked.
+/// The user, address and site that a check is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CheckOwner {
-    /// The IPv6 /48 that the address is in; of IPv4 the address.
+    /// The IPv6 /48 that the address is in; for IPv4 the address.
     site: IpAddr,
-    /// The IPv6 /64 that the client is in; of IPv4 the address.
+    /// The IPv6 /64 that the client is in; for IPv4 the address.
     address: IpAddr,
     /// The user's name, hashed: names that clients invent take no memory.
     user: u64,
 }
 
-/// A check that waits or runs.
-type Ticket = u64;
+/// The number of a check that waits or runs.
+type CheckNumber = u64;
 
-/// What wrong passwords are counted for.
+/// The scope that wrong passwords are counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum PenaltyScope {
     User(IpAddr, u64),
@@ -76,26 +76,26 @@ enum PenaltyScope {
     Site(IpAddr),
 }
 
-/// What becomes of a check that is asked for.
+/// The decision on a check that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
-    Waits(Ticket),
-    /// It waits in the place of this one, which has worse prospects and is refused.
-    WaitsInsteadOf(Ticket, Ticket),
+    Waits(CheckNumber),
+    /// It waits, and the second check, which has worse prospects, is refused for it.
+    WaitsInsteadOf(CheckNumber, CheckNumber),
     Refused,
 }
 
-/// Which checks wait and run, and who had wrong passwords.
+/// The checks that wait and run, and the owners of wrong passwords.
 struct CheckQueue {
-    /// In the order in which they came.
-    waiting: Vec<(Ticket, CheckOwner)>,
-    running: Vec<(Ticket, CheckOwner)>,
-    /// Until when the penalties of wrong passwords reach, at one pause each.
+    /// Waiting checks, in the order in which they came.
+    waiting: Vec<(CheckNumber, CheckOwner)>,
+    running: Vec<(CheckNumber, CheckOwner)>,
+    /// The times until which the penalties of wrong passwords last, at one pause for each.
     penalties: LruCache<PenaltyScope, Instant>,
     /// The last turn of an address or site.
     turns: LruCache<IpAddr, u64>,
     turn: u64,
-    tickets: Ticket,
+    tickets: CheckNumber,
 }
 
 impl CheckOwner {
@@ -108,7 +108,7 @@ impl CheckOwner {
         Self { site, address, user }
     }
 
-    /// What its wrong passwords are counted for. An IPv4 address is counted once.
+    /// The scopes that wrong passwords of this owner are counted for. An IPv4 address is counted once.
     fn scopes(&self) -> impl Iterator<Item = (PenaltyScope, &'static Penalty)> {
         let site = self.address.is_ipv6().then_some((PenaltyScope::Site(self.site), &SITE_PENALTY));
         let user = (PenaltyScope::User(self.address, self.user), &USER_PENALTY);
@@ -128,7 +128,7 @@ impl CheckQueue {
         }
     }
 
-    /// A check of `owner` is asked for.
+    /// Decides on a check of `owner` that is asked for.
     fn enter(&mut self, owner: CheckOwner, now: Instant) -> Admission {
         if self.count(|other| *other == owner) >= WAITING_PER_USER_MAX {
             return Admission::Refused;
@@ -152,13 +152,13 @@ impl CheckQueue {
         }
     }
 
-    /// A check that waits no longer.
-    fn leave(&mut self, ticket: Ticket) {
+    /// Removes a check that waits no longer.
+    fn leave(&mut self, ticket: CheckNumber) {
         self.waiting.retain(|(other, _)| *other != ticket);
     }
 
-    /// The check to run now, which counts as running from then on.
-    fn next(&mut self, now: Instant) -> Option<Ticket> {
+    /// Starts the next check, if one may run: it counts as running from then on.
+    fn next(&mut self, now: Instant) -> Option<CheckNumber> {
         if self.running.len() >= RUNNING_MAX {
             return None;
         }
@@ -176,8 +176,8 @@ impl CheckQueue {
         Some(ticket)
     }
 
-    /// A check has ended.
-    fn end(&mut self, ticket: Ticket, was_wrong: bool, now: Instant) {
+    /// Notes that a check has ended.
+    fn end(&mut self, ticket: CheckNumber, was_wrong: bool, now: Instant) {
         let Some(at) = self.running.iter().position(|(other, _)| *other == ticket) else { return };
         let (_, owner) = self.running.swap_remove(at);
         if !was_wrong {
@@ -189,18 +189,18 @@ impl CheckQueue {
         }
     }
 
-    /// When wrong passwords so far let a waiting check run; none if it does not wait.
-    fn due(&self, ticket: Ticket, now: Instant) -> Option<Instant> {
+    /// The time at which the wrong passwords so far let a waiting check run; `None` if it does not wait.
+    fn due(&self, ticket: CheckNumber, now: Instant) -> Option<Instant> {
         let (_, owner) = self.waiting.iter().find(|(other, _)| *other == ticket)?;
         Some(now + self.pause(owner, now))
     }
 
-    /// One check of a user runs at a time, so that its outcome counts for the next.
+    /// Whether a check may run. One check of a user runs at a time, so that its result counts for the next.
     fn may_run(&self, owner: &CheckOwner, now: Instant) -> bool {
         self.running.iter().all(|(_, other)| other != owner) && self.pause(owner, now).is_zero()
     }
 
-    /// How long a check has to wait for the wrong passwords before it.
+    /// The time that a check must wait for the wrong passwords before it.
     fn pause(&self, owner: &CheckOwner, now: Instant) -> Duration {
         let pause = |(scope, penalty): (PenaltyScope, &Penalty)| {
             self.penalty(&scope, now).saturating_sub(penalty.pause * (penalty.free - 1))
@@ -208,7 +208,7 @@ impl CheckQueue {
         owner.scopes().map(pause).max().unwrap_or_default()
     }
 
-    /// The penalties that are still to pass.
+    /// The part of the penalties that has not passed yet.
     fn penalty(&self, scope: &PenaltyScope, now: Instant) -> Duration {
         self.penalties.peek(scope).map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
@@ -225,7 +225,7 @@ impl CheckQueue {
         self.waiting.iter().filter(|(_, owner)| is_meant(owner)).count()
     }
 
-    /// The checks among which `owner` has to find a place, if one more would be too many.
+    /// The checks that `owner` must compete with, if one more would be too many.
     fn crowd(&self, owner: &CheckOwner) -> Option<CheckCrowd> {
         if self.count(|other| other.address == owner.address) >= WAITING_PER_ADDRESS_MAX {
             return Some(CheckCrowd::Address(owner.address));
@@ -252,7 +252,7 @@ impl CheckQueue {
 
     /// The check of a crowd that gives way to one of `owner`, if one does: that of the user with the most wrong passwords,
     /// and of these the newest.
-    fn worst_of(&self, crowd: &CheckCrowd, owner: &CheckOwner, now: Instant) -> Option<Ticket> {
+    fn worst_of(&self, crowd: &CheckCrowd, owner: &CheckOwner, now: Instant) -> Option<CheckNumber> {
         let members = self.waiting.iter().filter(|(_, other)| match crowd {
             CheckCrowd::Address(address) => other.address == *address,
             CheckCrowd::Site(site) | CheckCrowd::Other(site) => other.site == *site,
@@ -273,7 +273,7 @@ enum CheckCrowd {
     Other(IpAddr),
 }
 
-/// The queue in use.
+/// The queue, with the checks that wait for it.
 pub(super) struct PasswordChecks {
     state: Mutex<QueueState>,
     names: RandomState,
@@ -281,14 +281,14 @@ pub(super) struct PasswordChecks {
 
 struct QueueState {
     queue: CheckQueue,
-    /// Told when a check may run; dropped when it is refused.
-    waiting: HashMap<Ticket, oneshot::Sender<CheckPermit>>,
+    /// Sends the permit when a check may run, and is dropped when the check is refused.
+    waiting: HashMap<CheckNumber, oneshot::Sender<CheckPermit>>,
 }
 
-/// The right to check a password now.
+/// The right to check a password now. The check ends when this is dropped.
 pub(super) struct CheckPermit {
     checks: Arc<PasswordChecks>,
-    ticket: Ticket,
+    ticket: CheckNumber,
     was_wrong: bool,
 }
 
@@ -298,7 +298,7 @@ impl PasswordChecks {
         Arc::new(Self { state: Mutex::new(state), names: RandomState::new() })
     }
 
-    /// Waits for the turn of `user` at `client`. None: there are too many checks before it.
+    /// Waits for the turn of `user` at `client`. `None` if too many checks are before it.
     pub(super) async fn turn(self: &Arc<Self>, client: IpAddr, user: &str) -> Option<CheckPermit> {
         let owner = CheckOwner::of(client, self.names.hash_one(user));
         let (ticket, mut turn) = self.enter(owner)?;
@@ -307,7 +307,7 @@ impl PasswordChecks {
         loop {
             let now = Instant::now();
             let due = lock(&self.state).queue.due(ticket, now);
-            // One that is due runs when another one ends.
+            // A check that is due runs when another one ends.
             let wake_at = due.filter(|due| *due > now).unwrap_or(given_up_at).min(given_up_at);
             tokio::select! {
                 turn = &mut turn => return turn.ok(),
@@ -315,14 +315,14 @@ impl PasswordChecks {
             }
             if wake_at == given_up_at {
                 self.leave(ticket);
-                // It may have been given meanwhile.
+                // The permit may have been sent meanwhile.
                 return turn.try_recv().ok();
             }
             self.run_next();
         }
     }
 
-    fn enter(&self, owner: CheckOwner) -> Option<(Ticket, oneshot::Receiver<CheckPermit>)> {
+    fn enter(&self, owner: CheckOwner) -> Option<(CheckNumber, oneshot::Receiver<CheckPermit>)> {
         let (sender, turn) = oneshot::channel();
         let mut state = lock(&self.state);
         let ticket = match state.queue.enter(owner, Instant::now()) {
@@ -337,13 +337,13 @@ impl PasswordChecks {
         Some((ticket, turn))
     }
 
-    fn leave(&self, ticket: Ticket) {
+    fn leave(&self, ticket: CheckNumber) {
         let mut state = lock(&self.state);
         state.queue.leave(ticket);
         state.waiting.remove(&ticket);
     }
 
-    /// Lets those run that may.
+    /// Starts all checks that may run.
     fn run_next(self: &Arc<Self>) {
         loop {
             let mut state = lock(&self.state);
@@ -351,14 +351,14 @@ impl PasswordChecks {
             let waiting = state.waiting.remove(&ticket);
             drop(state);
             let turn = CheckPermit { checks: Arc::clone(self), ticket, was_wrong: false };
-            // Without a receiver the turn is dropped, and that ends it.
+            // Without a receiver the permit is dropped, and that ends the check.
             let _ = waiting.map(|waiting| waiting.send(turn));
         }
     }
 }
 
 impl CheckPermit {
-    /// The password was wrong.
+    /// Notes that the password was wrong.
     pub(super) fn was_wrong(mut self) {
         self.was_wrong = true;
     }
@@ -382,7 +382,7 @@ mod tests {
         CheckOwner::of(client.parse().unwrap(), user)
     }
 
-    fn enter(queue: &mut CheckQueue, owner: CheckOwner, now: Instant) -> Option<Ticket> {
+    fn enter(queue: &mut CheckQueue, owner: CheckOwner, now: Instant) -> Option<CheckNumber> {
         match queue.enter(owner, now) {
             Admission::Waits(ticket) | Admission::WaitsInsteadOf(ticket, _) => Some(ticket),
             Admission::Refused => None,

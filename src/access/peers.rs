@@ -1,7 +1,8 @@
-//! Which berths may speak for their clients: `[http] peers`.
+//! The berths that may speak for their clients: `[http] peers`.
 //!
-//! Anybody can write `Via` or a deadline. From a peer they count: how long it waits, for which of its clients it asks,
-//! and that it is the one to ask the registry where this berth would ask another. From anybody else they only show loops.
+//! Any client can send `Via` or a deadline. From a peer these headers count: how long it waits, for which of its clients it
+//! asks, and that it is the one to ask the registry where this berth would ask another. From any other client they only
+//! show loops.
 
 use std::net::IpAddr;
 
@@ -35,7 +36,7 @@ impl<'de> Deserialize<'de> for Peer {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Network(address.into()));
         }
-        // No user of an htpasswd file has a colon; a slash is of a network that is mistyped.
+        // No user of an htpasswd file has a colon; a slash belongs to a network that is mistyped.
         match text.contains([':', '/']) || text.is_empty() {
             true => Err(de::Error::custom(format!(
                 "`{text}`: expected a network such as \"10.0.0.0/24\", or a user of http.htpasswd"
@@ -55,7 +56,7 @@ impl Peers {
         Self(peers.to_vec())
     }
 
-    /// Whether whoever asks from `address`, with this login, is one of them.
+    /// Whether a client at `address`, with this login, is one of them.
     pub fn have(&self, address: IpAddr, login: Option<&str>) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|peer| peer.is(address, login))

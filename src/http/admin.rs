@@ -22,7 +22,7 @@
 //! | `GET /api/v1/verify` | how far the verification is, or what the last one has found; a `Verification` |
 //!
 //! A second listener (`metrics_listen`) offers the first three alone, to a network that must not administer berth,
-//! whatever host a request names ([`Probes`]). The API, which speaks JSON and answers failures with `{"error": "…"}`, is in
+//! whatever host a request names (`probes`). The API, which speaks JSON and answers failures with `{"error": "…"}`, is in
 //! `api`; its [`paths`] and [`types`] are also those of the commands.
 //!
 //! The admin plane speaks plain HTTP. Beyond loopback it is refused without `allow` and `token_file`.
@@ -55,7 +55,7 @@ use crate::telemetry::Metrics;
 pub use config::Config;
 pub use guard::Guard;
 pub use reload::{NotReloaded, Order, Orders, Reloaded, orders};
-pub use token::{Token, TokenFile, Unusable};
+pub use token::{AdminToken, TokenFile, Unusable};
 
 use api::Api;
 use probes::Probes;

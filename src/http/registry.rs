@@ -35,7 +35,7 @@ use tracing::warn;
 use super::config::Config;
 use super::server::access_log::RequestLog;
 use super::server::body::Body;
-use super::server::client_limits::{self, ClientHandle, ClientKey, ConnectionClient, Limits, Throttle};
+use super::server::client_limits::{self, ClientHandle, ClientKey, ClientLimits, ConnectionClient, Throttle};
 use super::server::head;
 use super::server::hosts::{self, Reach};
 use super::server::response::{because_of_silence, finish};
@@ -78,8 +78,8 @@ pub struct Serving {
     /// Names that a listener on loopback has as `Host`.
     hosts: Vec<HostName>,
     access: Access,
-    limits: Option<Arc<Limits>>,
-    login_limits: Option<Arc<Limits>>,
+    limits: Option<Arc<ClientLimits>>,
+    login_limits: Option<Arc<ClientLimits>>,
     metrics: Arc<Metrics>,
     access_log: bool,
     /// The blobs that are still served while berth stops.
@@ -115,11 +115,11 @@ impl Serving {
             Arc::clone(&registries),
             before.map(|before| &before.access),
         )?;
-        let limits = |config: &client_limits::Config, known: Option<&Arc<Limits>>| match known
+        let limits = |config: &client_limits::Config, known: Option<&Arc<ClientLimits>>| match known
             .filter(|known| known.are_of(config))
         {
             Some(known) => Some(Arc::clone(known)),
-            None => Limits::new(config, Arc::clone(&metrics)),
+            None => ClientLimits::new(config, Arc::clone(&metrics)),
         };
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
@@ -149,7 +149,7 @@ impl Serving {
     }
 
     /// The limits of one address, if there are any.
-    pub(crate) fn limits(&self) -> Option<&Arc<Limits>> {
+    pub(crate) fn limits(&self) -> Option<&Arc<ClientLimits>> {
         self.limits.as_ref()
     }
 

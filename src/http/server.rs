@@ -1,7 +1,9 @@
 //! The HTTP server: everything that is true of each of berth's planes.
 //!
 //! `connections` accepts and drains, `transport` has the streams, `handler` what a plane offers. It uses neither the
-//! registry API nor the admin API: what they answer comes to it as a `Response<Body>`.
+//! registry API nor the admin API: a [`RequestHandler`](handler::RequestHandler) gives it responses.
+//!
+//! It uses `access` for networks, `cache` and `upstream` for the streams that a body is read from, and `telemetry`.
 
 pub(crate) mod access_log;
 mod activity;

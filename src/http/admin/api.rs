@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use super::error::{ApiError, json};
 use super::paths;
 use super::reload::Orders;
-use super::types::{Pin, Refresh, RefreshedTags, Reload, Unpin, Verify};
+use super::types::{Pin, RefreshCommand, RefreshedTags, ReloadCommand, UnpinCommand, VerifyCommand};
 use crate::http::registry::data_plane::Data;
 use crate::http::server::body::Body;
 use crate::oci::{Image, Reference, Tag};
@@ -54,7 +54,7 @@ impl Api {
             paths::VERIFY => match method {
                 Method::GET | Method::HEAD => Ok(json(StatusCode::OK, &self.store.verification())),
                 Method::POST => {
-                    let Verify {} = command(request).await?;
+                    let VerifyCommand {} = command(request).await?;
                     self.store.verify();
                     Ok(json(StatusCode::ACCEPTED, &self.store.verification()))
                 }
@@ -71,7 +71,7 @@ impl Api {
             },
             paths::UNPIN => match method {
                 Method::POST => {
-                    let Unpin { image } = command(request).await?;
+                    let UnpinCommand { image } = command(request).await?;
                     Ok(json(StatusCode::OK, &self.store.unpin(self.named(image)).await?))
                 }
                 _ => Err(ApiError::expected_method("POST")),
@@ -82,7 +82,7 @@ impl Api {
             },
             paths::RELOAD => match method {
                 Method::POST => {
-                    let Reload {} = command_or_nothing(request).await?;
+                    let ReloadCommand {} = command_or_nothing(request).await?;
                     Ok(json(StatusCode::OK, &self.orders.reload().await?))
                 }
                 _ => Err(ApiError::expected_method("POST")),
@@ -99,7 +99,10 @@ impl Api {
         self.data.now().registries().image(image)
     }
 
-    async fn refresh(&self, Refresh { image, all_tags, after }: Refresh) -> Result<RefreshedTags, ApiError> {
+    async fn refresh(
+        &self,
+        RefreshCommand { image, all_tags, after }: RefreshCommand,
+    ) -> Result<RefreshedTags, ApiError> {
         let Image { repo, reference } = self.named(image);
         if all_tags {
             let after = after.map(|after| Tag::parse(&after)).transpose();

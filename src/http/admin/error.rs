@@ -1,11 +1,11 @@
-//! Why the admin plane does not do what it was told, and the JSON that it answers with.
+//! Failures of the admin API, and the JSON of its responses.
 
 use hyper::header::{ALLOW, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::reload::NotReloaded;
-use super::types::Failure;
+use super::types::ApiFailure;
 use crate::http::server::body::Body;
 use crate::http::server::response::content;
 use crate::{cache, store};
@@ -37,7 +37,7 @@ impl ApiError {
 
     /// The response to the command.
     pub(super) fn into_response(self) -> Response<Body> {
-        let mut response = json(self.status, &Failure { error: self.error });
+        let mut response = json(self.status, &ApiFailure { error: self.error });
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, value);
         }

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::config::Config;
 use super::error::ApiError;
-use super::token::{TOKEN_FILE, Token, TokenFile, Unusable};
+use super::token::{AdminToken, TOKEN_FILE, TokenFile, Unusable};
 use crate::access::networks;
 use crate::http::server::body::Body;
 use crate::http::server::hosts;
@@ -128,14 +128,14 @@ impl Guard {
         }
     }
 
-    async fn look(&self) -> Result<Token, Unusable> {
+    async fn look(&self) -> Result<AdminToken, Unusable> {
         let tokens = Arc::clone(&self.tokens);
         let look = spawn_blocking(move || tokens[0].read());
         look.await.unwrap_or_else(|fault| Err(Unusable::Unreadable(fault.into())))
     }
 
     async fn put_token(&self, store: &Store) -> Result<(), String> {
-        let token = Token::generate().map_err(|error| error.to_string())?;
+        let token = AdminToken::generate().map_err(|error| error.to_string())?;
         let put = store.put_secret(TOKEN_FILE, format!("{}\n", token.secret())).await;
         put.map_err(|error| error.to_string())
     }

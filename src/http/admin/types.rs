@@ -2,13 +2,13 @@
 //!
 //! | path | command | answer |
 //! |---|---|---|
-//! | [`VERIFY`](super::paths::VERIFY) | [`Verify`] | [`Verification`] |
+//! | [`VERIFY`](super::paths::VERIFY) | [`VerifyCommand`] | [`Verification`] |
 //! | [`PINS`](super::paths::PINS) | [`Pin`] | [`Pinned`], of a GET a list of them |
-//! | [`UNPIN`](super::paths::UNPIN) | [`Unpin`] | whether there was such a pin |
-//! | [`REFRESH`](super::paths::REFRESH) | [`Refresh`] | [`RefreshedTags`] |
-//! | [`RELOAD`](super::paths::RELOAD) | [`Reload`] | [`Reloaded`] |
+//! | [`UNPIN`](super::paths::UNPIN) | [`UnpinCommand`] | whether there was such a pin |
+//! | [`REFRESH`](super::paths::REFRESH) | [`RefreshCommand`] | [`RefreshedTags`] |
+//! | [`RELOAD`](super::paths::RELOAD) | [`ReloadCommand`] | [`Reloaded`] |
 //!
-//! A command that fails is answered with a [`Failure`].
+//! A command that fails is answered with a [`ApiFailure`].
 
 use serde::{Deserialize, Serialize};
 
@@ -20,17 +20,17 @@ pub use crate::store::{Pin, Pinned, Verification};
 /// Begins a verification of every stored file.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Verify {}
+pub struct VerifyCommand {}
 
 /// Reads the configuration again.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reload {}
+pub struct ReloadCommand {}
 
 /// Takes a pin back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Unpin {
+pub struct UnpinCommand {
     /// The image that is pinned.
     #[serde(rename = "ref")]
     pub image: Image,
@@ -39,7 +39,7 @@ pub struct Unpin {
 /// Checks tags upstream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refresh {
+pub struct RefreshCommand {
     /// An image by its tag.
     #[serde(rename = "ref")]
     pub image: Image,
@@ -62,7 +62,7 @@ pub struct RefreshedTags {
 
 /// Why a command was not carried out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Failure {
+pub struct ApiFailure {
     /// The reason, and what was expected.
     pub error: String,
 }

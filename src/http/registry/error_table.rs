@@ -4,7 +4,7 @@
 //! runtime go on to its next host at once; a 429 would be hammered, and a redirect that is not followed would
 //! end the pull. A response has a `Retry-After` if the content may be had soon; without one a refusal is final, as long as
 //! neither the configuration nor upstream changes. Texts say what to do and never carry internals; the cause is in the log
-//! under the request's number, and every error takes its reason along ([`Refused`]).
+//! under the request's number, and every error takes its reason along ([`RequestRefusal`]).
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::access::Unauthenticated;
 use crate::cache;
 use crate::context::declare_unknown_registry;
 use crate::http::server::body::Body;
-use crate::http::server::refusal::{Refused, RefusedBy};
+use crate::http::server::refusal::{RefusedBy, RequestRefusal};
 use crate::http::server::response::{after, because, failure, later};
 use crate::oci::Repo;
 use crate::oci::error::ErrorCode;
@@ -313,7 +313,7 @@ fn misled(refusal: &Refusal) -> &'static str {
 }
 
 /// The reason of an error, and where it comes from.
-fn refusal_of(error: &cache::Error) -> Refused {
+fn refusal_of(error: &cache::Error) -> RequestRefusal {
     use cache::Error;
     let (reason, by) = match error {
         Error::NoUpstream => (Reason::UnknownRegistry, RefusedBy::Mirror),
@@ -330,7 +330,7 @@ fn refusal_of(error: &cache::Error) -> Refused {
         Error::Stalled(_) => (Reason::Timeout, RefusedBy::Upstream(None)),
         Error::GivenUp => (Reason::GivenUp, RefusedBy::Mirror),
     };
-    Refused::new(reason, error.to_string(), by)
+    RequestRefusal::new(reason, error.to_string(), by)
 }
 
 /// The same, of an error of upstream.

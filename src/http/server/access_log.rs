@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use tracing::info;
 
-use super::refusal::{Refused, due_in_log};
+use super::refusal::{RequestRefusal, due_in_log};
 use crate::cache;
 use crate::oci::{Repo, Route};
 use crate::telemetry::Metrics;
@@ -41,7 +41,7 @@ pub(crate) struct RequestLog {
     /// The registry that the request means, or seems to mean, if it has no route.
     registry: Option<String>,
     /// Why the response is an error, if it is one.
-    refused: Option<Refused>,
+    refused: Option<RequestRefusal>,
     in_flight: InFlight,
     /// Why the body broke off, if it did.
     cause: String,
@@ -113,7 +113,7 @@ impl RequestLog {
     }
 
     /// Notes why the response is an error.
-    pub(crate) fn refused(&mut self, refused: Refused) {
+    pub(crate) fn refused(&mut self, refused: RequestRefusal) {
         self.metrics.refused(refused.reason());
         self.refused = Some(refused);
     }
@@ -206,7 +206,7 @@ impl RequestLog {
     }
 
     /// Writes a line about a refusal while the access log is switched off.
-    fn write_refusal(&self, refused: &Refused, left_out: u64) {
+    fn write_refusal(&self, refused: &RequestRefusal, left_out: u64) {
         let (repo, reference) = self.route.as_ref().map_or((None, String::new()), |route| subject(route));
         info!(
             target: "berth::refused",

@@ -17,7 +17,7 @@ use crate::upstream::TagStream;
 /// The body of a response. Its length is known, but for that of a long list, and of a blob whose length upstream does not
 /// say.
 pub(crate) struct Body {
-    content: Content,
+    content: BodySource,
     /// Bytes that are still to be sent. `None` where the length is not known: the body is then sent in chunks.
     remaining: Option<u64>,
     /// The framing of the parts, if several are read.
@@ -30,37 +30,37 @@ pub(crate) struct Body {
     _sending: Option<SendfileGuard>,
 }
 
-enum Content {
+enum BodySource {
     Whole(Bytes),
     Reading(Box<Reading>),
-    Next(Pin<Box<dyn Future<Output = (Box<Reading>, Next)> + Send>>),
+    Next(Pin<Box<dyn Future<Output = (Box<Reading>, NextBytes)> + Send>>),
     List(Box<TagStream>),
-    NextOfList(Pin<Box<dyn Future<Output = (Box<TagStream>, Next)> + Send>>),
+    NextOfList(Pin<Box<dyn Future<Output = (Box<TagStream>, NextBytes)> + Send>>),
     Empty,
 }
 
-type Next = Result<Option<Bytes>, cache::Error>;
+type NextBytes = Result<Option<Bytes>, cache::Error>;
 
 impl Body {
     /// No bytes.
     pub(crate) fn empty() -> Self {
-        Self::of(Content::Empty, Some(0))
+        Self::of(BodySource::Empty, Some(0))
     }
 
     /// No bytes, in the place of a body of unknown length that HEAD does not send.
     pub(crate) fn of_unknown_length() -> Self {
-        Self::of(Content::Empty, None)
+        Self::of(BodySource::Empty, None)
     }
 
     /// These bytes.
     pub(crate) fn whole(bytes: Bytes) -> Self {
         let len = bytes.len() as u64;
-        Self::of(Content::Whole(bytes), Some(len))
+        Self::of(BodySource::Whole(bytes), Some(len))
     }
 
     /// The bytes that `reading` will give, `len` of them if that is known; `sending` if they are mapped.
     pub(crate) fn reading(reading: Reading, len: Option<u64>, sending: Option<SendfileGuard>) -> Self {
-        Self { _sending: sending, ..Self::of(Content::Reading(Box::new(reading)), len) }
+        Self { _sending: sending, ..Self::of(BodySource::Reading(Box::new(reading)), len) }
     }
 
     /// The parts that `reading` will give, with what frames them; `len` bytes in all.
@@ -75,10 +75,10 @@ impl Body {
 
     /// A list, as it comes from upstream.
     pub(crate) fn list(list: Box<TagStream>) -> Self {
-        Self::of(Content::List(list), None)
+        Self::of(BodySource::List(list), None)
     }
 
-    fn of(content: Content, remaining: Option<u64>) -> Self {
+    fn of(content: BodySource, remaining: Option<u64>) -> Self {
         Self {
             content,
             remaining,
@@ -139,63 +139,63 @@ impl Body {
     /// The next bytes, as soon as they are there.
     fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, cache::Error>>> {
         loop {
-            match std::mem::replace(&mut self.content, Content::Empty) {
-                Content::Empty => return Poll::Ready(None),
-                Content::Whole(bytes) => {
+            match std::mem::replace(&mut self.content, BodySource::Empty) {
+                BodySource::Empty => return Poll::Ready(None),
+                BodySource::Whole(bytes) => {
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                Content::Reading(mut reading) => {
+                BodySource::Reading(mut reading) => {
                     if reading.is_turn_over() {
-                        self.content = Content::Reading(reading);
+                        self.content = BodySource::Reading(reading);
                         // After all others that can go on now.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     if let Some(bytes) = reading.at_hand() {
-                        self.content = Content::Reading(reading);
+                        self.content = BodySource::Reading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                     if self.framing.as_mut().is_some_and(|it| reading.is_done() && it.is_first_over()) {
-                        self.content = Content::Reading(reading);
+                        self.content = BodySource::Reading(reading);
                         // The bytes so far are sent before more are gathered.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     if let Some(bytes) = self.frame(&mut reading) {
-                        self.content = Content::Reading(reading);
+                        self.content = BodySource::Reading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
-                    self.content = Content::Next(Box::pin(async move {
+                    self.content = BodySource::Next(Box::pin(async move {
                         let next = reading.next().await;
                         (reading, next)
                     }));
                 }
-                Content::Next(mut next) => {
+                BodySource::Next(mut next) => {
                     let Poll::Ready((reading, result)) = next.as_mut().poll(context) else {
-                        self.content = Content::Next(next);
+                        self.content = BodySource::Next(next);
                         return Poll::Pending;
                     };
-                    return self.read(result, Content::Reading(reading));
+                    return self.read(result, BodySource::Reading(reading));
                 }
-                Content::List(mut list) => {
-                    self.content = Content::NextOfList(Box::pin(async move {
+                BodySource::List(mut list) => {
+                    self.content = BodySource::NextOfList(Box::pin(async move {
                         let next = list.chunk().await;
                         (list, next.map_err(cache::Error::from))
                     }));
                 }
-                Content::NextOfList(mut next) => {
+                BodySource::NextOfList(mut next) => {
                     let Poll::Ready((list, result)) = next.as_mut().poll(context) else {
-                        self.content = Content::NextOfList(next);
+                        self.content = BodySource::NextOfList(next);
                         return Poll::Pending;
                     };
-                    return self.read(result, Content::List(list));
+                    return self.read(result, BodySource::List(list));
                 }
             }
         }
     }
 
     /// Goes on with `rest` after bytes that were read; logs an error.
-    fn read(&mut self, next: Next, rest: Content) -> Poll<Option<Result<Bytes, cache::Error>>> {
+    fn read(&mut self, next: NextBytes, rest: BodySource) -> Poll<Option<Result<Bytes, cache::Error>>> {
         match (&next, &mut self.log) {
             (Ok(Some(_)), _) => self.content = rest,
             (Err(error), Some(log)) => log.body_failed(error),

@@ -94,7 +94,7 @@ impl ClientKey {
 }
 
 /// The limits of all clients.
-pub(crate) struct Limits {
+pub(crate) struct ClientLimits {
     config: Config,
     clients: Mutex<LruCache<ClientKey, Arc<ClientUsage>>>,
     metrics: Arc<Metrics>,
@@ -109,7 +109,7 @@ struct ClientUsage {
     bytes: Option<Pace>,
 }
 
-impl Limits {
+impl ClientLimits {
     /// The limits of `config`; `None` if it sets none.
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Option<Arc<Self>> {
         let Config { connections, requests_per_second, bytes_per_second } = config;
@@ -165,7 +165,7 @@ pub(crate) struct ConnectionClient {
 
 impl ConnectionClient {
     /// The client of a connection that begins.
-    pub(crate) fn new(client: IpAddr, limits: Option<&Arc<Limits>>) -> Self {
+    pub(crate) fn new(client: IpAddr, limits: Option<&Arc<ClientLimits>>) -> Self {
         let key = ClientKey::Address(client_network(client));
         let handle = limits.map(|limits| limits.client(key.clone()));
         Self {
@@ -202,7 +202,7 @@ impl ConnectionClient {
     }
 
     /// The client's handle in `limits`, made anew if a reload has replaced the limits.
-    pub(crate) fn handle(&self, limits: Option<&Arc<Limits>>) -> Option<Arc<ClientHandle>> {
+    pub(crate) fn handle(&self, limits: Option<&Arc<ClientLimits>>) -> Option<Arc<ClientHandle>> {
         let limits = limits?;
         // One connection has one request at a time, so that none waits here.
         let mut handle = lock(&self.handle);
@@ -215,7 +215,7 @@ impl ConnectionClient {
 
 /// The share that one connection, or one request, has in the limits of its client.
 pub(crate) struct ClientHandle {
-    limits: Arc<Limits>,
+    limits: Arc<ClientLimits>,
     client: Arc<ClientUsage>,
     /// Whether it counts among the connections that the client may have.
     has_place: bool,
@@ -305,8 +305,8 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    fn limits(text: &str) -> Option<Arc<Limits>> {
-        Limits::new(&toml::from_str(text).unwrap(), Arc::default())
+    fn limits(text: &str) -> Option<Arc<ClientLimits>> {
+        ClientLimits::new(&toml::from_str(text).unwrap(), Arc::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -333,7 +333,7 @@ mod tests {
         let [old, new] = ["connections = 1", "requests_per_second = 1"].map(|text| limits(text).unwrap());
         let client = "10.0.0.1".parse().unwrap();
         let connections = [None, Some(&old), Some(&old)].map(|limits| ConnectionClient::new(client, limits));
-        let refused = |limits: &Arc<Limits>| {
+        let refused = |limits: &Arc<ClientLimits>| {
             connections.each_ref().map(|client| client.handle(Some(limits)).unwrap().check().is_some())
         };
         assert_eq!(refused(&old), [true, false, true], "in the order in which they were greeted");

@@ -16,7 +16,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a request is refused, and by whom.
 #[derive(Clone, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RequestRefusal {
     reason: Reason,
     /// The reason as a sentence, for the log alone: it may say what is no business of clients.
     cause: String,
@@ -34,7 +34,7 @@ pub(crate) enum RefusedBy {
     Memory,
 }
 
-impl Refused {
+impl RequestRefusal {
     /// A refusal for this reason, which comes from `by`.
     pub(crate) fn new(reason: Reason, cause: String, by: RefusedBy) -> Self {
         Self { reason, cause, by }

@@ -1,6 +1,6 @@
 //! Small responses, and what every response of the data plane is finished with.
 //!
-//! A refusal travels with its response as an extension ([`Refused`]) until [`finish`] writes its `Cache-Status` and hands
+//! A refusal travels with its response as an extension ([`RequestRefusal`]) until [`finish`] writes its `Cache-Status` and hands
 //! it to the access log.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hyper::{Response, StatusCode};
 
 use super::access_log::RequestLog;
 use super::body::Body;
-use super::refusal::Refused;
+use super::refusal::RequestRefusal;
 use crate::oci::error::{self, ErrorCode};
 use crate::telemetry::metrics::Reason;
 
@@ -31,7 +31,7 @@ pub(crate) fn content(status: StatusCode, content_type: &str, body: Bytes) -> Re
 /// A response with an error, in the form that the OCI distribution specification gives it.
 pub(crate) fn failure(status: StatusCode, code: ErrorCode, message: &str) -> Response<Body> {
     let mut response = content(status, "application/json", error::body(code, message));
-    response.extensions_mut().insert(Refused::by_code(code, message));
+    response.extensions_mut().insert(RequestRefusal::by_code(code, message));
     response
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn after(retry_after: Duration, mut response: Response<Body>) -> Resp
 
 /// Changes the reason of a refusal.
 pub(crate) fn because(reason: Reason, mut response: Response<Body>) -> Response<Body> {
-    if let Some(refused) = response.extensions_mut().get_mut::<Refused>() {
+    if let Some(refused) = response.extensions_mut().get_mut::<RequestRefusal>() {
         refused.set_reason(reason);
     }
     response
@@ -68,7 +68,7 @@ pub(crate) fn because(reason: Reason, mut response: Response<Body>) -> Response<
 
 /// Changes the reason of a refusal to upstream's silence.
 pub(crate) fn because_of_silence(mut response: Response<Body>) -> Response<Body> {
-    if let Some(refused) = response.extensions_mut().get_mut::<Refused>() {
+    if let Some(refused) = response.extensions_mut().get_mut::<RequestRefusal>() {
         refused.set_timeout();
     }
     response
@@ -76,7 +76,7 @@ pub(crate) fn because_of_silence(mut response: Response<Body>) -> Response<Body>
 
 /// Finishes the head of a response: a refusal is logged and gets its `Cache-Status`, and the body goes on with the log.
 pub(crate) fn finish(mut log: Box<RequestLog>, mut response: Response<Body>) -> Response<Body> {
-    if let Some(refused) = response.extensions_mut().remove::<Refused>() {
+    if let Some(refused) = response.extensions_mut().remove::<RequestRefusal>() {
         let status = value(&refused.cache_status());
         response.headers_mut().entry(CACHE_STATUS).or_insert(status);
         log.refused(refused);
