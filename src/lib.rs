@@ -50,6 +50,7 @@
 //! No push. No content coding. No database that must be kept. No request that waits for another client. No
 //! address is dialled that the configuration does not name, but for redirects within `upstream`'s rules.
 
+pub mod access;
 pub mod app;
 pub mod bounded;
 pub mod cache;

@@ -6,6 +6,7 @@
 //!
 //! Uses no other room; all that have something to tell use it.
 
+mod log_throttle;
 mod log_writer;
 pub mod metrics;
 
@@ -17,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Layer as _, fmt};
 
+pub use log_throttle::LogThrottle;
 pub use log_writer::Flush;
 pub use metrics::Metrics;
 

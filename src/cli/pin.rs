@@ -1,23 +1,19 @@
-//! `berth pin`, `unpin` and `pins`: what eviction leaves alone.
+//! `berth pin`, `unpin` and `pins`: images that eviction leaves alone.
 
 use anyhow::{bail, ensure};
-use serde_json::json;
 
 use super::folder::Folder;
 use super::output::say;
+use crate::http::admin::paths;
+use crate::http::admin::types::{Pin, Pinned, UnpinCommand};
 use crate::oci::{Image, Platform};
-use crate::store::{Pin, Pinned};
 
-/// Where the daemon keeps them.
-const PINS: &str = "/api/v1/pins";
-const UNPIN: &str = "/api/v1/unpin";
-
-/// Pins an image, and says what of it is here.
+/// Pins an image, and prints what of it is stored.
 pub(super) async fn pin(folder: &Folder, image: Image, platforms: Vec<Platform>) -> anyhow::Result<bool> {
     let pin = Pin { image, platforms };
     let pinned: Pinned = match folder {
         Folder::Ours(store) => store.pin(pin).await?,
-        Folder::Theirs(remote) => remote.post(PINS, &pin).await?,
+        Folder::Theirs(remote) => remote.post(paths::PINS, &pin).await?,
     };
     say(&line(&pinned))?;
     Ok(true)
@@ -27,7 +23,7 @@ pub(super) async fn pin(folder: &Folder, image: Image, platforms: Vec<Platform>)
 pub(super) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool> {
     let is_removed: bool = match folder {
         Folder::Ours(store) => store.unpin(image.clone()).await?,
-        Folder::Theirs(remote) => remote.post(UNPIN, &json!({ "ref": image })).await?,
+        Folder::Theirs(remote) => remote.post(paths::UNPIN, &UnpinCommand { image: image.clone() }).await?,
     };
     if !is_removed {
         let is_configured = pins(folder).await?.iter().any(|pinned| pinned.pin.image == image);
@@ -37,7 +33,7 @@ pub(super) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool>
     Ok(true)
 }
 
-/// Shows all pins.
+/// Prints all pins.
 pub(super) async fn list(folder: &Folder) -> anyhow::Result<bool> {
     for pinned in pins(folder).await? {
         say(&line(&pinned))?;
@@ -48,11 +44,11 @@ pub(super) async fn list(folder: &Folder) -> anyhow::Result<bool> {
 async fn pins(folder: &Folder) -> anyhow::Result<Vec<Pinned>> {
     match folder {
         Folder::Ours(store) => Ok(store.pins().await),
-        Folder::Theirs(remote) => remote.get(PINS).await,
+        Folder::Theirs(remote) => remote.get(paths::PINS).await,
     }
 }
 
-/// A pin in a line: which, and what of it is here.
+/// A pin as one line: its image, and what of it is stored.
 fn line(pinned: &Pinned) -> String {
     let Pinned { pin: Pin { image, platforms }, configured, digest, here, bytes, missing } = pinned;
     let mut line = image.to_string();

@@ -1,26 +1,15 @@
-//! `berth refresh`: what a tag means upstream, asked now.
+//! `berth refresh`: checks now what a tag means upstream.
 
 use anyhow::{Context as _, bail};
-use serde::Deserialize;
-use serde_json::json;
 
 use super::folder::Folder;
 use super::output::say;
-use crate::cache::{Outcome, Refreshed};
+use crate::http::admin::paths;
+use crate::http::admin::types::{Outcome, RefreshCommand, Refreshed, RefreshedTags};
 use crate::oci::{Image, Reference};
 
-/// Where the daemon does it.
-const REFRESH: &str = "/api/v1/refresh";
-
-/// Some of what was asked for.
-#[derive(Deserialize)]
-struct Part {
-    tags: Vec<Refreshed>,
-    more: bool,
-}
-
-/// Has the daemon check a tag, or all tags of its repository that are known there, and says what came of it. All is
-/// as it should be if upstream has confirmed every one.
+/// Has the daemon check a tag, or all known tags of its repository, and prints the results. Returns whether upstream has
+/// confirmed every one.
 pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow::Result<bool> {
     let Folder::Theirs(remote) = folder else {
         bail!("no daemon runs on this data folder: tags are checked by the daemon that serves them");
@@ -28,8 +17,8 @@ pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow
     let mut is_confirmed = true;
     let mut after = None;
     loop {
-        let command = json!({ "ref": image, "all_tags": all_tags, "after": after });
-        let Part { tags, more } = remote.post(REFRESH, &command).await?;
+        let command = RefreshCommand { image: image.clone(), all_tags, after };
+        let RefreshedTags { tags, more } = remote.post(paths::REFRESH, &command).await?;
         for refreshed in &tags {
             say(&line(refreshed))?;
             is_confirmed &= refreshed.outcome.is_confirmed();
@@ -45,7 +34,7 @@ pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow
     }
 }
 
-/// What came of it, in a line.
+/// The result of one check, as a line.
 fn line(Refreshed { image, outcome }: &Refreshed) -> String {
     match outcome {
         Outcome::Unchanged { digest } => format!("{image}: unchanged, {digest}"),

@@ -1,4 +1,4 @@
-//! A client of the admin plane of a daemon on this machine, with the token that is in the daemon's data folder.
+//! A client of the admin API of a daemon on this machine. It finds the token in the daemon's data folder.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -10,40 +10,35 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::http::admin::{Token, TokenFile, Unusable};
+use crate::http::admin::types::ApiFailure;
+use crate::http::admin::{AdminToken, TokenFile, Unusable};
 
-/// How long an answer may take; none waits for work on the disk to be done, and a check of tags has a shorter limit.
+/// Time that a response may take. None waits for work on the disk to be done, and a check of tags has a shorter limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of an answer.
+/// Most bytes of a response.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// The daemon that has the data folder.
 pub(super) struct Remote {
     address: SocketAddr,
-    /// Where a token may be; the first that is there is shown.
+    /// The files that a token may be in; the first that exists is used.
     tokens: Vec<TokenFile>,
 }
 
-/// An answer, as it came.
-struct Answer {
+/// A response as it came.
+struct AdminResponse {
     status: StatusCode,
     body: Bytes,
 }
 
-/// What the admin plane says when it does not do what it was asked.
-#[derive(Deserialize)]
-struct Failure {
-    error: String,
-}
-
 impl Remote {
-    /// The first of these addresses where somebody listens who has the data folder of `config`.
+    /// The daemon at the first of these addresses that accepts a connection.
     pub(super) async fn find(addresses: &[SocketAddr], config: &Config) -> anyhow::Result<Self> {
         let own = TokenFile::of_data_dir(&config.data_dir);
         let named = config.admin.token_file.as_deref().map(TokenFile::configured);
@@ -59,12 +54,12 @@ impl Remote {
         Err(failure)
     }
 
-    /// What there is to know at `path`.
+    /// Gets `path`.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.ask(Method::GET, path, Bytes::new()).await
     }
 
-    /// Has `command` carried out.
+    /// Has the daemon carry out `command`.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -80,8 +75,13 @@ impl Remote {
         answer.and_then(|answer| answer.read()).context(what)
     }
 
-    /// A daemon that finds its token gone makes another, and says so: then it is asked once more.
-    async fn ask_with_token(&self, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Answer> {
+    /// A daemon that finds its token gone makes another and answers 401: then it is asked once more.
+    async fn ask_with_token(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<AdminResponse> {
         let answer = self.exchange(method, path, body.clone(), self.token()?).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
@@ -92,8 +92,8 @@ impl Remote {
         }
     }
 
-    /// The token to show; none if there is no file of one, of which the daemon knows more.
-    fn token(&self) -> anyhow::Result<Option<Token>> {
+    /// The token to show; `None` if no file of one exists, about which the daemon knows more.
+    fn token(&self) -> anyhow::Result<Option<AdminToken>> {
         let mut failure = None;
         for file in &self.tokens {
             match file.read() {
@@ -111,14 +111,14 @@ impl Remote {
         }
     }
 
-    /// Each on a connection of its own: they are few.
+    /// Sends one request, on a connection of its own: they are few.
     async fn exchange(
         &self,
         method: &Method,
         path: &str,
         body: Bytes,
-        token: Option<Token>,
-    ) -> anyhow::Result<Answer> {
+        token: Option<AdminToken>,
+    ) -> anyhow::Result<AdminResponse> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
         tokio::spawn(connection);
         let mut request = Request::builder()
@@ -131,7 +131,7 @@ impl Remote {
         }
         let (head, body) = sender.send_request(request.body(Full::new(body))?).await?.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| anyhow!(error))?;
-        Ok(Answer { status: head.status, body: body.to_bytes() })
+        Ok(AdminResponse { status: head.status, body: body.to_bytes() })
     }
 
     async fn connect(&self) -> anyhow::Result<TcpStream> {
@@ -140,20 +140,20 @@ impl Remote {
     }
 }
 
-impl Answer {
-    /// What it says, unless that is why nothing was done.
+impl AdminResponse {
+    /// Reads the body, or the failure that it tells.
     fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         let Self { status, body } = self;
         let failure = || {
             serde_json::from_slice(body)
-                .map_or_else(|_| "not an answer of berth's".to_owned(), |Failure { error }| error)
+                .map_or_else(|_| "not an answer of berth's".to_owned(), |ApiFailure { error }| error)
         };
         ensure!(status.is_success(), "{status}: {}", failure());
         serde_json::from_slice(body).context("not an answer of berth's")
     }
 }
 
-/// Where a listener can be reached from this machine: one that listens everywhere names no address.
+/// The address of a listener as seen from this machine: one that listens everywhere names no address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),

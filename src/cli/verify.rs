@@ -1,35 +1,32 @@
-//! `berth verify`: a look at every stored file, by the daemon that has them or without one.
+//! `berth verify`: verifies every stored file, by the daemon that has the data folder or without one.
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::folder::Folder;
 use super::output::{say, tell};
-use crate::store::Verification;
+use crate::http::admin::paths;
+use crate::http::admin::types::{Verification, VerifyCommand};
 
-/// Where the daemon does it.
-const PATH: &str = "/api/v1/verify";
-/// Between two looks at how far it is.
+/// Time between two requests for the progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two lines about that.
+/// Least time between two lines about the progress.
 const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Looks at everything, and tells of it. Returns whether all is sound.
+/// Verifies every stored file, and prints what is damaged. Returns whether all files are sound.
 pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
     let mut state: Verification = match folder {
         Folder::Ours(store) => {
             store.verify();
             store.verification()
         }
-        Folder::Theirs(remote) => remote.post(PATH, &json!({})).await?,
+        Folder::Theirs(remote) => remote.post(paths::VERIFY, &VerifyCommand {}).await?,
     };
     let mut told = Instant::now();
     while state.running {
         tokio::time::sleep(LOOK_INTERVAL).await;
         state = match folder {
             Folder::Ours(store) => store.verification(),
-            Folder::Theirs(remote) => remote.get(PATH).await?,
+            Folder::Theirs(remote) => remote.get(paths::VERIFY).await?,
         };
         if told.elapsed() >= TELL_INTERVAL {
             told = Instant::now();
@@ -40,7 +37,7 @@ pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
     Ok(state.complete && state.damaged == 0 && state.skipped == 0)
 }
 
-/// A line while it is under way, which is no result.
+/// A line about the progress, which is no result.
 fn progress(state: &Verification) -> String {
     let Verification { blobs, blobs_total, bytes, damaged, .. } = state;
     format!("{blobs} of {blobs_total} files, {bytes} bytes, {damaged} damaged")

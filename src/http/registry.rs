@@ -1,12 +1,24 @@
-//! The registry API: a request becomes a route, a route becomes content, content becomes an answer.
+//! The registry API: a request becomes a route, a route becomes content, content becomes a response.
 //!
-//! Every answer has its length, but for a blob on its way of which upstream does not say it: that comes in chunks. HEAD
-//! answers as GET does, and nothing is ever content-coded. Within
-//! [`BUDGET`] of a request's head there is a head of an answer, or a clean error: container runtimes give up
-//! after thirty seconds without one.
+//! The order is: authenticate, route, authorize, answer. A client that is not let in is refused before its path is read.
+//! What a principal may not have is refused before anything is said about it. A policy would have its place after that, with
+//! a verdict that is in memory: what was asked for a moment ago is answered without a wait ([`Serving::cached`]).
 //!
-//! A request is answered by one configuration from its head to its end: that which is in force when it comes. Other
+//! Every response has its length, but for a blob in transfer whose length upstream does not say: that is sent in chunks.
+//! HEAD is answered as GET is, and nothing is ever content-coded. Within [`BUDGET`] of a request's head there is the head of
+//! a response, or a clean error: container runtimes give up after thirty seconds without one.
+//!
+//! A request is answered by one configuration from its head to its end: the one that is in force when it comes. Other
 //! requests do not wait for a new one to be put in its place.
+//!
+//! This room uses the server beneath it, `access`, and the cache. The admin plane uses its [`data_plane`].
+
+mod content;
+pub(super) mod data_plane;
+mod error_table;
+mod lists;
+mod request;
+mod resumable;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,31 +27,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{EXPECT, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use hyper::header::{EXPECT, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response, Uri};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::Config;
-use super::access::{Access, Verdict};
-use super::asked::{Asked, discard, host_of};
-use super::body::Body;
-use super::content::{account_for, identify, not_modified, of_blob, of_manifest, refused_ranges, whole_blob};
-use super::drain::{GoingOn, stopping};
-use super::head;
-use super::hosts::{self, Reach};
-use super::journal::Account;
-use super::limits::{self, Brake, Guest, Limits, Visit, Who};
-use super::outlet::Transport;
-use super::peers::Peers;
-use super::refusal::{because_of_silence, close};
-use super::response::{
-    API_VERSION, Subject, busy, cache_status, content, in_a_loop, log_in, misdirected, outage, unavailable,
-    unrouted, wrong_address,
-};
-use super::seats::network;
+use super::config::Config;
+use super::server::access_log::RequestLog;
+use super::server::body::Body;
+use super::server::client_limits::{self, ClientHandle, ClientKey, ClientLimits, ConnectionClient, Throttle};
+use super::server::head;
+use super::server::hosts::{self, Reach};
+use super::server::response::{because_of_silence, finish};
+use super::server::transport::Transport;
+use crate::access::networks::client_network;
+use crate::access::{Access, Action, Principal};
 use crate::cache::{self, Cache, Size};
-use crate::context::{RequestContext, declare_fallback, declare_public, introduce};
+use crate::context::{Login, RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
 use crate::oci::{Digest, Reference, Repo, Speaker};
@@ -47,31 +51,52 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reason;
 use crate::upstream::{self, HostName};
 
-/// Time within which a request has an answer's head.
+use content::{
+    blob_response, cache_status, manifest_response, not_modified, refused_ranges, set_digest, set_source,
+    whole_blob,
+};
+use error_table::{
+    Subject, loop_detected, misdirected, not_authenticated, not_authorized, outage, unavailable, unrouted,
+};
+use lists::{Lists, json};
+use request::{RegistryRequest, discard, host_of};
+use resumable::{ResumableBlobs, stopping};
+
+/// Response header by which clients know a registry.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// Time within which a request has the head of its response.
 const BUDGET: Duration = Duration::from_secs(19);
-/// How long ranges wait until it is known where the blob ends: half of the budget.
+/// Time that a request for ranges waits until the length of the blob is known: half of the budget.
 const MEASURE_MAX: Duration = Duration::from_secs(9);
 
-/// What the data plane serves, and to whom: one configuration, and the content behind it.
+/// One configuration of the data plane: what it serves, to whom, and the cache behind it.
 pub struct Serving {
     cache: Cache,
-    registries: Registries,
-    /// Names of a listener on loopback.
+    lists: Lists,
+    registries: Arc<Registries>,
+    /// Names that a listener on loopback has as `Host`.
     hosts: Vec<HostName>,
     access: Access,
-    peers: Peers,
-    limits: Option<Arc<Limits>>,
-    login_limits: Option<Arc<Limits>>,
+    limits: Option<Arc<ClientLimits>>,
+    login_limits: Option<Arc<ClientLimits>>,
     metrics: Arc<Metrics>,
     access_log: bool,
-    list_private: bool,
-    /// While berth stops.
-    pub(super) going_on: GoingOn,
+    /// The blobs that are still served while berth stops.
+    resumable: ResumableBlobs,
+}
+
+/// A request whose client is let in.
+struct Admitted {
+    principal: Principal,
+    context: RequestContext,
+    /// The client's handle in the limits of its login, if it has one and that is limited.
+    user: Option<Arc<ClientHandle>>,
 }
 
 impl Serving {
-    /// Serves `cache` by `config`. What is the same as `before` is taken over with what it knows: who has logged in, and
-    /// what each client has taken.
+    /// Serves `cache` by `config`. Parts that are the same as `before` are taken over with what they know: which logins were
+    /// right, and what each client has taken.
     ///
     /// # Errors
     /// When `htpasswd` cannot be read.
@@ -82,95 +107,82 @@ impl Serving {
         config: &Config,
         before: Option<&Self>,
     ) -> anyhow::Result<Self> {
-        let access =
-            Access::load(&config.allow, config.htpasswd.as_deref(), before.map(|before| &before.access))?;
-        let (access_log, list_private) = (config.access_log, config.lists_private());
-        let limits = |config: &limits::Config, known: Option<&Arc<Limits>>| match known
+        let registries = Arc::new(registries);
+        let access = Access::load(
+            &config.allow,
+            config.htpasswd.as_deref(),
+            &config.peers,
+            Arc::clone(&registries),
+            before.map(|before| &before.access),
+        )?;
+        let limits = |config: &client_limits::Config, known: Option<&Arc<ClientLimits>>| match known
             .filter(|known| known.are_of(config))
         {
             Some(known) => Some(Arc::clone(known)),
-            None => Limits::new(config, Arc::clone(&metrics)),
+            None => ClientLimits::new(config, Arc::clone(&metrics)),
         };
         let known = before.and_then(|before| before.login_limits.as_ref());
         let login_limits = limits(&(&config.login_limits).into(), known);
         let limits = limits(&config.limits, before.and_then(|before| before.limits.as_ref()));
-        let (hosts, peers) = (config.hosts.clone(), Peers::new(&config.peers));
         Ok(Self {
+            lists: Lists::new(cache.clone(), config.lists_private()),
             cache,
             registries,
-            hosts,
+            hosts: config.hosts.clone(),
             access,
-            peers,
             limits,
             login_limits,
             metrics,
-            access_log,
-            list_private,
-            going_on: GoingOn::default(),
+            access_log: config.access_log,
+            resumable: ResumableBlobs::default(),
         })
     }
 
-    /// Where its content comes from.
+    /// The cache that its content comes from.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// Which registry and repository a request means.
-    pub(super) fn registries(&self) -> &Registries {
+    /// The registries that requests may mean.
+    pub(crate) fn registries(&self) -> &Registries {
         &self.registries
     }
 
-    /// Whether lists also show what came from upstream with a credential.
-    pub(super) fn lists_private(&self) -> bool {
-        self.list_private
-    }
-
-    /// What one address may take, if that is limited.
-    pub(super) fn limits(&self) -> Option<&Arc<Limits>> {
+    /// The limits of one address, if there are any.
+    pub(crate) fn limits(&self) -> Option<&Arc<ClientLimits>> {
         self.limits.as_ref()
     }
 
-    /// Answers a request of `peer`, for a connection that takes bodies by `transport`.
-    pub(super) async fn answer(
+    /// Answers a request of `peer`, on the connection of `client`, which takes bodies by `transport`: finds out who is
+    /// asking, for what, and whether they may have it, in this order.
+    pub(crate) async fn answer(
         &self,
         peer: SocketAddr,
         reach: Reach,
-        visit: &Visit,
+        client: &ConnectionClient,
         request: Request<Incoming>,
         transport: Transport,
     ) -> Response<Body> {
-        let guest = visit.guest(self.limits.as_ref());
+        let handle = client.handle(self.limits.as_ref());
         let (head, body) = request.into_parts();
-        // A client that waits for leave to send its body gets its answer without having sent it.
+        // A client that waits for leave to send its body gets its response without having sent it.
         let is_announced = !body.is_end_stream() && !head.headers.contains_key(EXPECT);
-        let account = Account::open(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
-        let mut account = Box::new(account);
-        let mut context = RequestContext::read(network(peer.ip()), &head.headers);
+        let log = RequestLog::begin(Arc::clone(&self.metrics), self.access_log, peer, head.method.clone());
+        let mut log = Box::new(log);
+        let context = RequestContext::read(client_network(peer.ip()), &head.headers);
         let is_of_client = context.is_of_client();
-        let admitted = match guest.as_ref().and_then(|guest| guest.refuse()) {
+        let admitted = match handle.as_ref().and_then(|handle| handle.check()) {
             Some(refusal) => Err(Box::new(refusal)),
             None if reach == Reach::Loopback && !self.has_host(&head) => Err(Box::new(misdirected())),
-            None => {
-                let verdict = self.access.judge(peer.ip(), &head.headers).await;
-                if let Verdict::Allowed(name) = &verdict {
-                    if let Some(name) = name {
-                        context = context.with_login(name);
-                    }
-                    if !is_of_client && self.peers.has(peer.ip(), name.as_deref()) {
-                        context = context.from_peer(&head.headers);
-                    }
-                }
-                self.admit(verdict)
-            }
+            None => self.authenticate(peer, &head.headers, context).await,
         };
         let (mut response, user) = match admitted {
-            Ok(user) => {
-                let Parts { method, uri, version, headers, .. } = head;
-                let asked = Asked { method, uri, version, headers, context, transport };
-                (self.respond(&asked, visit, &mut account).await, user)
+            Ok(Admitted { principal, context, user }) => {
+                let request = RegistryRequest::new(head, context, transport);
+                (self.respond(&request, &principal, client, &mut log).await, user)
             }
             Err(refusal) => {
-                self.lead_astray(&mut account, &head.uri, &head.headers);
+                self.log_unrouted(&mut log, &head.uri, &head.headers);
                 (*refusal, None)
             }
         };
@@ -181,32 +193,32 @@ impl Serving {
         if !is_of_client {
             introduce(response.headers_mut());
         }
-        let brake = Brake::of(guest.into_iter().chain(user));
-        close(account, response).map(|body| body.braked(brake))
+        let throttle = Throttle::of(handle.into_iter().chain(user));
+        finish(log, response).map(|body| body.throttled(throttle))
     }
 
     /// Refuses a request whose head means different things to different programs.
-    pub(super) fn refuse_head(
+    pub(crate) fn refuse_head(
         &self,
         peer: SocketAddr,
         request: &Request<Incoming>,
         fault: &str,
     ) -> Response<Body> {
         let method = request.method().clone();
-        let mut account = Box::new(Account::open(Arc::clone(&self.metrics), self.access_log, peer, method));
-        self.lead_astray(&mut account, request.uri(), request.headers());
-        close(account, head::refuse(fault))
+        let mut log = Box::new(RequestLog::begin(Arc::clone(&self.metrics), self.access_log, peer, method));
+        self.log_unrouted(&mut log, request.uri(), request.headers());
+        finish(log, head::refuse(fault))
     }
 
     /// Counts a request that could not be read.
-    pub(super) fn count_unreadable(&self) {
+    pub(crate) fn count_unreadable(&self) {
         self.metrics.refused(Reason::Request);
     }
 
-    /// Notes of a request that did not come as far as a route what is known of it all the same.
-    fn lead_astray(&self, account: &mut Account, uri: &Uri, headers: &HeaderMap) {
+    /// Logs what is known of a request without a route.
+    fn log_unrouted(&self, log: &mut RequestLog, uri: &Uri, headers: &HeaderMap) {
         let registry = self.registries.meant(host_of(uri, headers), uri.path(), uri.query());
-        account.astray(uri.path(), registry);
+        log.unrouted(uri.path(), registry);
     }
 
     /// Whether a request names a host that a listener on loopback has.
@@ -214,58 +226,88 @@ impl Serving {
         hosts::are_known(&head.uri, &head.headers, &self.hosts, |host| self.registries.have_host(host))
     }
 
-    /// What the login of a request may take, if it has one and that is limited.
+    /// Finds out who is asking, and whether their login is within its limits.
     ///
     /// # Errors
-    /// What the request is answered with, if it is not let in.
-    fn admit(&self, verdict: Verdict) -> Result<Option<Arc<Guest>>, Box<Response<Body>>> {
-        let refusal = match verdict {
-            Verdict::Allowed(name) => {
-                let limits = self.login_limits.as_ref().zip(name);
-                let user = limits.map(|(limits, name)| limits.greet(Who::Login(name)));
-                match user.as_ref().and_then(|user| user.refuse()) {
-                    Some(refusal) => refusal,
-                    None => return Ok(user),
-                }
-            }
-            Verdict::WrongAddress => wrong_address(),
-            Verdict::LogIn => log_in(),
-            Verdict::Busy => busy(),
-        };
-        Err(Box::new(refusal))
+    /// The refusal.
+    async fn authenticate(
+        &self,
+        peer: SocketAddr,
+        headers: &HeaderMap,
+        mut context: RequestContext,
+    ) -> Result<Admitted, Box<Response<Body>>> {
+        let principal = self.access.authenticate(peer.ip(), headers).await;
+        let principal = principal.map_err(|error| Box::new(not_authenticated(error)))?;
+        if let Some(name) = principal.user() {
+            context = context.with_login(name);
+        }
+        if !context.is_of_client() && self.access.is_peer(peer.ip(), &principal) {
+            context = context.from_peer(headers);
+        }
+        let limits = self.login_limits.as_ref().zip(principal.user());
+        let user = limits.map(|(limits, name)| limits.client(ClientKey::Login(Login::named(name))));
+        match user.as_ref().and_then(|user| user.check()) {
+            Some(refusal) => Err(Box::new(refusal)),
+            None => Ok(Admitted { principal, context, user }),
+        }
     }
 
-    async fn respond(&self, asked: &Asked, visit: &Visit, account: &mut Account) -> Response<Body> {
-        let route =
-            match self.registries.route(&asked.method, asked.host(), asked.uri.path(), asked.uri.query()) {
-                Ok(route) => Arc::new(route),
-                Err(error) => {
-                    self.lead_astray(account, &asked.uri, &asked.headers);
-                    return unrouted(&error);
-                }
-            };
-        account.begin(&route);
-        if visit.is_late() && !self.goes_on(visit, asked, &route) {
-            return stopping();
+    /// The route of a request, if `principal` may have what it leads to.
+    ///
+    /// # Errors
+    /// The refusal. It is the same for all requests to a repository that the principal may not have, well formed or not.
+    fn authorized_route(
+        &self,
+        request: &RegistryRequest,
+        principal: &Principal,
+    ) -> Result<Route, Box<Response<Body>>> {
+        let uri = request.uri();
+        let routed = self.registries.route_of_any(request.method(), request.host(), uri.path(), uri.query());
+        let (action, repo) = match &routed {
+            Ok(route) => (action(route), route.repository()),
+            Err(unrouted) => (Action::Pull, unrouted.repo.as_deref()),
+        };
+        if self.access.authorize(principal, action, repo).is_err() {
+            return Err(Box::new(not_authorized(repo)));
         }
-        let mut response = if asked.context.is_loop() {
-            in_a_loop()
-        } else {
-            match self.at_hand(asked, &route, account) {
-                Some(response) => response,
-                None => self.find(asked, &route, account).await,
+        routed.map_err(|reason| Box::new(unrouted(&reason.error)))
+    }
+
+    async fn respond(
+        &self,
+        request: &RegistryRequest,
+        principal: &Principal,
+        client: &ConnectionClient,
+        log: &mut RequestLog,
+    ) -> Response<Body> {
+        let route = match self.authorized_route(request, principal) {
+            Ok(route) => Arc::new(route),
+            Err(refusal) => {
+                self.log_unrouted(log, request.uri(), request.headers());
+                return *refusal;
             }
         };
-        if !asked.context.is_of_client() && self.is_for_everybody(&route, digest_of(&route, &response)).await
-        {
+        log.routed(&route);
+        if client.is_late() && !self.resumable.is_resumed(&self.cache, client, request, &route) {
+            return stopping();
+        }
+        let mut response = if request.context().is_loop() {
+            loop_detected()
+        } else {
+            match self.cached(request, &route, log) {
+                Some(response) => response,
+                None => self.answer_in_time(request, &route, principal, log).await,
+            }
+        };
+        if !request.context().is_of_client() && self.is_public(&route, digest_of(&route, &response)).await {
             declare_public(response.headers_mut());
         }
         response
     }
 
-    /// Whether a berth may share what it is answered with among its repositories.
-    async fn is_for_everybody(&self, route: &Route, digest: Option<Digest>) -> bool {
-        let Some(repo) = repository(route) else { return false };
+    /// Whether a berth that asks may share the content among its repositories.
+    async fn is_public(&self, route: &Route, digest: Option<Digest>) -> bool {
+        let Some(repo) = route.repository() else { return false };
         let is_public = match digest {
             Some(digest) => self.cache.is_for_everybody(repo, &digest).await,
             None => self.cache.is_public(repo).await,
@@ -273,21 +315,27 @@ impl Serving {
         is_public.unwrap_or(false)
     }
 
-    /// The answer, or why there is none, in time.
-    async fn find(&self, asked: &Asked, route: &Arc<Route>, account: &mut Account) -> Response<Body> {
-        let request = account.request;
-        let subject = subject(route);
-        // On the heap, so that what most requests do is small: futures are moved before they run.
-        let budget = asked.context.patience(BUDGET);
-        match timeout(budget, Box::pin(self.serve(asked, route, account))).await {
+    /// The response, or why there is none, within the budget.
+    async fn answer_in_time(
+        &self,
+        request: &RegistryRequest,
+        route: &Route,
+        principal: &Principal,
+        log: &mut RequestLog,
+    ) -> Response<Body> {
+        let request_id = log.request_id();
+        let subject = Subject::of(route);
+        // On the heap, so that the future of most requests is small: futures are moved before they run.
+        let budget = request.context().patience(BUDGET);
+        match timeout(budget, Box::pin(self.look_up(request, route, principal, log))).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 if matches!(error, cache::Error::Store(_) | cache::Error::Read(_)) {
-                    warn!(request = format_args!("{request:016x}"), %error, "the data folder failed a request");
+                    warn!(request = format_args!("{request_id:016x}"), %error, "the data folder failed a request");
                 }
-                // The berth that asks may have somebody else to ask.
-                match error.is_loop() && !asked.context.is_of_client() {
-                    true => in_a_loop(),
+                // A berth that asks may have another place to ask.
+                match error.is_loop() && !request.context().is_of_client() {
+                    true => loop_detected(),
                     false => unavailable(&error, subject),
                 }
             }
@@ -297,39 +345,49 @@ impl Serving {
         }
     }
 
-    async fn serve(
+    async fn look_up(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         route: &Route,
-        account: &mut Account,
+        principal: &Principal,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
         match route {
             Route::Base => Ok(json(Bytes::from_static(b"{}"))),
             Route::Extensions => Ok(json(Bytes::from_static(br#"{"extensions":[]}"#))),
-            Route::Catalog { n, last } => self.catalog(asked, *n, last.as_deref()).await,
-            Route::Manifest { repo, reference } => self.manifest(asked, repo, reference, account).await,
-            Route::Blob { repo, digest } if asked.method == Method::HEAD => {
-                self.blob_head(asked, repo, digest, account).await
+            Route::Catalog { n, last } => {
+                let may_have =
+                    |repo: &Repo| self.access.authorize(principal, Action::Pull, Some(repo)).is_ok();
+                self.lists.catalog(request, *n, last.as_deref(), may_have).await
             }
-            Route::Blob { repo, digest } => self.blob(asked, repo, digest, account).await,
-            Route::Tags { repo, n, last } => self.tags(asked, repo, *n, last.as_deref(), account).await,
+            Route::Manifest { repo, reference } => self.manifest(request, repo, reference, log).await,
+            Route::Blob { repo, digest } if request.method() == Method::HEAD => {
+                self.blob_head(request, repo, digest, log).await
+            }
+            Route::Blob { repo, digest } => self.blob(request, repo, digest, log).await,
+            Route::Tags { repo, n, last } => self.lists.tags(request, repo, *n, last.as_deref(), log).await,
             Route::Referrers { repo, digest, artifact_type } => {
-                self.referrers(asked, (repo, digest), artifact_type.as_deref(), account).await
+                self.lists.referrers(request, (repo, digest), artifact_type.as_deref(), log).await
             }
         }
     }
 
-    /// The answer to what was asked a moment ago, without a wait for anything.
-    fn at_hand(&self, asked: &Asked, route: &Route, account: &mut Account) -> Option<Response<Body>> {
+    /// The response to what was asked for a moment ago: from memory, without a wait.
+    fn cached(
+        &self,
+        request: &RegistryRequest,
+        route: &Route,
+        log: &mut RequestLog,
+    ) -> Option<Response<Body>> {
         match route {
             Route::Manifest { repo, reference } => {
                 let manifest = self.cache.manifest_at_hand(repo, reference)?;
-                Some(of_manifest(asked, repo, manifest, account))
+                Some(manifest_response(request, repo, manifest, log))
             }
-            Route::Blob { repo, digest } if asked.method == Method::GET => {
+            Route::Blob { repo, digest } if request.method() == Method::GET => {
                 let blob = self.cache.blob_at_hand(repo, digest)?;
-                Some(match asked.ranges(digest) {
-                    Ok(ranges) => of_blob(asked, (repo, digest), blob, ranges, account),
+                Some(match request.ranges(digest) {
+                    Ok(ranges) => blob_response(request, (repo, digest), blob, ranges, log),
                     Err(refusal) => refused_ranges(refusal),
                 })
             }
@@ -339,29 +397,30 @@ impl Serving {
 
     async fn manifest(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         repo: &Repo,
         reference: &Reference,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
-        let manifest = self.cache.manifest(repo, reference, &asked.context).await?;
-        Ok(of_manifest(asked, repo, manifest, account))
+        let manifest = self.cache.manifest(repo, reference, request.context()).await?;
+        Ok(manifest_response(request, repo, manifest, log))
     }
 
     async fn blob_head(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         repo: &Repo,
         digest: &Digest,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
-        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, &asked.context).await?;
+        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, request.context()).await?;
         let status = cache_status(source, false, false);
-        account.cache = status;
+        log.set_cache_status(status);
         let body = || if bytes.is_some() { Body::empty() } else { Body::of_unknown_length() };
-        let mut response = if asked.has(digest) { not_modified() } else { whole_blob(asked, body(), bytes) };
-        identify(&mut response, digest);
-        account_for(&mut response, repo, status);
+        let mut response =
+            if request.has(digest) { not_modified() } else { whole_blob(request, body(), bytes) };
+        set_digest(&mut response, digest);
+        set_source(&mut response, repo, status);
         if speaker == Speaker::Fallback {
             declare_fallback(response.headers_mut());
         }
@@ -370,27 +429,27 @@ impl Serving {
 
     async fn blob(
         &self,
-        asked: &Asked,
+        request: &RegistryRequest,
         repo: &Repo,
         digest: &Digest,
-        account: &mut Account,
+        log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
-        let ranges = match asked.ranges(digest) {
+        let ranges = match request.ranges(digest) {
             Ok(ranges) => ranges,
             Err(refusal) => return Ok(refused_ranges(refusal)),
         };
-        let mut blob = self.cache.blob(repo, digest, ranges.as_ref(), &asked.context).await?;
-        if blob.total.is_none() && !asked.is_chunked() {
-            // To such a client an end that is cut off is an end like any other.
+        let mut blob = self.cache.blob(repo, digest, ranges.as_ref(), request.context()).await?;
+        if blob.total.is_none() && !request.is_chunked() {
+            // Such a client cannot tell a body that is cut off from one that has ended.
             if !blob.measure().await {
                 return Err(upstream::Error::NoLength.into());
             }
         } else if blob.total.is_none() && ranges.is_some() {
-            // Who asks for parts gets everything if it does not turn out in time: that is what upstream does, too.
-            let _ = timeout(asked.context.patience(MEASURE_MAX), blob.measure()).await;
+            // If the length is not known in time, a client that asks for ranges gets everything, as it would from upstream.
+            let _ = timeout(request.context().patience(MEASURE_MAX), blob.measure()).await;
         }
         let is_of_fallback = blob.is_of_fallback();
-        let mut response = of_blob(asked, (repo, digest), blob, ranges, account);
+        let mut response = blob_response(request, (repo, digest), blob, ranges, log);
         if is_of_fallback {
             declare_fallback(response.headers_mut());
         }
@@ -398,7 +457,7 @@ impl Serving {
     }
 }
 
-/// Of the content that is answered with, if it is content.
+/// The digest of the content of a response, if it has content.
 fn digest_of(route: &Route, response: &Response<Body>) -> Option<Digest> {
     match route {
         Route::Blob { digest, .. } | Route::Manifest { reference: Reference::Digest(digest), .. } => {
@@ -411,26 +470,13 @@ fn digest_of(route: &Route, response: &Response<Body>) -> Option<Digest> {
     }
 }
 
-/// What a request is about.
-fn repository(route: &Route) -> Option<&Repo> {
+/// The action that a principal must be allowed to do, to have an answer.
+fn action(route: &Route) -> Action {
     match route {
-        Route::Manifest { repo, .. }
-        | Route::Blob { repo, .. }
-        | Route::Referrers { repo, .. }
-        | Route::Tags { repo, .. } => Some(repo),
-        Route::Base | Route::Extensions | Route::Catalog { .. } => None,
+        Route::Base | Route::Extensions => Action::Ping,
+        Route::Catalog { .. } => Action::Catalog,
+        Route::Manifest { .. } | Route::Blob { .. } | Route::Tags { .. } | Route::Referrers { .. } => {
+            Action::Pull
+        }
     }
-}
-
-fn subject(route: &Route) -> Subject {
-    match route {
-        Route::Manifest { .. } | Route::Referrers { .. } => Subject::Manifest,
-        Route::Blob { .. } => Subject::Blob,
-        Route::Base | Route::Extensions | Route::Catalog { .. } | Route::Tags { .. } => Subject::Repository,
-    }
-}
-
-/// A body of JSON.
-pub(super) fn json(body: Bytes) -> Response<Body> {
-    content(StatusCode::OK, "application/json", body)
 }

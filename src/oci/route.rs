@@ -113,8 +113,43 @@ pub enum RouteError {
     UnknownRegistry(String),
 }
 
+impl Route {
+    /// The repository that the request is about, if it is about one.
+    pub fn repository(&self) -> Option<&Repo> {
+        match self {
+            Self::Manifest { repo, .. }
+            | Self::Blob { repo, .. }
+            | Self::Referrers { repo, .. }
+            | Self::Tags { repo, .. } => Some(repo),
+            Self::Base | Self::Extensions | Self::Catalog { .. } => None,
+        }
+    }
+}
+
+/// Why a request has no route. Whether its client may know that depends on the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unrouted {
+    /// The repository that the request is about, if that much is known.
+    pub repo: Option<Box<Repo>>,
+    /// What is wrong with the request.
+    pub error: RouteError,
+}
+
+impl From<RouteError> for Unrouted {
+    fn from(error: RouteError) -> Self {
+        Self { repo: None, error }
+    }
+}
+
+impl From<InvalidName> for Unrouted {
+    fn from(error: InvalidName) -> Self {
+        RouteError::from(error).into()
+    }
+}
+
 impl Registries {
-    /// What a request means. `host` is its `Host` header, `path` and `query` are as they came.
+    /// What a request means, if its repository may be pulled here. `host` is its `Host` header, `path` and `query` are as
+    /// they came.
     ///
     /// # Errors
     /// [`RouteError`].
@@ -125,11 +160,29 @@ impl Registries {
         path: &str,
         query: Option<&str>,
     ) -> Result<Route, RouteError> {
+        let routed = self.route_of_any(method, host, path, query);
+        let repo = routed.as_ref().map_or_else(|unrouted| unrouted.repo.as_deref(), Route::repository);
+        repo.map_or(Ok(()), |repo| self.check_limits(repo))?;
+        routed.map_err(|unrouted| unrouted.error)
+    }
+
+    /// What a request means, whether or not its repository may be pulled here: the caller decides that
+    /// ([`Registries::may_have`]).
+    ///
+    /// # Errors
+    /// [`Unrouted`], never with [`RouteError::Forbidden`].
+    pub fn route_of_any(
+        &self,
+        method: &Method,
+        host: Option<&str>,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Route, Unrouted> {
         let query = query.unwrap_or_default();
         if path.len() > PATH_BYTES_MAX || query.len() > QUERY_BYTES_MAX {
             let is_cursor = path.ends_with("/tags/list") && query.len() <= LIST_QUERY_BYTES_MAX;
             if path.len() > PATH_BYTES_MAX || !is_cursor {
-                return Err(RouteError::PathTooLong);
+                return Err(RouteError::PathTooLong.into());
             }
         }
         let (mut segments, is_coded) = split(path);
@@ -140,17 +193,16 @@ impl Registries {
         }
         let (head, tail) = Tail::split(&segments).ok_or(RouteError::NotFound)?;
         if ![Method::GET, Method::HEAD].contains(method) {
-            return Err(RouteError::Method);
+            return Err(RouteError::Method.into());
         }
         let query = Query::parse(query);
         let decided = self.decided(query.ns.as_deref(), host)?;
         let Some(name) = without_api_root(head, tail) else {
             self.check_prefix(decided.as_deref(), head)?;
-            return query.route_of_api(tail);
+            return Ok(query.route_of_api(tail)?);
         };
         let (registry, name) = self.resolve(decided, &name)?;
         let repo = Repo::new(registry.into_owned(), RepoName::parse(&name.join("/"))?);
-        self.check_limits(&repo)?;
         query.route_in(repo, tail)
     }
 }
@@ -274,22 +326,33 @@ impl<'a> Query<'a> {
     }
 
     /// A path below a repository.
-    fn route_in(self, repo: Repo, tail: Tail<'_>) -> Result<Route, RouteError> {
+    fn route_in(self, repo: Repo, tail: Tail<'_>) -> Result<Route, Unrouted> {
+        let wrong = |repo: Repo, error| Unrouted { repo: Some(Box::new(repo)), error };
         match tail {
-            Tail::Manifest(reference) => {
-                Ok(Route::Manifest { repo, reference: Reference::parse(reference)? })
-            }
-            Tail::Blob(digest) => Ok(Route::Blob { repo, digest: parse_digest(digest)? }),
-            Tail::Tags => {
-                Ok(Route::Tags { repo, n: self.page_size()?, last: self.last.map(Cow::into_owned) })
-            }
+            Tail::Manifest(reference) => match Reference::parse(reference) {
+                Ok(reference) => Ok(Route::Manifest { repo, reference }),
+                Err(error) => Err(wrong(repo, error.into())),
+            },
+            Tail::Blob(digest) => match parse_digest(digest) {
+                Ok(digest) => Ok(Route::Blob { repo, digest }),
+                Err(error) => Err(wrong(repo, error)),
+            },
+            Tail::Tags => match self.page_size() {
+                Ok(n) => Ok(Route::Tags { repo, n, last: self.last.map(Cow::into_owned) }),
+                Err(error) => Err(wrong(repo, error)),
+            },
             Tail::Referrers(digest) => {
                 // A plus that was not percent-coded decodes to a space, which no media type has.
                 let artifact_type =
                     self.artifact_type.map(|it| it.replace(' ', "+")).filter(|it| !it.is_empty());
-                Ok(Route::Referrers { repo, digest: parse_digest(digest)?, artifact_type })
+                match parse_digest(digest) {
+                    Ok(digest) => Ok(Route::Referrers { repo, digest, artifact_type }),
+                    Err(error) => Err(wrong(repo, error)),
+                }
             }
-            Tail::Base | Tail::Catalog | Tail::Extensions | Tail::Upload => Err(RouteError::NotFound),
+            Tail::Base | Tail::Catalog | Tail::Extensions | Tail::Upload => {
+                Err(wrong(repo, RouteError::NotFound))
+            }
         }
     }
 

@@ -224,3 +224,30 @@ async fn a_password_is_right_as_a_whole_or_not_at_all() {
     berth.until_logged("more than 72 bytes").await;
     assert!(!berth.logs_contain(&long), "a password is in the log");
 }
+
+#[tokio::test]
+async fn a_client_is_known_before_its_path_is_read_and_may_have_a_repository_before_it_is_told_of_it() {
+    let (upstream, _, _) = alpine().await;
+    let users = file_of(&user("anna", "right"));
+    let setup = Berth::with("docker.io", &upstream).keys("repositories = { deny = [\"team/*\"] }");
+    let berth = setup.http(&format!("htpasswd = {users:?}")).start().await;
+    for (method, path, status, code) in [
+        ("GET", "/etc/passwd", 404, "NAME_UNKNOWN"),
+        ("GET", "/v2/org/app/manifests/1?ns=quay.oi", 404, "NAME_UNKNOWN"),
+        ("GET", "/v2/org/App/manifests/1", 400, "NAME_INVALID"),
+        ("GET", "/v2/org/app/tags/list?n=x", 400, "PAGINATION_NUMBER_INVALID"),
+        ("DELETE", "/v2/org/app/manifests/1", 405, "UNSUPPORTED"),
+        ("GET", "/v2/team/app/manifests/1", 403, "DENIED"),
+        ("GET", "/v2/team/app/manifests/:", 403, "DENIED"),
+        ("GET", "/v2/team/app/blobs/sha256:0", 403, "DENIED"),
+        ("GET", "/v2/team/app/tags/list?n=x", 403, "DENIED"),
+        ("GET", "/v2/team/app/blobs/uploads/1", 403, "DENIED"),
+    ] {
+        let ask = berth.ask(method, path);
+        let reply = ask.clone().await;
+        assert_eq!((reply.status, &*reply.error_code()), (401, "UNAUTHORIZED"), "{method} {path}");
+        let reply = ask.basic("anna", "right").await;
+        assert_eq!((reply.status, &*reply.error_code()), (status, code), "{method} {path}");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+}

@@ -1,8 +1,8 @@
-//! Who may use the admin plane, and who may use its API.
+//! The rules for who may use the admin plane, and who may use its API.
 //!
-//! Whoever connects must come from this machine or from a network in `[admin] allow`, and must name a host that no web
-//! page can have (`http/hosts.rs`). The API needs a token besides, also on loopback, where any user of the machine and
-//! anything in its network namespace can connect: as `Authorization: Bearer …`, and in no other way.
+//! A client must come from this machine or from a network in `[admin] allow`, and must name a host that no web page can have
+//! (`server::hosts`). The API needs a token besides, also on loopback, where any user of the machine and anything in its
+//! network namespace can connect: as `Authorization: Bearer …`, and in no other way.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,26 +15,27 @@ use ipnet::IpNet;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 
-use super::super::body::Body;
-use super::super::hosts;
-use super::super::seats::Rarely;
-use super::Config;
-use super::api::Refusal;
-use super::token::{TOKEN_FILE, Token, TokenFile, Unusable};
+use super::config::Config;
+use super::error::ApiError;
+use super::token::{AdminToken, TOKEN_FILE, TokenFile, Unusable};
+use crate::access::networks;
+use crate::http::server::body::Body;
+use crate::http::server::hosts;
 use crate::store::Store;
+use crate::telemetry::LogThrottle;
 use crate::upstream::HostName;
 
-/// What the admin plane asks of those who use it.
+/// The rules of one configuration for who may use the admin plane.
 pub struct Guard {
     allow: Vec<IpNet>,
     hosts: Vec<HostName>,
-    /// The first is berth's own.
+    /// The files of tokens, any of which is enough. The first is berth's own.
     tokens: Arc<[TokenFile]>,
-    refused: Rarely,
+    refused: LogThrottle,
 }
 
 impl Guard {
-    /// By `config`, for a data folder.
+    /// The rules of `config`, for a data folder.
     ///
     /// # Errors
     /// When `token_file` opens nothing.
@@ -46,45 +47,44 @@ impl Guard {
             tokens.push(file);
         }
         let Config { allow, hosts, .. } = config.clone();
-        Ok(Self { allow, hosts, tokens: tokens.into(), refused: Rarely::default() })
+        Ok(Self { allow, hosts, tokens: tokens.into(), refused: LogThrottle::default() })
     }
 
-    /// What a request is answered with that comes from elsewhere, or is meant for another host.
+    /// The refusal of a request that comes from another network, or is meant for another host.
     pub(super) fn refuse(&self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Option<Response<Body>> {
         if !self.may_connect(peer) {
-            let refusal = Refusal::new(StatusCode::FORBIDDEN, "this address is not in [admin] allow");
-            let mut response = refusal.answer();
+            let refusal = ApiError::new(StatusCode::FORBIDDEN, "this address is not in [admin] allow");
+            let mut response = refusal.into_response();
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return Some(response);
         }
         if !hosts::are_known(uri, headers, &self.hosts, |_| false) {
             let error = "expected an address, localhost or a name in [admin] hosts as the Host";
-            return Some(Refusal::new(StatusCode::MISDIRECTED_REQUEST, error).answer());
+            return Some(ApiError::new(StatusCode::MISDIRECTED_REQUEST, error).into_response());
         }
         None
     }
 
     fn may_connect(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
         // A listener on loopback alone needs no list, and has no others.
-        peer.is_loopback() || self.allow.iter().any(|network| network.contains(&peer))
+        peer.to_canonical().is_loopback() || networks::contain(&self.allow, peer)
     }
 
-    /// Refuses a request that does not show a token. One that berth should have and has not is made.
+    /// Refuses a request that does not show a token. If berth has no token of its own, one is made.
     pub(super) async fn check(
         &self,
         store: &Store,
         peer: IpAddr,
         headers: &HeaderMap,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ApiError> {
         if let Some(shown) = bearer(headers)
             && self.is_right(shown).await
         {
             return Ok(());
         }
-        // It may be gone, or could not be made so far.
+        // berth's own token may be gone, or could not be made so far.
         let state = self.make_token(store).await;
-        if self.refused.is_time() {
+        if self.refused.is_due() {
             warn!(client = %peer, "a request to the admin API shows no right token");
         }
         Err(self.unauthorized(state.err()))
@@ -100,7 +100,7 @@ impl Guard {
     /// Makes berth's own token if there is none.
     ///
     /// # Errors
-    /// Why it opens nothing.
+    /// Why the token opens nothing.
     pub(super) async fn make_token(&self, store: &Store) -> Result<(), String> {
         match self.look().await {
             Ok(_) => Ok(()),
@@ -109,7 +109,7 @@ impl Guard {
         }
     }
 
-    /// The same at the start, when one that opens nothing, or that others may have read, is replaced.
+    /// The same at the start, when a token that opens nothing, or that others may have read, is replaced.
     pub(super) async fn renew_token(&self, store: &Store) {
         let path = self.tokens[0].to_string();
         let renewed = match self.look().await {
@@ -128,31 +128,31 @@ impl Guard {
         }
     }
 
-    async fn look(&self) -> Result<Token, Unusable> {
+    async fn look(&self) -> Result<AdminToken, Unusable> {
         let tokens = Arc::clone(&self.tokens);
         let look = spawn_blocking(move || tokens[0].read());
         look.await.unwrap_or_else(|fault| Err(Unusable::Unreadable(fault.into())))
     }
 
     async fn put_token(&self, store: &Store) -> Result<(), String> {
-        let token = Token::generate().map_err(|error| error.to_string())?;
+        let token = AdminToken::generate().map_err(|error| error.to_string())?;
         let put = store.put_secret(TOKEN_FILE, format!("{}\n", token.secret())).await;
         put.map_err(|error| error.to_string())
     }
 
-    fn unauthorized(&self, closed: Option<String>) -> Refusal {
+    fn unauthorized(&self, closed: Option<String>) -> ApiError {
         let files: Vec<_> = self.tokens.iter().map(ToString::to_string).collect();
         let mut error =
             format!("expected `Authorization: Bearer …` with the token in {}", files.join(" or "));
         if let Some(reason) = closed {
             error += &format!("; {} opens nothing: {reason}", self.tokens[0]);
         }
-        Refusal::new(StatusCode::UNAUTHORIZED, error)
+        ApiError::new(StatusCode::UNAUTHORIZED, error)
             .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"berth\""))
     }
 }
 
-/// The token that a request shows: in one header, and of one word.
+/// The token that a request shows, which must be in one header, and one word.
 fn bearer(headers: &HeaderMap) -> Option<String> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
     let (line, None) = (lines.next()?, lines.next()) else { return None };

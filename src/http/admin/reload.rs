@@ -1,4 +1,4 @@
-//! Orders to read the configuration again, and what comes of it. Who carries them out is not known here.
+//! Requests to read the configuration again, and their results. `app` carries them out.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Orders that wait for one that is being carried out.
+/// Most requests that wait for one that is being carried out.
 const ORDERS_MAX: usize = 4;
-/// How long an answer is waited for; the reload goes on. It reads some files, which may be on the network.
+/// Time that a result is waited for; the reload goes on. It reads some files, which may be on the network.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-/// What a reload of the configuration came to.
+/// The result of a reload of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// What is different, by its keys; nothing if the configuration in force is the one in the file already.
+    /// The keys that differ. Empty if the configuration in force is the one in the file already.
     pub changed: Vec<String>,
 }
 
-/// Why a configuration was not reloaded; the one before stays in force, all of it.
+/// Why a configuration was not reloaded. The one before stays in force, all of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReloaded {
-    /// There is nothing to read.
+    /// There is no file to read.
     #[error(
         "there is no configuration file: what is configured are flags and environment, and these need a restart"
     )]
@@ -29,26 +29,26 @@ pub enum NotReloaded {
     /// The file, the key, the value and what was expected.
     #[error("{0}")]
     Refused(String),
-    /// Too many have ordered it, it takes too long, or berth is stopping.
+    /// Too many reloads wait, it takes too long, or berth is stopping.
     #[error("the configuration cannot be reloaded just now; the log will say what came of it")]
     Busy,
 }
 
-/// One order, to be answered.
+/// One request, to be answered with its result.
 pub type Order = oneshot::Sender<Result<Reloaded, NotReloaded>>;
 
-/// Gives orders.
+/// Requests reloads. Clones share one queue.
 #[derive(Clone)]
 pub struct Orders(mpsc::Sender<Order>);
 
-/// Somebody who gives orders, and what they come out at.
+/// A queue of requests: the end that fills it, and the end that is read.
 pub fn orders() -> (Orders, mpsc::Receiver<Order>) {
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
     (Orders(orders), ordered)
 }
 
 impl Orders {
-    /// Has the configuration read again, and waits for what comes of it.
+    /// Requests a reload, and waits for its result.
     pub(super) async fn reload(&self) -> Result<Reloaded, NotReloaded> {
         let (order, answer) = oneshot::channel();
         self.0.try_send(order).map_err(|_| NotReloaded::Busy)?;

@@ -1,13 +1,13 @@
 //! The tokens that open the admin plane, and the files that they are in.
 //!
-//! berth makes one when it starts, in `admin-token` of its data folder, for its own user's eyes alone: who can read it
-//! could read everything else there, too. Commands find it by the folder that they are about. `[admin] token_file` names
-//! a second one, which is the operator's own, such as a secret that is mounted; both count.
+//! berth makes a token when it starts, in `admin-token` of its data folder, which only its own user may read: whoever could
+//! read it could read everything else there, too. Commands find it by the data folder that they are given.
+//! `[admin] token_file` names a second one, which is the operator's own, such as a mounted secret; both count.
 //!
-//! They are read for every request, which are few, so that one that is replaced counts at once and the one before no
-//! longer. A file that could give a token away, or is none, opens nothing: berth's own must be a regular file (no link)
-//! that no group and nobody else can read, and is made anew at the next start; the operator's must not be readable by
-//! everybody. Both hold at least 32 characters.
+//! They are read for every request, which are few, so that a token that is replaced counts at once and the one before no
+//! longer. A file that could give a token away, or holds none, opens nothing: berth's own must be a regular file (no link)
+//! that neither its group nor others can read, and is made anew at the next start; the operator's must not be readable by
+//! others. Both hold at least 32 characters.
 
 use std::fmt;
 use std::io::{self, Read as _};
@@ -21,16 +21,16 @@ use subtle::ConstantTimeEq as _;
 
 use crate::files;
 
-/// The file in the data folder.
+/// Name of the file with berth's own token in the data folder.
 pub(super) const TOKEN_FILE: &str = "admin-token";
-/// Random bytes of a token that berth makes: nobody guesses it.
+/// Random bytes of a token that berth makes.
 const RANDOM_BYTES: usize = 32;
-/// The shortest that is taken: 128 bits as hexadecimal digits.
+/// Characters of the shortest token that is accepted: 128 bits as hexadecimal digits.
 const CHARS_MIN: usize = 32;
-/// The longest file that is read.
+/// Bytes of the longest file that is read.
 const FILE_BYTES_MAX: u64 = 4096;
 
-/// Where a token is, and who may read it there.
+/// A file with a token, and the rules for who may read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenFile {
     path: PathBuf,
@@ -38,8 +38,8 @@ pub struct TokenFile {
     is_own: bool,
 }
 
-/// What a request must show.
-pub struct Token(String);
+/// The token that a request must show.
+pub struct AdminToken(String);
 
 /// Why a file opens nothing.
 #[derive(Debug, thiserror::Error)]
@@ -67,27 +67,27 @@ pub enum Unusable {
 }
 
 impl TokenFile {
-    /// The one that berth makes in its data folder.
+    /// berth's own, in its data folder.
     pub fn of_data_dir(folder: &Path) -> Self {
         Self { path: folder.join(TOKEN_FILE), is_own: true }
     }
 
-    /// One that an operator names.
+    /// The operator's, at `path`.
     pub fn configured(path: &Path) -> Self {
         Self { path: path.to_owned(), is_own: false }
     }
 
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads it, if it opens anything.
+    /// Reads the token, if it opens anything.
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn read(&self) -> Result<Token, Unusable> {
-        // A secret of Kubernetes is a link.
+    pub fn read(&self) -> Result<AdminToken, Unusable> {
+        // A mounted secret of Kubernetes is a link.
         let follow = if self.is_own { OFlags::NOFOLLOW } else { OFlags::empty() };
         let file = files::open(&self.path, follow).map_err(unusable)?;
         let found = file.metadata().map_err(Unusable::Unreadable)?;
@@ -102,7 +102,7 @@ impl TokenFile {
             io::ErrorKind::InvalidData => Unusable::NotAToken,
             _ => Unusable::Unreadable(error),
         })?;
-        Token::parse(&text).ok_or(Unusable::NotAToken)
+        AdminToken::parse(&text).ok_or(Unusable::NotAToken)
     }
 }
 
@@ -122,8 +122,8 @@ fn unusable(error: io::Error) -> Unusable {
     }
 }
 
-impl Token {
-    /// A new one.
+impl AdminToken {
+    /// Makes a new token.
     ///
     /// # Errors
     /// When the system has no random bytes.
@@ -142,12 +142,12 @@ impl Token {
         (is_word && fits).then(|| Self(token.to_owned()))
     }
 
-    /// Whether `shown` is this one; how much of it is right does not show in the time.
+    /// Whether `shown` is this token. The time that this takes does not show how much of it is right.
     pub(super) fn is(&self, shown: &str) -> bool {
         self.0.as_bytes().ct_eq(shown.as_bytes()).into()
     }
 
-    /// To be sent, or written to its file.
+    /// The secret, to be sent or written to its file.
     pub fn secret(&self) -> &str {
         &self.0
     }
@@ -168,10 +168,10 @@ mod tests {
 
     #[test]
     fn a_token_is_a_long_word_that_is_compared_whole() {
-        let token = Token::generate().unwrap();
+        let token = AdminToken::generate().unwrap();
         assert_eq!(token.secret().len(), 2 * RANDOM_BYTES);
-        assert!(!Token::generate().unwrap().is(token.secret()));
-        let read = Token::parse(&format!(" {}\r\n", token.secret())).unwrap();
+        assert!(!AdminToken::generate().unwrap().is(token.secret()));
+        let read = AdminToken::parse(&format!(" {}\r\n", token.secret())).unwrap();
         assert!(read.is(token.secret()));
         for other in ["", &token.secret()[1..], &format!("{}0", token.secret()), &"0".repeat(64)] {
             assert!(!token.is(other), "{other}");
@@ -185,7 +185,7 @@ mod tests {
             &long,
             "\u{e4}".repeat(40).as_str(),
         ] {
-            assert!(Token::parse(none).is_none(), "{none}");
+            assert!(AdminToken::parse(none).is_none(), "{none}");
         }
     }
 
