@@ -58,63 +58,41 @@ use tokio::task::JoinHandle;
 use crate::oci::{Digest, Document, Manifest, Repo, Tag};
 use crate::telemetry::Metrics;
 
-mod adopt;
-mod blob;
-mod budget;
+mod blobs;
 mod disk;
-mod entries;
 mod error;
-mod evict;
-mod grants;
-mod health;
-mod index;
+mod eviction;
+mod integrity;
 mod layout;
-mod ledger;
-mod lock;
-mod map;
-#[expect(unsafe_code, reason = "maps files: the module says why that is sound")]
-mod mapping;
-mod obstacle;
-mod opened;
-mod partial;
-mod pieces;
-mod pin;
-mod privacy;
-mod progress;
-mod quarantine;
-mod rebuild;
-mod recheck;
-mod record;
-mod refs;
-mod scrub;
-mod secret;
-mod sweep;
+mod maintenance;
 #[expect(unsafe_code, reason = "asks the allocator for something that has no safe name")]
-mod trim;
-mod upkeep;
-mod verify;
+mod malloc;
+mod metadata;
+mod partial;
+mod secret;
 
-pub use budget::{InvalidSize, Limits, Size};
+pub use blobs::open_files::{BlobFile, Mapped, MappedWeak};
+pub use blobs::piece_map::Next;
+pub use blobs::range_set::Pieces;
+pub use disk::health::Health;
+pub use disk::privacy::{Mode, close_to_others};
 pub use error::Error;
-pub use health::Health;
-pub use map::Next;
-pub use opened::{BlobFile, Mapped, MappedWeak};
+pub use eviction::budget::{InvalidSize, Limits, Size};
+pub use eviction::pins::{Pin, Pinned};
+pub use integrity::Damage;
+pub use integrity::recheck::Pending;
+pub use integrity::scrub::Rate;
+pub use integrity::verify::{Finding, Verification};
+pub use malloc::keep_large_apart;
+pub use metadata::records::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
 pub use partial::{Left, Partial, PartialKey, Sync, Synced};
-pub use pieces::Pieces;
-pub use pin::{Pin, Pinned};
-pub use privacy::{Mode, close_to_others};
-pub use quarantine::Damage;
-pub use recheck::Pending;
-pub use record::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
-pub use scrub::Rate;
-pub use trim::keep_large_apart;
-pub use verify::{Finding, Verification};
 
-use index::Found;
-use ledger::Ledger;
+use eviction::Sweeper;
+use integrity::recheck::Rechecks;
+use integrity::scrub;
+use metadata::Ledger;
+use metadata::index::Found;
 use partial::Partials;
-use recheck::Rechecks;
-use sweep::Sweeper;
 
 /// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
 const ADOPTION_WAIT: Duration = Duration::from_secs(5);
@@ -174,8 +152,8 @@ impl Store {
     /// As [`Store::open`].
     pub async fn open_within(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
-        let inner = blocking(move || upkeep::open(&folder, limits, metrics)).await?;
-        upkeep::begin_rebuild(&inner).await;
+        let inner = blocking(move || maintenance::open(&folder, limits, metrics)).await?;
+        maintenance::begin_rebuild(&inner).await;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -183,7 +161,7 @@ impl Store {
     /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best
     /// ended last: a change that comes later still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
-        upkeep::run(&self.0, shutdown).await;
+        maintenance::run(&self.0, shutdown).await;
     }
 
     /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
@@ -208,7 +186,7 @@ impl Store {
     /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it
     /// would have without this one.
     pub async fn close(self) {
-        blocking(move || upkeep::close(&self.0)).await;
+        blocking(move || maintenance::close(&self.0)).await;
     }
 
     /// A stored blob, opened.

@@ -8,6 +8,11 @@
 //! listing at the next start, and other tools never see half a file in a layout. The price is that `blobs/`,
 //! `repos/` and `partial/` must be on one file system.
 
+pub(in crate::store) mod health;
+pub(in crate::store) mod lock;
+pub(in crate::store) mod obstacle;
+pub(in crate::store) mod privacy;
+
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -21,10 +26,10 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::Error;
-use super::health::Condition;
-use super::privacy::open_to_group;
 use crate::oci::Digest;
+use crate::store::Error;
+use crate::store::disk::health::Condition;
+use crate::store::disk::privacy::open_to_group;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
@@ -37,33 +42,33 @@ const FOLDERS_MAX: usize = 100_000;
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// The data folder, and which of its folders are known to outlive a power loss.
-pub(super) struct Disk {
+pub(in crate::store) struct Disk {
     root: PathBuf,
     durable: Mutex<HashSet<PathBuf>>,
     staged: AtomicU64,
     /// Whether changes succeed.
-    pub(super) condition: Condition,
+    pub(in crate::store) condition: Condition,
 }
 
 /// How a file is to look besides its content.
 #[derive(Clone, Copy)]
-pub(super) struct Look {
-    pub(super) mode: u32,
+pub(in crate::store) struct Look {
+    pub(in crate::store) mode: u32,
     /// Its time of modification, if that must not be the time of writing.
-    pub(super) modified: Option<SystemTime>,
+    pub(in crate::store) modified: Option<SystemTime>,
 }
 
 impl Look {
     /// Content under its digest: nobody has a reason to write to it ever again. The group is one that the data folder lets
     /// in, if it lets in any.
-    pub(super) const IMMUTABLE: Self = Self { mode: 0o440, modified: None };
+    pub(in crate::store) const IMMUTABLE: Self = Self { mode: 0o440, modified: None };
     /// A ref, which is replaced and never edited, but may be by hand.
-    pub(super) const PLAIN: Self = Self { mode: 0o640, modified: None };
+    pub(in crate::store) const PLAIN: Self = Self { mode: 0o640, modified: None };
 }
 
 impl Disk {
     /// Makes the data folder if it is not there.
-    pub(super) fn open(root: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub(in crate::store) fn open(root: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         // Absolute, so that parents can be named, and so that nothing depends on the working folder.
         let root = std::path::absolute(root).map_err(|source| Error::io("find", root, source))?;
         let condition = Condition::new(metrics);
@@ -77,17 +82,17 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(super) fn root(&self) -> &Path {
+    pub(in crate::store) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub(super) fn partials(&self) -> PathBuf {
+    pub(in crate::store) fn partials(&self) -> PathBuf {
         self.root.join("partial")
     }
 
     /// The files of the folders of partial files, one for each registry. What stands beside these folders is staged, or of
     /// a berth before this one.
-    pub(super) fn partial_files(&self) -> Result<Vec<PathBuf>, Error> {
+    pub(in crate::store) fn partial_files(&self) -> Result<Vec<PathBuf>, Error> {
         let mut files = Vec::new();
         for name in list(&self.partials())? {
             let folder = self.partials().join(name);
@@ -99,7 +104,7 @@ impl Disk {
     }
 
     /// Removes what a killed process had staged, and the partial files of a berth that kept them for all registries.
-    pub(super) fn sweep(&self) -> Result<usize, Error> {
+    pub(in crate::store) fn sweep(&self) -> Result<usize, Error> {
         let is_left = |name: &OsStr| {
             name.to_str().is_some_and(|name| {
                 let of_all = name.strip_suffix(".map").unwrap_or(name);
@@ -115,7 +120,7 @@ impl Disk {
 
     /// Removes a file that nobody needs. Returns whether it did: what somebody else has put there, and cannot be moved,
     /// is no reason not to start.
-    pub(super) fn remove_leftover(&self, path: &Path) -> Result<bool, Error> {
+    pub(in crate::store) fn remove_leftover(&self, path: &Path) -> Result<bool, Error> {
         match self.remove(path) {
             Err(error @ Error::Full { .. }) => Err(error),
             Err(error) => {
@@ -127,12 +132,12 @@ impl Disk {
     }
 
     /// Puts `content` at `target`, at once and for good.
-    pub(super) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
+    pub(in crate::store) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
         self.replace_with(target, look, content.len() as u64, &|file| file.write_all(content))
     }
 
     /// The same with what `write` writes, some `bytes`, which may be more than should be in memory at once.
-    pub(super) fn replace_with(
+    pub(in crate::store) fn replace_with(
         &self,
         target: &Path,
         look: Look,
@@ -146,19 +151,19 @@ impl Disk {
     }
 
     /// Makes `target` a symbolic link, whatever file or link it was.
-    pub(super) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
+    pub(in crate::store) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
         let link =
             |staged: &Path| symlink(points_to, staged).map_err(|source| Error::io("link", target, source));
         self.condition.note(0, self.stage_and_move(target, link))
     }
 
     /// Moves a file that is already synced to where it belongs.
-    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
+    pub(in crate::store) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
         self.condition.note(0, self.move_file(from, to))
     }
 
     /// Removes a file for good. One that is already gone is no error; a folder in its place is put aside.
-    pub(super) fn remove(&self, path: &Path) -> Result<(), Error> {
+    pub(in crate::store) fn remove(&self, path: &Path) -> Result<(), Error> {
         let removed = match fs::remove_file(path) {
             Ok(()) => sync_folder(parent(path)),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => self.clear_way(path),
@@ -170,12 +175,12 @@ impl Disk {
     }
 
     /// Makes `folder` and its parents down from the root, each synced into its parent.
-    pub(super) fn ensure(&self, folder: &Path) -> Result<(), Error> {
+    pub(in crate::store) fn ensure(&self, folder: &Path) -> Result<(), Error> {
         self.make_folders(folder).inspect_err(|error| self.condition.failed(0, error))
     }
 
     /// A fresh name for a file to be staged, in a folder that is there.
-    pub(super) fn stage(&self) -> Result<PathBuf, Error> {
+    pub(in crate::store) fn stage(&self) -> Result<PathBuf, Error> {
         let staged = self.stage_name();
         self.make_folders(&self.partials())?;
         Ok(staged)
@@ -250,7 +255,10 @@ impl Disk {
 
     /// Tries once more if a folder that was known is gone, or is none any more: somebody tidied up under a running
     /// berth.
-    pub(super) fn retry_without_folder<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    pub(in crate::store) fn retry_without_folder<T>(
+        &self,
+        attempt: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         match attempt() {
             Err(Error::Io { source, .. }) if is_without_folder(&source) => {
                 lock(&self.durable).clear();
@@ -296,7 +304,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
 }
 
 /// Makes the names in a folder outlive a power loss.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
+pub(in crate::store) fn sync_folder(folder: &Path) -> Result<(), Error> {
     match File::open(folder).and_then(|file| file.sync_all()) {
         // Some network file systems know no such thing, and write names through.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
@@ -305,12 +313,12 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
 }
 
 /// The names in a folder, in no order; a folder that is not there is empty.
-pub(super) fn list(folder: &Path) -> Result<Vec<OsString>, Error> {
+pub(in crate::store) fn list(folder: &Path) -> Result<Vec<OsString>, Error> {
     names(folder)?.collect()
 }
 
 /// The same, one by one: a folder may have a million.
-pub(super) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsString, Error>>, Error> {
+pub(in crate::store) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsString, Error>>, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => Some(entries),
         Err(error) if is_absent(&error) => None,
@@ -322,7 +330,7 @@ pub(super) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsStrin
 }
 
 /// A whole file, at most `bytes_max` of it; one that is not there, or larger, or something else is `None`.
-pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
+pub(in crate::store) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let Some(file) = open(path, OFlags::empty())? else { return Ok(None) };
     let is_file = file.metadata().map_err(|source| Error::io("open", path, source))?.is_file();
     if !is_file {
@@ -337,7 +345,7 @@ pub(super) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error
 }
 
 /// Opens a file for reading; one that is not there is `None`. Never waits, as a pipe in its place would have it.
-pub(super) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
+pub(in crate::store) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
     let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
     match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => Ok(Some(file)),
@@ -354,13 +362,13 @@ fn is_without_folder(error: &io::Error) -> bool {
 
 /// Whether the error says that there is no such file: nothing of that name, something that is no file (a folder, a
 /// socket, a device without a driver), or a link that leads nowhere.
-pub(super) fn is_absent(error: &io::Error) -> bool {
+pub(in crate::store) fn is_absent(error: &io::Error) -> bool {
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::IsADirectory];
     let codes = [Errno::LOOP, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
     kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-pub(super) fn parent(path: &Path) -> &Path {
+pub(in crate::store) fn parent(path: &Path) -> &Path {
     // Only a root has no parent, and nothing is ever written at one.
     path.parent().unwrap_or(path)
 }

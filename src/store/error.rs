@@ -75,7 +75,7 @@ pub enum Error {
 
 impl Error {
     /// Tells a disk that is merely full, or read-only, from one that fails.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(in crate::store) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull
@@ -87,7 +87,7 @@ impl Error {
     }
 
     /// The disk has no room for it.
-    pub(super) fn disk_full(path: &Path) -> Self {
+    pub(in crate::store) fn disk_full(path: &Path) -> Self {
         let source = io::Error::new(io::ErrorKind::StorageFull, "nothing more may be evicted for it");
         Self::Full { path: path.to_owned(), action: "make room for", source }
     }
@@ -98,12 +98,12 @@ impl Error {
     }
 
     /// Whether more room would help.
-    pub(super) fn is_for_want_of_room(&self) -> bool {
+    pub(in crate::store) fn is_for_want_of_room(&self) -> bool {
         let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         matches!(self, Self::Full { source, .. } if kinds.contains(&source.kind()))
     }
 
-    pub(super) fn mismatch(expected: &Digest, actual: Digest) -> Self {
+    pub(in crate::store) fn mismatch(expected: &Digest, actual: Digest) -> Self {
         Self::DigestMismatch { expected: Box::new(*expected), actual: Box::new(actual) }
     }
 }

@@ -1,4 +1,4 @@
-//! `partial/<registry>/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
+//! `partial/<registry>/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](crate::store::blobs::piece_map).
 //!
 //! What is there need not be the beginning: ranges are kept where they belong. It is unproven, so it is nobody's but that
 //! registry's; and of its repositories only that may read what is [left](Left) when the flight has ended for which it
@@ -26,21 +26,21 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, Per
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::Error;
-use super::blob::open_file;
-use super::budget::MAP_BYTES;
-use super::disk::{self, Disk, Look};
-use super::ledger::Ledger;
-use super::map::{Map, Next, Origin, UNKNOWN};
-use super::opened::BlobFile;
-use super::pieces::Pieces;
-use super::sweep::Sweeper;
 use crate::clock::{believed, seconds_of, unix_seconds};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
+use crate::store::Error;
+use crate::store::blobs::open_file;
+use crate::store::blobs::open_files::BlobFile;
+use crate::store::blobs::piece_map::{Map, Next, Origin, UNKNOWN};
+use crate::store::blobs::range_set::Pieces;
+use crate::store::disk::{self, Disk, Look};
+use crate::store::eviction::Sweeper;
+use crate::store::eviction::budget::MAP_BYTES;
+use crate::store::metadata::Ledger;
 use crate::sync::lock;
 
-pub(super) use room::allocate;
+pub(in crate::store) use room::allocate;
 
 /// Bytes that are not proven are nobody else's business.
 const PARTIAL_MODE: u32 = 0o600;
@@ -61,16 +61,16 @@ impl PartialKey {
     }
 
     /// What a file of the folder of partial files is of.
-    pub(super) fn of_file(folder: &str, name: &str) -> Option<Self> {
+    pub(in crate::store) fn of_file(folder: &str, name: &str) -> Option<Self> {
         Some(Self { registry: Registry::from_folder(folder)?, digest: Digest::from_file_name(name)? })
     }
 }
 
 /// The keys of partial files that somebody has.
-pub(super) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
+pub(in crate::store) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
 
 /// The folder of partial files.
-pub(super) struct Partials {
+pub(in crate::store) struct Partials {
     disk: Arc<Disk>,
     in_use: InUseKeys,
 }
@@ -157,12 +157,12 @@ impl Drop for InUse {
 }
 
 impl Partials {
-    pub(super) fn new(disk: Arc<Disk>) -> Self {
+    pub(in crate::store) fn new(disk: Arc<Disk>) -> Self {
         Self { disk, in_use: Arc::default() }
     }
 
     /// What of it somebody has.
-    pub(super) fn in_use(&self) -> InUseKeys {
+    pub(in crate::store) fn in_use(&self) -> InUseKeys {
         Arc::clone(&self.in_use)
     }
 
@@ -173,7 +173,7 @@ impl Partials {
 
     /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`; all of
     /// it will come if `is_whole`. Of an unknown total it has room for what comes, step by step.
-    pub(super) fn open(
+    pub(in crate::store) fn open(
         &self,
         ledger: Arc<Ledger>,
         key: &PartialKey,
@@ -207,7 +207,7 @@ impl Partials {
     }
 
     /// What is there, if no more than a look at it is wanted.
-    pub(super) fn left(&self, key: &PartialKey) -> Option<Left> {
+    pub(in crate::store) fn left(&self, key: &PartialKey) -> Option<Left> {
         let path = self.path(key);
         let (file, _) = open_file(&path).ok()??;
         let map = Map::read(&open_file(&map_path(&path)).ok()??.0).filter(|map| map.total != UNKNOWN)?;
@@ -224,7 +224,7 @@ impl Partials {
     }
 
     /// Removes maps and files that have lost each other. What is left can be resumed.
-    pub(super) fn sweep(&self) -> Result<(), Error> {
+    pub(in crate::store) fn sweep(&self) -> Result<(), Error> {
         for path in self.disk.partial_files()? {
             let is_map = path.extension().is_some_and(|extension| extension == "map");
             let other = if is_map { path.with_extension("") } else { map_path(&path) };
@@ -252,19 +252,19 @@ impl Partials {
     }
 
     /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
-    pub(super) fn drop_abandoned(&self, ledger: &Ledger, key: &PartialKey) -> Result<u64, Error> {
+    pub(in crate::store) fn drop_abandoned(&self, ledger: &Ledger, key: &PartialKey) -> Result<u64, Error> {
         let Some(_in_use) = InUse::take(key, &self.in_use) else { return Ok(0) };
         drop_files(&self.disk, &self.path(key))?;
         Ok(ledger.budget.release(key))
     }
 
     /// When a partial file was last written to, in seconds since 1970; never, if a clock says so that was ahead.
-    pub(super) fn last_change(&self, key: &PartialKey) -> u64 {
+    pub(in crate::store) fn last_change(&self, key: &PartialKey) -> u64 {
         let modified = fs::metadata(self.path(key)).and_then(|metadata| metadata.modified());
         modified.map_or(0, |at| believed(seconds_of(at), unix_seconds()))
     }
 
-    pub(super) fn path(&self, key: &PartialKey) -> PathBuf {
+    pub(in crate::store) fn path(&self, key: &PartialKey) -> PathBuf {
         self.disk.partials().join(key.registry.to_folder()).join(key.digest.file_name())
     }
 

@@ -1,7 +1,7 @@
 //! Small secrets in the data folder, for its own user's eyes alone.
 
-use super::disk::Look;
-use super::{Error, Store};
+use crate::store::disk::Look;
+use crate::store::{Error, Store};
 
 /// Neither a group that may read the rest, nor anybody else.
 const SECRET: Look = Look { mode: 0o600, modified: None };

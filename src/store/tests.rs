@@ -63,8 +63,8 @@ fn document(content: &str) -> Arc<Document> {
 async fn catch_up(store: &Store) {
     let inner = Arc::clone(&store.0);
     blocking(move || {
-        upkeep::compare(&inner);
-        upkeep::once(&inner, Instant::now());
+        maintenance::compare(&inner);
+        maintenance::once(&inner, Instant::now());
     })
     .await;
 }

@@ -6,12 +6,12 @@ use std::io;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Partial, Partials};
 use crate::oci::range::Span;
 use crate::store::Error;
-use crate::store::budget::{self, MAP_BYTES};
-use crate::store::pieces::Pieces;
-use crate::store::sweep::Sweeper;
+use crate::store::blobs::range_set::Pieces;
+use crate::store::eviction::Sweeper;
+use crate::store::eviction::budget::{self, MAP_BYTES};
+use crate::store::partial::{Partial, Partials};
 
 /// Room is taken in steps of this for what is asked for in parts: most of those stay small.
 const PART_STEP: u64 = 1 << 20;
@@ -95,7 +95,7 @@ impl Partial {
 }
 
 /// Gives the file system back what it has promised of a part. What it does not take, the next start counts.
-pub(super) fn give_back(file: &File, span: Span) {
+pub(in crate::store) fn give_back(file: &File, span: Span) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let _ = fallocate(file, flags, span.start, span.len());
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::unix_seconds;
-use crate::store::rebuild::{Summary, Trust};
+use crate::store::metadata::rebuild::{Summary, Trust};
 
 /// Tags enough for an `index.json` that has to wait for its turn.
 const MANY: usize = 6000;

@@ -1,0 +1,474 @@
+//! What is at hand: files that are open, and small manifests in memory, with who may be served them.
+//!
+//! Most requests are for what was asked a moment ago. These find it here, by one look into a table: no call to the
+//! disk, to the index, or to another thread. Nothing here is truth: an entry is believed for
+//! [`BELIEVED_FOR_SECONDS`], and the next request then looks at the file as if there were none
+//! ([`Ledger::blob`](crate::store::metadata::Ledger::blob)), so that a file that somebody has removed or cut short is noticed.
+//!
+//! Times of use are noted in the entries, and written to the index behind.
+
+use std::fs::File;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use lru::LruCache;
+use rustix::fs::{Advice, fadvise};
+
+use crate::bounded;
+use crate::clock::{age, unix_seconds};
+use crate::oci::{Digest, Document, Repo};
+use crate::store::Store;
+use crate::store::blobs::mmap::Mapping;
+use crate::store::integrity::recheck::Soundness;
+use crate::sync::lock;
+
+/// How long an entry is believed without a look at its file: until the second after next begins.
+const BELIEVED_FOR_SECONDS: u64 = 1;
+/// How long a mapping stays that nobody reads: its pages count as the process's memory.
+const MAPPED_FOR_SECONDS: u64 = 10;
+/// For how long a blob counts as read that a client reads part by part: the longest pause that it makes between two.
+const READ_LATELY_SECONDS: u64 = 5;
+/// Repositories remembered for one digest; others are looked up each time.
+const REPOS_MAX: usize = 16;
+/// Parts of a table, each with its own lock, so that requests for different digests do not meet.
+const SHARDS: usize = 16;
+/// Files kept open, and how many of those that the process may have open they are at most.
+const FILES_MAX: usize = 512;
+const FILES_SHARE: u64 = 16;
+/// Manifests in memory: as many, and as large in all.
+const MANIFESTS_MAX: usize = 8192;
+const MANIFESTS_BYTES_MAX: usize = 16 << 20;
+/// What the disk is asked for at once when a blob is not in memory.
+const AHEAD_BYTES: u64 = 4 << 20;
+/// A larger manifest is read from disk each time.
+const MANIFEST_BYTES_MAX: usize = 256 << 10;
+
+/// The file of a blob, opened for reading: of one that is stored, or of one that is coming, of which only what is
+/// written may be read. Clones share it.
+#[derive(Clone)]
+pub struct BlobFile {
+    /// The size of the whole in bytes.
+    pub size: u64,
+    open: Arc<Open>,
+}
+
+/// The open file. What may be read of it nothing will ever change, also when its name is removed.
+struct Open {
+    file: File,
+    mapping: Mutex<Option<Arc<Mapping>>>,
+    /// Bytes of it could not be sent.
+    is_suspect: AtomicBool,
+    soundness: Soundness,
+}
+
+impl BlobFile {
+    /// The file of a blob of `size` bytes.
+    pub(crate) fn new(file: File, size: u64) -> Self {
+        let (mapping, is_suspect, soundness) = Default::default();
+        Self { size, open: Arc::new(Open { file, mapping, is_suspect, soundness }) }
+    }
+
+    /// The same file, of a blob that turns out to have this size.
+    pub(in crate::store) fn of_size(&self, size: u64) -> Self {
+        Self { size, open: Arc::clone(&self.open) }
+    }
+
+    /// The content.
+    pub fn file(&self) -> &File {
+        &self.open.file
+    }
+
+    /// The content mapped into memory: for a plain socket only, see [`Mapped`].
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub fn mapped(&self) -> std::io::Result<Mapped> {
+        let mut kept = lock(&self.open.mapping);
+        let mapping = match &*kept {
+            Some(mapping) => Arc::clone(mapping),
+            None => Arc::clone(kept.insert(Arc::new(Mapping::of(&self.open.file, self.size)?))),
+        };
+        Ok(Mapped { blob: self.clone(), mapping })
+    }
+
+    /// Whether it was found not to be what its name says: who reads it must not come to its end.
+    pub fn is_damaged(&self) -> bool {
+        self.open.soundness.is_damaged()
+    }
+
+    /// What is known of that.
+    pub(in crate::store) fn soundness(&self) -> &Soundness {
+        &self.open.soundness
+    }
+
+    fn unmap(&self) {
+        drop(lock(&self.open.mapping).take());
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.open.is_suspect.load(Ordering::Acquire)
+    }
+
+    fn is_being_read(&self) -> bool {
+        Arc::strong_count(&self.open) > 1
+    }
+}
+
+impl AsRef<File> for BlobFile {
+    fn as_ref(&self) -> &File {
+        &self.open.file
+    }
+}
+
+/// Bytes of a blob that are sent from where the kernel has them.
+///
+/// They may go to a plain socket, and be looked at by nobody: a file that somebody cuts short would end the
+/// process. The kernel answers the write with an error instead.
+#[derive(Clone)]
+pub struct Mapped {
+    blob: BlobFile,
+    mapping: Arc<Mapping>,
+}
+
+impl Store {
+    /// Whether somebody reads a stored blob, or did within the last seconds.
+    pub fn was_read_lately(&self, digest: &Digest) -> bool {
+        self.0.ledger.opened.was_read_lately(digest)
+    }
+}
+
+/// A mapped file as long as somebody else keeps it: whoever has this does not count as a reader.
+pub struct MappedWeak {
+    size: u64,
+    open: Weak<Open>,
+    mapping: Weak<Mapping>,
+}
+
+impl MappedWeak {
+    /// The mapped file, if it is still kept.
+    pub fn upgrade(&self) -> Option<Mapped> {
+        let blob = BlobFile { size: self.size, open: self.open.upgrade()? };
+        Some(Mapped { blob, mapping: self.mapping.upgrade()? })
+    }
+}
+
+impl Mapped {
+    /// The same for who may lose it.
+    pub fn downgrade(&self) -> MappedWeak {
+        let (open, mapping) = (Arc::downgrade(&self.blob.open), Arc::downgrade(&self.mapping));
+        MappedWeak { size: self.blob.size, open, mapping }
+    }
+
+    /// The file that is mapped.
+    pub fn file(&self) -> &File {
+        self.blob.file()
+    }
+
+    /// Bytes of it could not be sent: before it is served again, its file is looked at.
+    pub fn suspect(&self) {
+        self.blob.open.is_suspect.store(true, Ordering::Release);
+    }
+
+    /// Where in the content a slice of it begins; `None` for any other slice.
+    pub fn offset_of(&self, slice: &[u8]) -> Option<u64> {
+        self.mapping.offset_of(slice).map(|offset| offset as u64)
+    }
+
+    /// These bytes of the content, if all of them are in memory and so cost no wait for the disk.
+    pub fn bytes(&self, range: Range<usize>) -> Option<Bytes> {
+        self.mapping.is_resident(range.clone()).then(|| self.mapping.bytes(range))
+    }
+
+    /// These bytes, after a wait for the disk; `None` where the kernel cannot do that. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails, or the file has become shorter.
+    pub fn bring(&self, range: Range<usize>) -> std::io::Result<Option<Bytes>> {
+        // Page by page the disk would be asked for little at a time. A mere hint, so its failure is none.
+        let _ = fadvise(self.file(), range.start as u64, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
+        Ok(self.mapping.populate(range.clone())?.then(|| self.mapping.bytes(range)))
+    }
+}
+
+/// What is at hand.
+pub(in crate::store) struct Opened {
+    blobs: Shelf<BlobFile>,
+    manifests: Shelf<Arc<Document>>,
+}
+
+/// Things by digest; the least recently asked is forgotten first.
+struct Shelf<T> {
+    shards: [Mutex<Shard<T>>; SHARDS],
+    bytes_max: usize,
+}
+
+struct Shard<T> {
+    items: LruCache<Digest, Arc<Item<T>>>,
+    bytes: usize,
+}
+
+struct Item<T> {
+    what: T,
+    bytes: usize,
+    /// Whether any repository may be served it.
+    is_public: AtomicBool,
+    /// Repositories that may.
+    repos: Mutex<Vec<Repo>>,
+    /// In seconds since 1970.
+    used_at: AtomicU64,
+    /// The last use that the index knows of.
+    noted_at: AtomicU64,
+    /// When its file was last looked at, likewise.
+    looked_at: AtomicU64,
+}
+
+/// That somebody may be served something.
+#[derive(Clone, Copy)]
+pub(in crate::store) enum Whose<'a> {
+    Public,
+    Repo(&'a Repo),
+}
+
+/// A digest, how large its content is, and when it was last used.
+pub(in crate::store) type Use = (Digest, u64, u64);
+
+impl Opened {
+    /// Empty tables, for a process that may have `files` open; none: as many as it likes.
+    pub(in crate::store) fn new(files: Option<u64>) -> Self {
+        let fit = files.and_then(|files| usize::try_from(files / FILES_SHARE).ok()).unwrap_or(FILES_MAX);
+        Self {
+            blobs: Shelf::new(fit.clamp(SHARDS, FILES_MAX), usize::MAX),
+            manifests: Shelf::new(MANIFESTS_MAX, MANIFESTS_BYTES_MAX),
+        }
+    }
+
+    /// A blob that `repo` may have, if it is at hand.
+    pub(in crate::store) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
+        self.blobs.get_for(repo, digest).filter(|blob| !blob.is_suspect())
+    }
+
+    /// A manifest that `repo` may have, if it is at hand.
+    pub(in crate::store) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
+        self.manifests.get_for(repo, digest)
+    }
+
+    /// The open file of a digest, if it still is the one of these looks; believed anew.
+    pub(in crate::store) fn confirm(
+        &self,
+        digest: &Digest,
+        is_same: impl FnOnce(&BlobFile) -> bool,
+    ) -> Option<BlobFile> {
+        let item = self.blobs.item(digest)?;
+        if item.what.is_suspect() || !is_same(&item.what) {
+            return None;
+        }
+        item.confirm();
+        Some(item.what.clone())
+    }
+
+    /// Keeps a blob at hand. Returns the uses of what had to make room.
+    pub(in crate::store) fn keep_blob(&self, digest: &Digest, blob: &BlobFile) -> Option<Use> {
+        let displaced = self.blobs.put(*digest, blob.clone(), 0)?;
+        Some((displaced.0, displaced.1.what.size, displaced.1.used_at.load(Ordering::Relaxed)))
+    }
+
+    /// Keeps a manifest at hand, unless it is large.
+    ///
+    /// Repositories may disagree about its type. Then the last one has it at hand, and the others do not.
+    pub(in crate::store) fn keep_manifest(&self, manifest: &Arc<Document>, whose: Whose<'_>) {
+        let digest = &manifest.digest;
+        if manifest.body.len() > MANIFEST_BYTES_MAX {
+            return;
+        }
+        if self.manifests.item(digest).is_some_and(|item| item.what.media_type != manifest.media_type) {
+            self.manifests.remove(digest);
+        }
+        self.manifests.put(*digest, Arc::clone(manifest), manifest.body.len());
+        if let Some(item) = self.manifests.item(digest) {
+            item.grant(whose);
+        }
+    }
+
+    /// What is known of a manifest has changed.
+    pub(in crate::store) fn forget_manifest(&self, digest: &Digest) {
+        self.manifests.remove(digest);
+    }
+
+    /// Notes who may be served a blob that is at hand.
+    pub(in crate::store) fn grant(&self, digest: &Digest, whose: Whose<'_>) {
+        if let Some(item) = self.blobs.item(digest) {
+            item.grant(whose);
+        }
+    }
+
+    /// Drops what is at hand of a digest: before its file goes. Who is reading it keeps what it has.
+    pub(in crate::store) fn forget(&self, digest: &Digest) {
+        self.blobs.remove(digest);
+        self.manifests.remove(digest);
+    }
+
+    /// Drops a blob whose file was found damaged: those who are reading it are cut.
+    pub(in crate::store) fn condemn(&self, digest: &Digest) {
+        if let Some(item) = self.blobs.item(digest) {
+            item.what.soundness().note_damaged();
+        }
+        self.forget(digest);
+    }
+
+    /// Whether somebody reads the file of a digest now.
+    pub(in crate::store) fn is_being_read(&self, digest: &Digest) -> bool {
+        self.blobs.item(digest).is_some_and(|item| item.what.is_being_read())
+    }
+
+    /// Whether somebody reads the file of a digest, or did within the last seconds.
+    pub(in crate::store) fn was_read_lately(&self, digest: &Digest) -> bool {
+        let is_late =
+            |used_at: u64| age(used_at, unix_seconds()).is_some_and(|age| age <= READ_LATELY_SECONDS);
+        let item = self.blobs.item(digest);
+        item.is_some_and(|item| item.what.is_being_read() || is_late(item.used_at.load(Ordering::Relaxed)))
+    }
+
+    /// Uses that were not handed out yet.
+    pub(in crate::store) fn uses(&self) -> Vec<Use> {
+        let mut uses = Vec::new();
+        self.blobs.each(|digest, item| uses.extend(item.news().map(|at| (*digest, item.what.size, at))));
+        self.manifests.each(|digest, item| {
+            uses.extend(item.news().map(|at| (*digest, item.what.body.len() as u64, at)))
+        });
+        uses
+    }
+
+    /// Unmaps what nobody has read for a while.
+    pub(in crate::store) fn rest(&self) {
+        let now = unix_seconds();
+        let mut resting = Vec::new();
+        self.blobs.each(|_, item| {
+            let idle = age(item.used_at.load(Ordering::Relaxed), now);
+            if idle.is_none_or(|idle| idle > MAPPED_FOR_SECONDS) && !item.what.is_being_read() {
+                resting.push(item.what.clone());
+            }
+        });
+        // Without the table's lock: to unmap a large file takes a while.
+        resting.iter().for_each(BlobFile::unmap);
+    }
+}
+
+impl<T: Clone> Shelf<T> {
+    fn new(items_max: usize, bytes_max: usize) -> Self {
+        let room = NonZeroUsize::new(items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        let shard = |_| Mutex::new(Shard { items: bounded::lru(room), bytes: 0 });
+        Self { shards: std::array::from_fn(shard), bytes_max: bytes_max / SHARDS }
+    }
+
+    /// What `repo` may have, and was looked at a moment ago.
+    fn get_for(&self, repo: &Repo, digest: &Digest) -> Option<T> {
+        let item = self.item(digest)?;
+        let now = unix_seconds();
+        if !item.is_believed(now) || !item.is_granted(repo) {
+            return None;
+        }
+        item.used_at.store(now, Ordering::Relaxed);
+        Some(item.what.clone())
+    }
+
+    fn item(&self, digest: &Digest) -> Option<Arc<Item<T>>> {
+        lock(self.shard(digest)).items.get(digest).cloned()
+    }
+
+    /// Puts something in; what was there of the digest keeps its grants. Returns what it displaced.
+    fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Item<T>>)> {
+        let mut shard = lock(self.shard(&digest));
+        let now = unix_seconds();
+        let old = shard.items.pop(&digest);
+        let (is_public, repos) = old.as_ref().map_or((false, Vec::new()), |old| {
+            (old.is_public.load(Ordering::Relaxed), lock(&old.repos).clone())
+        });
+        shard.bytes = shard.bytes + bytes - old.map_or(0, |old| old.bytes);
+        let item = Item {
+            what,
+            bytes,
+            is_public: AtomicBool::new(is_public),
+            repos: Mutex::new(repos),
+            used_at: AtomicU64::new(now),
+            noted_at: AtomicU64::new(0),
+            looked_at: AtomicU64::new(now),
+        };
+        let displaced = shard.items.push(digest, Arc::new(item));
+        if let Some((_, displaced)) = &displaced {
+            shard.bytes -= displaced.bytes;
+        }
+        while shard.bytes > self.bytes_max
+            && let Some((_, dropped)) = shard.items.pop_lru()
+        {
+            shard.bytes -= dropped.bytes;
+        }
+        displaced
+    }
+
+    fn remove(&self, digest: &Digest) {
+        let mut shard = lock(self.shard(digest));
+        if let Some(item) = shard.items.pop(digest) {
+            shard.bytes -= item.bytes;
+        }
+    }
+
+    fn each(&self, mut look: impl FnMut(&Digest, &Item<T>)) {
+        for shard in &self.shards {
+            for (digest, item) in &lock(shard).items {
+                look(digest, item);
+            }
+        }
+    }
+
+    fn shard(&self, digest: &Digest) -> &Mutex<Shard<T>> {
+        &self.shards[usize::from(digest.raw()[0]) % SHARDS]
+    }
+}
+
+impl<T> Item<T> {
+    /// A clock that jumped back makes a look due.
+    fn is_believed(&self, now: u64) -> bool {
+        let age = now.checked_sub(self.looked_at.load(Ordering::Relaxed));
+        age.is_some_and(|age| age <= BELIEVED_FOR_SECONDS)
+    }
+
+    fn confirm(&self) {
+        let now = unix_seconds();
+        self.looked_at.store(now, Ordering::Relaxed);
+        self.used_at.store(now, Ordering::Relaxed);
+    }
+
+    fn is_granted(&self, repo: &Repo) -> bool {
+        self.is_public.load(Ordering::Relaxed) || lock(&self.repos).contains(repo)
+    }
+
+    fn grant(&self, whose: Whose<'_>) {
+        match whose {
+            Whose::Public => self.is_public.store(true, Ordering::Relaxed),
+            Whose::Repo(repo) => {
+                let mut repos = lock(&self.repos);
+                if repos.len() < REPOS_MAX && !repos.contains(repo) {
+                    repos.push(repo.clone());
+                }
+            }
+        }
+    }
+
+    /// The time of the last use, if the index has not heard of it.
+    fn news(&self) -> Option<u64> {
+        let used_at = self.used_at.load(Ordering::Relaxed);
+        (self.noted_at.swap(used_at, Ordering::Relaxed) != used_at).then_some(used_at)
+    }
+}
+
+/// Whether two looks at a file are looks at the same content.
+pub(in crate::store) fn is_same_file(blob: &BlobFile, found: &std::fs::Metadata) -> bool {
+    let same = |own: std::fs::Metadata| {
+        (own.ino(), own.dev(), own.len()) == (found.ino(), found.dev(), found.len()) && own.len() == blob.size
+    };
+    blob.file().metadata().is_ok_and(same)
+}

@@ -1,0 +1,283 @@
+//! Whether the disk takes what it is given.
+//!
+//! A disk that is full, read-only or failing is no outage: what is stored is served, and the rest passes through
+//! (`cache/direct.rs`). But somebody should hear of it. Every failure of a change under the data folder is noted
+//! here, and is forgotten when the same would succeed: after a change that does, or when a probe does. The probe
+//! runs in the background, at start and as long as there is something to be forgotten.
+//!
+//! What is told is for everybody who may see `/readyz`: it names no file, as that could tell what is stored.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+
+use crate::oci::range::Span;
+use crate::store::disk::Disk;
+use crate::store::disk::obstacle::is_obstacle;
+use crate::store::partial::allocate;
+use crate::store::{Error, blocking};
+use crate::sync::lock;
+use crate::telemetry::Metrics;
+
+/// Between two tries whether a disk has recovered.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// What a probe writes.
+const PROBE_BYTES: [u8; 4096] = [0; 4096];
+/// A full disk has recovered when there is room for what had none, but at most for so much: an ordinary layer.
+const ROOM_BYTES_MAX: u64 = 64 << 20;
+/// And at most for this part of the disk: on a small one there may never be more.
+const ROOM_PART: u64 = 16;
+
+/// Whether the store can keep what it is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// As far as is known.
+    Healthy,
+    /// Serving what is there; what is not passes through.
+    Degraded {
+        /// In a line, without a name of a file.
+        reason: String,
+        /// Since when.
+        since: SystemTime,
+    },
+}
+
+/// In which way a disk fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    Full,
+    ReadOnly,
+    Failing,
+}
+
+impl Trouble {
+    /// None for what is no fault of the disk.
+    fn of(error: &Error) -> Option<(Self, &'static str, &io::Error)> {
+        match error {
+            Error::Full { action, source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                Some((Self::ReadOnly, action, source))
+            }
+            Error::Full { action, source, .. } => Some((Self::Full, action, source)),
+            // Without a number it comes from berth itself.
+            Error::Io { action, source, .. } if source.raw_os_error().is_some() => {
+                Some((Self::Failing, action, source))
+            }
+            Error::Io { .. }
+            | Error::Locked { .. }
+            | Error::DigestMismatch { .. }
+            | Error::InUse { .. }
+            | Error::TooLarge { .. }
+            | Error::NoRoom { .. } => None,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ReadOnly => "read_only",
+            Self::Failing => "io",
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Full => "the disk is full",
+            Self::ReadOnly => "the disk is read-only",
+            Self::Failing => "the disk fails",
+        }
+    }
+}
+
+/// What is known of the disk.
+pub(in crate::store) struct Condition {
+    failure: Mutex<Option<Failure>>,
+    /// Whether there is a failure: asked at every change.
+    is_degraded: AtomicBool,
+    /// Told when the first one comes.
+    degraded: Notify,
+    pub(in crate::store) metrics: Arc<Metrics>,
+}
+
+struct Failure {
+    trouble: Trouble,
+    reason: String,
+    since: SystemTime,
+    /// How much there was no room for.
+    wanted_bytes: u64,
+}
+
+impl Condition {
+    pub(in crate::store) fn new(metrics: Arc<Metrics>) -> Self {
+        let (failure, is_degraded) = (Mutex::default(), AtomicBool::new(false));
+        Self { failure, is_degraded, degraded: Notify::new(), metrics }
+    }
+
+    pub(in crate::store) fn health(&self) -> Health {
+        match &*lock(&self.failure) {
+            None => Health::Healthy,
+            Some(failure) => Health::Degraded { reason: failure.reason.clone(), since: failure.since },
+        }
+    }
+
+    /// Hears of a change that was to write `bytes`, and passes its result on.
+    pub(in crate::store) fn note<T>(&self, bytes: u64, result: Result<T, Error>) -> Result<T, Error> {
+        match &result {
+            Ok(_) => self.succeeded(bytes),
+            Err(error) => self.failed(bytes, error),
+        }
+        result
+    }
+
+    /// Hears of a failure that is the disk's, of whatever kind. What stands in the way of a file is not its fault.
+    pub(in crate::store) fn failed(&self, wanted_bytes: u64, error: &Error) {
+        if !is_obstacle(error)
+            && let Some((trouble, ..)) = Trouble::of(error)
+        {
+            self.metrics.storage_error(trouble.label());
+            self.degrade(wanted_bytes, error);
+        }
+    }
+
+    /// The disk did not give a file back. Whether it fails altogether is seen when that is put aside.
+    pub(in crate::store) fn lost_a_file(&self) {
+        self.metrics.storage_error(Trouble::Failing.label());
+    }
+
+    /// A change of `bytes` is on disk.
+    pub(in crate::store) fn succeeded(&self, bytes: u64) {
+        if !self.is_degraded.load(Ordering::Acquire) {
+            return;
+        }
+        let mut failure = lock(&self.failure);
+        // A tag still finds room where a layer does not.
+        let is_over = |it: &Failure| it.trouble != Trouble::Full || bytes >= it.wanted_bytes;
+        if failure.as_ref().is_some_and(is_over) {
+            let seconds = failure.take().and_then(|it| it.since.elapsed().ok()).map(|it| it.as_secs());
+            self.is_degraded.store(false, Ordering::Release);
+            self.metrics.degraded.set(0);
+            tracing::info!(seconds, "the disk has recovered: content is stored again");
+        }
+    }
+
+    fn degrade(&self, wanted_bytes: u64, error: &Error) {
+        let Some((trouble, action, source)) = Trouble::of(error) else { return };
+        let mut failure = lock(&self.failure);
+        let reason = format!("{}: cannot {action} a file: {source}", trouble.in_words());
+        match &mut *failure {
+            Some(known) if known.trouble == trouble => {
+                known.wanted_bytes = known.wanted_bytes.max(wanted_bytes);
+            }
+            known => {
+                tracing::warn!(error = error as &dyn std::error::Error, "{}", trouble.in_words());
+                let since = known.as_ref().map_or_else(SystemTime::now, |known| known.since);
+                *known = Some(Failure { trouble, reason, since, wanted_bytes });
+                self.is_degraded.store(true, Ordering::Release);
+                self.metrics.degraded.set(1);
+                self.degraded.notify_one();
+            }
+        }
+    }
+
+    /// How much a probe must find room for.
+    fn wanted_bytes(&self) -> u64 {
+        lock(&self.failure).as_ref().map_or(0, |failure| failure.wanted_bytes)
+    }
+}
+
+/// Tries the disk at once, and then as long as it is known to fail. Never returns.
+pub(in crate::store) async fn run(disk: Arc<Disk>) {
+    loop {
+        let probed = Arc::clone(&disk);
+        blocking(move || once(&probed)).await;
+        while !disk.condition.is_degraded.load(Ordering::Acquire) {
+            disk.condition.degraded.notified().await;
+        }
+        tokio::time::sleep(PROBE_INTERVAL).await;
+    }
+}
+
+/// Writes, syncs and removes a small file, and sees whether there is room.
+fn once(disk: &Disk) {
+    let condition = &disk.condition;
+    let part = rustix::fs::statvfs(disk.root()).map_or(0, |it| it.f_blocks * it.f_frsize / ROOM_PART);
+    let wanted = condition.wanted_bytes();
+    match probe(disk, wanted.min(ROOM_BYTES_MAX).min(part)) {
+        Ok(()) => condition.succeeded(wanted),
+        Err(error) => condition.degrade(0, &error),
+    }
+}
+
+fn probe(disk: &Disk, room_bytes: u64) -> Result<(), Error> {
+    let path = disk.stage()?;
+    let write = |mut file: File| {
+        allocate(&file, Span { start: 0, end: room_bytes })?;
+        file.write_all(&PROBE_BYTES)?;
+        file.sync_all()
+    };
+    let written = disk.retry_without_folder(|| {
+        let created = OpenOptions::new().write(true).create_new(true).open(&path);
+        created.and_then(write).map_err(|source| Error::io("write", &path, source))
+    });
+    let removed = std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source));
+    written.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn error(number: i32) -> Error {
+        Error::io("write", Path::new("/data/blobs/sha256/0123"), io::Error::from_raw_os_error(number))
+    }
+
+    #[test]
+    fn a_failure_is_forgotten_when_the_same_would_succeed() {
+        use rustix::io::Errno;
+        let condition = Condition::new(Arc::default());
+        let is_degraded = || match condition.health() {
+            Health::Healthy => false,
+            Health::Degraded { reason, .. } => {
+                assert!(!reason.contains("0123") && !reason.contains('\n'), "{reason}");
+                true
+            }
+        };
+        let check = |number: Errno, label: &str, failed_bytes, written_bytes, recovers: bool| {
+            condition.failed(failed_bytes, &error(number.raw_os_error()));
+            assert!(is_degraded());
+            condition.succeeded(written_bytes);
+            assert_eq!(is_degraded(), !recovers, "{label} {failed_bytes} {written_bytes}");
+            condition.succeeded(u64::MAX);
+            assert!(!is_degraded());
+        };
+        check(Errno::NOSPC, "full", 1000, 999, false);
+        check(Errno::NOSPC, "full", 1000, 1000, true);
+        check(Errno::ROFS, "read_only", 1000, 0, true);
+        check(Errno::IO, "io", 1000, 0, true);
+        condition.failed(0, &Error::io("trust", Path::new("x"), io::Error::other("berth's own")));
+        condition.failed(0, &Error::Locked { path: "x".into(), pid: None, admin: None });
+        assert!(!is_degraded());
+    }
+
+    #[test]
+    fn a_probe_leaves_nothing_and_finds_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path(), Arc::default()).unwrap();
+        disk.condition.failed(1 << 40, &error(rustix::io::Errno::NOSPC.raw_os_error()));
+        once(&disk);
+        assert_eq!(disk.condition.health(), Health::Healthy);
+        assert_eq!(std::fs::read_dir(disk.partials()).unwrap().count(), 0);
+        std::fs::remove_dir(disk.partials()).unwrap();
+        File::create(disk.partials()).unwrap();
+        once(&disk);
+        assert_eq!(disk.condition.health(), Health::Healthy, "what was in the way is put aside");
+        std::fs::remove_dir_all(disk.root()).unwrap();
+        once(&disk);
+        assert!(matches!(disk.condition.health(), Health::Degraded { .. }));
+    }
+}

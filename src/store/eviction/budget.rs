@@ -1,0 +1,444 @@
+//! How much may be kept: limits, what counts towards them, and whether something more fits.
+//!
+//! Everything that comes from upstream counts: blobs with what their files take, partial files with what is in them
+//! and one step more, maps, refs, lists and the folders of repositories with a block each or more
+//! ([`records`](crate::store::metadata::index)). The index and the log of the process do not; the free space of the file system sees them.
+//!
+//! **Room is taken as bytes come, never for a size that is merely claimed.** A claim of more than there could be is
+//! refused for the one who makes it, and moves nothing. From then on each [`step`] is as large as what has come so
+//! far, within bounds, so that nobody evicts more by a promise than by what was really sent.
+//!
+//! There are two marks below the limit. Above the upper one eviction begins, behind, and it ends at the lower one:
+//! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is
+//! hard: a fill that would go beyond it waits until that much is evicted, or passes through unstored.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rustix::fs::statvfs;
+use serde::{Deserialize, Deserializer, de};
+use tokio::sync::Notify;
+
+use crate::oci::{Digest, Registry};
+use crate::store::eviction::pins::Pin;
+use crate::store::partial::{InUseKeys, PartialKey};
+use crate::sync::lock;
+use crate::telemetry::Metrics;
+use crate::units::{self, ByteSize, Given};
+
+/// Eviction begins behind when less than this part of the budget is left, and ends when twice as much is.
+const MARK: u64 = 20;
+/// Room is taken in steps of at least this, so that a small blob needs one.
+const STEP_MIN: u64 = 4 << 20;
+/// And of no more than this part of the limit.
+const STEP_PART: u64 = 10;
+/// A partial file's map.
+pub(in crate::store) const MAP_BYTES: u64 = 2 * 4096;
+/// Registries of which it is remembered how much may go for them.
+const MAY_GO_MAX: usize = 64;
+
+/// An amount of a file system: bytes, or a share of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Size {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many per cent of the whole file system.
+    Share(f64),
+}
+
+/// Why a text is not an amount.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected a size such as \"200GiB\", \"1.5TB\" or a whole number of bytes, or a share of the disk such as \"80%\""
+)]
+pub struct InvalidSize;
+
+impl Size {
+    fn of(self, total_bytes: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            // As exact as anybody means it: a per cent of a file system is not counted in bytes.
+            Self::Share(share) => (total_bytes as f64 * share / 100.0) as u64,
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = InvalidSize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSize> {
+        if text.ends_with('%') {
+            return units::percent(text).map(Self::Share).ok_or(InvalidSize);
+        }
+        text.parse().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| InvalidSize)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let size = match Given::deserialize(deserializer)? {
+            Given::Text(text) => text.parse(),
+            number => number.size().map(|ByteSize(bytes)| Self::Bytes(bytes)).map_err(|_| InvalidSize),
+        };
+        size.map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{}", ByteSize(*bytes)),
+            Self::Share(share) => write!(f, "{share}%"),
+        }
+    }
+}
+
+/// What a store may take, and what it must keep.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Blobs and partial files together.
+    pub max_bytes: Size,
+    /// What is left to others on the file system.
+    pub min_free: Size,
+    /// How long what is here of an image stays after its manifest was served.
+    pub lease: Duration,
+    /// What is kept besides the pins in the data folder.
+    pub pins: Vec<Pin>,
+    /// Registries that have a share each; all others have one together. Without it every registry has its own.
+    pub sharing: Option<Vec<Registry>>,
+}
+
+impl Default for Limits {
+    /// None: nothing is ever evicted.
+    fn default() -> Self {
+        Self {
+            max_bytes: Size::Bytes(u64::MAX / 2),
+            min_free: Size::Bytes(0),
+            lease: Duration::ZERO,
+            pins: Vec::new(),
+            sharing: None,
+        }
+    }
+}
+
+/// How many bytes are missing for something to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Missing {
+    /// At least this must go.
+    pub(in crate::store) least: u64,
+    /// This makes room for what comes next, too.
+    pub(in crate::store) best: u64,
+    /// It is the file system that has no room, whatever the limits are.
+    pub(in crate::store) is_disk_full: bool,
+    /// Less would be left to others than is theirs.
+    pub(in crate::store) is_floor_hit: bool,
+}
+
+/// A partial file, and the room that it takes.
+pub(in crate::store) type Taken = (PartialKey, u64);
+
+/// The limits of a store, and how near it is to them.
+pub(in crate::store) struct Budget {
+    limits: RwLock<Arc<Limits>>,
+    pub(in crate::store) metrics: Arc<Metrics>,
+    /// The partial files that somebody has.
+    pub(in crate::store) filling: InUseKeys,
+    /// Room that partial files take.
+    partials: Mutex<HashMap<PartialKey, u64>>,
+    /// Sum of the same, to be read without the lock.
+    partial_bytes: AtomicU64,
+    /// Whether somebody is evicting.
+    pub(in crate::store) evicting: Mutex<bool>,
+    /// Held during a look at what could go.
+    pub(in crate::store) looking: Mutex<()>,
+    /// Told when something has gone, and when nobody is evicting any more.
+    pub(in crate::store) progress: Condvar,
+    /// For whom no more than so many bytes may go, and until when that is believed.
+    may_go: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
+    /// Bytes of refs when they were last looked at, all of them.
+    pub(in crate::store) refs_looked_at: AtomicU64,
+    /// Told when eviction behind may have something to do.
+    pub(in crate::store) wake: Notify,
+}
+
+impl Budget {
+    pub(in crate::store) fn new(limits: Limits, metrics: Arc<Metrics>, filling: InUseKeys) -> Self {
+        Self {
+            limits: RwLock::new(Arc::new(limits)),
+            metrics,
+            filling,
+            partials: Mutex::default(),
+            partial_bytes: AtomicU64::new(0),
+            evicting: Mutex::default(),
+            looking: Mutex::default(),
+            progress: Condvar::new(),
+            may_go: Mutex::default(),
+            refs_looked_at: AtomicU64::new(0),
+            wake: Notify::new(),
+        }
+    }
+
+    /// What may be kept, as it is now.
+    pub(in crate::store) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on other limits count. What was found out by the old ones is forgotten.
+    pub(in crate::store) fn set_limits(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+        lock(&self.may_go).clear();
+        self.wake.notify_one();
+    }
+
+    /// Counts the partial files that an earlier process has left.
+    pub(in crate::store) fn count_partials(&self, paths: &[PathBuf]) {
+        for path in paths {
+            let mut names = path.iter().rev().map(|name| name.to_str().unwrap_or_default());
+            let (name, folder) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
+            let Some(key) = PartialKey::of_file(folder, name) else { continue };
+            // What it takes, not how long it is: its room may be reserved and not yet filled.
+            if let Ok(metadata) = std::fs::symlink_metadata(path) {
+                self.set_partial(&mut lock(&self.partials), &key, metadata.blocks() * 512 + MAP_BYTES);
+            }
+        }
+    }
+
+    /// Bytes of all that counts. `kept_bytes`, those of all but partial files, is asked while nothing turns from one
+    /// into the other, which would count twice, or not at all.
+    pub(in crate::store) fn used_bytes(&self, kept_bytes: &dyn Fn() -> u64) -> u64 {
+        let _partials = lock(&self.partials);
+        self.used_now(kept_bytes)
+    }
+
+    fn used_now(&self, kept_bytes: &dyn Fn() -> u64) -> u64 {
+        kept_bytes() + self.partial_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A partial file has become a blob, which `note` counts.
+    pub(in crate::store) fn landed(&self, key: &PartialKey, note: impl FnOnce()) {
+        let mut partials = lock(&self.partials);
+        note();
+        self.set_partial(&mut partials, key, 0);
+    }
+
+    /// The most that may be used.
+    pub(in crate::store) fn max_bytes(&self, root: &Path) -> u64 {
+        self.limits().max_bytes.of(file_system(root).total)
+    }
+
+    /// What must go before eviction behind can rest; `None` if there is room enough.
+    pub(in crate::store) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Missing> {
+        let (space, used) = (file_system(root), self.used_bytes(kept_bytes));
+        let limits = self.limits();
+        let max = limits.max_bytes.of(space.total);
+        let over = if used > max - max / MARK { used - (max - max / MARK * 2) } else { 0 };
+        let floor = limits.min_free.of(space.total);
+        let under = if space.free < floor { floor + floor / MARK - space.free } else { 0 };
+        if under > 0 {
+            self.metrics.space.floor_hits.inc();
+        }
+        let best = over.max(under);
+        // Whatever goes is a gain.
+        (best > 0).then_some(Missing { least: 0, best, is_disk_full: false, is_floor_hit: under > 0 })
+    }
+
+    /// What is missing for a partial file of so many bytes; nothing is taken.
+    pub(in crate::store) fn missing(
+        &self,
+        root: &Path,
+        kept_bytes: &dyn Fn() -> u64,
+        key: &PartialKey,
+        bytes: u64,
+    ) -> Option<Missing> {
+        let partials = lock(&self.partials);
+        let has = partials.get(key).copied().unwrap_or(0);
+        self.missing_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
+    }
+
+    /// Takes room for so many bytes of a partial file, those that it has taken already among them. Else says what is
+    /// missing for it.
+    pub(in crate::store) fn reserve(
+        &self,
+        root: &Path,
+        kept_bytes: &dyn Fn() -> u64,
+        key: &PartialKey,
+        bytes: u64,
+    ) -> Result<(), Missing> {
+        // Two fills must not both take the last room.
+        let mut partials = lock(&self.partials);
+        let has = partials.get(key).copied().unwrap_or(0);
+        let more = bytes.saturating_sub(has);
+        if let Some(missing) = self.missing_now(root, self.used_now(kept_bytes), more) {
+            drop(partials);
+            if missing.is_floor_hit {
+                self.metrics.space.floor_hits.inc();
+            }
+            return Err(missing);
+        }
+        self.set_partial(&mut partials, key, bytes.max(has));
+        Ok(())
+    }
+
+    fn missing_now(&self, root: &Path, used: u64, more: u64) -> Option<Missing> {
+        let (space, limits) = (file_system(root), self.limits());
+        let max = limits.max_bytes.of(space.total);
+        let floor = limits.min_free.of(space.total);
+        let over = used.saturating_add(more).saturating_sub(max);
+        let under = floor.saturating_add(more).saturating_sub(space.free);
+        let least = over.max(under);
+        let is_disk_full = space.free < more.min(STEP_MIN);
+        let best = least.saturating_add(max / MARK);
+        (least > 0).then_some(Missing { least, best, is_disk_full, is_floor_hit: under > 0 })
+    }
+
+    /// A partial file takes so much from now on.
+    pub(in crate::store) fn count_partial(&self, key: &PartialKey, bytes: u64) {
+        self.set_partial(&mut lock(&self.partials), key, bytes);
+    }
+
+    /// A partial file is gone. Returns how much it had taken.
+    pub(in crate::store) fn release(&self, key: &PartialKey) -> u64 {
+        self.set_partial(&mut lock(&self.partials), key, 0)
+    }
+
+    fn set_partial(&self, partials: &mut HashMap<PartialKey, u64>, key: &PartialKey, bytes: u64) -> u64 {
+        let old = if bytes == 0 { partials.remove(key) } else { partials.insert(key.clone(), bytes) };
+        let old = old.unwrap_or(0);
+        self.partial_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.partial_bytes.fetch_sub(old, Ordering::Relaxed);
+        old
+    }
+
+    /// The partial files that somebody has, then those that nobody has, and what they take.
+    pub(in crate::store) fn partials(&self) -> (Vec<Taken>, Vec<Taken>) {
+        let filling = lock(&self.filling).clone();
+        let partials = lock(&self.partials);
+        let all = partials.iter().map(|(key, bytes)| (key.clone(), *bytes));
+        all.partition(|(key, _)| filling.contains(key))
+    }
+
+    /// Whether some registry is sending it.
+    pub(in crate::store) fn is_filling(&self, digest: &Digest) -> bool {
+        lock(&self.filling).iter().any(|key| key.digest == *digest)
+    }
+
+    /// How much may go at most for what comes from there, if that was found a moment ago.
+    pub(in crate::store) fn may_go(&self, bringer: Option<&Registry>) -> Option<u64> {
+        let may_go = lock(&self.may_go);
+        let (until, bytes) = may_go.get(&bringer.cloned())?;
+        (Instant::now() < *until).then_some(*bytes)
+    }
+
+    /// Notes that no more than `bytes` may go for it; to be believed for so long.
+    pub(in crate::store) fn note_may_go(&self, bringer: Option<&Registry>, bytes: u64, memory: Duration) {
+        let mut may_go = lock(&self.may_go);
+        if may_go.len() >= MAY_GO_MAX {
+            may_go.clear();
+        }
+        may_go.insert(bringer.cloned(), (Instant::now() + memory, bytes));
+    }
+
+    /// Something has gone: what was found before is old.
+    pub(in crate::store) fn forget_may_go(&self) {
+        lock(&self.may_go).clear();
+    }
+}
+
+/// How much further room is taken at a time for what has come so far.
+pub(in crate::store) fn step(received: u64, max_bytes: u64) -> u64 {
+    received.max(STEP_MIN).min(max_bytes / STEP_PART)
+}
+
+/// A file system's size, and what of it is free for us.
+#[derive(Clone, Copy)]
+struct Space {
+    total: u64,
+    free: u64,
+}
+
+/// One that cannot be asked sets no limit: writing will tell.
+fn file_system(root: &Path) -> Space {
+    let unlimited = Space { total: u64::MAX / 4, free: u64::MAX / 4 };
+    statvfs(root).map_or(unlimited, |it| Space {
+        total: it.f_blocks.saturating_mul(it.f_frsize),
+        free: it.f_bavail.saturating_mul(it.f_frsize),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn sizes_are_bytes_with_a_unit_or_a_share() {
+        let check = |text: &str, expected: Size| assert_eq!(text.parse(), Ok(expected), "{text}");
+        check("200GiB", Size::Bytes(200 << 30));
+        check("1.5 TiB", Size::Bytes(3 << 39));
+        check("500MB", Size::Bytes(500_000_000));
+        check("64kB", Size::Bytes(64_000));
+        check("64KiB", Size::Bytes(65_536));
+        check("0B", Size::Bytes(0));
+        check("80%", Size::Share(80.0));
+        check("2.5 %", Size::Share(2.5));
+        check("5", Size::Bytes(5));
+        for text in
+            ["", "GiB", "-1GiB", "5gib", "101%", "%", "-1%", "1e1%", "1.2.3GB", "5 XB", "80%%", "1e3B"]
+        {
+            assert_eq!(text.parse::<Size>(), Err(InvalidSize), "{text}");
+        }
+    }
+
+    fn budget(max_bytes: u64) -> Budget {
+        let limits = Limits { max_bytes: Size::Bytes(max_bytes), ..Limits::default() };
+        Budget::new(limits, Arc::default(), Arc::default())
+    }
+
+    fn missing(least: u64, best: u64) -> Missing {
+        Missing { least, best, is_disk_full: false, is_floor_hit: false }
+    }
+
+    #[test]
+    fn partial_files_count_and_the_limit_is_hard() {
+        let (budget, root) = (budget(100), Path::new("/"));
+        let registry = Registry::parse("r.example").unwrap();
+        let [one, two] = ["1", "2"]
+            .map(|text| PartialKey::new(&registry, &Digest::of(Algorithm::Sha256, text.as_bytes())));
+        budget.count_partial(&one, 10);
+        assert_eq!(budget.reserve(root, &|| 50, &one, 30), Ok(()));
+        assert_eq!(budget.used_bytes(&|| 50), 80);
+        assert_eq!(budget.missing(root, &|| 50, &two, 30), Some(missing(10, 15)));
+        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Err(missing(10, 15)));
+        assert_eq!(budget.missing(root, &|| 50, &one, 50), None, "a claim takes nothing");
+        assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
+        assert_eq!(budget.used_bytes(&|| 50), 90);
+        assert_eq!(budget.partials(), (vec![], vec![(one.clone(), 40)]));
+        lock(&budget.filling).insert(one.clone());
+        assert_eq!(budget.partials(), (vec![(one.clone(), 40)], vec![]));
+        budget.release(&one);
+        assert_eq!(budget.used_bytes(&|| 50), 50);
+        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Ok(()));
+    }
+
+    #[test]
+    fn room_is_taken_by_what_has_come_and_never_much_at_a_time() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(step(0, 1000 * MIB), STEP_MIN);
+        assert_eq!(step(50 * MIB, 1000 * MIB), 50 * MIB);
+        assert_eq!(step(900 * MIB, 1000 * MIB), 100 * MIB);
+        assert_eq!(step(0, 10 * MIB), MIB);
+    }
+
+    #[test]
+    fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
+        let (budget, root) = (budget(1000), Path::new("/"));
+        assert_eq!(budget.behind(root, &|| 950), None);
+        assert_eq!(budget.behind(root, &|| 951), Some(missing(0, 51)));
+    }
+}

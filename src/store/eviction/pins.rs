@@ -1,0 +1,304 @@
+//! Pins: images of which nothing that is here is evicted, all of them or chosen platforms.
+//!
+//! `<data_dir>/pins.json` is the truth about those that were made by command, and may be edited while berth is
+//! stopped. Those of the configuration are kept in memory only, with the limits of the budget. A pin of a tag follows the tag; while what the tag
+//! means now is not here whole, the image that it meant before stays as well. A pin brings nothing here: it counts
+//! from when its image is pulled.
+//!
+//! Why one file, when other facts have one each: pins are few, and eviction needs all of them each time, of
+//! however many repositories. If it cannot be read, nobody knows what is pinned, and nothing is evicted.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::oci::manifest::{Descriptor, Kind, is_manifest_type};
+use crate::oci::{Digest, Image, Manifest, Platform, Reference, Repo};
+use crate::store::disk::{self, Disk, Look};
+use crate::store::layout::adopt::{CLOSURE_MAX, DEPTH_MAX};
+use crate::store::metadata::Ledger;
+use crate::store::metadata::records::{decode, encode};
+use crate::store::{Error, Limits, Store};
+use crate::sync::lock;
+
+/// Pins that can be made by command: more than anybody looks after.
+const PINS_MAX: usize = 10_000;
+/// What that many take, with room for long names.
+const PINS_BYTES_MAX: u64 = 16 << 20;
+
+/// An image that stays: `[[pin]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Which image.
+    #[serde(rename = "ref")]
+    pub image: Image,
+    /// Which of its platforms; none: all.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
+}
+
+/// A pin, and what it keeps just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// What was pinned.
+    pub pin: Pin,
+    /// Whether the configuration has it, so that no command can take it away.
+    pub configured: bool,
+    /// What its tag means here.
+    pub digest: Option<Digest>,
+    /// Manifests and blobs that are here.
+    pub here: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Those that it names and that are not here; of manifests that are not here nobody knows what they name.
+    pub missing: u64,
+}
+
+/// The pins that were made by command.
+pub(in crate::store) struct Pins {
+    path: PathBuf,
+    /// None: they could not be read.
+    all: Mutex<Option<Vec<Pin>>>,
+    changes: AtomicU64,
+}
+
+/// What eviction must leave alone, because it is pinned.
+#[derive(Default)]
+pub(in crate::store) struct Keep {
+    /// Manifests whose closure stays.
+    pub(in crate::store) manifests: HashSet<Digest>,
+    /// Of these indexes only so many manifests are part of the closure.
+    pub(in crate::store) chosen: HashMap<Digest, HashSet<Digest>>,
+}
+
+/// What is here of an image, and what is not.
+#[derive(Default)]
+struct Closure {
+    manifests: usize,
+    here: u64,
+    bytes: u64,
+    missing_manifests: u64,
+    missing_blobs: u64,
+    /// What of the root itself was followed.
+    chosen: HashSet<Digest>,
+}
+
+impl Closure {
+    /// Whether a client can run it: whatever manifests are here have their blobs.
+    fn is_whole(&self, is_index: bool) -> bool {
+        self.missing_blobs == 0 && self.manifests > usize::from(is_index)
+    }
+}
+
+impl Pins {
+    pub(in crate::store) fn load(disk: &Disk) -> Self {
+        let path = disk.root().join("pins.json");
+        let all = match disk::read(&path, PINS_BYTES_MAX) {
+            Ok(None) if !path.exists() => Some(Vec::new()),
+            Ok(Some(content)) => decode(&content),
+            Ok(None) | Err(_) => None,
+        };
+        if all.is_none() {
+            tracing::error!(path = %path.display(), "the pins cannot be read: nothing is evicted until they can");
+        }
+        Self { path, all: Mutex::new(all), changes: AtomicU64::new(0) }
+    }
+
+    /// Grows with each change.
+    pub(in crate::store) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Those of the configuration have changed: what is planned by the old ones must not be carried out.
+    fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes them, durably. `change` says whether it did.
+    fn change(&self, disk: &Disk, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
+        let failed = |source| Error::io("read", &self.path, source);
+        let mut all = lock(&self.all);
+        let old = all.as_ref().ok_or_else(|| failed(std::io::Error::other("its content is not known")))?;
+        let mut new = old.clone();
+        if !change(&mut new) {
+            return Ok(false);
+        }
+        if new.len() > PINS_MAX {
+            return Err(failed(std::io::Error::other("it has too many pins")));
+        }
+        disk.replace(&self.path, &encode(&new), Look::PLAIN)?;
+        *all = Some(new);
+        self.note_change();
+        Ok(true)
+    }
+}
+
+impl Store {
+    /// Keeps an image from now on, whatever is here of it and whatever comes. A pin of the same image is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn pin(&self, pin: Pin) -> Result<Pinned, Error> {
+        self.ask(move |ledger| ledger.pin(&pin)).await
+    }
+
+    /// Takes a pin back. Returns whether there was one that [`Store::pin`] made.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn unpin(&self, image: Image) -> Result<bool, Error> {
+        self.ask(move |ledger| ledger.unpin(&image)).await
+    }
+
+    /// From now on other limits count, and the configuration has other pins. Returns at once; what is too much goes
+    /// behind.
+    pub fn set_limits(&self, limits: Limits) {
+        let ledger = &self.0.ledger;
+        ledger.budget.set_limits(limits);
+        ledger.pins.note_change();
+    }
+
+    /// Every pin, those of the configuration first, and what it keeps.
+    pub async fn pins(&self) -> Vec<Pinned> {
+        self.ask(Ledger::all_pinned).await
+    }
+}
+
+impl Ledger {
+    /// Keeps an image from now on. A pin of the same image is replaced.
+    pub(in crate::store) fn pin(&self, pin: &Pin) -> Result<Pinned, Error> {
+        self.pins.change(&self.disk, |all| {
+            all.retain(|old| old.image != pin.image);
+            all.push(pin.clone());
+            true
+        })?;
+        Ok(self.pinned(pin.clone(), false))
+    }
+
+    /// Lets an image go its way. Returns whether it was pinned by command.
+    pub(in crate::store) fn unpin(&self, image: &Image) -> Result<bool, Error> {
+        self.pins.change(&self.disk, |all| {
+            let before = all.len();
+            all.retain(|pin| pin.image != *image);
+            all.len() < before
+        })
+    }
+
+    /// Every pin, and what it keeps.
+    pub(in crate::store) fn all_pinned(&self) -> Vec<Pinned> {
+        let made = lock(&self.pins.all).clone().unwrap_or_default();
+        let limits = self.budget.limits();
+        let configured = limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
+        configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
+    }
+
+    /// The repositories of which something is pinned; `None` if that is not known.
+    pub(in crate::store) fn pinned_repos(&self) -> Option<HashSet<Repo>> {
+        let made = lock(&self.pins.all).clone()?;
+        let limits = self.budget.limits();
+        Some(made.iter().chain(&limits.pins).map(|pin| pin.image.repo.clone()).collect())
+    }
+
+    /// What pins keep; `None` if that is not known.
+    pub(in crate::store) fn keep(&self) -> Option<Keep> {
+        let made = lock(&self.pins.all).clone()?;
+        let mut keep = Keep::default();
+        let mut whole = HashSet::new();
+        let limits = self.budget.limits();
+        for pin in made.iter().chain(&limits.pins) {
+            for (root, closure) in self.roots(pin) {
+                if pin.platforms.is_empty() || closure.manifests == 0 {
+                    whole.insert(root);
+                } else {
+                    keep.chosen.entry(root).or_default().extend(closure.chosen);
+                }
+                keep.manifests.insert(root);
+            }
+        }
+        keep.chosen.retain(|root, _| !whole.contains(root));
+        Some(keep)
+    }
+
+    fn pinned(&self, pin: Pin, configured: bool) -> Pinned {
+        let (digest, closure) = match self.roots(&pin).into_iter().next() {
+            Some((digest, closure)) => (Some(digest), closure),
+            None => (None, Closure::default()),
+        };
+        let missing = closure.missing_manifests + closure.missing_blobs;
+        Pinned { pin, configured, digest, here: closure.here, bytes: closure.bytes, missing }
+    }
+
+    /// What a pin stands for, first what it means now.
+    fn roots(&self, pin: &Pin) -> Vec<(Digest, Closure)> {
+        let Image { repo, reference } = &pin.image;
+        let mut roots = Vec::new();
+        let mut add = |digest: Digest, media_type: &str| {
+            let closure = self.closure(&digest, media_type, &pin.platforms);
+            let is_index = self.is_index(&digest, media_type);
+            let is_whole = closure.is_whole(is_index);
+            roots.push((digest, closure));
+            is_whole
+        };
+        match reference {
+            Reference::Digest(digest) => {
+                let record = self.index.manifest(repo, digest);
+                add(*digest, record.as_ref().map_or("", |record| &record.media_type));
+            }
+            Reference::Tag(tag) => {
+                if let Ok(Some(record)) = self.tag(repo, tag)
+                    && !add(record.digest, &record.media_type)
+                    && let Some(previous) = record.previous
+                {
+                    add(previous.digest, &previous.media_type);
+                }
+            }
+        }
+        roots
+    }
+
+    fn is_index(&self, digest: &Digest, media_type: &str) -> bool {
+        self.manifest_here(digest, media_type).is_some_and(|manifest| manifest.kind == Kind::Index)
+    }
+
+    fn manifest_here(&self, digest: &Digest, media_type: &str) -> Option<Manifest> {
+        self.stored_manifest(digest, media_type).ok().flatten()
+    }
+
+    fn closure(&self, root: &Digest, media_type: &str, platforms: &[Platform]) -> Closure {
+        let mut closure = Closure::default();
+        let mut seen = HashSet::from([*root]);
+        let mut waiting = vec![(*root, media_type, 0)];
+        while let Some((digest, media_type, depth)) = waiting.pop() {
+            let is_manifest = depth == 0 || is_manifest_type(media_type);
+            let Some(size) = self.blobs.size(&digest) else {
+                *(if is_manifest { &mut closure.missing_manifests } else { &mut closure.missing_blobs }) += 1;
+                continue;
+            };
+            closure.here += 1;
+            closure.bytes += size;
+            let manifest = if is_manifest { self.manifest_here(&digest, media_type) } else { None };
+            let Some(manifest) = manifest else { continue };
+            closure.manifests += 1;
+            for part in manifest.children().filter(|part| is_chosen(&manifest, part, platforms)) {
+                let Some(digest) = part.digest() else { continue };
+                if depth == 0 {
+                    closure.chosen.insert(digest);
+                }
+                if depth < DEPTH_MAX && seen.len() < CLOSURE_MAX && seen.insert(digest) {
+                    waiting.push((digest, part.manifest_type().unwrap_or_default(), depth + 1));
+                }
+            }
+        }
+        closure
+    }
+}
+
+/// Whether a part of a manifest is of these platforms; only the manifests of an index can be of others.
+fn is_chosen(manifest: &Manifest, part: &Descriptor, platforms: &[Platform]) -> bool {
+    let is_of = |platform: &Platform| part.platform.as_ref().is_some_and(|described| platform.is(described));
+    manifest.kind != Kind::Index || platforms.is_empty() || platforms.iter().any(is_of)
+}

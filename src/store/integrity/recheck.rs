@@ -1,0 +1,567 @@
+//! Verification behind readers: stored files are hashed again because somebody reads them.
+//!
+//! A client that was sent a whole blob with a wrong digest asks for it once more, at once. So the second whole GET of a
+//! blob from one client within [`REREAD_MINUTES`] starts a verification of that file, unless one was completed and found
+//! it sound less than [`SOUND_FOR_SECONDS`] ago. Until it is over, this GET and all that would have started it as well
+//! keep back the end of the body; if the file is damaged, everybody who still reads it is cut, it goes to the
+//! [`quarantine`](crate::store::integrity), and the next request fetches it anew. A file that nobody has read for
+//! [`UNREAD_SECONDS`] is verified behind its first reader, which waits for nothing.
+//!
+//! A verification is about the file that was opened, not about its name: what has been put in its place meanwhile is
+//! another file. A disk that fails says nothing about the content: there is no verdict then, and whoever reads the
+//! file finds out.
+//!
+//! # What it costs
+//! A hit of a file that was found sound costs a comparison, any other whole GET a look into a table of fixed size
+//! without a lock. Behind that are a table of the files that were verified, and at most [`WORKERS_MAX`] threads of low
+//! priority that exist while there is something to hash. Many clients may be one: behind one address, or with one
+//! login. All of them together cause one verification an hour of a file as it is.
+
+use std::fs::{File, Metadata};
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::bounded;
+use crate::oci::{Digest, Verifier};
+use crate::store::Store;
+use crate::store::blobs::open_files::BlobFile;
+use crate::store::integrity::Damage;
+use crate::store::integrity::verify::read_gently;
+use crate::store::metadata::Ledger;
+use crate::sync::lock;
+use crate::telemetry::metrics::Verified;
+
+/// Within how many minutes a second GET counts as a repetition: the first one is noted when it begins, and a large
+/// layer may take a quarter of an hour over a slow line.
+const REREAD_MINUTES: u64 = 30;
+/// How long a file counts as sound after a verification.
+const SOUND_FOR_SECONDS: u64 = 60 * 60;
+/// How long a file is left alone after a verification that came to no verdict.
+const UNKNOWN_FOR_SECONDS: u64 = 60;
+/// A file that was not used for so long is verified behind its first reader. The scrub looks at everything once a day,
+/// but may be switched off, or have more to read than a day is long.
+pub(in crate::store) const UNREAD_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// How long a reader waits for a verdict with the end of its body: container runtimes give up after thirty seconds
+/// without a byte.
+const VERDICT_WAIT_MAX: Duration = Duration::from_secs(15);
+/// Whole GETs remembered, in 256 KiB. Each has one place; another GET may take it, and a repetition is then missed.
+const SEEN: usize = 32 * 1024;
+/// Files remembered as verified, in some two megabytes: more than are read by many clients within an hour.
+const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+/// Files hashed at once: one that is very large must not keep all others waiting.
+const WORKERS_MAX: usize = 2;
+/// Files that wait to be hashed; each is open. Others are not verified now.
+const WAITING_MAX: usize = 64;
+/// By how much a worker yields to the threads that serve: three to one, so that there is a verdict in time even so.
+const NICENESS: i32 = 5;
+/// Bytes hashed between two looks whether to stop.
+const STEP_BYTES: usize = 256 * 1024;
+
+/// What is known of the soundness of an open file.
+#[derive(Default)]
+pub(in crate::store) struct Soundness {
+    /// Until when it counts as sound, in seconds of [`Rechecks`]; zero: not known.
+    sound_until: AtomicU64,
+    /// When it was modified last before it was found sound, in nanoseconds since 1970.
+    modified: AtomicI64,
+    /// Whether nobody has read it for long.
+    is_unread: AtomicBool,
+    is_damaged: AtomicBool,
+}
+
+impl Soundness {
+    /// Nobody has read it for long.
+    pub(in crate::store) fn note_unread(&self) {
+        self.is_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// It is not what its name says.
+    pub(in crate::store) fn note_damaged(&self) {
+        self.is_damaged.store(true, Ordering::Release);
+    }
+
+    pub(in crate::store) fn is_damaged(&self) -> bool {
+        self.is_damaged.load(Ordering::Acquire)
+    }
+
+    /// Hears how the file looks: one that was changed in its place since it was found sound is a file that nobody
+    /// has read.
+    pub(in crate::store) fn compare(&self, found: &Metadata) {
+        if self.sound_until.load(Ordering::Relaxed) > 0
+            && self.modified.load(Ordering::Relaxed) != modified(found)
+        {
+            self.sound_until.store(0, Ordering::Relaxed);
+            self.note_unread();
+        }
+    }
+
+    fn note_sound(&self, until: u64, modified: i64) {
+        self.modified.store(modified, Ordering::Relaxed);
+        self.sound_until.store(until, Ordering::Relaxed);
+    }
+}
+
+/// A verification that is under way.
+pub struct Pending(watch::Receiver<bool>);
+
+impl Pending {
+    /// Waits until it is over, but not for longer than a client can be kept waiting.
+    pub async fn ended(&mut self) {
+        // Its worker may also have been stopped: then there is no verdict.
+        let _ = timeout(VERDICT_WAIT_MAX, self.0.wait_for(|is_over| *is_over)).await;
+    }
+}
+
+/// Which file is meant, as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Looks {
+    inode: u64,
+    device: u64,
+    size: u64,
+    modified: i64,
+}
+
+impl Looks {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let (inode, device, size) = (metadata.ino(), metadata.dev(), metadata.len());
+        Ok(Self { inode, device, size, modified: modified(&metadata) })
+    }
+}
+
+fn modified(metadata: &Metadata) -> i64 {
+    metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec())
+}
+
+/// What came of verifying a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Sound,
+    Damaged,
+    /// The disk failed, or berth is stopped.
+    Unknown,
+}
+
+/// What is known of a file.
+enum State {
+    Running(watch::Receiver<bool>),
+    /// Since when, in seconds of [`Rechecks`].
+    Ended(Verdict, u64),
+}
+
+/// What is done about a file that is to be verified.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Begin,
+    /// It is sound, until then.
+    Sound(u64),
+    /// It has just been tried in vain.
+    LeaveAlone,
+}
+
+/// Judges the last verification of a file that looks the same, at the time `now`.
+fn next(verdict: Verdict, ended_at: u64, now: u64) -> Next {
+    let age = now.saturating_sub(ended_at);
+    match verdict {
+        Verdict::Sound if age < SOUND_FOR_SECONDS => Next::Sound(ended_at + SOUND_FOR_SECONDS),
+        Verdict::Unknown if age < UNKNOWN_FOR_SECONDS => Next::LeaveAlone,
+        Verdict::Sound | Verdict::Damaged | Verdict::Unknown => Next::Begin,
+    }
+}
+
+/// Whole GETs of a while ago, by client and digest.
+struct Seen(Box<[AtomicU64]>);
+
+impl Seen {
+    /// The bits of an entry that are its minute; the others are those of its key.
+    const MINUTE: u64 = (1 << 24) - 1;
+
+    fn new() -> Self {
+        Self((0..SEEN).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Notes a GET. Returns whether there was one of the same key a while ago.
+    fn note(&self, key: u64, minute: u64) -> bool {
+        let place = usize::try_from(key & (SEEN as u64 - 1)).unwrap_or_default();
+        let (entry, old) = ((key & !Self::MINUTE) | (minute & Self::MINUTE), &self.0[place]);
+        let before = old.load(Ordering::Relaxed);
+        if before != entry {
+            old.store(entry, Ordering::Relaxed);
+        }
+        let age = minute.wrapping_sub(before) & Self::MINUTE;
+        before & !Self::MINUTE == key & !Self::MINUTE && age <= REREAD_MINUTES
+    }
+}
+
+/// The verifications of one store.
+pub(in crate::store) struct Rechecks {
+    began: Instant,
+    keys: RandomState,
+    seen: Seen,
+    known: Mutex<LruCache<Digest, (Looks, State)>>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Job>,
+    workers: usize,
+}
+
+/// A file to be hashed.
+struct Job {
+    digest: Digest,
+    file: BlobFile,
+    looks: Looks,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+    over: watch::Sender<bool>,
+}
+
+impl Default for Rechecks {
+    fn default() -> Self {
+        let (seen, known, queue) = (Seen::new(), Mutex::new(bounded::lru(KNOWN_MAX)), Mutex::default());
+        Self { began: Instant::now(), keys: RandomState::new(), seen, known, queue }
+    }
+}
+
+impl Store {
+    /// A client begins to read a stored blob; `whole` says which client, if it reads all of it. Returns the
+    /// verification that it should wait for before it has the end.
+    pub fn begin_reading(
+        &self,
+        digest: &Digest,
+        file: &BlobFile,
+        whole: Option<impl Hash>,
+    ) -> Option<Pending> {
+        let (rechecks, soundness) = (&self.0.rechecks, file.soundness());
+        let is_unread =
+            soundness.is_unread.load(Ordering::Relaxed) && soundness.is_unread.swap(false, Ordering::Relaxed);
+        let now = rechecks.now();
+        let is_reread = match whole {
+            Some(client) if soundness.sound_until.load(Ordering::Relaxed) <= now => {
+                rechecks.seen.note(rechecks.keys.hash_one((client, digest)), now / 60)
+            }
+            Some(_) | None => false,
+        };
+        if !is_reread && !is_unread {
+            return None;
+        }
+        let why = if is_reread { Verified::Reread } else { Verified::Unread };
+        self.recheck(digest, file, why).filter(|_| is_reread)
+    }
+
+    /// Verifies a file in the background, unless that is under way or has been done.
+    fn recheck(&self, digest: &Digest, file: &BlobFile, why: Verified) -> Option<Pending> {
+        let (inner, rechecks) = (&self.0, &self.0.rechecks);
+        let (looks, now) = (Looks::of(file.file()).ok()?, rechecks.now());
+        let mut known = lock(&rechecks.known);
+        match known.get(digest).filter(|(of, _)| *of == looks) {
+            Some((_, State::Running(over))) => return Some(Pending(over.clone())),
+            Some((_, State::Ended(verdict, at))) => match next(*verdict, *at, now) {
+                Next::Begin => {}
+                Next::LeaveAlone => return None,
+                Next::Sound(until) => {
+                    file.soundness().note_sound(until, looks.modified);
+                    return None;
+                }
+            },
+            None => {}
+        }
+        let (over, is_over) = watch::channel(false);
+        let (ledger, stop) = (Arc::clone(&inner.ledger), Arc::clone(&inner.stop));
+        let job = Job { digest: *digest, file: file.clone(), looks, ledger, stop, over };
+        if !rechecks.queue_up(job) {
+            return None;
+        }
+        known.put(*digest, (looks, State::Running(is_over.clone())));
+        drop(known);
+        inner.ledger.disk.condition.metrics.verified(why);
+        Some(Pending(is_over))
+    }
+}
+
+impl Rechecks {
+    /// In seconds since some time before the process began: none is zero, nor within a while of it.
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_secs() + 2 * SOUND_FOR_SECONDS
+    }
+
+    /// Takes a job, unless there are too many. Returns whether it did.
+    fn queue_up(self: &Arc<Self>, job: Job) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        queue.waiting.push(job);
+        if queue.workers < WORKERS_MAX {
+            let rechecks = Arc::clone(self);
+            let worker = thread::Builder::new().name("berth-verify".to_owned());
+            match worker.spawn(move || rechecks.work()) {
+                Ok(_) => queue.workers += 1,
+                // Without a thread for it nobody waits for a verdict.
+                Err(_) if queue.workers == 0 => return queue.waiting.pop().is_none(),
+                Err(_) => {}
+            }
+        }
+        true
+    }
+
+    /// Hashes what there is to be hashed, the smallest first: its readers are the first at the end.
+    fn work(&self) {
+        // Best effort: a sandbox may forbid it.
+        let _ = rustix::process::nice(NICENESS);
+        while let Some(job) = self.take() {
+            let verdict = job.run();
+            self.conclude(&job, verdict);
+        }
+    }
+
+    fn take(&self) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        let smallest = (0..queue.waiting.len()).min_by_key(|at| queue.waiting[*at].looks.size);
+        match smallest {
+            Some(at) => Some(queue.waiting.remove(at)),
+            None => {
+                queue.workers -= 1;
+                None
+            }
+        }
+    }
+
+    /// Acts on a verdict, and then tells those who wait for it.
+    fn conclude(&self, job: &Job, verdict: Verdict) {
+        match verdict {
+            Verdict::Sound => {
+                job.file.soundness().note_sound(self.now() + SOUND_FOR_SECONDS, job.looks.modified);
+            }
+            // A client that is cut asks again at once, and must not be given this file again.
+            Verdict::Damaged => {
+                job.discard();
+                job.file.soundness().note_damaged();
+            }
+            Verdict::Unknown => {}
+        }
+        let state = State::Ended(verdict, self.now());
+        lock(&self.known).put(job.digest, (job.looks, state));
+        job.over.send_replace(true);
+    }
+}
+
+impl Job {
+    fn run(&self) -> Verdict {
+        match self.hash() {
+            Ok(Some(actual)) if actual == self.digest => Verdict::Sound,
+            Ok(Some(_)) => Verdict::Damaged,
+            Ok(None) => Verdict::Unknown,
+            Err(error) => {
+                tracing::warn!(digest = %self.digest, %error, "a stored file cannot be verified");
+                Verdict::Unknown
+            }
+        }
+    }
+
+    fn hash(&self) -> io::Result<Option<Digest>> {
+        let (mut verifier, mut at) = (Verifier::new(self.digest.algorithm()), 0);
+        let mut chunk = vec![0; STEP_BYTES];
+        while !self.stop.load(Ordering::Relaxed) {
+            match read_gently(self.file.file(), &mut chunk, at)? {
+                0 => return Ok(Some(verifier.finish())),
+                count => {
+                    verifier.update(&chunk[..count]);
+                    at += count as u64;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the file out of service, if it still has its name.
+    fn discard(&self) {
+        let named = self.ledger.blobs.path(&self.digest).symlink_metadata();
+        if named.is_ok_and(|named| (named.ino(), named.dev()) == (self.looks.inode, self.looks.device)) {
+            self.ledger.quarantine(&self.digest, Damage::Changed);
+        } else {
+            self.ledger.opened.forget(&self.digest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+    use std::path::Path;
+
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::disk::Disk;
+    use crate::store::disk::lock::Lock;
+    use crate::store::eviction::budget::{Budget, Limits};
+
+    const CONTENT: &[u8] = b"content";
+
+    fn ledger(folder: &Path) -> Arc<Ledger> {
+        let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
+        let lock = Lock::take(folder).unwrap();
+        let budget = Budget::new(Limits::default(), Arc::default(), Arc::default());
+        Arc::new(Ledger::open(disk, lock, budget).0)
+    }
+
+    /// A verification of a stored blob, whose file is changed before it runs.
+    struct Scene {
+        _folder: tempfile::TempDir,
+        job: Job,
+        path: std::path::PathBuf,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let ledger = ledger(folder.path());
+            let digest = Digest::of(Algorithm::Sha256, CONTENT);
+            ledger.put(&digest, CONTENT).unwrap();
+            let file = ledger.blob(&digest).unwrap().unwrap();
+            let (path, looks) = (ledger.blobs.path(&digest), Looks::of(file.file()).unwrap());
+            let (over, stop) = (watch::channel(false).0, Arc::default());
+            Self { _folder: folder, job: Job { digest, file, looks, ledger, stop, over }, path }
+        }
+
+        fn open(&self) -> File {
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o644)).unwrap();
+            let file = File::options().write(true).open(&self.path).unwrap();
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o444)).unwrap();
+            file
+        }
+
+        /// Runs it. Returns the verdict, whether its readers are cut, how many files were put aside, and whether the
+        /// blob can be had afterwards.
+        fn run(&self) -> (Verdict, bool, u64, bool) {
+            let verdict = self.job.run();
+            Arc::new(Rechecks::default()).conclude(&self.job, verdict);
+            let ledger = &self.job.ledger;
+            let quarantined = ledger.disk.condition.metrics.quarantined.get();
+            assert!(*self.job.over.borrow(), "whoever waits is told");
+            (
+                verdict,
+                self.job.file.is_damaged(),
+                quarantined,
+                ledger.blob(&self.job.digest).unwrap().is_some(),
+            )
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_about_the_file_that_was_opened() {
+        let check = |what: &str, change: &dyn Fn(&Scene), expected: (Verdict, bool, u64, bool)| {
+            let scene = Scene::new();
+            change(&scene);
+            assert_eq!(scene.run(), expected, "{what}");
+        };
+        let rot = |scene: &Scene| scene.open().write_all_at(b"C", 0).unwrap();
+        let remove = |scene: &Scene| fs::remove_file(&scene.path).unwrap();
+        let replace = |scene: &Scene| {
+            remove(scene);
+            scene.job.ledger.put(&scene.job.digest, CONTENT).unwrap();
+        };
+        check("sound", &|_| (), (Verdict::Sound, false, 0, true));
+        check("rotten", &rot, (Verdict::Damaged, true, 1, false));
+        check("cut short", &|scene| scene.open().set_len(3).unwrap(), (Verdict::Damaged, true, 1, false));
+        check("grown", &|scene| scene.open().set_len(9).unwrap(), (Verdict::Damaged, true, 1, false));
+        check("removed", &remove, (Verdict::Sound, false, 0, false));
+        check("replaced", &replace, (Verdict::Sound, false, 0, true));
+        let rot_and_replace = |scene: &Scene| {
+            rot(scene);
+            replace(scene);
+        };
+        check("rotten and replaced", &rot_and_replace, (Verdict::Damaged, true, 0, true));
+        let stop = |scene: &Scene| scene.job.stop.store(true, Ordering::Relaxed);
+        check("stopped", &stop, (Verdict::Unknown, false, 0, true));
+    }
+
+    #[test]
+    fn a_client_that_is_cut_does_not_find_the_file_again() {
+        let scene = Scene::new();
+        scene.open().write_all_at(b"C", 0).unwrap();
+        let job = &scene.job;
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !job.file.is_damaged() {
+                    std::hint::spin_loop();
+                }
+                job.ledger.blob(&job.digest).unwrap().is_some()
+            });
+            scene.run();
+            assert!(!reader.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_no_damage() {
+        let mut scene = Scene::new();
+        // Of a folder nothing can be read.
+        scene.job.file = BlobFile::new(File::open(scene.path.parent().unwrap()).unwrap(), 7);
+        assert_eq!(scene.run(), (Verdict::Unknown, false, 0, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_verdict() {
+        let (over, is_over) = watch::channel(false);
+        let began = tokio::time::Instant::now();
+        Pending(is_over.clone()).ended().await;
+        assert_eq!(began.elapsed(), VERDICT_WAIT_MAX);
+        let mut pending = Pending(is_over);
+        drop(over);
+        pending.ended().await;
+        assert_eq!(began.elapsed(), VERDICT_WAIT_MAX, "a worker that was stopped has no verdict");
+    }
+
+    #[test]
+    fn the_second_get_of_one_key_within_a_while_is_a_repetition() {
+        let seen = Seen::new();
+        let (one, other) = (0x1234_5678_9abc_def0, 0x1234_5678_9bbc_def0);
+        let start = 7200 / 60;
+        assert!(!seen.note(one, start));
+        assert!(seen.note(one, start) && seen.note(one, start + REREAD_MINUTES));
+        assert!(!seen.note(one, start + 2 * REREAD_MINUTES + 1), "too long ago");
+        assert!(seen.note(one, start + 2 * REREAD_MINUTES + 2));
+        assert!(!seen.note(other, start), "of another client, at the same place");
+        assert!(!seen.note(one, start), "which has lost its own");
+        assert!(!seen.note(0, start), "an empty place is nobody's");
+    }
+
+    #[test]
+    fn only_some_gets_are_remembered() {
+        let seen = Seen::new();
+        let key = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for number in 1..1_000_000 {
+            seen.note(key(number), 200);
+        }
+        assert_eq!(seen.0.len(), SEEN);
+        assert!(seen.note(key(999_999), 200));
+    }
+
+    #[test]
+    fn a_file_is_verified_once_an_hour_and_soon_again_if_there_was_no_verdict() {
+        use Verdict::{Damaged, Sound, Unknown};
+        let check = |verdict: Verdict, age: u64, expected: Next| {
+            assert_eq!(next(verdict, 10_000, 10_000 + age), expected, "{verdict:?} {age} seconds ago");
+        };
+        check(Sound, 0, Next::Sound(13_600));
+        check(Sound, 3599, Next::Sound(13_600));
+        check(Sound, 3600, Next::Begin);
+        check(Unknown, 59, Next::LeaveAlone);
+        check(Unknown, 60, Next::Begin);
+        check(Damaged, 0, Next::Begin);
+    }
+}

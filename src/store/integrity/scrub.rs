@@ -1,0 +1,238 @@
+//! The scrub: in the background, slowly and for ever, stored files are looked at as
+//! [`verify`](crate::store::integrity::verify) does.
+//!
+//! A round goes through the index in the order of digests, and how far it is stands there, so that a restart
+//! does not begin anew; where that is lost, nothing is but time. There is at most a round a day.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::clock::unix_seconds;
+use crate::oci::Digest;
+use crate::store::integrity::verify::{Hashing, Verdict, conclude};
+use crate::store::metadata::Ledger;
+use crate::store::{Error, blocking};
+use crate::units::{ByteRate, Given};
+
+/// 200 GiB in seven hours, for half a per cent of a core.
+const BYTES_PER_SECOND: u64 = 8 << 20;
+/// From the beginning of a round to the beginning of the next.
+const ROUND_INTERVAL_SECONDS: u64 = 24 * 60 * 60;
+/// Between two looks whether a round is due, and whether the index can be asked.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is noted how far a round is.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
+/// Digests taken from the index at once.
+const PAGE: usize = 256;
+/// What a file costs at least: opening one is work for the disk, too.
+const FILE_BYTES_MIN: u64 = 64 * 1024;
+
+/// How fast stored files are looked at in the background, in bytes per second; `"off"` for not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(Option<NonZeroU64>);
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self(NonZeroU64::new(BYTES_PER_SECOND))
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let given = Given::deserialize(deserializer)?;
+        if given == Given::Text("off".to_owned()) {
+            return Ok(Self(None));
+        }
+        let rate = given.rate().map_err(|error| de::Error::custom(format!("{error}, or \"off\"")))?;
+        Ok(Self(Some(rate.0)))
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(bytes) => fmt::Display::fmt(&ByteRate(bytes), f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// How far the scrub is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Round {
+    /// In seconds since 1970.
+    pub(in crate::store) began_at: u64,
+    /// The last blob that was looked at; none when the round is over.
+    pub(in crate::store) at: Option<Digest>,
+}
+
+impl Round {
+    /// The round to go on with, or to begin.
+    fn due(last: Option<Self>, now: u64) -> Option<Self> {
+        match last {
+            Some(Self { at: Some(_), .. }) => last,
+            // A clock that was wrong must not put the next round off for years.
+            Some(Self { began_at, at: None })
+                if now >= began_at && now - began_at < ROUND_INTERVAL_SECONDS =>
+            {
+                None
+            }
+            Some(Self { at: None, .. }) | None => Some(Self { began_at: now, at: None }),
+        }
+    }
+}
+
+/// Lets so many bytes go by in a second.
+struct Pace {
+    bytes_per_second: NonZeroU64,
+    due: Instant,
+}
+
+impl Pace {
+    fn new(bytes_per_second: NonZeroU64) -> Self {
+        Self { bytes_per_second, due: Instant::now() }
+    }
+
+    /// Waits until `bytes` may have been read. Time that was not used is not made up for.
+    async fn pass(&mut self, bytes: u64) {
+        let seconds = bytes as f64 / self.bytes_per_second.get() as f64;
+        self.due = self.due.max(Instant::now()) + Duration::from_secs_f64(seconds);
+        sleep_until(self.due).await;
+    }
+}
+
+/// Looks at what is stored, round after round. Never returns; may be dropped at any time.
+pub(in crate::store) async fn run(ledger: Arc<Ledger>, Rate(rate): Rate) {
+    let Some(rate) = rate else { return std::future::pending().await };
+    let mut pace = Pace::new(rate);
+    loop {
+        let asked = Arc::clone(&ledger);
+        if let Some(round) = blocking(move || Round::due(asked.index.round(), unix_seconds())).await {
+            once(&ledger, round, &mut pace).await;
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// One round, or as much of it as the index can tell.
+async fn once(ledger: &Arc<Ledger>, mut round: Round, pace: &mut Pace) {
+    let mut noted = Instant::now();
+    loop {
+        let (asked, after) = (Arc::clone(ledger), round.at);
+        // Without the index it goes on later.
+        let Some(page) = blocking(move || asked.index.blobs(after.as_ref(), PAGE)).await else { return };
+        let is_over = page.is_empty();
+        for digest in page {
+            if let Err(error) = look(ledger, &digest, pace).await {
+                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+            }
+            round.at = Some(digest);
+            if noted.elapsed() >= NOTE_INTERVAL {
+                noted = Instant::now();
+                note(ledger, round).await;
+            }
+        }
+        if is_over {
+            // One that has found nothing was none: content may come any moment.
+            if round.at.take().is_some() {
+                note(ledger, round).await;
+            }
+            return;
+        }
+    }
+}
+
+async fn note(ledger: &Arc<Ledger>, round: Round) {
+    let ledger = Arc::clone(ledger);
+    blocking(move || ledger.index.set_round(round)).await;
+}
+
+/// Hashes one stored file, a little at a time.
+async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<Verdict, Error> {
+    let (asked, of) = (Arc::clone(ledger), *digest);
+    let mut begun = blocking(move || Hashing::begin(&asked, &of)).await;
+    let mut bytes = 0;
+    let looked = loop {
+        match begun {
+            Ok(Ok(mut hashing)) => {
+                let (stepped, count) = blocking(move || {
+                    let count = hashing.step();
+                    (hashing, count)
+                })
+                .await;
+                match count {
+                    Ok(0) => break Ok(stepped.end()),
+                    Ok(count) => {
+                        bytes += count as u64;
+                        ledger.disk.condition.metrics.scrubbed.inc_by(count as u64);
+                        pace.pass(count as u64).await;
+                        begun = Ok(Ok(stepped));
+                    }
+                    Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
+                }
+            }
+            Ok(Err(verdict)) => break Ok(verdict),
+            Err(error) => break Err(error),
+        }
+    };
+    pace.pass(FILE_BYTES_MIN.saturating_sub(bytes)).await;
+    let (told, of) = (Arc::clone(ledger), *digest);
+    blocking(move || conclude(&told, &of, looked)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn a_rate_is_of_bytes_or_off() {
+        let check = |value: &str, expected: Option<Option<u64>>| {
+            let read = toml::from_str::<std::collections::HashMap<String, Rate>>(&format!("rate = {value}"));
+            let rate = read.ok().map(|read| read["rate"].0.map(NonZeroU64::get));
+            assert_eq!(rate, expected, "{value}");
+        };
+        check("'off'", Some(None));
+        check("'8MiB'", Some(Some(8 << 20)));
+        check("'1.5 MiB'", Some(Some(3 << 19)));
+        check("8000", Some(Some(8000)));
+        for bad in ["''", "0", "'0MiB'", "-1", "'80%'", "'Off'", "false"] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn a_round_goes_on_or_begins_once_a_day() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let begun = |began_at, at| Some(Round { began_at, at });
+        let day = ROUND_INTERVAL_SECONDS;
+        for (last, now, expected) in [
+            (None, 5, begun(5, None)),
+            (begun(5, Some(digest)), 9 * day, begun(5, Some(digest))),
+            (begun(5, None), day, None),
+            (begun(5, None), day + 5, begun(day + 5, None)),
+            (begun(50 * day, None), day, begun(day, None)),
+        ] {
+            assert_eq!(Round::due(last, now), expected, "{last:?} at {now}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_is_kept_and_not_made_up_for() {
+        let mut pace = Pace::new(NonZeroU64::new(1000).unwrap());
+        let start = Instant::now();
+        for _ in 0..10 {
+            pace.pass(500).await;
+        }
+        assert_eq!(start.elapsed().as_millis(), 5000);
+        sleep(Duration::from_secs(100)).await;
+        let start = Instant::now();
+        pace.pass(500).await;
+        assert_eq!(start.elapsed().as_millis(), 500);
+    }
+}

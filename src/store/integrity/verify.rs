@@ -1,0 +1,278 @@
+//! A look at every stored file: does it still have the content that its name says?
+//!
+//! Berth never changes a file in `blobs/`, but disks, other tools and people do. What is found damaged goes to
+//! [`quarantine`](crate::store::integrity). Content that is in memory is hashed from there, so a sector that has gone
+//! bad under a page that is still cached is found later; pages that come from the disk for this alone are
+//! dropped again, because a look at everything must not push out what is served.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Algorithm, Digest, Verifier};
+use crate::store::blobs::{is_writable, open_file};
+use crate::store::integrity::Damage;
+use crate::store::metadata::Ledger;
+use crate::store::{Error, Store};
+use crate::sync::lock;
+
+/// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
+const STEP_BYTES: usize = 256 * 1024;
+/// Damaged blobs that are named; all are counted.
+const NAMED_MAX: usize = 1000;
+
+/// How far a look at everything is, and what it has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether it is under way.
+    pub running: bool,
+    /// Whether it came to its end, or was stopped.
+    pub complete: bool,
+    /// Files that were there when it began.
+    pub blobs_total: u64,
+    /// Files that it has looked at.
+    pub blobs: u64,
+    /// Bytes that it has hashed.
+    pub bytes: u64,
+    /// Files that were damaged.
+    pub damaged: u64,
+    /// The first of these.
+    pub findings: Vec<Finding>,
+    /// Files that another tool is still writing, or that are no blobs: berth serves none of them.
+    pub foreign: u64,
+    /// Files that could not be looked at, for want of permission or of memory.
+    pub skipped: u64,
+}
+
+/// A damaged blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Its name.
+    pub digest: Digest,
+    /// What is wrong with it.
+    pub damage: Damage,
+}
+
+/// What a look at one file has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Verdict {
+    Sound,
+    Damaged(Damage),
+    /// Not berth's, or not yet.
+    Foreign,
+    /// Gone meanwhile.
+    Gone,
+}
+
+/// A stored file that is being hashed.
+pub(in crate::store) struct Hashing {
+    digest: Digest,
+    file: File,
+    verifier: Verifier,
+    at: u64,
+    chunk: Vec<u8>,
+}
+
+impl Hashing {
+    /// Begins, unless it is known without hashing what comes of it.
+    pub(in crate::store) fn begin(ledger: &Ledger, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
+        let path = ledger.blobs.path(digest);
+        let Some((file, metadata)) = open_file(&path)? else {
+            let is_there = path.symlink_metadata().is_ok();
+            return Ok(Err(if is_there { Verdict::Foreign } else { Verdict::Gone }));
+        };
+        if is_writable(&metadata) {
+            // It is hashed there, and is berth's from then on.
+            let is_proven = ledger.blobs.open(digest)?.is_some();
+            return Ok(Err(if is_proven { Verdict::Sound } else { Verdict::Foreign }));
+        }
+        // Read-ahead would bring pages that cannot be told from those that others have read.
+        let _ = fadvise(&file, 0, None, Advice::Random);
+        let verifier = Verifier::new(digest.algorithm());
+        Ok(Ok(Self { digest: *digest, file, verifier, at: 0, chunk: vec![0; STEP_BYTES] }))
+    }
+
+    /// Hashes some more. Returns how many bytes; none at the end.
+    pub(in crate::store) fn step(&mut self) -> io::Result<usize> {
+        let count = read_gently(&self.file, &mut self.chunk, self.at)?;
+        self.verifier.update(&self.chunk[..count]);
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    /// What came of it, once all is hashed.
+    pub(in crate::store) fn end(self) -> Verdict {
+        if self.verifier.finish() == self.digest { Verdict::Sound } else { Verdict::Damaged(Damage::Changed) }
+    }
+}
+
+/// Reads some bytes, and leaves in memory only what was there before.
+pub(in crate::store) fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut slices = [IoSliceMut::new(chunk)];
+    let in_memory = preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT);
+    if let Ok(count @ 1..) = in_memory {
+        return Ok(count);
+    }
+    let count = loop {
+        match file.read_at(chunk, at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if in_memory == Err(Errno::AGAIN) {
+        let len = std::num::NonZeroU64::new(count as u64);
+        let _ = len.map(|len| fadvise(file, at, Some(len), Advice::DontNeed));
+    }
+    Ok(count)
+}
+
+/// Looks at one blob, and takes it out of service if it is damaged. `step` hears of every piece; it says whether
+/// to go on, else there is no verdict.
+pub(in crate::store) fn look(
+    ledger: &Ledger,
+    digest: &Digest,
+    mut step: impl FnMut(usize) -> bool,
+) -> Result<Option<Verdict>, Error> {
+    let verdict = match Hashing::begin(ledger, digest) {
+        Ok(Ok(mut hashing)) => loop {
+            match hashing.step() {
+                Ok(0) => break Ok(hashing.end()),
+                Ok(count) if step(count) => {}
+                Ok(_) => return Ok(None),
+                Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
+            }
+        },
+        Ok(Err(verdict)) => Ok(verdict),
+        Err(error) => Err(error),
+    };
+    conclude(ledger, digest, verdict).map(Some)
+}
+
+/// Takes a blob out of service if it was found damaged. A disk that does not give content back has lost it; any
+/// other failure says nothing about the content.
+pub(in crate::store) fn conclude(
+    ledger: &Ledger,
+    digest: &Digest,
+    looked: Result<Verdict, Error>,
+) -> Result<Verdict, Error> {
+    let verdict = match looked {
+        Err(error) => match ledger.is_lost(digest, &error) {
+            true => Verdict::Damaged(Damage::Unreadable),
+            false => return Err(error),
+        },
+        Ok(Verdict::Damaged(damage)) => {
+            ledger.quarantine(digest, damage);
+            Verdict::Damaged(damage)
+        }
+        Ok(verdict) => verdict,
+    };
+    Ok(verdict)
+}
+
+impl Store {
+    /// A reader could not read a stored blob: it is looked at, in the background.
+    pub fn suspect(&self, digest: &Digest) {
+        self.0.ledger.opened.forget(digest);
+        // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
+        let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
+        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let looked = look(&inner.ledger, &digest, |_| !inner.stop.load(Ordering::Relaxed));
+            if let Err(error) = looked {
+                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+            }
+        });
+    }
+
+    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
+    /// What is damaged is put aside, and will be fetched again.
+    pub fn verify(&self) {
+        {
+            let mut state = lock(&self.0.verification);
+            if state.running {
+                return;
+            }
+            *state = Verification { running: true, ..Verification::default() };
+        }
+        let inner = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || run(&inner.ledger, &inner.verification, &inner.stop));
+    }
+
+    /// How far the look at every stored file is, or what the last one has found.
+    pub fn verification(&self) -> Verification {
+        lock(&self.0.verification).clone()
+    }
+}
+
+/// Looks at every stored file, in no order. `stop` ends it early.
+pub(in crate::store) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBool) {
+    let _ended = Ended(state);
+    let counted = for_each(ledger, stop, |_| lock(state).blobs_total += 1);
+    let looked = for_each(ledger, stop, |digest| look_and_note(ledger, &digest, state, stop));
+    match counted.and(looked) {
+        Ok(()) => lock(state).complete = !stop.load(Ordering::Relaxed),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look at every stored file");
+        }
+    }
+}
+
+fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, stop: &AtomicBool) {
+    let looked = look(ledger, digest, |count| {
+        lock(state).bytes += count as u64;
+        !stop.load(Ordering::Relaxed)
+    });
+    let mut state = lock(state);
+    match looked {
+        Ok(None) => return,
+        Ok(Some(Verdict::Sound | Verdict::Gone)) => {}
+        Ok(Some(Verdict::Foreign)) => state.foreign += 1,
+        Ok(Some(Verdict::Damaged(damage))) => {
+            state.damaged += 1;
+            if state.findings.len() < NAMED_MAX {
+                state.findings.push(Finding { digest: *digest, damage });
+            }
+        }
+        Err(error) => {
+            state.skipped += 1;
+            tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
+        }
+    }
+    state.blobs += 1;
+}
+
+/// The digests that there are files for, while they are read from the folder: there may be millions.
+fn for_each(ledger: &Ledger, stop: &AtomicBool, mut each: impl FnMut(Digest)) -> Result<(), Error> {
+    for algorithm in Algorithm::ALL {
+        let folder = ledger.blobs.folder(algorithm);
+        let failed = |source| Error::io("list", &folder, source);
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(failed)?,
+        };
+        for entry in entries {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let name = entry.map_err(failed)?.file_name();
+            name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)).into_iter().for_each(&mut each);
+        }
+    }
+    Ok(())
+}
+
+/// However it ends, it is not under way any more.
+struct Ended<'a>(&'a Mutex<Verification>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(self.0).running = false;
+    }
+}

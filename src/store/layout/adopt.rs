@@ -1,0 +1,266 @@
+//! Adoption: what another tool has put into a layout becomes tags, manifests and grants.
+//!
+//! `skopeo copy docker://… oci:<data_dir>/repos/<registry>/<name>/_oci:<tag>` is enough to make an image
+//! servable. An entry of a foreign `index.json` with a name becomes a tag if there is no ref of that name, or if
+//! `index.json` is newer than the ref and says otherwise. An entry without one becomes a manifest.
+//!
+//! Nothing is taken on trust: every manifest and every blob of its closure is hashed before it is granted (to
+//! this repository only, never publicly), and what is missing is not granted. A `blobs` folder that is none of
+//! berth's links is emptied into the shared one, file by file as each is proven, and then becomes the link.
+//!
+//! A tool that copies file by file may write `index.json` first. So a young one with entries that cannot be
+//! adopted is looked at again; once it has been left alone for a while, what is missing counts as missing.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crate::clock::{age, seconds_of, unix_seconds};
+use crate::oci::manifest::is_manifest_type;
+use crate::oci::{Algorithm, Digest, Repo, Speaker, Tag};
+use crate::store::layout::index_json::{self, Content, Entry};
+use crate::store::metadata::Ledger;
+use crate::store::metadata::records::{Grant, ManifestRecord, Previous, Proof, TagRecord};
+use crate::store::metadata::refs::Ref;
+use crate::store::{Error, disk};
+
+/// How long after its last change an `index.json` counts as finished.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// Levels of an image that are followed: an index of indexes of indexes is more than anybody makes.
+pub(in crate::store) const DEPTH_MAX: usize = 4;
+/// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
+pub(in crate::store) const CLOSURE_MAX: usize = 10_000;
+
+/// What another tool has put into a repository's layout is for that repository.
+const ADOPTED: Grant = Grant { public: false, proof: Some(Proof::Adopted), speaker: Speaker::Registry };
+
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The refs say the same, or something newer.
+    Known,
+    Adopted,
+    /// Not here, or not what it says: perhaps not yet.
+    Missing,
+}
+
+impl Ledger {
+    /// Whether another tool has written the repository's `index.json`, as far as its looks tell.
+    pub(in crate::store) fn is_adoptable(&self, repo: &Repo) -> bool {
+        crate::store::layout::render::looks_of(&self.index_json_path(repo))
+            .is_some_and(|looks| self.is_foreign(repo, &looks))
+    }
+
+    /// Adopts what another tool has put into the layout. Returns how many entries were adopted.
+    ///
+    /// Only to be called by who holds `adopting`.
+    pub(in crate::store) fn adopt(&self, repo: &Repo) -> Result<usize, Error> {
+        if !self.is_adoptable(repo) {
+            return Ok(0);
+        }
+        let Some(index_json) = index_json::open(&self.index_json_path(repo))? else { return Ok(0) };
+        let (looks, modified) = (index_json.looks.clone(), index_json.modified);
+        let are_blobs_settled = self.merge_blobs(&self.refs.layout(repo).join("blobs"))?;
+        let (mut adopted, mut missing) = (0, 0);
+        let content = index_json.read(&mut |entry| {
+            match self.adopt_entry(repo, &entry, modified)? {
+                Outcome::Known => {}
+                Outcome::Adopted => adopted += 1,
+                Outcome::Missing => missing += 1,
+            }
+            Ok(())
+        })?;
+        if matches!(content, Content::TooLong) {
+            tracing::warn!(%repo, "the index.json of another tool has an entry that is too long to be read");
+        }
+        let is_done = match content {
+            Content::Index(_) => missing == 0,
+            Content::NoJson => false,
+            // Whatever is still to come makes it no shorter.
+            Content::TooLong => true,
+        };
+        if are_blobs_settled && (is_done || is_settled(modified)) {
+            self.index.put_layout(repo, &looks);
+        }
+        if adopted > 0 {
+            tracing::info!(%repo, adopted, missing, "adopted what another tool has put into a layout");
+            self.mark_dirty(repo);
+        }
+        Ok(adopted)
+    }
+
+    fn adopt_entry(&self, repo: &Repo, entry: &Entry, modified: SystemTime) -> Result<Outcome, Error> {
+        // Of an algorithm that berth cannot verify: it stays in `index.json` and is no business of the refs.
+        let Some(digest) = entry.digest else { return Ok(Outcome::Known) };
+        let tag = entry.tag();
+        let old = match &tag {
+            Some(tag) => self.refs.read::<TagRecord>(repo, Ref::Tag(tag))?,
+            None => None,
+        };
+        let is_known = match (&tag, &old) {
+            (Some(tag), Some(old)) => old.digest == digest || !self.is_newer(repo, tag, modified),
+            (Some(_), None) => false,
+            (None, _) => self.refs.exists(repo, Ref::Manifest(&digest)),
+        };
+        if is_known {
+            return Ok(Outcome::Known);
+        }
+        let fetched_at = seconds_of(modified).min(unix_seconds());
+        let Some(record) = self.adopt_closure(repo, &digest, &entry.media_type, fetched_at)? else {
+            tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
+            return Ok(Outcome::Missing);
+        };
+        if let Some(tag) = tag {
+            let previous = old.map(|old| {
+                Box::new(Previous { digest: old.digest, media_type: old.media_type, size: old.size })
+            });
+            let (media_type, size) = (record.media_type, record.size);
+            // Never checked: upstream, if there is one, has the last word.
+            let record =
+                TagRecord { digest, media_type, size, fetched_at, checked_at: 0, public: false, previous };
+            self.set_tag(repo, &tag, &record)?;
+        }
+        Ok(Outcome::Adopted)
+    }
+
+    fn is_newer(&self, repo: &Repo, tag: &Tag, modified: SystemTime) -> bool {
+        let written = self.refs.modified(repo, Ref::Tag(tag));
+        written.is_none_or(|written| is_newer(modified, written, SystemTime::now()))
+    }
+
+    /// Grants a manifest and what is here of all that it refers to. `None` if the manifest itself is not here.
+    ///
+    /// Children first: the manifest's own record, which makes it known, is written when the rest is done.
+    fn adopt_closure(
+        &self,
+        repo: &Repo,
+        root: &Digest,
+        media_type: &str,
+        fetched_at: u64,
+    ) -> Result<Option<ManifestRecord>, Error> {
+        let mut records = Vec::new();
+        let mut seen = HashSet::from([*root]);
+        let mut waiting = vec![(*root, media_type, 0)];
+        while let Some((digest, media_type, depth)) = waiting.pop() {
+            let Some(blob) = self.blob(&digest)? else { continue };
+            let manifest = match is_manifest_type(media_type) || depth == 0 {
+                true => self.stored_manifest(&digest, media_type)?,
+                false => None,
+            };
+            let Some(manifest) = manifest else {
+                if depth > 0 {
+                    self.grant(repo, &digest, ADOPTED)?;
+                }
+                continue;
+            };
+            for child in manifest.children() {
+                let Some(digest) = child.digest() else { continue };
+                if depth < DEPTH_MAX && seen.len() < CLOSURE_MAX && seen.insert(digest) {
+                    waiting.push((digest, child.manifest_type().unwrap_or_default(), depth + 1));
+                }
+            }
+            let media_type = manifest.media_type;
+            records.push((digest, {
+                let (speaker, public) = (Speaker::Registry, false);
+                ManifestRecord { media_type, size: blob.size, public, speaker, fetched_at }
+            }));
+        }
+        for (digest, record) in records.iter().rev() {
+            self.set_manifest(repo, digest, record)?;
+        }
+        Ok(records.into_iter().next().filter(|(digest, _)| digest == root).map(|(_, record)| record))
+    }
+
+    /// Empties a `blobs` folder of another tool into the shared one, so that the next render can put the link
+    /// there. What is not what its name says, and is not being written any more, is put aside as a whole.
+    /// Returns whether nothing is left to wait for.
+    fn merge_blobs(&self, folder: &Path) -> Result<bool, Error> {
+        if !fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_dir()) {
+            return Ok(true);
+        }
+        let mut is_settled_all = true;
+        for algorithm in Algorithm::ALL {
+            let algorithm_folder = folder.join(algorithm.as_str());
+            for name in disk::list(&algorithm_folder)? {
+                let path = algorithm_folder.join(&name);
+                if !self.take_blob(algorithm, &name, &path)? {
+                    is_settled_all &= fs::metadata(&path).and_then(|it| it.modified()).is_ok_and(is_settled);
+                }
+            }
+            let _ = fs::remove_dir(&algorithm_folder);
+        }
+        if fs::remove_dir(folder).is_err() && is_settled_all {
+            let aside = folder.with_extension("rejected");
+            tracing::warn!(path = %aside.display(), "put aside: not the blobs that their names say");
+            if let Err(error) = self.disk.rename(folder, &aside) {
+                // Such a folder is there already. This one stays in the way of the link until somebody looks.
+                tracing::warn!(path = %folder.display(), %error, "cannot put aside what is not berth's");
+            }
+        }
+        Ok(is_settled_all)
+    }
+
+    fn take_blob(&self, algorithm: Algorithm, name: &OsStr, path: &Path) -> Result<bool, Error> {
+        let digest = name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex));
+        let Some(digest) = digest else { return Ok(false) };
+        let is_taken = self.blobs.take(&digest, path)?;
+        if is_taken && let Some(size) = self.blobs.size(&digest) {
+            self.blob_stored(&digest, size);
+        }
+        Ok(is_taken)
+    }
+}
+
+/// Whether an `index.json` that was written at `modified` has a later word on a tag than its ref. A clock that was ahead
+/// says nothing: what another tool has written then counts as written now, and is rendered anew with a time that has
+/// been; a ref that was written then is older than any such file.
+fn is_newer(modified: SystemTime, written: SystemTime, now: SystemTime) -> bool {
+    let is_ahead = |time: SystemTime| age(seconds_of(time), seconds_of(now)).is_none();
+    match (is_ahead(modified), is_ahead(written)) {
+        (false, false) | (true, true) => modified > written,
+        (true, false) | (false, true) => true,
+    }
+}
+
+/// Whether a file has been left alone for long enough to be finished. Nobody waits for a time of the future to come.
+fn is_settled(modified: SystemTime) -> bool {
+    let age = age(seconds_of(modified), unix_seconds());
+    age.is_none_or(|age| Duration::from_secs(age) > SETTLED_AFTER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_future_is_not_newer_than_everything_for_years() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let at = |seconds: i64| match u64::try_from(seconds) {
+            Ok(ahead) => now + Duration::from_secs(ahead),
+            Err(_) => now - Duration::from_secs(seconds.unsigned_abs()),
+        };
+        let year = 365 * 24 * 3600;
+        let check = |modified: i64, written: i64, expected: bool| {
+            assert_eq!(is_newer(at(modified), at(written), now), expected, "{modified} against {written}");
+        };
+        check(-5, -9, true);
+        check(-9, -5, false);
+        check(-5, -5, false);
+        check(30, 0, true);
+        check(0, 30, false);
+        check(-5, year, true);
+        check(year, -5, true);
+        check(year, year + 9, false);
+        check(year + 9, year, true);
+    }
+
+    #[test]
+    fn what_is_settled_has_been_left_alone() {
+        let now = SystemTime::now();
+        assert!(!is_settled(now) && !is_settled(now + Duration::from_secs(30)));
+        assert!(is_settled(now - 2 * SETTLED_AFTER));
+        assert!(is_settled(now + Duration::from_secs(365 * 24 * 3600)));
+    }
+}

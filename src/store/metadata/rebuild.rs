@@ -1,0 +1,310 @@
+//! Brings the index in line with the files: all of it when it is new, what differs when it is old.
+//!
+//! What nobody can have changed since the index was closed in order is not looked at: the folders say so, so that
+//! a start costs next to nothing, whatever the number of files. The rest is visited file by file, without ever
+//! holding the names of a folder in memory.
+//!
+//! Additions come first, then removals. What berth itself takes out of the refs, it does under the repository's
+//! lock, so a record is put or removed under that lock and after another look at its file: whatever happens
+//! meanwhile, the last one to write the index has seen the newest file.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::clock::unix_seconds;
+use crate::oci::{Algorithm, Digest, Repo, Tag};
+use crate::store::metadata::Ledger;
+use crate::store::metadata::grants::merged;
+use crate::store::metadata::index::Entry;
+use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord};
+use crate::store::metadata::refs::{Kind, Ref};
+use crate::store::{Error, disk};
+
+/// File times are coarser than the clock, and set by it some time before a write is done.
+const CLOCK_GRAIN_SECONDS: u64 = 5;
+
+/// How much of the index is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Trust {
+    /// What it has is right where a folder of refs has not changed since then (in seconds since 1970): every
+    /// replaced, added and removed file changes its folder. Otherwise every file is read.
+    Since(u64),
+    /// What it has may be old anywhere, so every file is read.
+    Nothing,
+}
+
+impl Trust {
+    fn covers(self, folder: &Path) -> bool {
+        let changed = match fs::metadata(folder) {
+            Ok(metadata) => metadata.ctime(),
+            // The one above it has changed if it was ever there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(_) => i64::MAX,
+        };
+        match self {
+            Self::Since(at) => changed.cast_unsigned() < at.saturating_sub(CLOCK_GRAIN_SECONDS),
+            Self::Nothing => false,
+        }
+    }
+
+    /// Whether a folder and those above it, down from the data folder, are all as they were: a folder may also
+    /// be exchanged as a whole, which only the one above it shows.
+    fn covers_all(self, folder: &Path, root: &Path) -> bool {
+        folder.ancestors().take_while(|path| *path != root).all(|path| self.covers(path))
+    }
+}
+
+/// What a pass found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) struct Summary {
+    /// Records that the index has now and did not have, or not so.
+    pub(in crate::store) added: usize,
+    /// Records whose files are gone.
+    pub(in crate::store) removed: usize,
+}
+
+/// What a pass need not look at: the index has it, and nobody else has changed it.
+#[derive(Default)]
+struct Unchanged {
+    blobs: HashSet<Algorithm>,
+    repos: HashSet<Repo>,
+}
+
+impl Unchanged {
+    fn has(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Blob(digest) => self.blobs.contains(&digest.algorithm()),
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => self.repos.contains(repo),
+        }
+    }
+}
+
+impl Ledger {
+    /// Compares everything once. `stop` ends it early, without harm.
+    pub(in crate::store) fn reconcile(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
+        if trust == Trust::Nothing {
+            self.progress.begin(self.count_files(stop)?);
+        }
+        let result = self.compare(trust, stop);
+        self.progress.end();
+        result
+    }
+
+    fn compare(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
+        let (mut summary, mut unchanged) = (Summary::default(), Unchanged::default());
+        let (mut blobs, mut is_any_changed, root) = (0, false, self.disk.root());
+        for algorithm in Algorithm::ALL {
+            if trust.covers_all(&self.blobs.folder(algorithm), root) {
+                unchanged.blobs.insert(algorithm);
+            } else {
+                is_any_changed = true;
+                summary.added += self.learn_blobs(algorithm, &mut blobs, stop)?;
+            }
+        }
+        // All that were found are in the index by now: if it has no more, none of its is missing.
+        if unchanged.blobs.is_empty() && blobs >= self.index.blob_count() {
+            unchanged.blobs.extend(Algorithm::ALL);
+        }
+        for repo in self.refs.repositories()? {
+            if Kind::ALL.iter().all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
+                && self.index.knows(&repo)
+            {
+                unchanged.repos.insert(repo);
+                continue;
+            }
+            is_any_changed = true;
+            summary.added += self.learn_repository(&repo, trust, stop)?;
+            if stop.load(Ordering::Relaxed) {
+                return Ok(summary);
+            }
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Ok(summary);
+        }
+        // A list is whole from here on, and cannot become less so.
+        self.index.set_complete(true);
+        if !is_any_changed && self.index.repo_count() == unchanged.repos.len() {
+            return Ok(summary);
+        }
+        let is_there =
+            |entry: &Entry| unchanged.has(entry) || stop.load(Ordering::Relaxed) || self.is_there(entry);
+        for entry in self.index.missing(&is_there) {
+            summary.removed += usize::from(self.unlearn(&entry));
+        }
+        Ok(summary)
+    }
+
+    /// How many files there are to be read.
+    fn count_files(&self, stop: &AtomicBool) -> Result<u64, Error> {
+        let mut count = 0;
+        for algorithm in Algorithm::ALL {
+            count += disk::names(&self.blobs.folder(algorithm))?.count() as u64;
+        }
+        for repo in self.refs.repositories()? {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            count += self.refs.count(&repo)?;
+        }
+        Ok(count)
+    }
+
+    fn learn_blobs(&self, algorithm: Algorithm, seen: &mut u64, stop: &AtomicBool) -> Result<usize, Error> {
+        let mut added = 0;
+        for name in disk::names(&self.blobs.folder(algorithm))? {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            self.progress.step();
+            let Some(digest) = name?.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)) else {
+                continue;
+            };
+            if self.index.has_blob(&digest) {
+                *seen += 1;
+            } else if let Some((size, modified_at)) = self.blobs.size_and_time(&digest) {
+                // When it came: of times of use nothing is left, and "now" would keep all from being evicted.
+                self.index.put_blob(&digest, size, modified_at.min(unix_seconds()));
+                added += 1;
+                *seen += 1;
+            }
+        }
+        Ok(added)
+    }
+
+    fn learn_repository(&self, repo: &Repo, trust: Trust, stop: &AtomicBool) -> Result<usize, Error> {
+        self.index.put_repo(repo);
+        let trusts = |kind| trust.covers(&self.refs.folder(repo, kind));
+        let goes_on = || {
+            self.progress.step();
+            !stop.load(Ordering::Relaxed)
+        };
+        let mut added = 0;
+        let trusts_tags = trusts(Kind::Tags);
+        self.refs.each_tag(repo, &mut |tag| {
+            added += usize::from(self.learn_tag(repo, &tag, trusts_tags)?);
+            Ok(goes_on())
+        })?;
+        let trusts_manifests = trusts(Kind::Manifests);
+        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
+            added += usize::from(self.learn_manifest(repo, &digest, trusts_manifests)?);
+            Ok(goes_on())
+        })?;
+        let trusts_grants = trusts(Kind::Blobs);
+        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
+            let old = self.index.grant(repo, &digest);
+            if !(old.is_some() && trusts_grants)
+                && let Some(grant) = self.refs.read::<Grant>(repo, Ref::Blob(&digest))?
+            {
+                // Its manifests have been learned by now.
+                let manifest = self.index.manifest(repo, &digest);
+                let all = manifest.map_or(grant, |record| merged(grant, record.grant()));
+                added += usize::from(old != Some(all));
+                self.index.put_grant(repo, &digest, all);
+            }
+            Ok(goes_on())
+        })?;
+        self.refs.each_digest(repo, Kind::Referrers, &mut |digest| {
+            added += usize::from(self.learn_referrers(repo, &digest));
+            Ok(goes_on())
+        })?;
+        Ok(added)
+    }
+
+    /// A list is as long as its file, and as old: nothing else of it is to be known.
+    fn learn_referrers(&self, repo: &Repo, digest: &Digest) -> bool {
+        let _guard = self.lock(repo);
+        let Some((bytes, modified_at)) = self.refs.size_and_time(repo, Ref::Referrers(digest)) else {
+            return false;
+        };
+        let is_news = self.index.referrers(repo, digest) != Some(bytes);
+        if is_news {
+            self.index.put_referrers(repo, digest, bytes, modified_at.min(unix_seconds()));
+        }
+        is_news
+    }
+
+    fn learn_tag(&self, repo: &Repo, tag: &Tag, trusts: bool) -> Result<bool, Error> {
+        let old = self.index.tag(repo, tag);
+        if old.is_some() && trusts {
+            return Ok(false);
+        }
+        let _guard = self.lock(repo);
+        let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(tag))? else { return Ok(false) };
+        // The index may know of a later check of the same tag than the file does.
+        let is_news = old.is_none_or(|old| TagRecord { checked_at: record.checked_at, ..old } != record);
+        if is_news {
+            self.index.put_tag(repo, tag, &record);
+        }
+        Ok(is_news)
+    }
+
+    fn learn_manifest(&self, repo: &Repo, digest: &Digest, trusts: bool) -> Result<bool, Error> {
+        let old = self.index.manifest(repo, digest);
+        if old.is_some() && trusts && self.index.grant(repo, digest).is_some() {
+            return Ok(false);
+        }
+        let _guard = self.lock(repo);
+        let Some(record) = self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))? else {
+            return Ok(false);
+        };
+        // Also where nothing differs: the grant, and that it is public, are records of their own.
+        self.index.put_manifest(repo, digest, &record);
+        Ok(old.as_ref() != Some(&record))
+    }
+
+    fn is_there(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Blob(digest) => self.blobs.size(digest).is_some(),
+            Entry::Repo(repo) => self.refs.knows(repo),
+            Entry::Tag(repo, tag) => self.refs.exists(repo, Ref::Tag(tag)),
+            Entry::Manifest(repo, digest) => self.refs.exists(repo, Ref::Manifest(digest)),
+            Entry::Referrers(repo, digest) => self.refs.exists(repo, Ref::Referrers(digest)),
+            Entry::Grant(repo, digest) => {
+                self.refs.exists(repo, Ref::Blob(digest)) || self.refs.exists(repo, Ref::Manifest(digest))
+            }
+        }
+    }
+
+    fn unlearn(&self, entry: &Entry) -> bool {
+        let _guard = match entry {
+            Entry::Blob(_) => None,
+            Entry::Repo(repo)
+            | Entry::Tag(repo, _)
+            | Entry::Manifest(repo, _)
+            | Entry::Grant(repo, _)
+            | Entry::Referrers(repo, _) => Some(self.lock(repo)),
+        };
+        let is_gone = !self.is_there(entry);
+        if is_gone {
+            self.index.remove(entry);
+        }
+        is_gone
+    }
+
+    /// Whether any fact of a repository is public, from the files.
+    pub(in crate::store) fn is_any_public(&self, repo: &Repo) -> Result<bool, Error> {
+        let mut is_public = false;
+        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
+            let record: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(&digest))?;
+            is_public |= record.is_some_and(|record| record.public);
+            Ok(!is_public)
+        })?;
+        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
+            is_public |= self.refs.read(repo, Ref::Blob(&digest))?.is_some_and(|grant: Grant| grant.public);
+            Ok(!is_public)
+        })?;
+        self.refs.each_tag(repo, &mut |tag| {
+            is_public |= self.refs.read(repo, Ref::Tag(&tag))?.is_some_and(|record: TagRecord| record.public);
+            Ok(!is_public)
+        })?;
+        Ok(is_public)
+    }
+}
