@@ -48,17 +48,18 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use tokio::task::JoinHandle;
+use rustix::process::{Resource, getrlimit};
 
-use crate::oci::{Digest, Document, Manifest, Repo, Tag};
+use crate::clock::unix_seconds;
+use crate::oci::{Algorithm, Image};
 use crate::telemetry::Metrics;
 
 mod blobs;
+mod blocking;
+mod contents;
 mod disk;
 mod error;
 mod eviction;
@@ -69,53 +70,58 @@ mod maintenance;
 mod malloc;
 mod metadata;
 mod partial;
-mod secret;
+mod requests;
 
-pub use blobs::open_files::{BlobFile, Mapped, MappedWeak};
+pub use blobs::blob_file::{BlobFile, Mapped, MappedWeak};
+pub use blobs::partials::{Left, PartialKey, Sync, Synced};
 pub use blobs::piece_map::Next;
 pub use blobs::range_set::Pieces;
 pub use disk::health::Health;
 pub use disk::privacy::{Mode, close_to_others};
 pub use error::Error;
 pub use eviction::budget::{InvalidSize, Limits, Size};
-pub use eviction::pins::{Pin, Pinned};
-pub use integrity::Damage;
+pub use eviction::pin::{Pin, Pinned};
+pub use integrity::damaged::Damage;
 pub use integrity::recheck::Pending;
 pub use integrity::scrub::Rate;
 pub use integrity::verify::{Finding, Verification};
 pub use malloc::keep_large_apart;
 pub use metadata::records::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
-pub use partial::{Left, Partial, PartialKey, Sync, Synced};
+pub use partial::Partial;
 
-use eviction::Sweeper;
+use blobs::Blobs;
+use blobs::open_files::OpenFiles;
+use blobs::partials::Partials;
+use blocking::blocking;
+use contents::Contents;
+use disk::lock::Lock;
+use disk::{Disk, FileMode};
+use eviction::Eviction;
+use integrity::Integrity;
 use integrity::recheck::Rechecks;
 use integrity::scrub;
-use metadata::Ledger;
-use metadata::index::Found;
-use partial::Partials;
-
-/// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
-const ADOPTION_WAIT: Duration = Duration::from_secs(5);
+use integrity::verify::Verify;
+use layout::Layouts;
+use maintenance::Maintenance;
+use metadata::Metadata;
+use metadata::index::database::Found;
 
 /// The store of one data folder. Clones share it.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
+/// The parts of a store.
 struct Inner {
-    ledger: Arc<Ledger>,
-    partials: Partials,
-    /// What the previous process left of the index.
-    found: Found,
-    /// When this one began, in seconds since 1970.
-    opened_at: u64,
-    /// The index being rebuilt, if that takes longer than a start may.
-    rebuilding: Mutex<Option<JoinHandle<()>>>,
-    /// Ends background passes early.
-    stop: Arc<AtomicBool>,
-    /// The look at every stored file that is under way, or the last one.
-    verification: Mutex<Verification>,
-    /// Held while a blob is looked at that a reader could not read.
-    suspect: Arc<tokio::sync::Mutex<()>>,
+    disk: Arc<Disk>,
+    open_files: Arc<OpenFiles>,
+    metadata: Arc<Metadata>,
+    contents: Arc<Contents>,
+    integrity: Arc<Integrity>,
+    eviction: Arc<Eviction>,
+    layouts: Arc<Layouts>,
+    maintenance: Arc<Maintenance>,
+    /// The looks at stored files that somebody asks for.
+    verify: Arc<Verify>,
     /// Verifications behind readers.
     rechecks: Arc<Rechecks>,
 }
@@ -152,8 +158,8 @@ impl Store {
     /// As [`Store::open`].
     pub async fn open_within(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
-        let inner = blocking(move || maintenance::open(&folder, limits, metrics)).await?;
-        maintenance::begin_rebuild(&inner).await;
+        let inner = blocking(move || Inner::open(&folder, limits, metrics)).await?;
+        inner.maintenance.begin_rebuild().await;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -161,24 +167,24 @@ impl Store {
     /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best
     /// ended last: a change that comes later still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
-        maintenance::run(&self.0, shutdown).await;
+        self.0.maintenance.run(shutdown).await;
     }
 
     /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
     pub async fn announce(&self, admin: SocketAddr) {
-        self.ask(move |ledger| ledger.process_lock.announce(admin)).await;
+        self.ask(move |inner| inner.metadata.process_lock().announce(admin)).await;
     }
 
     /// Whether the disk takes what it is given.
     pub fn health(&self) -> Health {
-        self.0.ledger.disk.condition.health()
+        self.0.disk.condition().health()
     }
 
     /// Looks at stored files in the background, round after round, until `shutdown`. What is damaged is put aside,
     /// and will be fetched again.
     pub async fn scrub(&self, rate: Rate, shutdown: impl Future<Output = ()>) {
         tokio::select! {
-            () = scrub::run(Arc::clone(&self.0.ledger), rate) => {}
+            () = scrub::run(Arc::clone(&self.0.integrity), rate) => {}
             () = shutdown => {}
         }
     }
@@ -186,237 +192,23 @@ impl Store {
     /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it
     /// would have without this one.
     pub async fn close(self) {
-        blocking(move || maintenance::close(&self.0)).await;
-    }
-
-    /// A stored blob, opened.
-    ///
-    /// # Errors
-    /// If the disk fails. A blob that is not there is `None`.
-    pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
-        let digest = *digest;
-        self.ask(move |ledger| ledger.blob(&digest)).await
-    }
-
-    /// Whether a repository may be served a digest, as [`Store::granted`] says, and the stored blob, opened.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<BlobFile>), Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        // In this order: what is granted is noted with what is at hand.
-        self.ask(move |ledger| {
-            let blob = ledger.blob(&digest)?;
-            Ok((ledger.granted(&repo, &digest)?, blob))
-        })
-        .await
-    }
-
-    /// A stored blob that `repo` may be served, if that is known without a look at disk or index. Never blocks.
-    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
-        self.0.ledger.opened.blob(repo, digest)
-    }
-
-    /// A stored manifest that `repo` may be served, if that is known without a look at disk or index. Never blocks.
-    pub fn manifest_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
-        self.0.ledger.opened.manifest(repo, digest)
-    }
-
-    /// What a tag means here, if that is known without a look at disk or index. Never blocks.
-    pub fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
-        self.0.ledger.index.tag_at_hand(repo, tag)
-    }
-
-    /// Stores small content, such as a manifest. Content that is there already is left alone.
-    ///
-    /// # Errors
-    /// [`Error::DigestMismatch`] if it is something else; [`Error::Full`] or [`Error::Io`].
-    pub async fn put(&self, digest: &Digest, content: Bytes) -> Result<(), Error> {
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
-        blocking(move || Sweeper::of(&inner).put(&digest, &content)).await
-    }
-
-    /// Opens the partial file of a blob of `total` bytes, if upstream says how many, or begins one, for the transfer that is `next`; with room for
-    /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
-    ///
-    /// # Errors
-    /// [`Error::InUse`] while somebody else has it; [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`] if there
-    /// can be no room for it; [`Error::Io`].
-    pub async fn partial(
-        &self,
-        key: &PartialKey,
-        total: Option<u64>,
-        next: Next<'_>,
-        is_whole: bool,
-    ) -> Result<Partial, Error> {
-        let (inner, key, repo) = (Arc::clone(&self.0), key.clone(), next.repo.clone());
-        let Next { is_granted, is_public, is_by_parents, speaker, .. } = next;
-        blocking(move || {
-            let next = Next { repo: &repo, is_granted, is_public, is_by_parents, speaker };
-            inner.partials.open(Arc::clone(&inner.ledger), &key, total, &next, is_whole)
-        })
-        .await
-    }
-
-    /// What is there of a blob whose download has stopped, or is under way; nothing if that is not sound.
-    pub async fn left(&self, key: &PartialKey) -> Option<Left> {
-        let (inner, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || inner.partials.left(&key)).await
-    }
-
-    /// What a tag means here. One that is not known may have been written by another tool just now.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn tag(&self, repo: &Repo, tag: &Tag) -> Result<Option<TagRecord>, Error> {
-        let (of, name) = (repo.clone(), tag.clone());
-        let found = self.ask(move |ledger| ledger.tag(&of, &name)).await?;
-        if found.is_some() || !self.adopt(repo).await {
-            return Ok(found);
-        }
-        let (of, name) = (repo.clone(), tag.clone());
-        self.ask(move |ledger| ledger.tag(&of, &name)).await
-    }
-
-    /// Makes a tag mean something else, durably.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
-        let (repo, tag, record) = (repo.clone(), tag.clone(), record.clone());
-        self.ask(move |ledger| ledger.set_tag(&repo, &tag, &record)).await
-    }
-
-    /// Notes that upstream confirmed a tag. Only the index knows, so it may be forgotten.
-    pub async fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
-        let (repo, tag) = (repo.clone(), tag.clone());
-        self.ask(move |ledger| ledger.index.checked(&repo, &tag, at)).await;
-    }
-
-    /// A page of at most `n` tags after `after`, in byte order.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Result<Vec<Tag>, Error> {
-        self.adopt(repo).await;
-        let (repo, after) = (repo.clone(), after.map(str::to_owned));
-        self.ask(move |ledger| ledger.tags(&repo, after.as_deref(), n)).await
-    }
-
-    /// A stored manifest that a repository may be served: known here, or publicly elsewhere.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<Arc<Document>>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.manifest(&repo, &digest)).await
-    }
-
-    /// The same, and whether its image claims to be larger than all that may be kept.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn manifest_weighed(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-    ) -> Result<Option<(Arc<Document>, bool)>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| {
-            let document = ledger.manifest(&repo, &digest)?;
-            Ok(document.map(|document| (document, ledger.claims_too_much(&digest))))
-        })
-        .await
-    }
-
-    /// Notes what a manifest is, durably, and grants it to the repository.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn set_manifest(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        record: &ManifestRecord,
-    ) -> Result<(), Error> {
-        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
-        self.ask(move |ledger| ledger.set_manifest(&repo, &digest, &record)).await
-    }
-
-    /// Notes what a stored manifest refers to.
-    pub async fn note_parts(&self, digest: &Digest, manifest: &Manifest) {
-        let (digest, manifest) = (*digest, manifest.clone());
-        self.ask(move |ledger| ledger.note_parts(&digest, Some(&manifest))).await;
+        blocking(move || self.0.maintenance.close()).await;
     }
 
     /// The most that may be kept.
     pub async fn max_bytes(&self) -> u64 {
-        self.ask(|ledger| ledger.budget.max_bytes(ledger.disk.root())).await
-    }
-
-    /// Upstream's list of what refers to a manifest, as it was last seen.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
-    }
-
-    /// How large the file is that has the list; none has no bytes.
-    pub async fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.referrers_bytes(&repo, &digest)).await
-    }
-
-    /// Keeps upstream's list of what refers to a manifest.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`], the latter also for a body that is not UTF-8 and so no JSON.
-    pub async fn set_referrers(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        record: &ReferrersRecord,
-    ) -> Result<(), Error> {
-        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
-        self.ask(move |ledger| ledger.set_referrers(&repo, &digest, &record)).await
-    }
-
-    /// Whether there is anything at all of a repository.
-    ///
-    /// # Errors
-    /// None today: a folder that cannot be looked at counts as absent.
-    pub async fn knows(&self, repo: &Repo) -> Result<bool, Error> {
-        let repo = repo.clone();
-        self.ask(move |ledger| Ok(ledger.knows(&repo))).await
-    }
-
-    /// A page of at most `n` repositories after `after`, in byte order of `registry/name`: those with anything
-    /// public, or all.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn repositories(
-        &self,
-        after: Option<&Repo>,
-        n: usize,
-        private_too: bool,
-    ) -> Result<Vec<Repo>, Error> {
-        let after = after.cloned();
-        self.ask(move |ledger| ledger.repositories(after.as_ref(), n, private_too)).await
+        self.ask(|inner| inner.eviction.max_bytes()).await
     }
 
     /// How full the store is.
     pub async fn usage(&self) -> Usage {
-        self.ask(|ledger| {
-            let total = rustix::fs::statvfs(ledger.disk.root());
+        self.ask(|inner| {
+            let total = rustix::fs::statvfs(inner.disk.root());
             let total_bytes = total.map_or(0, |total| total.f_blocks.saturating_mul(total.f_frsize));
-            let used_bytes = ledger.index.used_bytes();
             Usage {
-                used_bytes,
-                budget_used_bytes: ledger.budget.used_bytes(&|| ledger.index.kept_bytes()),
-                budget_bytes: ledger.budget.max_bytes(ledger.disk.root()).min(total_bytes),
+                used_bytes: inner.metadata.index().used_bytes(),
+                budget_used_bytes: inner.eviction.used_bytes(),
+                budget_bytes: inner.eviction.max_bytes().min(total_bytes),
                 total_bytes,
             }
         })
@@ -425,52 +217,146 @@ impl Store {
 
     /// How far a pass over all files is that brings the index in line, from 0 to 1; 1 if there is none.
     pub fn index_ratio(&self) -> f64 {
-        self.0.ledger.progress.ratio()
+        self.0.maintenance.reconciler().ratio()
     }
 
-    /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether
-    /// it is worth to look again.
-    async fn adopt(&self, repo: &Repo) -> bool {
-        let of = repo.clone();
-        if !self.ask(move |ledger| ledger.is_adoptable(&of)).await {
-            return false;
+    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
+    /// What is damaged is put aside, and will be fetched again.
+    pub fn verify(&self) {
+        self.0.verify.begin();
+    }
+
+    /// How far the look at every stored file is, or what the last one has found.
+    pub fn verification(&self) -> Verification {
+        self.0.verify.state()
+    }
+
+    /// Keeps an image from now on, whatever is here of it and whatever comes. A pin of the same image is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn pin(&self, pin: Pin) -> Result<Pinned, Error> {
+        self.ask(move |inner| inner.eviction.pin(&pin)).await
+    }
+
+    /// Takes a pin back. Returns whether there was one that [`Store::pin`] made.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn unpin(&self, image: Image) -> Result<bool, Error> {
+        self.ask(move |inner| inner.eviction.unpin(&image)).await
+    }
+
+    /// From now on other limits count, and the configuration has other pins. Returns at once; what is too much goes
+    /// behind.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.eviction.set_limits(limits);
+    }
+
+    /// Every pin, those of the configuration first, and what it keeps.
+    pub async fn pins(&self) -> Vec<Pinned> {
+        self.ask(|inner| inner.eviction.pinned()).await
+    }
+
+    /// Puts `content` into the file `name` of the data folder, in the place of any file or link that is there.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn put_secret(&self, name: &'static str, content: String) -> Result<(), Error> {
+        self.ask(move |inner| {
+            inner.disk.replace(&inner.disk.root().join(name), content.as_bytes(), FileMode::SECRET)
+        })
+        .await
+    }
+
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
+        let inner = Arc::clone(&self.0);
+        blocking(move || question(&inner)).await
+    }
+}
+
+impl Inner {
+    /// Takes the lock, sweeps what a killed process left, and finds an index or begins one.
+    fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let opened_at = unix_seconds();
+        let disk = Arc::new(Disk::open(folder, metrics)?);
+        let lock = Lock::take(disk.root())?;
+        let partials = Partials::new(Arc::clone(&disk));
+        if let Err(error) = prepare(&disk, &partials) {
+            // Whatever it is: what is there can be served, and the rest passes through.
+            disk.condition().failed(0, &error);
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the data folder cannot be put in order"
+            );
         }
-        let repo = repo.clone();
-        let adoption = async {
-            let turn = Arc::clone(&self.0.ledger.adopting).lock_owned().await;
-            self.ask(move |ledger| {
-                let _turn = turn;
-                if let Err(error) = ledger.adopt(&repo) {
-                    tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot adopt a layout");
-                }
-            })
-            .await;
-        };
-        // Too long for a request: it is answered from what is known so far.
-        let _ = tokio::time::timeout(ADOPTION_WAIT, adoption).await;
-        true
-    }
-
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> T {
-        let ledger = Arc::clone(&self.0.ledger);
-        blocking(move || question(&ledger)).await
+        let blobs = Arc::new(Blobs::new(Arc::clone(&disk)));
+        let open_files = Arc::new(OpenFiles::new(getrlimit(Resource::Nofile).current));
+        let (metadata, found) =
+            Metadata::open(Arc::clone(&disk), lock, Arc::clone(&blobs), Arc::clone(&open_files));
+        let metadata = Arc::new(metadata);
+        if !matches!(found, Found::Clean(_)) {
+            // What a killed process renamed and had no time to sync is found by this one, and counts as durable.
+            let synced = std::fs::File::open(disk.root()).map(rustix::fs::syncfs);
+            tracing::debug!(?synced, "synced the file system after an unclean stop");
+        }
+        let integrity = Arc::new(Integrity::new(
+            Arc::clone(&disk),
+            Arc::clone(&blobs),
+            Arc::clone(&open_files),
+            Arc::clone(&metadata),
+        ));
+        let contents = Arc::new(Contents::new(
+            blobs,
+            Arc::clone(&open_files),
+            Arc::clone(&metadata),
+            Arc::clone(&integrity),
+        ));
+        let parts = || (Arc::clone(&disk), Arc::clone(&metadata), Arc::clone(&contents));
+        let (of_disk, facts, served) = parts();
+        let eviction = Arc::new(Eviction::new(of_disk, facts, served, partials, limits));
+        let (of_disk, facts, served) = parts();
+        let layouts = Arc::new(Layouts::new(of_disk, facts, served, Arc::clone(&eviction)));
+        let (of_disk, facts, served) = parts();
+        let (evicting, rendering) = (Arc::clone(&eviction), Arc::clone(&layouts));
+        let maintenance =
+            Arc::new(Maintenance::new(of_disk, facts, served, evicting, rendering, found, opened_at));
+        let stop = maintenance.stop();
+        let verify = Arc::new(Verify::new(Arc::clone(&integrity), Arc::clone(stop)));
+        let rechecks = Arc::new(Rechecks::new(Arc::clone(&integrity), Arc::clone(stop)));
+        Ok(Self {
+            disk,
+            open_files,
+            metadata,
+            contents,
+            integrity,
+            eviction,
+            layouts,
+            maintenance,
+            verify,
+            rechecks,
+        })
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.maintenance.stop().store(true, Ordering::Relaxed);
     }
 }
 
-/// Runs what blocks away from the runtime. A panic in it is the caller's.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // Never "cancelled": that is only for work that a stopping runtime has not begun, and then nobody
-        // is here to see it.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+/// The folders, without what a killed process left in them.
+fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
+    for algorithm in Algorithm::ALL {
+        disk.ensure(&disk.root().join("blobs").join(algorithm.as_str()))?;
     }
+    disk.ensure(&disk.root().join("repos"))?;
+    disk.ensure(&disk.partials())?;
+    let count = disk.sweep()?;
+    if count > 0 {
+        tracing::info!(count, "removed files that a killed process had staged");
+    }
+    partials.sweep()
 }
 
 #[cfg(test)]

@@ -6,24 +6,26 @@
 //! hashed before it is served**, then synced and made read-only; if the hash is wrong, the file counts as
 //! absent, and is left alone because it may still be growing.
 
+pub(in crate::store) mod blob_file;
 #[expect(unsafe_code, reason = "maps files: the module says why that is sound")]
-pub(in crate::store) mod mmap;
+mod mmap;
 pub(in crate::store) mod open_files;
+pub(in crate::store) mod partials;
 pub(in crate::store) mod piece_map;
 pub(in crate::store) mod range_set;
+pub(in crate::store) mod soundness;
 
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::OFlags;
-
 use crate::oci::{Algorithm, Digest, Verifier};
-use crate::store::Error;
-use crate::store::blobs::open_files::BlobFile;
-use crate::store::disk::{self, Disk, Look};
+use crate::store::blobs::blob_file::BlobFile;
+use crate::store::disk::files::{self, open_file};
+use crate::store::disk::{Disk, FileMode};
+use crate::store::error::Error;
 use crate::sync::lock;
 
 /// How much is read at a time for hashing: large enough that system calls do not count.
@@ -97,7 +99,7 @@ impl Blobs {
         let path = self.path(digest);
         let size = self.size(digest).unwrap_or(0);
         match std::fs::remove_file(&path) {
-            Err(error) if !disk::is_absent(&error) => Err(Error::io("evict", &path, error)),
+            Err(error) if !files::is_absent(&error) => Err(Error::io("evict", &path, error)),
             Ok(()) | Err(_) => Ok(size),
         }
     }
@@ -133,7 +135,7 @@ impl Blobs {
         if self.open(digest)?.is_some() {
             return Ok(false);
         }
-        self.disk.replace(&self.path(digest), content, Look::IMMUTABLE)?;
+        self.disk.replace(&self.path(digest), content, FileMode::IMMUTABLE)?;
         Ok(true)
     }
 
@@ -164,24 +166,16 @@ fn prove(digest: &Digest, path: &Path, file: &File) -> Result<bool, Error> {
         tracing::warn!(path = %path.display(), "not what its name says: file of another tool ignored");
         return Ok(false);
     }
-    if let Err(error) = file.set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode)) {
+    if let Err(error) = file.set_permissions(FileMode::IMMUTABLE.permissions()) {
         // Somebody else's file, or a read-only disk: it is good, and will be hashed again next time.
         tracing::debug!(path = %path.display(), %error, "cannot mark a foreign file as verified");
         return Ok(true);
     }
     file.sync_all().map_err(failed)?;
     if let Some(folder) = path.parent() {
-        disk::sync_folder(folder)?;
+        files::sync_folder(folder)?;
     }
     Ok(true)
-}
-
-/// Opens a regular file; anything else under a blob's name is as good as absent, also a link: nobody knows who
-/// writes to the file that it leads to.
-pub(in crate::store) fn open_file(path: &Path) -> Result<Option<(File, Metadata)>, Error> {
-    let Some(file) = disk::open(path, OFlags::NOFOLLOW)? else { return Ok(None) };
-    let metadata = file.metadata().map_err(|source| Error::io("open", path, source))?;
-    Ok(metadata.is_file().then_some((file, metadata)))
 }
 
 pub(in crate::store) fn is_writable(metadata: &Metadata) -> bool {

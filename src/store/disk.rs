@@ -8,28 +8,31 @@
 //! listing at the next start, and other tools never see half a file in a layout. The price is that `blobs/`,
 //! `repos/` and `partial/` must be on one file system.
 
+pub(in crate::store) mod files;
 pub(in crate::store) mod health;
 pub(in crate::store) mod lock;
 pub(in crate::store) mod obstacle;
 pub(in crate::store) mod privacy;
+pub(in crate::store) mod probe;
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Read as _, Write};
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::oci::Digest;
-use crate::store::Error;
+use crate::store::disk::files::{list, parent, sync_folder};
 use crate::store::disk::health::Condition;
+use crate::store::disk::obstacle::QuarantineFolder;
 use crate::store::disk::privacy::open_to_group;
+use crate::store::error::Error;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
@@ -47,23 +50,35 @@ pub(in crate::store) struct Disk {
     durable: Mutex<HashSet<PathBuf>>,
     staged: AtomicU64,
     /// Whether changes succeed.
-    pub(in crate::store) condition: Condition,
+    condition: Condition,
+    quarantine: QuarantineFolder,
 }
 
-/// How a file is to look besides its content.
+/// The permissions of a file that is written, and its time of modification if that must not be the time of writing.
 #[derive(Clone, Copy)]
-pub(in crate::store) struct Look {
-    pub(in crate::store) mode: u32,
-    /// Its time of modification, if that must not be the time of writing.
-    pub(in crate::store) modified: Option<SystemTime>,
+pub(in crate::store) struct FileMode {
+    mode: u32,
+    modified: Option<SystemTime>,
 }
 
-impl Look {
+impl FileMode {
     /// Content under its digest: nobody has a reason to write to it ever again. The group is one that the data folder lets
     /// in, if it lets in any.
     pub(in crate::store) const IMMUTABLE: Self = Self { mode: 0o440, modified: None };
     /// A ref, which is replaced and never edited, but may be by hand.
     pub(in crate::store) const PLAIN: Self = Self { mode: 0o640, modified: None };
+    /// A secret: neither a group that may read the rest may read it, nor anybody else.
+    pub(in crate::store) const SECRET: Self = Self { mode: 0o600, modified: None };
+
+    /// The same permissions, with this time of modification.
+    pub(in crate::store) fn modified_at(self, modified: SystemTime) -> Self {
+        Self { modified: Some(modified), ..self }
+    }
+
+    /// The permissions alone.
+    pub(in crate::store) fn permissions(self) -> Permissions {
+        Permissions::from_mode(self.mode)
+    }
 }
 
 impl Disk {
@@ -71,8 +86,8 @@ impl Disk {
     pub(in crate::store) fn open(root: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         // Absolute, so that parents can be named, and so that nothing depends on the working folder.
         let root = std::path::absolute(root).map_err(|source| Error::io("find", root, source))?;
-        let condition = Condition::new(metrics);
-        let disk = Self { root, durable: Mutex::default(), staged: AtomicU64::new(0), condition };
+        let (condition, quarantine) = (Condition::new(metrics), QuarantineFolder::of(&root));
+        let disk = Self { root, durable: Mutex::default(), staged: AtomicU64::new(0), condition, quarantine };
         let missing: Vec<&Path> = disk.root.ancestors().take_while(|folder| !folder.exists()).collect();
         for folder in missing.into_iter().rev() {
             make_folder(folder)?;
@@ -84,6 +99,21 @@ impl Disk {
 
     pub(in crate::store) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether changes succeed.
+    pub(in crate::store) fn condition(&self) -> &Condition {
+        &self.condition
+    }
+
+    /// Where what becomes of the store is counted.
+    pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
+        self.condition.metrics()
+    }
+
+    /// The folder of damaged files, and of what stood in the way of a file.
+    pub(in crate::store) fn quarantine(&self) -> &Path {
+        self.quarantine.path()
     }
 
     pub(in crate::store) fn partials(&self) -> PathBuf {
@@ -132,20 +162,25 @@ impl Disk {
     }
 
     /// Puts `content` at `target`, at once and for good.
-    pub(in crate::store) fn replace(&self, target: &Path, content: &[u8], look: Look) -> Result<(), Error> {
-        self.replace_with(target, look, content.len() as u64, &|file| file.write_all(content))
+    pub(in crate::store) fn replace(
+        &self,
+        target: &Path,
+        content: &[u8],
+        mode: FileMode,
+    ) -> Result<(), Error> {
+        self.replace_with(target, mode, content.len() as u64, &|file| file.write_all(content))
     }
 
     /// The same with what `write` writes, some `bytes`, which may be more than should be in memory at once.
     pub(in crate::store) fn replace_with(
         &self,
         target: &Path,
-        look: Look,
+        mode: FileMode,
         bytes: u64,
         write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Error> {
         let write = |staged: &Path| {
-            write_synced(staged, write, look).map_err(|source| Error::io("write", staged, source))
+            write_synced(staged, write, mode).map_err(|source| Error::io("write", staged, source))
         };
         self.condition.note(bytes, self.stage_and_move(target, write))
     }
@@ -172,6 +207,41 @@ impl Disk {
             Err(source) => Err(Error::io("remove", path, source)),
         };
         self.condition.note(0, removed)
+    }
+
+    /// Removes what the quarantine has more than is kept, the oldest first.
+    pub(in crate::store) fn bound_quarantine(&self) -> Result<(), Error> {
+        for path in self.quarantine.excess()? {
+            self.remove_all(&path)?;
+        }
+        Ok(())
+    }
+
+    fn remove_all(&self, path: &Path) -> Result<(), Error> {
+        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+            return fs::remove_dir_all(path).map_err(|source| Error::io("remove", path, source));
+        }
+        self.remove(path)
+    }
+
+    /// Frees the place of one of berth's own files or folders.
+    fn clear_way(&self, path: &Path) -> Result<(), Error> {
+        // Only an empty folder can be removed so.
+        if fs::remove_dir(path).is_ok() {
+            tracing::warn!(path = %path.display(), "an empty folder was in the place of a file of berth's: it is removed");
+            return sync_folder(parent(path));
+        }
+        let aside = self.quarantine.put_aside(path).map_err(|source| Error::io("put aside", path, source))?;
+        tracing::warn!(
+            path = %path.display(),
+            aside = %aside.display(),
+            "something else was in the place of a file or folder of berth's: it is put aside"
+        );
+        sync_folder(parent(path))?;
+        if let Err(error) = self.bound_quarantine() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the quarantine cannot be kept small");
+        }
+        Ok(())
     }
 
     /// Makes `folder` and its parents down from the root, each synced into its parent.
@@ -276,15 +346,19 @@ impl Disk {
     }
 }
 
-fn write_synced(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>, look: Look) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(look.mode).open(path)?;
+fn write_synced(
+    path: &Path,
+    write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+    mode: FileMode,
+) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode.mode).open(path)?;
     let mut buffered = BufWriter::with_capacity(WRITE_BYTES, &file);
     write(&mut buffered)?;
     buffered.flush()?;
     drop(buffered);
     // The umask has taken bits away.
-    file.set_permissions(Permissions::from_mode(look.mode))?;
-    if let Some(modified) = look.modified {
+    file.set_permissions(Permissions::from_mode(mode.mode))?;
+    if let Some(modified) = mode.modified {
         file.set_modified(modified)?;
     }
     // Not only the data: mode and times are part of what the name will stand for.
@@ -303,87 +377,26 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     sync_folder(parent(path))
 }
 
-/// Makes the names in a folder outlive a power loss.
-pub(in crate::store) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    match File::open(folder).and_then(|file| file.sync_all()) {
-        // Some network file systems know no such thing, and write names through.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        other => other.map_err(|source| Error::io("sync", folder, source)),
-    }
-}
-
-/// The names in a folder, in no order; a folder that is not there is empty.
-pub(in crate::store) fn list(folder: &Path) -> Result<Vec<OsString>, Error> {
-    names(folder)?.collect()
-}
-
-/// The same, one by one: a folder may have a million.
-pub(in crate::store) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsString, Error>>, Error> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => Some(entries),
-        Err(error) if is_absent(&error) => None,
-        Err(source) => return Err(Error::io("list", folder, source)),
-    };
-    let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name());
-    let failed = |source| Error::io("list", folder, source);
-    Ok(entries.into_iter().flatten().map(move |entry| name(entry).map_err(failed)))
-}
-
-/// A whole file, at most `bytes_max` of it; one that is not there, or larger, or something else is `None`.
-pub(in crate::store) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
-    let Some(file) = open(path, OFlags::empty())? else { return Ok(None) };
-    let is_file = file.metadata().map_err(|source| Error::io("open", path, source))?.is_file();
-    if !is_file {
-        return Ok(None);
-    }
-    let mut content = Vec::new();
-    match file.take(bytes_max + 1).read_to_end(&mut content) {
-        Ok(_) => Ok((content.len() as u64 <= bytes_max).then_some(content)),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(source) => Err(Error::io("read", path, source)),
-    }
-}
-
-/// Opens a file for reading; one that is not there is `None`. Never waits, as a pipe in its place would have it.
-pub(in crate::store) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
-    let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
-    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(source) => Err(Error::io("open", path, source)),
-    }
-}
-
 /// Whether a file cannot be made or renamed for want of its folder: there is none, or something else instead.
 fn is_without_folder(error: &io::Error) -> bool {
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
     kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-/// Whether the error says that there is no such file: nothing of that name, something that is no file (a folder, a
-/// socket, a device without a driver), or a link that leads nowhere.
-pub(in crate::store) fn is_absent(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::IsADirectory];
-    let codes = [Errno::LOOP, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
-    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| codes.contains(&code))
-}
-
-pub(in crate::store) fn parent(path: &Path) -> &Path {
-    // Only a root has no parent, and nothing is ever written at one.
-    path.parent().unwrap_or(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+    use crate::store::disk::files::read;
 
     #[test]
     fn a_file_is_replaced_whole_with_its_mode() {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::open(&folder.path().join("a/b"), Arc::default()).unwrap();
         let target = disk.root().join("x/y/file");
-        disk.replace(&target, b"one", Look::IMMUTABLE).unwrap();
-        disk.replace(&target, b"two", Look::IMMUTABLE).unwrap();
+        disk.replace(&target, b"one", FileMode::IMMUTABLE).unwrap();
+        disk.replace(&target, b"two", FileMode::IMMUTABLE).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"two");
         assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o440);
         assert!(list(&disk.partials()).unwrap().is_empty());
@@ -397,11 +410,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::open(folder.path(), Arc::default()).unwrap();
         let target = disk.root().join("x/y/file");
-        disk.replace(&target, b"one", Look::PLAIN).unwrap();
+        disk.replace(&target, b"one", FileMode::PLAIN).unwrap();
         fs::remove_dir_all(disk.root().join("x")).unwrap();
-        disk.replace(&target, b"two", Look::PLAIN).unwrap();
+        disk.replace(&target, b"two", FileMode::PLAIN).unwrap();
         fs::remove_dir_all(disk.partials()).unwrap();
-        disk.replace(&target, b"three", Look::PLAIN).unwrap();
+        disk.replace(&target, b"three", FileMode::PLAIN).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"three");
     }
 

@@ -7,109 +7,75 @@
 //! What was [in the way](crate::store::disk::obstacle) of a file comes here, too. The folder is bounded, and evidence only: nothing is
 //! ever read from it.
 
+pub(in crate::store) mod damaged;
 pub(in crate::store) mod recheck;
 pub(in crate::store) mod scrub;
 pub(in crate::store) mod verify;
 
-use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
-use crate::clock::{believed, unix_seconds};
 use crate::oci::Digest;
-use crate::store::Error;
-use crate::store::disk::{Disk, is_absent, list, sync_folder};
-use crate::store::metadata::Ledger;
-use crate::store::metadata::index::Entry;
+use crate::store::blobs::Blobs;
+use crate::store::blobs::open_files::OpenFiles;
+use crate::store::disk::Disk;
+use crate::store::disk::files::{is_absent, sync_folder};
+use crate::store::error::Error;
+use crate::store::integrity::damaged::{Damage, DamagedSet};
+use crate::store::metadata::Metadata;
+use crate::store::metadata::index::Index;
+use crate::store::metadata::index::key::Entry;
 use crate::sync::lock;
 
-/// Files kept; the oldest go first.
-const FILES_MAX: usize = 16;
-/// Bytes kept, and at most this part of a small disk: what is fetched again needs room.
-const BYTES_MAX: u64 = 1 << 30;
-const DISK_PART: u64 = 64;
-/// Damaged blobs remembered that could not be moved. Beyond it they are found again, one by one.
-const CONDEMNED_MAX: usize = 65_536;
-/// How long a file counts as lost that the disk did not give back and that could not be moved: a disk that fails
-/// altogether may come back with everything.
-const UNREADABLE_MEMORY: Duration = Duration::from_secs(60);
-
-/// What is wrong with a stored file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Damage {
-    /// Its content is not what its name says.
-    Changed,
-    /// The disk does not give it back.
-    Unreadable,
-}
-
-impl Damage {
-    /// In words.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Changed => "its content is not what its name says",
-            Self::Unreadable => "the disk does not give it back",
-        }
-    }
-}
-
-/// Damaged blobs that stay where they are, because the disk cannot change, and count as absent.
-#[derive(Default)]
-pub(in crate::store) struct Condemned {
-    /// Until when; for ever if there is none.
-    digests: Mutex<HashMap<Digest, Option<Instant>>>,
-    /// Whether there are any: asked at every hit.
-    is_any: AtomicBool,
+/// Takes damaged blobs out of service. All methods block.
+pub(in crate::store) struct Integrity {
+    disk: Arc<Disk>,
+    blobs: Arc<Blobs>,
+    open_files: Arc<OpenFiles>,
+    metadata: Arc<Metadata>,
+    damaged: DamagedSet,
     /// Several may find one file damaged at once: it is moved once.
     moving: Mutex<()>,
 }
 
-impl Condemned {
-    pub(in crate::store) fn has(&self, digest: &Digest) -> bool {
-        if !self.is_any.load(Ordering::Acquire) {
-            return false;
-        }
-        let until = lock(&self.digests).get(digest).copied();
-        match until {
-            Some(Some(until)) if until < Instant::now() => {
-                self.acquit(digest);
-                false
-            }
-            other => other.is_some(),
-        }
+impl Integrity {
+    pub(in crate::store) fn new(
+        disk: Arc<Disk>,
+        blobs: Arc<Blobs>,
+        open_files: Arc<OpenFiles>,
+        metadata: Arc<Metadata>,
+    ) -> Self {
+        Self { disk, blobs, open_files, metadata, damaged: DamagedSet::default(), moving: Mutex::default() }
     }
 
-    fn add(&self, digest: &Digest, damage: Damage) {
-        let until = match damage {
-            Damage::Changed => None,
-            Damage::Unreadable => Some(Instant::now() + UNREADABLE_MEMORY),
-        };
-        let mut digests = lock(&self.digests);
-        if digests.len() < CONDEMNED_MAX {
-            digests.insert(*digest, until);
-            self.is_any.store(true, Ordering::Release);
-        }
+    pub(in crate::store) fn disk(&self) -> &Disk {
+        &self.disk
     }
 
-    /// Another file has taken its place.
-    pub(in crate::store) fn acquit(&self, digest: &Digest) {
-        if self.is_any.load(Ordering::Acquire) {
-            let mut digests = lock(&self.digests);
-            digests.remove(digest);
-            self.is_any.store(!digests.is_empty(), Ordering::Release);
-        }
+    pub(in crate::store) fn blobs(&self) -> &Blobs {
+        &self.blobs
     }
-}
 
-impl Ledger {
+    pub(in crate::store) fn open_files(&self) -> &OpenFiles {
+        &self.open_files
+    }
+
+    pub(in crate::store) fn index(&self) -> &Index {
+        self.metadata.index()
+    }
+
+    /// Whether a blob is damaged, and counts as absent although its file is there.
+    pub(in crate::store) fn is_damaged(&self, digest: &Digest) -> bool {
+        self.damaged.has(digest)
+    }
+
+    /// Notes that another file has taken the place of a blob.
+    pub(in crate::store) fn replaced(&self, digest: &Digest) {
+        self.damaged.remove(digest);
+    }
+
     /// Takes a blob out of service if this failure to read it says that it is lost: the disk, or the file system
     /// on it, does not give it back, as opposed to a lack of memory, permission or files. Returns whether it did.
     pub(in crate::store) fn is_lost(&self, digest: &Digest, error: &Error) -> bool {
@@ -118,7 +84,7 @@ impl Ledger {
         if !lost.iter().any(|lost| source.raw_os_error() == Some(lost.raw_os_error())) {
             return false;
         }
-        self.disk.condition.lost_a_file();
+        self.disk.condition().lost_a_file();
         self.quarantine(digest, Damage::Unreadable);
         true
     }
@@ -138,23 +104,23 @@ impl Ledger {
     /// Takes a damaged blob out of service.
     pub(in crate::store) fn quarantine(&self, digest: &Digest, damage: Damage) {
         let path = self.blobs.path(digest);
-        let _one_at_a_time = lock(&self.condemned.moving);
+        let _one_at_a_time = lock(&self.moving);
         if path.symlink_metadata().is_err_and(|error| is_absent(&error)) {
-            self.index.remove(&Entry::Blob(*digest));
+            self.metadata.index().remove(&Entry::Blob(*digest));
             return;
         }
         // From now on: the move may take its time.
-        self.condemned.add(digest, damage);
+        self.damaged.add(digest, damage);
         match damage {
-            Damage::Changed => self.opened.condemn(digest),
+            Damage::Changed => self.open_files.condemn(digest),
             // What is in memory can still be read.
-            Damage::Unreadable => self.opened.forget(digest),
+            Damage::Unreadable => self.open_files.forget(digest),
         }
-        self.disk.condition.metrics.quarantined.inc();
-        self.index.remove(&Entry::Blob(*digest));
+        self.disk.metrics().quarantined.inc();
+        self.metadata.index().remove(&Entry::Blob(*digest));
         match self.move_away(digest, &path) {
             Ok(()) => {
-                self.condemned.acquit(digest);
+                self.damaged.remove(digest);
                 tracing::warn!(%digest, damage = damage.as_str(), "a stored file is damaged: it is put aside, and will be fetched again");
             }
             Err(error) => tracing::warn!(
@@ -175,96 +141,54 @@ impl Ledger {
     }
 }
 
-impl Disk {
-    /// Removes what is more than is kept, the oldest first. A folder counts as one file; nobody counts what is in it.
-    pub(in crate::store) fn bound_quarantine(&self) -> Result<(), Error> {
-        let (mut files, now) = (Vec::new(), unix_seconds());
-        for name in list(&self.quarantine())? {
-            let path = self.quarantine().join(name);
-            // A file's name changes its times of change, not of modification: it tells when it came here.
-            if let Ok(metadata) = fs::symlink_metadata(&path) {
-                let came_at = believed(u64::try_from(metadata.ctime()).unwrap_or(0), now);
-                files.push((came_at, metadata.ctime_nsec(), metadata.len(), path));
-            }
-        }
-        files.sort();
-        let disk_bytes = rustix::fs::statvfs(self.root()).map_or(0, |it| it.f_blocks * it.f_frsize);
-        let bytes_max = BYTES_MAX.min(disk_bytes / DISK_PART);
-        let mut bytes = 0;
-        for (number, (_, _, len, path)) in files.into_iter().rev().enumerate() {
-            bytes += len;
-            if number >= FILES_MAX || bytes > bytes_max {
-                self.remove_all(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_all(&self, path: &Path) -> Result<(), Error> {
-        if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
-            return fs::remove_dir_all(path).map_err(|source| Error::io("remove", path, source));
-        }
-        self.remove(path)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::oci::{Algorithm, Repo};
-    use crate::store::disk::lock::Lock;
-    use crate::store::eviction::budget::{Budget, Limits};
+    use crate::store::contents::Contents;
+    use crate::store::disk::files::list;
     use crate::store::metadata::records::ManifestRecord;
-
-    fn ledger(folder: &Path) -> Ledger {
-        let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
-        let lock = Lock::take(folder).unwrap();
-        let budget = Budget::new(Limits::default(), Arc::default(), Arc::default());
-        Ledger::open(disk, lock, budget).0
-    }
 
     #[test]
     fn what_is_damaged_is_absent_until_it_is_stored_again() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = ledger(folder.path());
+        let (contents, integrity) = Contents::in_folder(folder.path());
         let digest = Digest::of(Algorithm::Sha256, b"x");
         for damage in [Damage::Changed, Damage::Unreadable] {
-            ledger.put(&digest, b"x").unwrap();
-            assert!(ledger.blob(&digest).unwrap().is_some());
-            ledger.quarantine(&digest, damage);
+            contents.put(&digest, b"x").unwrap();
+            assert!(contents.blob(&digest).unwrap().is_some());
+            integrity.quarantine(&digest, damage);
             // By somebody else, at the same time.
-            ledger.quarantine(&digest, damage);
-            assert!(ledger.blob(&digest).unwrap().is_none());
-            assert!(!ledger.condemned.has(&digest) && ledger.index.used_bytes() == 0);
+            integrity.quarantine(&digest, damage);
+            assert!(contents.blob(&digest).unwrap().is_none());
+            assert!(!integrity.is_damaged(&digest) && integrity.index().used_bytes() == 0);
         }
-        assert_eq!(ledger.disk.condition.metrics.quarantined.get(), 2);
-        assert_eq!(list(&ledger.disk.quarantine()).unwrap(), [&*digest.file_name()]);
+        assert_eq!(integrity.disk.metrics().quarantined.get(), 2);
+        assert_eq!(list(integrity.disk.quarantine()).unwrap(), [&*digest.file_name()]);
     }
 
     #[test]
     fn what_cannot_be_moved_is_absent_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = ledger(folder.path());
-        fs::File::create(ledger.disk.quarantine()).unwrap();
-        fs::create_dir_all(folder.path().join("quarantine.rejected/below")).unwrap();
+        let (contents, integrity) = Contents::in_folder(folder.path());
+        std::fs::File::create(integrity.disk.quarantine()).unwrap();
+        std::fs::create_dir_all(folder.path().join("quarantine.rejected/below")).unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let repo = Repo::new("docker.io".parse().unwrap(), "a/b".parse().unwrap());
         let (media_type, speaker) = ("a/b".to_owned(), crate::oci::Speaker::Registry);
         let record = ManifestRecord { media_type, size: 1, public: false, speaker, fetched_at: 0 };
-        ledger.set_manifest(&repo, &digest, &record).unwrap();
+        integrity.metadata.set_manifest(&repo, &digest, &record).unwrap();
         let is_there = || {
-            let there = ledger.blob(&digest).unwrap().is_some();
-            assert_eq!(ledger.manifest(&repo, &digest).unwrap().is_some(), there, "as a manifest");
+            let there = contents.blob(&digest).unwrap().is_some();
+            assert_eq!(contents.manifest(&repo, &digest).unwrap().is_some(), there, "as a manifest");
             there
         };
         for damage in [Damage::Changed, Damage::Unreadable] {
-            ledger.put(&digest, b"x").unwrap();
-            ledger.quarantine(&digest, damage);
+            contents.put(&digest, b"x").unwrap();
+            integrity.quarantine(&digest, damage);
             assert!(!is_there());
-            assert!(ledger.blobs.path(&digest).exists());
-            ledger.blob_stored(&digest, 1);
+            assert!(integrity.blobs.path(&digest).exists());
+            contents.note_stored(&digest, 1);
             assert!(is_there(), "another file is there now");
         }
     }
@@ -272,15 +196,15 @@ mod tests {
     #[test]
     fn only_what_the_disk_does_not_give_back_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = ledger(folder.path());
+        let (contents, integrity) = Contents::in_folder(folder.path());
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        ledger.put(&digest, b"x").unwrap();
+        contents.put(&digest, b"x").unwrap();
         let error = |errno: Errno| Error::io("read", Path::new("x"), errno.into());
         for harmless in [Errno::ACCESS, Errno::MFILE, Errno::NOMEM, Errno::NOSPC] {
-            assert!(!ledger.is_lost(&digest, &error(harmless)), "{harmless}");
+            assert!(!integrity.is_lost(&digest, &error(harmless)), "{harmless}");
         }
-        assert!(ledger.blob(&digest).unwrap().is_some());
-        assert!(ledger.is_lost(&digest, &error(Errno::IO)));
-        assert!(ledger.blob(&digest).unwrap().is_none());
+        assert!(contents.blob(&digest).unwrap().is_some());
+        assert!(integrity.is_lost(&digest, &error(Errno::IO)));
+        assert!(contents.blob(&digest).unwrap().is_none());
     }
 }

@@ -1,29 +1,25 @@
-//! The store's beginning, its background work, and its end.
+//! The background work of a store: what is done behind its start, while it runs, and at its end.
 
 use std::future::Future;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::clock::{age, unix_seconds};
-use crate::oci::{Algorithm, Repo};
-use crate::store::disk::Disk;
-use crate::store::disk::health;
-use crate::store::disk::lock::Lock;
-use crate::store::eviction::Sweeper;
-use crate::store::eviction::budget::{Budget, Limits};
+use crate::oci::Repo;
+use crate::store::blocking::blocking;
+use crate::store::contents::Contents;
+use crate::store::disk::{Disk, probe};
+use crate::store::eviction::Eviction;
+use crate::store::layout::Layouts;
 use crate::store::malloc::trim;
-use crate::store::metadata::Ledger;
-use crate::store::metadata::index::Found;
-use crate::store::metadata::rebuild::{Summary, Trust};
-use crate::store::partial::Partials;
-use crate::store::{Error, Inner, blocking};
+use crate::store::metadata::Metadata;
+use crate::store::metadata::index::database::Found;
+use crate::store::metadata::rebuild::{Reconciler, Summary, Trust};
 use crate::sync::lock;
-use crate::telemetry::Metrics;
 
 /// A repository's `index.json` is rendered at most this often.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,51 +39,247 @@ const EVICT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long to wait before an index that could not be rebuilt is tried again: the disk may be full for hours.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Takes the lock, sweeps what a killed process left, and finds or rebuilds the index.
-pub(in crate::store) fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Inner, Error> {
-    let opened_at = unix_seconds();
-    let disk = Arc::new(Disk::open(folder, Arc::clone(&metrics))?);
-    let lock = Lock::take(disk.root())?;
-    let partials = Partials::new(Arc::clone(&disk));
-    if let Err(error) = prepare(&disk, &partials) {
-        // Whatever it is: what is there can be served, and the rest passes through.
-        disk.condition.failed(0, &error);
-        tracing::warn!(error = &error as &dyn std::error::Error, "the data folder cannot be put in order");
-    }
-    let budget = Budget::new(limits, metrics, partials.in_use());
-    budget.count_partials(&disk.partial_files().unwrap_or_default());
-    let (ledger, found) = Ledger::open(disk, lock, budget);
-    if !matches!(found, Found::Clean(_)) {
-        // What a killed process renamed and had no time to sync is found by this one, and counts as durable.
-        let synced = std::fs::File::open(ledger.disk.root()).map(rustix::fs::syncfs);
-        tracing::debug!(?synced, "synced the file system after an unclean stop");
-    }
-    Ok(Inner {
-        ledger: Arc::new(ledger),
-        partials,
-        found,
-        opened_at,
-        rebuilding: Mutex::default(),
-        stop: Arc::default(),
-        verification: Mutex::default(),
-        suspect: Arc::default(),
-        rechecks: Arc::default(),
-    })
+/// What works in the background of a store.
+pub(in crate::store) struct Maintenance {
+    disk: Arc<Disk>,
+    metadata: Arc<Metadata>,
+    contents: Arc<Contents>,
+    eviction: Arc<Eviction>,
+    layouts: Arc<Layouts>,
+    reconciler: Arc<Reconciler>,
+    /// What the previous process left of the index.
+    found: Found,
+    /// When this process began, in seconds since 1970.
+    opened_at: u64,
+    /// The index being rebuilt, if that takes longer than a start may.
+    rebuilding: Mutex<Option<JoinHandle<()>>>,
+    /// Ends background passes early.
+    stop: Arc<AtomicBool>,
 }
 
-/// Begins to fill an index that is empty, and waits for a while.
-pub(in crate::store) async fn begin_rebuild(inner: &Inner) {
-    let Found::Fresh(reason) = &inner.found else { return };
-    if inner.ledger.index.is_disabled() {
-        return;
+impl Maintenance {
+    pub(in crate::store) fn new(
+        disk: Arc<Disk>,
+        metadata: Arc<Metadata>,
+        contents: Arc<Contents>,
+        eviction: Arc<Eviction>,
+        layouts: Arc<Layouts>,
+        found: Found,
+        opened_at: u64,
+    ) -> Self {
+        let reconciler = Arc::new(Reconciler::new(Arc::clone(&metadata)));
+        let (rebuilding, stop) = (Mutex::default(), Arc::default());
+        Self { disk, metadata, contents, eviction, layouts, reconciler, found, opened_at, rebuilding, stop }
     }
-    let (ledger, stop, reason) = (Arc::clone(&inner.ledger), Arc::clone(&inner.stop), reason.clone());
-    let mut task = tokio::task::spawn_blocking(move || rebuild(&ledger, &reason, &stop));
-    match tokio::time::timeout(REBUILD_WAIT, &mut task).await {
-        Ok(ended) => log_failure(ended),
-        Err(_) => {
-            tracing::warn!("answering from the files while the index is rebuilt");
-            *lock(&inner.rebuilding) = Some(task);
+
+    /// Ends everything in the background early, once it is true.
+    pub(in crate::store) fn stop(&self) -> &Arc<AtomicBool> {
+        &self.stop
+    }
+
+    pub(in crate::store) fn reconciler(&self) -> &Arc<Reconciler> {
+        &self.reconciler
+    }
+
+    /// Begins to fill an index that is empty, and waits for a while.
+    pub(in crate::store) async fn begin_rebuild(&self) {
+        let Found::Fresh(reason) = &self.found else { return };
+        if self.metadata.index().is_disabled() {
+            return;
+        }
+        let (reconciler, stop, reason) =
+            (Arc::clone(&self.reconciler), Arc::clone(&self.stop), reason.clone());
+        let mut task = tokio::task::spawn_blocking(move || rebuild(&reconciler, &reason, &stop));
+        match tokio::time::timeout(REBUILD_WAIT, &mut task).await {
+            Ok(ended) => log_failure(ended),
+            Err(_) => {
+                tracing::warn!("answering from the files while the index is rebuilt");
+                *lock(&self.rebuilding) = Some(task);
+            }
+        }
+    }
+
+    /// Does what is behind until `shutdown`, then closes the index in order.
+    pub(in crate::store) async fn run(self: &Arc<Self>, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let (first, rebuilding) = (Arc::clone(self), lock(&self.rebuilding).take());
+        let first_pass = tokio::spawn(async move {
+            if let Some(rebuilding) = rebuilding {
+                log_failure(rebuilding.await);
+            }
+            let compare_all = move || {
+                first.compare();
+                trim();
+            };
+            blocking(compare_all).await;
+        });
+        let probes = tokio::spawn(probe::run(Arc::clone(&self.disk)));
+        let evicting = tokio::spawn(Arc::clone(self).evict_behind());
+        let mut rebuild_after = Instant::now();
+        loop {
+            let idle = Instant::now() + IDLE_INTERVAL;
+            let due = self.metadata.stale().next_due().map_or(idle, |due| due.min(idle));
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.metadata.wait_for_work() => {}
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+            let round = Arc::clone(self);
+            let took;
+            (rebuild_after, took) = blocking(move || round.once(rebuild_after)).await;
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = tokio::time::sleep(RENDER_INTERVAL.max(took * RENDER_PAUSE_FACTOR)) => {}
+            }
+        }
+        self.stop.store(true, Ordering::Relaxed);
+        probes.abort();
+        self.eviction.wake();
+        if let Err(error) = evicting.await {
+            tracing::warn!(%error, "eviction has failed");
+        }
+        log_failure(first_pass.await);
+        let last = Arc::clone(self);
+        blocking(move || {
+            last.render_last();
+            last.contents.write_uses();
+            last.metadata.index().close(unix_seconds());
+        })
+        .await;
+    }
+
+    /// Leaves the index as it was found: in order at that time, or not.
+    pub(in crate::store) fn close(&self) {
+        let closed_at = match self.found {
+            Found::Clean(closed_at) => closed_at,
+            Found::Fresh(_) => self.opened_at,
+            Found::Unclean => return,
+        };
+        self.contents.write_uses();
+        self.metadata.index().close(closed_at);
+    }
+
+    /// Makes room before it is needed, until the store is stopped.
+    async fn evict_behind(self: Arc<Self>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let round = Arc::clone(&self);
+            blocking(move || round.eviction.run_behind(&round.stop)).await;
+            // Others fill the disk, too, and leases end, without telling anybody.
+            let _ = tokio::time::timeout(EVICT_INTERVAL, self.eviction.woken()).await;
+        }
+    }
+
+    /// The pass behind every start: the index against the files, and what other tools did while nobody looked.
+    pub(in crate::store) fn compare(&self) {
+        let (index, stop) = (self.metadata.index(), &*self.stop);
+        let pass = self.reconciler.begin_pass();
+        let Some(trust) = self.trust() else { return };
+        // One that has failed is rebuilt, by the next round.
+        if !index.is_disabled() {
+            reconcile(&self.reconciler, trust, stop);
+        }
+        drop(pass);
+        for repo in index.take_behind() {
+            self.metadata.mark_stale(&repo);
+        }
+        for repo in self.metadata.refs().repositories().unwrap_or_default() {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.layouts.adopt(&repo);
+            // Killed before it rendered what it had written, or somebody has put something else there.
+            if !matches!(self.found, Found::Clean(_)) || !self.metadata.refs().index_json(&repo).is_file() {
+                self.metadata.mark_stale(&repo);
+            }
+        }
+    }
+
+    /// How much of the index is believed at the start, after it was read once; `None` if that was stopped.
+    fn trust(&self) -> Option<Trust> {
+        let (index, stop) = (self.metadata.index(), &*self.stop);
+        Some(match self.found {
+            // It was filled a moment ago, by this process.
+            Found::Fresh(_) if index.is_complete() => Trust::Since(self.opened_at),
+            // Closed at a time of the future, it would be believed whatever happens until then.
+            Found::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
+                tracing::warn!(
+                    "the index was closed by a clock that was ahead: it is compared with all files"
+                );
+                index.audit(stop);
+                index.set_complete(false);
+                Trust::Nothing
+            }
+            Found::Clean(closed_at) if index.audit(stop) => Trust::Since(closed_at),
+            Found::Clean(_) if stop.load(Ordering::Relaxed) => return None,
+            Found::Clean(_) => {
+                tracing::warn!("the index has lost records: it is compared with all files");
+                index.set_complete(false);
+                Trust::Nothing
+            }
+            Found::Unclean | Found::Fresh(_) => {
+                index.audit(stop);
+                Trust::Nothing
+            }
+        })
+    }
+
+    /// One round of what is behind. Returns when the index may next be rebuilt, and how long it took but for what
+    /// has its turns anyway.
+    pub(in crate::store) fn once(&self, rebuild_after: Instant) -> (Instant, Duration) {
+        let (index, stale) = (self.metadata.index(), self.metadata.stale());
+        let mut next_rebuild = rebuild_after;
+        if index.is_disabled() && Instant::now() >= rebuild_after {
+            let pass = self.reconciler.begin_pass();
+            let is_empty = index.start_over();
+            drop(pass);
+            if is_empty {
+                rebuild(&self.reconciler, "failed while running", &self.stop);
+            }
+            next_rebuild = Instant::now() + REBUILD_INTERVAL;
+        }
+        self.contents.write_uses();
+        self.contents.rest();
+        index.note_sums();
+        let mut took = Duration::ZERO;
+        // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is stale stays so.
+        if index.is_complete() {
+            while took < ROUND_MAX
+                && let Some(repo) = stale.take_due()
+            {
+                let (started, is_large) = (Instant::now(), stale.is_large(&repo));
+                self.layouts.adopt(&repo);
+                stale.forget(&repo);
+                self.render(&repo);
+                if is_large {
+                    trim();
+                } else {
+                    took += started.elapsed();
+                }
+            }
+        }
+        (next_rebuild, took)
+    }
+
+    /// Renders at the end what can be rendered at once, and remembers the rest.
+    fn render_last(&self) {
+        let until = Instant::now() + RENDER_AT_END_MAX;
+        if !self.metadata.index().is_complete() {
+            // The next start renders everything.
+            return;
+        }
+        for repo in self.metadata.stale().take_all() {
+            if self.metadata.stale().is_large(&repo) || Instant::now() > until {
+                self.metadata.index().put_behind(&repo);
+            } else {
+                self.render(&repo);
+            }
+        }
+    }
+
+    fn render(&self, repo: &Repo) {
+        if let Err(error) = self.layouts.render(repo) {
+            // The next change of that repository tries again, and so does the next start.
+            tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
         }
     }
 }
@@ -98,25 +290,11 @@ fn log_failure(ended: Result<(), JoinError>) {
     }
 }
 
-/// The folders, without what a killed process left in them.
-fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
-    for algorithm in Algorithm::ALL {
-        disk.ensure(&disk.root().join("blobs").join(algorithm.as_str()))?;
-    }
-    disk.ensure(&disk.root().join("repos"))?;
-    disk.ensure(&disk.partials())?;
-    let count = disk.sweep()?;
-    if count > 0 {
-        tracing::info!(count, "removed files that a killed process had staged");
-    }
-    partials.sweep()
-}
-
 /// Fills an empty index from the files.
-fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
+fn rebuild(reconciler: &Reconciler, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
-    let _pass = lock(&ledger.passing);
-    let result = ledger.reconcile(Trust::Nothing, stop);
+    let _pass = reconciler.begin_pass();
+    let result = reconciler.reconcile(Trust::Nothing, stop);
     trim();
     match result {
         // A new data folder has no index, and nobody needs to hear of it.
@@ -134,124 +312,8 @@ fn rebuild(ledger: &Ledger, reason: &str, stop: &AtomicBool) {
     }
 }
 
-/// Does what is behind until `shutdown`, then closes the index in order.
-pub(in crate::store) async fn run(inner: &Arc<Inner>, shutdown: impl Future<Output = ()>) {
-    let mut shutdown = pin!(shutdown);
-    let (first, rebuilding) = (Arc::clone(inner), lock(&inner.rebuilding).take());
-    let first_pass = tokio::spawn(async move {
-        if let Some(rebuilding) = rebuilding {
-            log_failure(rebuilding.await);
-        }
-        let compare_all = move || {
-            compare(&first);
-            trim();
-        };
-        blocking(compare_all).await;
-    });
-    let probes = tokio::spawn(health::run(Arc::clone(&inner.ledger.disk)));
-    let evicting = tokio::spawn(evict_behind(Arc::clone(inner)));
-    let mut rebuild_after = Instant::now();
-    loop {
-        let idle = Instant::now() + IDLE_INTERVAL;
-        let due = inner.ledger.next_due().map_or(idle, |due| due.min(idle));
-        tokio::select! {
-            () = &mut shutdown => break,
-            () = inner.ledger.wake.notified() => {}
-            () = tokio::time::sleep_until(due.into()) => {}
-        }
-        let round = Arc::clone(inner);
-        let took;
-        (rebuild_after, took) = blocking(move || once(&round, rebuild_after)).await;
-        tokio::select! {
-            () = &mut shutdown => break,
-            () = tokio::time::sleep(RENDER_INTERVAL.max(took * RENDER_PAUSE_FACTOR)) => {}
-        }
-    }
-    inner.stop.store(true, Ordering::Relaxed);
-    probes.abort();
-    inner.ledger.budget.wake.notify_one();
-    if let Err(error) = evicting.await {
-        tracing::warn!(%error, "eviction has failed");
-    }
-    log_failure(first_pass.await);
-    let last = Arc::clone(inner);
-    blocking(move || {
-        render_last(&last.ledger);
-        last.ledger.write_uses();
-        last.ledger.index.close(unix_seconds());
-    })
-    .await;
-}
-
-/// Leaves the index as it was found: in order at that time, or not.
-pub(in crate::store) fn close(inner: &Inner) {
-    let closed_at = match inner.found {
-        Found::Clean(closed_at) => closed_at,
-        Found::Fresh(_) => inner.opened_at,
-        Found::Unclean => return,
-    };
-    inner.ledger.write_uses();
-    inner.ledger.index.close(closed_at);
-}
-
-/// Makes room before it is needed, until the store is stopped.
-async fn evict_behind(inner: Arc<Inner>) {
-    while !inner.stop.load(Ordering::Relaxed) {
-        let round = Arc::clone(&inner);
-        blocking(move || Sweeper::of(&round).run_behind(&round.stop)).await;
-        // Others fill the disk, too, and leases end, without telling anybody.
-        let _ = tokio::time::timeout(EVICT_INTERVAL, inner.ledger.budget.wake.notified()).await;
-    }
-}
-
-/// The pass behind every start: the index against the files, and what other tools did while nobody looked.
-pub(in crate::store) fn compare(inner: &Inner) {
-    let (ledger, stop) = (&inner.ledger, &inner.stop);
-    let pass = lock(&ledger.passing);
-    let trust = match inner.found {
-        // It was filled a moment ago, by this process.
-        Found::Fresh(_) if ledger.index.is_complete() => Trust::Since(inner.opened_at),
-        // Closed at a time of the future, it would be believed whatever happens until then.
-        Found::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
-            tracing::warn!("the index was closed by a clock that was ahead: it is compared with all files");
-            ledger.index.audit(stop);
-            ledger.index.set_complete(false);
-            Trust::Nothing
-        }
-        Found::Clean(closed_at) if ledger.index.audit(stop) => Trust::Since(closed_at),
-        Found::Clean(_) if stop.load(Ordering::Relaxed) => return,
-        Found::Clean(_) => {
-            tracing::warn!("the index has lost records: it is compared with all files");
-            ledger.index.set_complete(false);
-            Trust::Nothing
-        }
-        Found::Unclean | Found::Fresh(_) => {
-            ledger.index.audit(stop);
-            Trust::Nothing
-        }
-    };
-    // One that has failed is rebuilt, by the next round.
-    if !ledger.index.is_disabled() {
-        reconcile(ledger, trust, stop);
-    }
-    drop(pass);
-    for repo in ledger.index.take_behind() {
-        ledger.mark_dirty(&repo);
-    }
-    for repo in ledger.refs.repositories().unwrap_or_default() {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
-        adopt(ledger, &repo);
-        // Killed before it rendered what it had written, or somebody has put something else there.
-        if !matches!(inner.found, Found::Clean(_)) || !ledger.index_json_path(&repo).is_file() {
-            ledger.mark_dirty(&repo);
-        }
-    }
-}
-
-fn reconcile(ledger: &Ledger, trust: Trust, stop: &AtomicBool) {
-    match ledger.reconcile(trust, stop) {
+fn reconcile(reconciler: &Reconciler, trust: Trust, stop: &AtomicBool) {
+    match reconciler.reconcile(trust, stop) {
         Ok(Summary { added: 0, removed: 0 }) => {}
         Ok(Summary { added, removed }) => tracing::info!(added, removed, "brought the index in line"),
         Err(error) => {
@@ -263,69 +325,19 @@ fn reconcile(ledger: &Ledger, trust: Trust, stop: &AtomicBool) {
     }
 }
 
-/// One round of what is behind. Returns when the index may next be rebuilt, and how long it took but for what
-/// has its turns anyway.
-pub(in crate::store) fn once(inner: &Inner, rebuild_after: Instant) -> (Instant, Duration) {
-    let ledger = &inner.ledger;
-    let mut next_rebuild = rebuild_after;
-    if ledger.index.is_disabled() && Instant::now() >= rebuild_after {
-        let pass = lock(&ledger.passing);
-        let is_empty = ledger.index.start_over();
-        drop(pass);
-        if is_empty {
-            rebuild(ledger, "failed while running", &inner.stop);
-        }
-        next_rebuild = Instant::now() + REBUILD_INTERVAL;
-    }
-    ledger.write_uses();
-    ledger.opened.rest();
-    ledger.index.note_sums();
-    let mut took = Duration::ZERO;
-    // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is dirty stays so.
-    if ledger.index.is_complete() {
-        while took < ROUND_MAX
-            && let Some(repo) = ledger.take_due()
-        {
-            let (started, is_large) = (Instant::now(), ledger.is_large(&repo));
-            adopt(ledger, &repo);
-            ledger.forget_dirty(&repo);
-            render(ledger, &repo);
-            if is_large {
-                trim();
-            } else {
-                took += started.elapsed();
-            }
-        }
-    }
-    (next_rebuild, took)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Renders at the end what can be rendered at once, and remembers the rest.
-fn render_last(ledger: &Ledger) {
-    let until = Instant::now() + RENDER_AT_END_MAX;
-    if !ledger.index.is_complete() {
-        // The next start renders everything.
-        return;
-    }
-    for repo in ledger.take_dirty() {
-        if ledger.is_large(&repo) || Instant::now() > until {
-            ledger.index.put_behind(&repo);
-        } else {
-            render(ledger, &repo);
+    impl Maintenance {
+        /// What the previous process left of the index.
+        pub(in crate::store) fn found(&self) -> &Found {
+            &self.found
         }
-    }
-}
 
-fn adopt(ledger: &Ledger, repo: &Repo) {
-    let _turn = ledger.adopting.blocking_lock();
-    if let Err(error) = ledger.adopt(repo) {
-        tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot adopt a layout");
-    }
-}
-
-fn render(ledger: &Ledger, repo: &Repo) {
-    if let Err(error) = ledger.render(repo) {
-        // The next change of that repository tries again, and so does the next start.
-        tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot render a layout");
+        /// When this process began.
+        pub(in crate::store) fn opened_at(&self) -> u64 {
+            self.opened_at
+        }
     }
 }

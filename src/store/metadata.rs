@@ -8,40 +8,42 @@
 //! its repository's lock meanwhile: an older value can never replace a newer one, and what the index says is
 //! durable. Reading takes no lock.
 
+mod granted;
 pub(in crate::store) mod grants;
 pub(in crate::store) mod index;
-pub(in crate::store) mod progress;
+mod progress;
 pub(in crate::store) mod rebuild;
 pub(in crate::store) mod records;
 pub(in crate::store) mod refs;
+mod stale;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashSet;
+use std::fs;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
-use std::{fs, io};
 
-use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
 
-use crate::clock::{age, later, unix_seconds};
-use crate::oci::manifest::MANIFEST_BYTES_MAX;
-use crate::oci::{Digest, Document, Repo, Tag};
-use crate::store::Error;
+use crate::clock::{later, unix_seconds};
+use crate::oci::manifest::{Descriptor, MANIFEST_BYTES_MAX};
+use crate::oci::{Digest, Manifest, Repo, Tag};
 use crate::store::blobs::Blobs;
-use crate::store::blobs::open_files::{BlobFile, Opened, Whose, is_same_file};
+use crate::store::blobs::open_files::{OpenFiles, Whose};
+use crate::store::blobs::partials::Partials;
 use crate::store::disk::Disk;
 use crate::store::disk::lock::Lock;
-use crate::store::eviction::budget::Budget;
-use crate::store::eviction::pins::Pins;
-use crate::store::integrity::recheck::UNREAD_SECONDS;
-use crate::store::integrity::{Condemned, Damage};
-use crate::store::metadata::index::{Entry, Found, Index};
-use crate::store::metadata::progress::Progress;
+use crate::store::error::Error;
+use crate::store::metadata::index::Index;
+use crate::store::metadata::index::blob_use::{ShortDigest, short};
+use crate::store::metadata::index::database::Found;
+use crate::store::metadata::index::key::Entry;
 use crate::store::metadata::records::{
     ManifestRecord, NewReferrersFile, ReferrersFile, ReferrersRecord, TagRecord,
 };
 use crate::store::metadata::refs::{Ref, Refs};
+use crate::store::metadata::stale::StaleLayouts;
 use crate::sync::lock;
 
 /// Repositories share locks beyond this many: enough that two rarely meet on one.
@@ -50,70 +52,84 @@ const LOCKS: usize = 64;
 const REPO_REFERRERS_MAX: u64 = 4 * MANIFEST_BYTES_MAX as u64;
 /// Of what all refs may take, one list may take this part.
 const REFERRERS_PART: u64 = 4;
-/// Uses remembered between two write-outs; beyond it the least interesting thing is lost, the time of a use.
-const USED_MAX: usize = 65_536;
+/// Levels of an image that are followed: an index of indexes of indexes is more than anybody makes.
+pub(in crate::store) const DEPTH_MAX: usize = 4;
+/// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
+pub(in crate::store) const CLOSURE_MAX: usize = 10_000;
 
-/// The store without its async face; all methods block.
-pub(in crate::store) struct Ledger {
-    pub(in crate::store) disk: Arc<Disk>,
-    pub(in crate::store) blobs: Blobs,
-    /// Damaged blobs whose files could not be moved away.
-    pub(in crate::store) condemned: Condemned,
-    pub(in crate::store) refs: Refs,
-    pub(in crate::store) index: Index,
-    /// What costs no look at the disk.
-    pub(in crate::store) opened: Opened,
-    pub(in crate::store) budget: Budget,
-    pub(in crate::store) pins: Pins,
-    /// How far a pass over all files is.
-    pub(in crate::store) progress: Progress,
-    /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
-    pub(in crate::store) adopting: Arc<tokio::sync::Mutex<()>>,
-    /// Serialises what rewrites an `index.json`.
-    pub(in crate::store) rendering: Mutex<()>,
+/// The facts about repositories: their refs, the index of these, and the locks that keep the two in line. All methods
+/// block.
+pub(in crate::store) struct Metadata {
+    disk: Arc<Disk>,
+    blobs: Arc<Blobs>,
+    /// Is told who may be served what, and what is known no longer.
+    open_files: Arc<OpenFiles>,
+    refs: Refs,
+    index: Index,
+    /// Whose `index.json` has not followed the refs yet.
+    stale: StaleLayouts,
     /// Told when there is something to render or to rebuild.
-    pub(in crate::store) wake: Arc<Notify>,
-    /// Serialises the reading of stored manifests for what is behind, each of which may have megabytes.
-    pub(in crate::store) reading: Mutex<()>,
+    wake: Arc<Notify>,
     locks: [Mutex<()>; LOCKS],
-    /// Whose `index.json` is behind, and when it is to follow.
-    dirty: Mutex<BTreeMap<Repo, Instant>>,
-    /// When the last of the large ones among them is to be rendered.
-    large_turn: Mutex<Option<Instant>>,
-    /// Serialises the passes that fill the index.
-    pub(in crate::store) passing: Mutex<()>,
-    used: Mutex<HashMap<Digest, (u64, u64)>>,
-    /// Here, because an open partial file keeps the ledger alive; last, so that the index is closed before the
+    /// Serialises the reading of stored manifests for what is behind, each of which may have megabytes.
+    reading: Mutex<()>,
+    /// Here, because an open partial file keeps the metadata alive; last, so that the index is closed before the
     /// next process may open it.
-    pub(in crate::store) process_lock: Lock,
+    process_lock: Lock,
 }
 
-impl Ledger {
-    pub(in crate::store) fn open(disk: Arc<Disk>, lock: Lock, budget: Budget) -> (Self, Found) {
+impl Metadata {
+    pub(in crate::store) fn open(
+        disk: Arc<Disk>,
+        lock: Lock,
+        blobs: Arc<Blobs>,
+        open_files: Arc<OpenFiles>,
+    ) -> (Self, Found) {
         let wake = Arc::new(Notify::new());
         let (index, found) = Index::open(&disk.root().join("index"), Arc::clone(&wake));
-        let ledger = Self {
-            blobs: Blobs::new(Arc::clone(&disk)),
-            condemned: Condemned::default(),
-            refs: Refs::new(Arc::clone(&disk)),
-            pins: Pins::load(&disk),
-            budget,
+        let refs = Refs::new(Arc::clone(&disk));
+        let metadata = Self {
             disk,
+            blobs,
+            open_files,
+            stale: StaleLayouts::new(refs.clone()),
+            refs,
             index,
-            opened: Opened::new(getrlimit(Resource::Nofile).current),
-            progress: Progress::default(),
-            adopting: Arc::default(),
-            rendering: Mutex::default(),
-            reading: Mutex::default(),
             wake,
             locks: [const { Mutex::new(()) }; LOCKS],
-            dirty: Mutex::default(),
-            large_turn: Mutex::default(),
-            passing: Mutex::default(),
-            used: Mutex::default(),
+            reading: Mutex::default(),
             process_lock: lock,
         };
-        (ledger, found)
+        (metadata, found)
+    }
+
+    pub(in crate::store) fn root(&self) -> &Path {
+        self.disk.root()
+    }
+
+    pub(in crate::store) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    pub(in crate::store) fn refs(&self) -> &Refs {
+        &self.refs
+    }
+
+    pub(in crate::store) fn index(&self) -> &Index {
+        &self.index
+    }
+
+    pub(in crate::store) fn stale(&self) -> &StaleLayouts {
+        &self.stale
+    }
+
+    pub(in crate::store) fn process_lock(&self) -> &Lock {
+        &self.process_lock
+    }
+
+    /// Returns when there is something to render or to rebuild.
+    pub(in crate::store) async fn wait_for_work(&self) {
+        self.wake.notified().await;
     }
 
     /// The lock of whatever changes a repository's facts.
@@ -123,112 +139,33 @@ impl Ledger {
         lock(&self.locks[number])
     }
 
-    // === Blobs ===
-
-    /// A stored blob, opened; from here on it is at hand.
-    pub(in crate::store) fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
-        if let Some(looks) = self.blobs.look(digest)
-            && !self.condemned.has(digest)
-            && let Some(blob) = self.opened.confirm(digest, |blob| is_same_file(blob, &looks))
-        {
-            blob.soundness().compare(&looks);
-            return Ok(Some(blob));
-        }
-        self.opened.forget(digest);
-        let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
-        // A file that somebody has cut short would be served as a whole one of that length.
-        let known = self.index.known(digest);
-        let was_changed = known.is_some_and(|known| known.size != blob.size);
-        if was_changed && self.discard_unsound(digest, &blob)? {
-            return Ok(None);
-        }
-        let is_recent = |last_use: u64| age(last_use, unix_seconds()).is_some_and(|age| age < UNREAD_SECONDS);
-        if known.is_some_and(|known| !is_recent(known.last_use)) {
-            blob.soundness().note_unread();
-        }
-        if let Some((displaced, size, at)) = self.opened.keep_blob(digest, &blob) {
-            let mut used = lock(&self.used);
-            if used.len() < USED_MAX {
-                used.insert(displaced, (size, at));
-            }
-        }
-        Ok(Some(blob))
+    /// Whether a repository's `index.json` is another tool's, by its fingerprint: not what was rendered or adopted last.
+    pub(in crate::store) fn is_foreign_layout(&self, repo: &Repo, fingerprint: &[u8]) -> bool {
+        self.index.layout(repo).is_none_or(|known| known != fingerprint)
     }
 
-    /// A stored blob, opened, unless it is known to be damaged or the disk has lost it.
-    fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
-        if self.condemned.has(digest) {
-            return Ok(None);
-        }
-        self.unless_lost(digest, self.blobs.open(digest))
-    }
-
-    /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
-    fn discard_unsound(&self, digest: &Digest, blob: &BlobFile) -> Result<bool, Error> {
-        let is_sound = self.blobs.is_sound(digest, blob).map(Some);
-        match self.unless_lost(digest, is_sound)? {
-            Some(true) => return Ok(false),
-            Some(false) => self.quarantine(digest, Damage::Changed),
-            None => {}
-        }
-        Ok(true)
-    }
-
-    pub(in crate::store) fn put(&self, digest: &Digest, content: &[u8]) -> Result<(), Error> {
-        if self.blobs.put(digest, content)? {
-            self.blob_stored(digest, content.len() as u64);
-        }
-        Ok(())
-    }
-
-    pub(in crate::store) fn blob_stored(&self, digest: &Digest, size: u64) {
-        self.condemned.acquit(digest);
-        self.index.put_blob(digest, size, unix_seconds());
-        self.budget.wake.notify_one();
-    }
-
-    /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.
-    pub(in crate::store) fn write_uses(&self) {
-        let displaced = std::mem::take(&mut *lock(&self.used));
-        let displaced = displaced.into_iter().map(|(digest, (size, at))| (digest, size, at));
-        for (digest, size, at) in displaced.chain(self.opened.uses()) {
-            // Evicted since it was used, it must not come back into the index.
-            if self.blobs.size(&digest).is_some() {
-                self.index.put_blob(&digest, size, at);
-            }
+    /// Notes that a repository's `index.json` is out of date, and is to follow in time.
+    pub(in crate::store) fn mark_stale(&self, repo: &Repo) {
+        if self.stale.mark(repo) {
+            self.wake.notify_one();
         }
     }
 
     // === Manifests ===
 
-    /// A manifest as `repo` knows it itself, or whoever has it publicly. Without the index only the former can be
-    /// found. From here on it is at hand.
-    pub(in crate::store) fn manifest(
+    /// What is known of a manifest: by `repo` itself, or by whoever has it publicly. Without the index only the former can
+    /// be found.
+    pub(in crate::store) fn manifest<'a>(
         &self,
-        repo: &Repo,
+        repo: &'a Repo,
         digest: &Digest,
-    ) -> Result<Option<Arc<Document>>, Error> {
+    ) -> Result<Option<(ManifestRecord, Whose<'a>)>, Error> {
         let own = self.own_manifest(repo, digest)?.map(|record| (record, Whose::Repo(repo)));
         let public = || {
             let record = self.index.public_manifest(digest).filter(|_| self.index.is_public(digest));
             record.map(|record| (record, Whose::Public))
         };
-        let Some((record, whose)) = own.or_else(public) else { return Ok(None) };
-        let Some(blob) = self.open_blob(digest)? else {
-            self.opened.forget(digest);
-            return Ok(None);
-        };
-        let content = self.blobs.read_opened(digest, &blob, MANIFEST_BYTES_MAX as u64);
-        let content = self.unless_lost(digest, content)?;
-        // Small enough to be proven each time; a wrong one would be served, and believed to be here, for ever.
-        let Some(content) = content.filter(|content| Digest::of(digest.algorithm(), content) == *digest)
-        else {
-            self.discard_unsound(digest, &blob)?;
-            return Ok(None);
-        };
-        let document = Arc::new(Document::new(*digest, record.media_type, content.into()));
-        self.opened.keep_manifest(&document, whose);
-        Ok(Some(document))
+        Ok(own.or_else(public))
     }
 
     fn own_manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<ManifestRecord>, Error> {
@@ -246,12 +183,13 @@ impl Ledger {
         Ok(record)
     }
 
+    /// Notes what a manifest is, durably, and grants it to the repository. Returns whether that is news.
     pub(in crate::store) fn set_manifest(
         &self,
         repo: &Repo,
         digest: &Digest,
         record: &ManifestRecord,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let mut record = record.clone();
         let guard = self.lock(repo);
         let old: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(digest))?;
@@ -266,13 +204,68 @@ impl Ledger {
             self.refs.write(repo, Ref::Manifest(digest), &record)?;
         }
         self.index.put_manifest(repo, digest, &record);
-        self.opened.forget_manifest(digest);
+        self.open_files.forget_manifest(digest);
         drop(guard);
         if is_news {
-            self.mark_dirty(repo);
-            self.note_ref();
+            self.mark_stale(repo);
         }
-        Ok(())
+        Ok(is_news)
+    }
+
+    /// A manifest that is stored, read.
+    pub(in crate::store) fn stored_manifest(
+        &self,
+        digest: &Digest,
+        media_type: &str,
+    ) -> Result<Option<Manifest>, Error> {
+        // What is behind has its time: a large one after the other.
+        let _one_at_a_time = lock(&self.reading);
+        let Some(body) = self.blobs.read(digest, MANIFEST_BYTES_MAX as u64)? else { return Ok(None) };
+        Ok(Manifest::parse(Some(media_type), &body).ok())
+    }
+
+    /// What a manifest refers to: it is read once, and what it says is remembered for as long as it is here.
+    pub(in crate::store) fn parts(
+        &self,
+        digest: &Digest,
+        media_type: &str,
+    ) -> Result<Vec<ShortDigest>, Error> {
+        if let Some(parts) = self.index.parts(digest) {
+            return Ok(parts);
+        }
+        let manifest = self.stored_manifest(digest, media_type)?;
+        if manifest.is_none() && !self.is_here(digest) {
+            return Ok(Vec::new());
+        }
+        Ok(self.note_parts(digest, manifest.as_ref()))
+    }
+
+    /// Notes what a manifest refers to, and what it claims its blobs to weigh: nothing if it cannot be read.
+    pub(in crate::store) fn note_parts(
+        &self,
+        digest: &Digest,
+        manifest: Option<&Manifest>,
+    ) -> Vec<ShortDigest> {
+        let blobs = manifest.iter().flat_map(|manifest| &manifest.blobs);
+        let claimed_bytes = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+        let children = manifest.iter().flat_map(|manifest| manifest.children());
+        let parts: Vec<Digest> = children.filter_map(Descriptor::digest).collect();
+        self.index.put_parts(digest, claimed_bytes, &parts);
+        parts.iter().map(short).collect()
+    }
+
+    /// Notes what those manifests refer to of which nobody has done so; `None` if it is not known which these are.
+    pub(in crate::store) fn note_all_parts(&self) -> Option<()> {
+        for (digest, media_type) in self.index.inventory().without_parts()? {
+            // Noted by this. One that the disk does not give is asked for again by the next look.
+            let _ = self.parts(&digest, &media_type);
+        }
+        Some(())
+    }
+
+    /// Whether a blob is stored, as far as the index or a look at its file says.
+    pub(in crate::store) fn is_here(&self, digest: &Digest) -> bool {
+        self.index.has_blob(digest) || self.blobs.size(digest).is_some()
     }
 
     // === Tags ===
@@ -298,14 +291,14 @@ impl Ledger {
         Ok(record)
     }
 
+    /// Makes a tag mean something else, durably.
     pub(in crate::store) fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
         {
             let _guard = self.lock(repo);
             self.refs.write(repo, Ref::Tag(tag), record)?;
             self.index.put_tag(repo, tag, record);
         }
-        self.mark_dirty(repo);
-        self.note_ref();
+        self.mark_stale(repo);
         Ok(())
     }
 
@@ -349,7 +342,7 @@ impl Ledger {
                 break;
             }
             let is_after = after.as_ref().is_none_or(|after| repo.to_string() > *after);
-            if is_after && (private_too || self.is_any_public(&repo)?) {
+            if is_after && (private_too || self.refs.is_any_public(&repo)?) {
                 page.push(repo);
             }
         }
@@ -372,18 +365,19 @@ impl Ledger {
         Ok(file.map(|file| ReferrersRecord { body: file.body.into(), fetched_at: file.fetched_at }))
     }
 
-    /// Keeps a list about a manifest that is here, and the repository's own. Any other is not worth the disk: anybody
-    /// can ask about any digest, in any repository.
+    /// Keeps a list about a manifest that is here, and the repository's own, where all refs may take `refs_max` bytes. Any
+    /// other is not worth the disk: anybody can ask about any digest, in any repository. Returns whether it is kept.
     pub(in crate::store) fn set_referrers(
         &self,
         repo: &Repo,
         digest: &Digest,
         record: &ReferrersRecord,
-    ) -> Result<(), Error> {
+        refs_max: u64,
+    ) -> Result<bool, Error> {
         let of = Ref::Referrers(digest);
         let is_ours = self.own_manifest(repo, digest)?.is_some() && self.blobs.size(digest).is_some();
-        if !is_ours || record.body.len() as u64 > self.refs_max() / REFERRERS_PART {
-            return Ok(());
+        if !is_ours || record.body.len() as u64 > refs_max / REFERRERS_PART {
+            return Ok(false);
         }
         let body = std::str::from_utf8(&record.body)
             .map_err(|error| Error::io("keep as JSON", &self.refs.path(repo, of), io::Error::other(error)))?;
@@ -391,8 +385,7 @@ impl Ledger {
         self.make_room_for_referrers(repo, digest, record.body.len() as u64);
         self.refs.write(repo, of, &NewReferrersFile { fetched_at: record.fetched_at, body })?;
         self.index.put_referrers(repo, digest, self.referrers_bytes(repo, digest), record.fetched_at);
-        self.note_ref();
-        Ok(())
+        Ok(true)
     }
 
     /// Takes out the oldest lists of a repository, until it has room for one more.
@@ -407,59 +400,70 @@ impl Ledger {
             }
             self.refs.remove(repo, Ref::Referrers(&other));
             self.index.remove(&Entry::Referrers(repo.clone(), other));
-            self.budget.metrics.space.evicted_refs.inc();
+            self.disk.metrics().space.evicted_refs.inc();
             sum -= bytes;
         }
     }
 
-    // === What is behind ===
+    // === What goes ===
 
-    /// A repository's `index.json` is behind from now on, and is to follow in time.
-    pub(in crate::store) fn mark_dirty(&self, repo: &Repo) {
-        let is_news = !lock(&self.dirty).contains_key(repo);
-        if is_news {
-            let due = self.render_turn(repo);
-            lock(&self.dirty).entry(repo.clone()).or_insert(due);
-            self.wake.notify_one();
+    /// Takes out what refs say of content that is gone, unless that has come back or `partials` are about to bring it.
+    pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>, partials: &Partials) {
+        self.index.forget(gone);
+        let mentions = self.index.inventory().mentions(gone);
+        let mut changed: HashSet<Repo> = HashSet::new();
+        let is_back = |digest: &Digest| self.blobs.size(digest).is_some() || partials.is_filling(digest);
+        for (repo, digest) in mentions.grants {
+            let guard = self.lock(&repo);
+            if !is_back(&digest) {
+                self.forget_grant(&repo, &digest);
+            }
+            drop(guard);
+            changed.insert(repo);
+        }
+        for (repo, tag) in mentions.tags {
+            let guard = self.lock(&repo);
+            // It may have moved meanwhile.
+            let record = self.index.tag(&repo, &tag);
+            if record.is_some_and(|record| gone.contains(&record.digest) && !is_back(&record.digest)) {
+                self.refs.remove(&repo, Ref::Tag(&tag));
+                self.index.remove(&Entry::Tag(repo.clone(), tag.clone()));
+            }
+            drop(guard);
+            changed.insert(repo);
+        }
+        for repo in changed {
+            self.mark_stale(&repo);
         }
     }
 
-    /// When a repository may be rendered: at once, or if that writes much, after all of that kind that came first.
-    fn render_turn(&self, repo: &Repo) -> Instant {
-        let (now, takes) = (Instant::now(), self.render_time(repo));
-        if takes.is_zero() {
-            return now;
+    fn forget_grant(&self, repo: &Repo, digest: &Digest) {
+        for of in [Ref::Blob(digest), Ref::Manifest(digest), Ref::Referrers(digest)] {
+            self.refs.remove(repo, of);
         }
-        let mut turn = lock(&self.large_turn);
-        let due = turn.map_or(now, |turn| turn.max(now)) + takes;
-        *turn = Some(due);
-        due
+        self.index.remove(&Entry::Manifest(repo.clone(), *digest));
+        self.index.remove(&Entry::Grant(repo.clone(), *digest));
+        self.index.remove(&Entry::Referrers(repo.clone(), *digest));
     }
 
-    /// What is to be rendered now need not be rendered later for what has changed until now.
-    pub(in crate::store) fn forget_dirty(&self, repo: &Repo) {
-        lock(&self.dirty).remove(repo);
-    }
-
-    /// The repository that has been due for longest, which counts as rendered.
-    pub(in crate::store) fn take_due(&self) -> Option<Repo> {
-        let mut dirty = lock(&self.dirty);
-        let (repo, due) = dirty.iter().min_by_key(|(_, due)| **due)?;
-        if *due > Instant::now() {
-            return None;
+    /// Takes refs out.
+    pub(in crate::store) fn remove_refs(&self, entries: &[Entry]) {
+        let mut changed: HashSet<Repo> = HashSet::new();
+        for entry in entries {
+            let (repo, of) = match entry {
+                Entry::Tag(repo, tag) => (repo, Ref::Tag(tag)),
+                Entry::Manifest(repo, digest) => (repo, Ref::Manifest(digest)),
+                Entry::Grant(repo, digest) => (repo, Ref::Blob(digest)),
+                Entry::Referrers(repo, digest) => (repo, Ref::Referrers(digest)),
+                Entry::Blob(_) | Entry::Repo(_) => continue,
+            };
+            let _guard = self.lock(repo);
+            self.refs.remove(repo, of);
+            self.index.remove(entry);
+            changed.insert(repo.clone());
         }
-        let repo = repo.clone();
-        dirty.remove(&repo);
-        Some(repo)
-    }
-
-    /// All that are to be rendered some time, which count as rendered.
-    pub(in crate::store) fn take_dirty(&self) -> Vec<Repo> {
-        std::mem::take(&mut *lock(&self.dirty)).into_keys().collect()
-    }
-
-    /// When the next repository is to be rendered.
-    pub(in crate::store) fn next_due(&self) -> Option<Instant> {
-        lock(&self.dirty).values().min().copied()
+        for repo in changed {
+            self.mark_stale(&repo);
+        }
     }
 }

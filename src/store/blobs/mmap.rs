@@ -12,11 +12,11 @@
 //!   way to send it; no code of ours decides anything by these bytes.
 //! - *The file is cut short, or the disk fails.* A touched page that is not there is SIGBUS, the end of the
 //!   process, if it is touched by *our* code; the kernel, when it copies out of a mapping, answers EFAULT instead.
-//!   So mapped bytes go to a plain socket and nowhere else: [`Mapping::bytes`] says so, and has one caller. TLS
+//!   So mapped bytes go to a plain socket and nowhere else: [`Mmap::bytes`] says so, and has one caller. TLS
 //!   encrypts in our own code and reads files with `pread`.
 //!
-//! Nor may a page that is not in memory block a worker of the runtime: [`Mapping::is_resident`] asks before, and
-//! [`Mapping::populate`], which waits for the disk on a thread that may, brings what is missing. It reports a
+//! Nor may a page that is not in memory block a worker of the runtime: [`Mmap::is_resident`] asks before, and
+//! [`Mmap::populate`], which waits for the disk on a thread that may, brings what is missing. It reports a
 //! page that cannot be had as an error.
 
 use std::fs::File;
@@ -46,7 +46,7 @@ const BLOCKS_TOGETHER: usize = 1024;
 const RESIDENT_FOR_SECONDS: u64 = 1;
 
 /// A whole file in memory, as far as the kernel has it there.
-pub(in crate::store) struct Mapping {
+pub(in crate::store) struct Mmap {
     start: NonNull<u8>,
     bytes: Bytes,
     /// When each block was last found in memory, in seconds since 1970; [`BLOCKS_TOGETHER`] at a time.
@@ -64,9 +64,9 @@ unsafe impl Send for Region {}
 // SAFETY: as above; shared reading is all there is.
 unsafe impl Sync for Region {}
 // SAFETY: the pointer is that of the region that `bytes` keeps, and is only passed to the kernel.
-unsafe impl Send for Mapping {}
+unsafe impl Send for Mmap {}
 // SAFETY: as above.
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Mmap {}
 
 impl AsRef<[u8]> for Region {
     fn as_ref(&self) -> &[u8] {
@@ -84,7 +84,7 @@ impl Drop for Region {
     }
 }
 
-impl Mapping {
+impl Mmap {
     /// Maps the first `size` bytes, which must not be none.
     pub(in crate::store) fn of(file: &File, size: u64) -> io::Result<Self> {
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -101,7 +101,7 @@ impl Mapping {
         self.bytes.slice(range)
     }
 
-    /// Where in the file a slice of [`Mapping::bytes`] begins; `None` for any other slice. Looks at no byte of it.
+    /// Where in the file a slice of [`Mmap::bytes`] begins; `None` for any other slice. Looks at no byte of it.
     pub(in crate::store) fn offset_of(&self, slice: &[u8]) -> Option<usize> {
         let offset = slice.as_ptr().addr().checked_sub(self.start.addr().get())?;
         (offset.checked_add(slice.len())? <= self.bytes.len()).then_some(offset)
@@ -193,10 +193,10 @@ mod tests {
 
     use super::*;
 
-    fn mapped(content: &[u8]) -> (File, Mapping) {
+    fn mapped(content: &[u8]) -> (File, Mmap) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        let mapping = Mapping::of(&file, content.len() as u64).unwrap();
+        let mapping = Mmap::of(&file, content.len() as u64).unwrap();
         (file, mapping)
     }
 
@@ -219,7 +219,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let size = 3 * (BLOCKS_TOGETHER * BLOCK_BYTES) + 5 * BLOCK_BYTES + 7;
         file.set_len(size as u64).unwrap();
-        let mapping = Mapping::of(&file, size as u64).unwrap();
+        let mapping = Mmap::of(&file, size as u64).unwrap();
         let made =
             || mapping.resident_at.iter().filter_map(OnceLock::get).map(|some| some.len()).sum::<usize>();
         assert_eq!(made(), 0);

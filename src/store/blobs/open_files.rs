@@ -7,23 +7,18 @@
 //!
 //! Times of use are noted in the entries, and written to the index behind.
 
-use std::fs::File;
-use std::num::{NonZeroU64, NonZeroUsize};
-use std::ops::Range;
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use lru::LruCache;
-use rustix::fs::{Advice, fadvise};
 
 use crate::bounded;
 use crate::clock::{age, unix_seconds};
 use crate::oci::{Digest, Document, Repo};
-use crate::store::Store;
-use crate::store::blobs::mmap::Mapping;
-use crate::store::integrity::recheck::Soundness;
+use crate::store::blobs::blob_file::BlobFile;
 use crate::sync::lock;
 
 /// How long an entry is believed without a look at its file: until the second after next begins.
@@ -42,176 +37,31 @@ const FILES_SHARE: u64 = 16;
 /// Manifests in memory: as many, and as large in all.
 const MANIFESTS_MAX: usize = 8192;
 const MANIFESTS_BYTES_MAX: usize = 16 << 20;
-/// What the disk is asked for at once when a blob is not in memory.
-const AHEAD_BYTES: u64 = 4 << 20;
+/// Uses remembered of files that were closed; beyond it the least interesting thing is lost, the time of a use.
+const DISPLACED_MAX: usize = 65_536;
 /// A larger manifest is read from disk each time.
 const MANIFEST_BYTES_MAX: usize = 256 << 10;
 
-/// The file of a blob, opened for reading: of one that is stored, or of one that is coming, of which only what is
-/// written may be read. Clones share it.
-#[derive(Clone)]
-pub struct BlobFile {
-    /// The size of the whole in bytes.
-    pub size: u64,
-    open: Arc<Open>,
-}
-
-/// The open file. What may be read of it nothing will ever change, also when its name is removed.
-struct Open {
-    file: File,
-    mapping: Mutex<Option<Arc<Mapping>>>,
-    /// Bytes of it could not be sent.
-    is_suspect: AtomicBool,
-    soundness: Soundness,
-}
-
-impl BlobFile {
-    /// The file of a blob of `size` bytes.
-    pub(crate) fn new(file: File, size: u64) -> Self {
-        let (mapping, is_suspect, soundness) = Default::default();
-        Self { size, open: Arc::new(Open { file, mapping, is_suspect, soundness }) }
-    }
-
-    /// The same file, of a blob that turns out to have this size.
-    pub(in crate::store) fn of_size(&self, size: u64) -> Self {
-        Self { size, open: Arc::clone(&self.open) }
-    }
-
-    /// The content.
-    pub fn file(&self) -> &File {
-        &self.open.file
-    }
-
-    /// The content mapped into memory: for a plain socket only, see [`Mapped`].
-    ///
-    /// # Errors
-    /// When the system has no room for it.
-    pub fn mapped(&self) -> std::io::Result<Mapped> {
-        let mut kept = lock(&self.open.mapping);
-        let mapping = match &*kept {
-            Some(mapping) => Arc::clone(mapping),
-            None => Arc::clone(kept.insert(Arc::new(Mapping::of(&self.open.file, self.size)?))),
-        };
-        Ok(Mapped { blob: self.clone(), mapping })
-    }
-
-    /// Whether it was found not to be what its name says: who reads it must not come to its end.
-    pub fn is_damaged(&self) -> bool {
-        self.open.soundness.is_damaged()
-    }
-
-    /// What is known of that.
-    pub(in crate::store) fn soundness(&self) -> &Soundness {
-        &self.open.soundness
-    }
-
-    fn unmap(&self) {
-        drop(lock(&self.open.mapping).take());
-    }
-
-    fn is_suspect(&self) -> bool {
-        self.open.is_suspect.load(Ordering::Acquire)
-    }
-
-    fn is_being_read(&self) -> bool {
-        Arc::strong_count(&self.open) > 1
-    }
-}
-
-impl AsRef<File> for BlobFile {
-    fn as_ref(&self) -> &File {
-        &self.open.file
-    }
-}
-
-/// Bytes of a blob that are sent from where the kernel has them.
-///
-/// They may go to a plain socket, and be looked at by nobody: a file that somebody cuts short would end the
-/// process. The kernel answers the write with an error instead.
-#[derive(Clone)]
-pub struct Mapped {
-    blob: BlobFile,
-    mapping: Arc<Mapping>,
-}
-
-impl Store {
-    /// Whether somebody reads a stored blob, or did within the last seconds.
-    pub fn was_read_lately(&self, digest: &Digest) -> bool {
-        self.0.ledger.opened.was_read_lately(digest)
-    }
-}
-
-/// A mapped file as long as somebody else keeps it: whoever has this does not count as a reader.
-pub struct MappedWeak {
-    size: u64,
-    open: Weak<Open>,
-    mapping: Weak<Mapping>,
-}
-
-impl MappedWeak {
-    /// The mapped file, if it is still kept.
-    pub fn upgrade(&self) -> Option<Mapped> {
-        let blob = BlobFile { size: self.size, open: self.open.upgrade()? };
-        Some(Mapped { blob, mapping: self.mapping.upgrade()? })
-    }
-}
-
-impl Mapped {
-    /// The same for who may lose it.
-    pub fn downgrade(&self) -> MappedWeak {
-        let (open, mapping) = (Arc::downgrade(&self.blob.open), Arc::downgrade(&self.mapping));
-        MappedWeak { size: self.blob.size, open, mapping }
-    }
-
-    /// The file that is mapped.
-    pub fn file(&self) -> &File {
-        self.blob.file()
-    }
-
-    /// Bytes of it could not be sent: before it is served again, its file is looked at.
-    pub fn suspect(&self) {
-        self.blob.open.is_suspect.store(true, Ordering::Release);
-    }
-
-    /// Where in the content a slice of it begins; `None` for any other slice.
-    pub fn offset_of(&self, slice: &[u8]) -> Option<u64> {
-        self.mapping.offset_of(slice).map(|offset| offset as u64)
-    }
-
-    /// These bytes of the content, if all of them are in memory and so cost no wait for the disk.
-    pub fn bytes(&self, range: Range<usize>) -> Option<Bytes> {
-        self.mapping.is_resident(range.clone()).then(|| self.mapping.bytes(range))
-    }
-
-    /// These bytes, after a wait for the disk; `None` where the kernel cannot do that. Blocks.
-    ///
-    /// # Errors
-    /// When the disk fails, or the file has become shorter.
-    pub fn bring(&self, range: Range<usize>) -> std::io::Result<Option<Bytes>> {
-        // Page by page the disk would be asked for little at a time. A mere hint, so its failure is none.
-        let _ = fadvise(self.file(), range.start as u64, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
-        Ok(self.mapping.populate(range.clone())?.then(|| self.mapping.bytes(range)))
-    }
-}
-
 /// What is at hand.
-pub(in crate::store) struct Opened {
-    blobs: Shelf<BlobFile>,
-    manifests: Shelf<Arc<Document>>,
+pub(in crate::store) struct OpenFiles {
+    blobs: Table<BlobFile>,
+    manifests: Table<Arc<Document>>,
+    /// Uses of what had to make room, which were not handed out yet: size, and when.
+    displaced: Mutex<HashMap<Digest, (u64, u64)>>,
 }
 
 /// Things by digest; the least recently asked is forgotten first.
-struct Shelf<T> {
+struct Table<T> {
     shards: [Mutex<Shard<T>>; SHARDS],
     bytes_max: usize,
 }
 
 struct Shard<T> {
-    items: LruCache<Digest, Arc<Item<T>>>,
+    items: LruCache<Digest, Arc<Cached<T>>>,
     bytes: usize,
 }
 
-struct Item<T> {
+struct Cached<T> {
     what: T,
     bytes: usize,
     /// Whether any repository may be served it.
@@ -236,13 +86,14 @@ pub(in crate::store) enum Whose<'a> {
 /// A digest, how large its content is, and when it was last used.
 pub(in crate::store) type Use = (Digest, u64, u64);
 
-impl Opened {
+impl OpenFiles {
     /// Empty tables, for a process that may have `files` open; none: as many as it likes.
     pub(in crate::store) fn new(files: Option<u64>) -> Self {
         let fit = files.and_then(|files| usize::try_from(files / FILES_SHARE).ok()).unwrap_or(FILES_MAX);
         Self {
-            blobs: Shelf::new(fit.clamp(SHARDS, FILES_MAX), usize::MAX),
-            manifests: Shelf::new(MANIFESTS_MAX, MANIFESTS_BYTES_MAX),
+            blobs: Table::new(fit.clamp(SHARDS, FILES_MAX), usize::MAX),
+            manifests: Table::new(MANIFESTS_MAX, MANIFESTS_BYTES_MAX),
+            displaced: Mutex::default(),
         }
     }
 
@@ -257,23 +108,22 @@ impl Opened {
     }
 
     /// The open file of a digest, if it still is the one of these looks; believed anew.
-    pub(in crate::store) fn confirm(
-        &self,
-        digest: &Digest,
-        is_same: impl FnOnce(&BlobFile) -> bool,
-    ) -> Option<BlobFile> {
+    pub(in crate::store) fn confirm(&self, digest: &Digest, looks: &Metadata) -> Option<BlobFile> {
         let item = self.blobs.item(digest)?;
-        if item.what.is_suspect() || !is_same(&item.what) {
+        if item.what.is_suspect() || !item.what.is_same_file(looks) {
             return None;
         }
         item.confirm();
         Some(item.what.clone())
     }
 
-    /// Keeps a blob at hand. Returns the uses of what had to make room.
-    pub(in crate::store) fn keep_blob(&self, digest: &Digest, blob: &BlobFile) -> Option<Use> {
-        let displaced = self.blobs.put(*digest, blob.clone(), 0)?;
-        Some((displaced.0, displaced.1.what.size, displaced.1.used_at.load(Ordering::Relaxed)))
+    /// Keeps a blob at hand.
+    pub(in crate::store) fn keep_blob(&self, digest: &Digest, blob: &BlobFile) {
+        let Some((displaced, item)) = self.blobs.put(*digest, blob.clone(), 0) else { return };
+        let mut uses = lock(&self.displaced);
+        if uses.len() < DISPLACED_MAX {
+            uses.insert(displaced, (item.what.size, item.used_at.load(Ordering::Relaxed)));
+        }
     }
 
     /// Keeps a manifest at hand, unless it is large.
@@ -334,7 +184,9 @@ impl Opened {
 
     /// Uses that were not handed out yet.
     pub(in crate::store) fn uses(&self) -> Vec<Use> {
-        let mut uses = Vec::new();
+        let displaced = std::mem::take(&mut *lock(&self.displaced));
+        let mut uses: Vec<Use> =
+            displaced.into_iter().map(|(digest, (size, at))| (digest, size, at)).collect();
         self.blobs.each(|digest, item| uses.extend(item.news().map(|at| (*digest, item.what.size, at))));
         self.manifests.each(|digest, item| {
             uses.extend(item.news().map(|at| (*digest, item.what.body.len() as u64, at)))
@@ -357,7 +209,7 @@ impl Opened {
     }
 }
 
-impl<T: Clone> Shelf<T> {
+impl<T: Clone> Table<T> {
     fn new(items_max: usize, bytes_max: usize) -> Self {
         let room = NonZeroUsize::new(items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
         let shard = |_| Mutex::new(Shard { items: bounded::lru(room), bytes: 0 });
@@ -375,12 +227,12 @@ impl<T: Clone> Shelf<T> {
         Some(item.what.clone())
     }
 
-    fn item(&self, digest: &Digest) -> Option<Arc<Item<T>>> {
+    fn item(&self, digest: &Digest) -> Option<Arc<Cached<T>>> {
         lock(self.shard(digest)).items.get(digest).cloned()
     }
 
     /// Puts something in; what was there of the digest keeps its grants. Returns what it displaced.
-    fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Item<T>>)> {
+    fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Cached<T>>)> {
         let mut shard = lock(self.shard(&digest));
         let now = unix_seconds();
         let old = shard.items.pop(&digest);
@@ -388,7 +240,7 @@ impl<T: Clone> Shelf<T> {
             (old.is_public.load(Ordering::Relaxed), lock(&old.repos).clone())
         });
         shard.bytes = shard.bytes + bytes - old.map_or(0, |old| old.bytes);
-        let item = Item {
+        let item = Cached {
             what,
             bytes,
             is_public: AtomicBool::new(is_public),
@@ -416,7 +268,7 @@ impl<T: Clone> Shelf<T> {
         }
     }
 
-    fn each(&self, mut look: impl FnMut(&Digest, &Item<T>)) {
+    fn each(&self, mut look: impl FnMut(&Digest, &Cached<T>)) {
         for shard in &self.shards {
             for (digest, item) in &lock(shard).items {
                 look(digest, item);
@@ -429,7 +281,7 @@ impl<T: Clone> Shelf<T> {
     }
 }
 
-impl<T> Item<T> {
+impl<T> Cached<T> {
     /// A clock that jumped back makes a look due.
     fn is_believed(&self, now: u64) -> bool {
         let age = now.checked_sub(self.looked_at.load(Ordering::Relaxed));
@@ -463,12 +315,4 @@ impl<T> Item<T> {
         let used_at = self.used_at.load(Ordering::Relaxed);
         (self.noted_at.swap(used_at, Ordering::Relaxed) != used_at).then_some(used_at)
     }
-}
-
-/// Whether two looks at a file are looks at the same content.
-pub(in crate::store) fn is_same_file(blob: &BlobFile, found: &std::fs::Metadata) -> bool {
-    let same = |own: std::fs::Metadata| {
-        (own.ino(), own.dev(), own.len()) == (found.ino(), found.dev(), found.len()) && own.len() == blob.size
-    };
-    blob.file().metadata().is_ok_and(same)
 }

@@ -7,30 +7,17 @@
 //!
 //! What is told is for everybody who may see `/readyz`: it names no file, as that could tell what is stored.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::Notify;
 
-use crate::oci::range::Span;
-use crate::store::disk::Disk;
 use crate::store::disk::obstacle::is_obstacle;
-use crate::store::partial::allocate;
-use crate::store::{Error, blocking};
+use crate::store::error::Error;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
-
-/// Between two tries whether a disk has recovered.
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// What a probe writes.
-const PROBE_BYTES: [u8; 4096] = [0; 4096];
-/// A full disk has recovered when there is room for what had none, but at most for so much: an ordinary layer.
-const ROOM_BYTES_MAX: u64 = 64 << 20;
-/// And at most for this part of the disk: on a small one there may never be more.
-const ROOM_PART: u64 = 16;
 
 /// Whether the store can keep what it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +86,7 @@ pub(in crate::store) struct Condition {
     is_degraded: AtomicBool,
     /// Told when the first one comes.
     degraded: Notify,
-    pub(in crate::store) metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
 }
 
 struct Failure {
@@ -163,7 +150,8 @@ impl Condition {
         }
     }
 
-    fn degrade(&self, wanted_bytes: u64, error: &Error) {
+    /// Notes that the disk fails; the same failure is counted by whoever met it.
+    pub(in crate::store) fn degrade(&self, wanted_bytes: u64, error: &Error) {
         let Some((trouble, action, source)) = Trouble::of(error) else { return };
         let mut failure = lock(&self.failure);
         let reason = format!("{}: cannot {action} a file: {source}", trouble.in_words());
@@ -182,48 +170,22 @@ impl Condition {
         }
     }
 
+    /// Returns as soon as there is a failure to be forgotten.
+    pub(in crate::store) async fn until_degraded(&self) {
+        while !self.is_degraded.load(Ordering::Acquire) {
+            self.degraded.notified().await;
+        }
+    }
+
+    /// Where failures are counted.
+    pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// How much a probe must find room for.
-    fn wanted_bytes(&self) -> u64 {
+    pub(in crate::store) fn wanted_bytes(&self) -> u64 {
         lock(&self.failure).as_ref().map_or(0, |failure| failure.wanted_bytes)
     }
-}
-
-/// Tries the disk at once, and then as long as it is known to fail. Never returns.
-pub(in crate::store) async fn run(disk: Arc<Disk>) {
-    loop {
-        let probed = Arc::clone(&disk);
-        blocking(move || once(&probed)).await;
-        while !disk.condition.is_degraded.load(Ordering::Acquire) {
-            disk.condition.degraded.notified().await;
-        }
-        tokio::time::sleep(PROBE_INTERVAL).await;
-    }
-}
-
-/// Writes, syncs and removes a small file, and sees whether there is room.
-fn once(disk: &Disk) {
-    let condition = &disk.condition;
-    let part = rustix::fs::statvfs(disk.root()).map_or(0, |it| it.f_blocks * it.f_frsize / ROOM_PART);
-    let wanted = condition.wanted_bytes();
-    match probe(disk, wanted.min(ROOM_BYTES_MAX).min(part)) {
-        Ok(()) => condition.succeeded(wanted),
-        Err(error) => condition.degrade(0, &error),
-    }
-}
-
-fn probe(disk: &Disk, room_bytes: u64) -> Result<(), Error> {
-    let path = disk.stage()?;
-    let write = |mut file: File| {
-        allocate(&file, Span { start: 0, end: room_bytes })?;
-        file.write_all(&PROBE_BYTES)?;
-        file.sync_all()
-    };
-    let written = disk.retry_without_folder(|| {
-        let created = OpenOptions::new().write(true).create_new(true).open(&path);
-        created.and_then(write).map_err(|source| Error::io("write", &path, source))
-    });
-    let removed = std::fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source));
-    written.and(removed)
 }
 
 #[cfg(test)]
@@ -262,22 +224,5 @@ mod tests {
         condition.failed(0, &Error::io("trust", Path::new("x"), io::Error::other("berth's own")));
         condition.failed(0, &Error::Locked { path: "x".into(), pid: None, admin: None });
         assert!(!is_degraded());
-    }
-
-    #[test]
-    fn a_probe_leaves_nothing_and_finds_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::open(folder.path(), Arc::default()).unwrap();
-        disk.condition.failed(1 << 40, &error(rustix::io::Errno::NOSPC.raw_os_error()));
-        once(&disk);
-        assert_eq!(disk.condition.health(), Health::Healthy);
-        assert_eq!(std::fs::read_dir(disk.partials()).unwrap().count(), 0);
-        std::fs::remove_dir(disk.partials()).unwrap();
-        File::create(disk.partials()).unwrap();
-        once(&disk);
-        assert_eq!(disk.condition.health(), Health::Healthy, "what was in the way is put aside");
-        std::fs::remove_dir_all(disk.root()).unwrap();
-        once(&disk);
-        assert!(matches!(disk.condition.health(), Health::Degraded { .. }));
     }
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::store::Error;
+use crate::store::error::Error;
 
 /// More than a process id and an address are never believed.
 const TEXT_BYTES_MAX: u64 = 128;

@@ -11,13 +11,20 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::store::disk::{Disk, sync_folder};
-use crate::store::{Error, disk};
+use crate::clock::{believed, unix_seconds};
+use crate::store::disk::files::{list, parent};
+use crate::store::error::Error;
 
+/// Files kept in the quarantine; the oldest go first.
+const FILES_MAX: usize = 16;
+/// Bytes kept in the quarantine, and at most this part of a small disk: what is fetched again needs room.
+const BYTES_MAX: u64 = 1 << 30;
+const DISK_PART: u64 = 64;
 /// Names that are tried for something that is put aside; the quarantine keeps fewer files.
 const NAMES_MAX: u32 = 64;
 
@@ -33,41 +40,55 @@ pub(in crate::store) fn is_obstacle(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if kinds.contains(&source.kind()) || is_loop(source))
 }
 
-impl Disk {
-    /// Where damaged files go, and what was in the way.
-    pub(in crate::store) fn quarantine(&self) -> PathBuf {
-        self.root().join("quarantine")
+/// The folder `quarantine/`: where damaged files go, and what was in the way of a file. It is bounded.
+pub(in crate::store) struct QuarantineFolder {
+    path: PathBuf,
+}
+
+impl QuarantineFolder {
+    /// The one of a data folder.
+    pub(in crate::store) fn of(root: &Path) -> Self {
+        Self { path: root.join("quarantine") }
     }
 
-    /// Frees the place of one of berth's own files or folders.
-    pub(in crate::store) fn clear_way(&self, path: &Path) -> Result<(), Error> {
-        // Only an empty folder can be removed so.
-        if fs::remove_dir(path).is_ok() {
-            tracing::warn!(path = %path.display(), "an empty folder was in the place of a file of berth's: it is removed");
-            return sync_folder(disk::parent(path));
-        }
-        let aside = self.put_aside(path).map_err(|source| Error::io("put aside", path, source))?;
-        tracing::warn!(
-            path = %path.display(),
-            aside = %aside.display(),
-            "something else was in the place of a file or folder of berth's: it is put aside"
-        );
-        sync_folder(disk::parent(path))?;
-        if let Err(error) = self.bound_quarantine() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the quarantine cannot be kept small");
-        }
-        Ok(())
+    pub(in crate::store) fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn put_aside(&self, path: &Path) -> io::Result<PathBuf> {
-        let folder = self.quarantine();
+    /// What is in it and more than is kept, the newest first. A folder counts as one file; nobody counts what is in it.
+    pub(in crate::store) fn excess(&self) -> Result<Vec<PathBuf>, Error> {
+        let (mut files, now) = (Vec::new(), unix_seconds());
+        for name in list(&self.path)? {
+            let path = self.path.join(name);
+            // A file's name changes its times of change, not of modification: it tells when it came here.
+            if let Ok(metadata) = fs::symlink_metadata(&path) {
+                let came_at = believed(u64::try_from(metadata.ctime()).unwrap_or(0), now);
+                files.push((came_at, metadata.ctime_nsec(), metadata.len(), path));
+            }
+        }
+        files.sort();
+        let disk_bytes = rustix::fs::statvfs(parent(&self.path)).map_or(0, |it| it.f_blocks * it.f_frsize);
+        let bytes_max = BYTES_MAX.min(disk_bytes / DISK_PART);
+        let (mut bytes, mut excess) = (0, Vec::new());
+        for (number, (_, _, len, path)) in files.into_iter().rev().enumerate() {
+            bytes += len;
+            if number >= FILES_MAX || bytes > bytes_max {
+                excess.push(path);
+            }
+        }
+        Ok(excess)
+    }
+
+    /// Moves what is at `path` here, under a free name. Returns where it is now.
+    pub(in crate::store) fn put_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        let folder = &self.path;
         if path == folder {
-            return reject(&folder);
+            return reject(folder);
         }
-        if fs::symlink_metadata(&folder).is_ok() && !folder.is_dir() {
-            reject(&folder)?;
+        if fs::symlink_metadata(folder).is_ok() && !folder.is_dir() {
+            reject(folder)?;
         }
-        match fs::create_dir(&folder) {
+        match fs::create_dir(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
@@ -102,7 +123,8 @@ mod tests {
 
     use super::*;
 
-    use crate::store::disk::Look;
+    use crate::store::disk::files::read;
+    use crate::store::disk::{Disk, FileMode};
 
     fn write(path: impl AsRef<Path>, content: &[u8]) -> io::Result<()> {
         io::Write::write_all(&mut fs::File::create(path)?, content)
@@ -116,7 +138,7 @@ mod tests {
 
     /// The names in the quarantine, sorted.
     fn aside(disk: &Disk) -> Vec<String> {
-        let names = disk::list(&disk.quarantine()).unwrap();
+        let names = list(disk.quarantine()).unwrap();
         let mut names: Vec<_> = names.into_iter().map(|name| name.into_string().unwrap()).collect();
         names.sort();
         names
@@ -131,7 +153,7 @@ mod tests {
             if !expected.is_empty() {
                 write(target.join("below"), b"mine").unwrap();
             }
-            disk.replace(&target, b"one", Look::PLAIN).unwrap();
+            disk.replace(&target, b"one", FileMode::PLAIN).unwrap();
             assert_eq!(fs::read(&target).unwrap(), b"one");
             assert_eq!(aside(&disk), expected);
             fs::remove_file(&target).unwrap();
@@ -146,16 +168,16 @@ mod tests {
     fn a_file_gives_way_to_a_folder_also_to_one_that_was_known() {
         let (_folder, disk) = disk();
         let target = disk.root().join("x/y/file");
-        disk.replace(&target, b"one", Look::PLAIN).unwrap();
+        disk.replace(&target, b"one", FileMode::PLAIN).unwrap();
         fs::remove_dir_all(disk.root().join("x")).unwrap();
         write(disk.root().join("x"), b"mine").unwrap();
-        disk.replace(&target, b"two", Look::PLAIN).unwrap();
+        disk.replace(&target, b"two", FileMode::PLAIN).unwrap();
         assert_eq!((fs::read(&target).unwrap(), aside(&disk)), (b"two".to_vec(), vec!["x".to_owned()]));
         fs::remove_dir_all(disk.partials()).unwrap();
         symlink("/nowhere/at/all", disk.partials()).unwrap();
         fs::remove_dir_all(disk.root().join("x/y")).unwrap();
         symlink("y", disk.root().join("x/y")).unwrap();
-        disk.replace(&target, b"three", Look::PLAIN).unwrap();
+        disk.replace(&target, b"three", FileMode::PLAIN).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"three");
         assert_eq!(aside(&disk), ["partial", "x", "y"]);
     }
@@ -166,7 +188,7 @@ mod tests {
         write(disk.quarantine(), b"mine").unwrap();
         let target = disk.root().join("file");
         fs::create_dir_all(target.join("below")).unwrap();
-        disk.replace(&target, b"one", Look::PLAIN).unwrap();
+        disk.replace(&target, b"one", FileMode::PLAIN).unwrap();
         assert_eq!(aside(&disk), ["file"]);
         assert_eq!(fs::read(disk.root().join("quarantine.rejected")).unwrap(), b"mine");
     }
@@ -191,9 +213,9 @@ mod tests {
             [(&pipe as &dyn Fn(), false), (&socket, false), (&broken_link, false), (&link, true)]
         {
             make();
-            assert_eq!(disk::read(&target, 99).unwrap().is_some(), is_read);
-            disk.replace(&target, b"one", Look::PLAIN).unwrap();
-            assert_eq!(disk::read(&target, 99).unwrap().as_deref(), Some(&b"one"[..]));
+            assert_eq!(read(&target, 99).unwrap().is_some(), is_read);
+            disk.replace(&target, b"one", FileMode::PLAIN).unwrap();
+            assert_eq!(read(&target, 99).unwrap().as_deref(), Some(&b"one"[..]));
             fs::remove_file(&target).unwrap();
         }
         assert_eq!(fs::read(&elsewhere).unwrap(), b"mine");
@@ -208,9 +230,9 @@ mod tests {
         write(disk.quarantine(), b"").unwrap();
         fs::create_dir_all(disk.root().join("quarantine.rejected/below")).unwrap();
         fs::create_dir_all(target.join("below")).unwrap();
-        let error = disk.replace(&target, b"one", Look::PLAIN).unwrap_err();
+        let error = disk.replace(&target, b"one", FileMode::PLAIN).unwrap_err();
         assert!(is_obstacle(&error), "{error}");
-        assert_eq!(disk.condition.health(), crate::store::Health::Healthy);
-        assert!(disk::list(&disk.partials()).unwrap().is_empty());
+        assert_eq!(disk.condition().health(), crate::store::Health::Healthy);
+        assert!(list(&disk.partials()).unwrap().is_empty());
     }
 }

@@ -12,22 +12,22 @@
 //! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is
 //! hard: a fill that would go beyond it waits until that much is evicted, or passes through unstored.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::statvfs;
 use serde::{Deserialize, Deserializer, de};
 use tokio::sync::Notify;
 
-use crate::oci::{Digest, Registry};
-use crate::store::eviction::pins::Pin;
-use crate::store::partial::{InUseKeys, PartialKey};
+use crate::oci::Registry;
+use crate::store::blobs::partials::PartialKey;
+use crate::store::eviction::pin::Pin;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::units::{self, ByteSize, Given};
@@ -129,7 +129,7 @@ impl Default for Limits {
 
 /// How many bytes are missing for something to fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Missing {
+pub(in crate::store) struct Shortfall {
     /// At least this must go.
     pub(in crate::store) least: u64,
     /// This makes room for what comes next, too.
@@ -146,42 +146,42 @@ pub(in crate::store) type Taken = (PartialKey, u64);
 /// The limits of a store, and how near it is to them.
 pub(in crate::store) struct Budget {
     limits: RwLock<Arc<Limits>>,
-    pub(in crate::store) metrics: Arc<Metrics>,
-    /// The partial files that somebody has.
-    pub(in crate::store) filling: InUseKeys,
+    metrics: Arc<Metrics>,
     /// Room that partial files take.
     partials: Mutex<HashMap<PartialKey, u64>>,
     /// Sum of the same, to be read without the lock.
     partial_bytes: AtomicU64,
-    /// Whether somebody is evicting.
-    pub(in crate::store) evicting: Mutex<bool>,
-    /// Held during a look at what could go.
-    pub(in crate::store) looking: Mutex<()>,
-    /// Told when something has gone, and when nobody is evicting any more.
-    pub(in crate::store) progress: Condvar,
     /// For whom no more than so many bytes may go, and until when that is believed.
     may_go: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
-    /// Bytes of refs when they were last looked at, all of them.
-    pub(in crate::store) refs_looked_at: AtomicU64,
     /// Told when eviction behind may have something to do.
-    pub(in crate::store) wake: Notify,
+    wake: Notify,
 }
 
 impl Budget {
-    pub(in crate::store) fn new(limits: Limits, metrics: Arc<Metrics>, filling: InUseKeys) -> Self {
+    pub(in crate::store) fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
         Self {
             limits: RwLock::new(Arc::new(limits)),
             metrics,
-            filling,
             partials: Mutex::default(),
             partial_bytes: AtomicU64::new(0),
-            evicting: Mutex::default(),
-            looking: Mutex::default(),
-            progress: Condvar::new(),
             may_go: Mutex::default(),
-            refs_looked_at: AtomicU64::new(0),
             wake: Notify::new(),
         }
+    }
+
+    /// Where it is counted what goes.
+    pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Has eviction behind look whether there is something to do.
+    pub(in crate::store) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Returns when eviction behind may have something to do.
+    pub(in crate::store) async fn woken(&self) {
+        self.wake.notified().await;
     }
 
     /// What may be kept, as it is now.
@@ -193,7 +193,7 @@ impl Budget {
     pub(in crate::store) fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
         lock(&self.may_go).clear();
-        self.wake.notify_one();
+        self.wake();
     }
 
     /// Counts the partial files that an earlier process has left.
@@ -233,7 +233,7 @@ impl Budget {
     }
 
     /// What must go before eviction behind can rest; `None` if there is room enough.
-    pub(in crate::store) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Missing> {
+    pub(in crate::store) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Shortfall> {
         let (space, used) = (file_system(root), self.used_bytes(kept_bytes));
         let limits = self.limits();
         let max = limits.max_bytes.of(space.total);
@@ -245,20 +245,20 @@ impl Budget {
         }
         let best = over.max(under);
         // Whatever goes is a gain.
-        (best > 0).then_some(Missing { least: 0, best, is_disk_full: false, is_floor_hit: under > 0 })
+        (best > 0).then_some(Shortfall { least: 0, best, is_disk_full: false, is_floor_hit: under > 0 })
     }
 
     /// What is missing for a partial file of so many bytes; nothing is taken.
-    pub(in crate::store) fn missing(
+    pub(in crate::store) fn shortfall(
         &self,
         root: &Path,
         kept_bytes: &dyn Fn() -> u64,
         key: &PartialKey,
         bytes: u64,
-    ) -> Option<Missing> {
+    ) -> Option<Shortfall> {
         let partials = lock(&self.partials);
         let has = partials.get(key).copied().unwrap_or(0);
-        self.missing_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
+        self.shortfall_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
     }
 
     /// Takes room for so many bytes of a partial file, those that it has taken already among them. Else says what is
@@ -269,23 +269,23 @@ impl Budget {
         kept_bytes: &dyn Fn() -> u64,
         key: &PartialKey,
         bytes: u64,
-    ) -> Result<(), Missing> {
+    ) -> Result<(), Shortfall> {
         // Two fills must not both take the last room.
         let mut partials = lock(&self.partials);
         let has = partials.get(key).copied().unwrap_or(0);
         let more = bytes.saturating_sub(has);
-        if let Some(missing) = self.missing_now(root, self.used_now(kept_bytes), more) {
+        if let Some(shortfall) = self.shortfall_now(root, self.used_now(kept_bytes), more) {
             drop(partials);
-            if missing.is_floor_hit {
+            if shortfall.is_floor_hit {
                 self.metrics.space.floor_hits.inc();
             }
-            return Err(missing);
+            return Err(shortfall);
         }
         self.set_partial(&mut partials, key, bytes.max(has));
         Ok(())
     }
 
-    fn missing_now(&self, root: &Path, used: u64, more: u64) -> Option<Missing> {
+    fn shortfall_now(&self, root: &Path, used: u64, more: u64) -> Option<Shortfall> {
         let (space, limits) = (file_system(root), self.limits());
         let max = limits.max_bytes.of(space.total);
         let floor = limits.min_free.of(space.total);
@@ -294,7 +294,7 @@ impl Budget {
         let least = over.max(under);
         let is_disk_full = space.free < more.min(STEP_MIN);
         let best = least.saturating_add(max / MARK);
-        (least > 0).then_some(Missing { least, best, is_disk_full, is_floor_hit: under > 0 })
+        (least > 0).then_some(Shortfall { least, best, is_disk_full, is_floor_hit: under > 0 })
     }
 
     /// A partial file takes so much from now on.
@@ -315,17 +315,11 @@ impl Budget {
         old
     }
 
-    /// The partial files that somebody has, then those that nobody has, and what they take.
-    pub(in crate::store) fn partials(&self) -> (Vec<Taken>, Vec<Taken>) {
-        let filling = lock(&self.filling).clone();
+    /// The partial files of `filling`, which somebody has, then those that nobody has, and what they take.
+    pub(in crate::store) fn partials(&self, filling: &HashSet<PartialKey>) -> (Vec<Taken>, Vec<Taken>) {
         let partials = lock(&self.partials);
         let all = partials.iter().map(|(key, bytes)| (key.clone(), *bytes));
         all.partition(|(key, _)| filling.contains(key))
-    }
-
-    /// Whether some registry is sending it.
-    pub(in crate::store) fn is_filling(&self, digest: &Digest) -> bool {
-        lock(&self.filling).iter().any(|key| key.digest == *digest)
     }
 
     /// How much may go at most for what comes from there, if that was found a moment ago.
@@ -374,7 +368,7 @@ fn file_system(root: &Path) -> Space {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, Digest};
 
     #[test]
     fn sizes_are_bytes_with_a_unit_or_a_share() {
@@ -397,11 +391,11 @@ mod tests {
 
     fn budget(max_bytes: u64) -> Budget {
         let limits = Limits { max_bytes: Size::Bytes(max_bytes), ..Limits::default() };
-        Budget::new(limits, Arc::default(), Arc::default())
+        Budget::new(limits, Arc::default())
     }
 
-    fn missing(least: u64, best: u64) -> Missing {
-        Missing { least, best, is_disk_full: false, is_floor_hit: false }
+    fn shortfall(least: u64, best: u64) -> Shortfall {
+        Shortfall { least, best, is_disk_full: false, is_floor_hit: false }
     }
 
     #[test]
@@ -413,14 +407,14 @@ mod tests {
         budget.count_partial(&one, 10);
         assert_eq!(budget.reserve(root, &|| 50, &one, 30), Ok(()));
         assert_eq!(budget.used_bytes(&|| 50), 80);
-        assert_eq!(budget.missing(root, &|| 50, &two, 30), Some(missing(10, 15)));
-        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Err(missing(10, 15)));
-        assert_eq!(budget.missing(root, &|| 50, &one, 50), None, "a claim takes nothing");
+        assert_eq!(budget.shortfall(root, &|| 50, &two, 30), Some(shortfall(10, 15)));
+        assert_eq!(budget.reserve(root, &|| 50, &two, 30), Err(shortfall(10, 15)));
+        assert_eq!(budget.shortfall(root, &|| 50, &one, 50), None, "a claim takes nothing");
         assert_eq!(budget.reserve(root, &|| 50, &one, 40), Ok(()), "the same again, and larger");
         assert_eq!(budget.used_bytes(&|| 50), 90);
-        assert_eq!(budget.partials(), (vec![], vec![(one.clone(), 40)]));
-        lock(&budget.filling).insert(one.clone());
-        assert_eq!(budget.partials(), (vec![(one.clone(), 40)], vec![]));
+        assert_eq!(budget.partials(&HashSet::new()), (vec![], vec![(one.clone(), 40)]));
+        let filling = HashSet::from([one.clone()]);
+        assert_eq!(budget.partials(&filling), (vec![(one.clone(), 40)], vec![]));
         budget.release(&one);
         assert_eq!(budget.used_bytes(&|| 50), 50);
         assert_eq!(budget.reserve(root, &|| 50, &two, 30), Ok(()));
@@ -439,6 +433,6 @@ mod tests {
     fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
         let (budget, root) = (budget(1000), Path::new("/"));
         assert_eq!(budget.behind(root, &|| 950), None);
-        assert_eq!(budget.behind(root, &|| 951), Some(missing(0, 51)));
+        assert_eq!(budget.behind(root, &|| 951), Some(shortfall(0, 51)));
     }
 }

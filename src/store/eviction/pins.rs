@@ -10,18 +10,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
 
 use crate::oci::manifest::{Descriptor, Kind, is_manifest_type};
 use crate::oci::{Digest, Image, Manifest, Platform, Reference, Repo};
-use crate::store::disk::{self, Disk, Look};
-use crate::store::layout::adopt::{CLOSURE_MAX, DEPTH_MAX};
-use crate::store::metadata::Ledger;
+use crate::store::disk::{Disk, FileMode, files};
+use crate::store::error::Error;
+use crate::store::eviction::pin::{Pin, Pinned};
 use crate::store::metadata::records::{decode, encode};
-use crate::store::{Error, Limits, Store};
+use crate::store::metadata::{CLOSURE_MAX, DEPTH_MAX, Metadata};
 use crate::sync::lock;
 
 /// Pins that can be made by command: more than anybody looks after.
@@ -29,37 +27,10 @@ const PINS_MAX: usize = 10_000;
 /// What that many take, with room for long names.
 const PINS_BYTES_MAX: u64 = 16 << 20;
 
-/// An image that stays: `[[pin]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pin {
-    /// Which image.
-    #[serde(rename = "ref")]
-    pub image: Image,
-    /// Which of its platforms; none: all.
-    #[serde(default)]
-    pub platforms: Vec<Platform>,
-}
-
-/// A pin, and what it keeps just now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pinned {
-    /// What was pinned.
-    pub pin: Pin,
-    /// Whether the configuration has it, so that no command can take it away.
-    pub configured: bool,
-    /// What its tag means here.
-    pub digest: Option<Digest>,
-    /// Manifests and blobs that are here.
-    pub here: u64,
-    /// Bytes of these.
-    pub bytes: u64,
-    /// Those that it names and that are not here; of manifests that are not here nobody knows what they name.
-    pub missing: u64,
-}
-
-/// The pins that were made by command.
+/// The pins that were made by command, and what all pins keep.
 pub(in crate::store) struct Pins {
+    disk: Arc<Disk>,
+    metadata: Arc<Metadata>,
     path: PathBuf,
     /// None: they could not be read.
     all: Mutex<Option<Vec<Pin>>>,
@@ -95,9 +66,9 @@ impl Closure {
 }
 
 impl Pins {
-    pub(in crate::store) fn load(disk: &Disk) -> Self {
+    pub(in crate::store) fn load(disk: Arc<Disk>, metadata: Arc<Metadata>) -> Self {
         let path = disk.root().join("pins.json");
-        let all = match disk::read(&path, PINS_BYTES_MAX) {
+        let all = match files::read(&path, PINS_BYTES_MAX) {
             Ok(None) if !path.exists() => Some(Vec::new()),
             Ok(Some(content)) => decode(&content),
             Ok(None) | Err(_) => None,
@@ -105,7 +76,7 @@ impl Pins {
         if all.is_none() {
             tracing::error!(path = %path.display(), "the pins cannot be read: nothing is evicted until they can");
         }
-        Self { path, all: Mutex::new(all), changes: AtomicU64::new(0) }
+        Self { disk, metadata, path, all: Mutex::new(all), changes: AtomicU64::new(0) }
     }
 
     /// Grows with each change.
@@ -114,12 +85,12 @@ impl Pins {
     }
 
     /// Those of the configuration have changed: what is planned by the old ones must not be carried out.
-    fn note_change(&self) {
+    pub(in crate::store) fn note_change(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Changes them, durably. `change` says whether it did.
-    fn change(&self, disk: &Disk, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
+    fn change(&self, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
         let failed = |source| Error::io("read", &self.path, source);
         let mut all = lock(&self.all);
         let old = all.as_ref().ok_or_else(|| failed(std::io::Error::other("its content is not known")))?;
@@ -130,48 +101,15 @@ impl Pins {
         if new.len() > PINS_MAX {
             return Err(failed(std::io::Error::other("it has too many pins")));
         }
-        disk.replace(&self.path, &encode(&new), Look::PLAIN)?;
+        self.disk.replace(&self.path, &encode(&new), FileMode::PLAIN)?;
         *all = Some(new);
         self.note_change();
         Ok(true)
     }
-}
 
-impl Store {
-    /// Keeps an image from now on, whatever is here of it and whatever comes. A pin of the same image is replaced.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn pin(&self, pin: Pin) -> Result<Pinned, Error> {
-        self.ask(move |ledger| ledger.pin(&pin)).await
-    }
-
-    /// Takes a pin back. Returns whether there was one that [`Store::pin`] made.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn unpin(&self, image: Image) -> Result<bool, Error> {
-        self.ask(move |ledger| ledger.unpin(&image)).await
-    }
-
-    /// From now on other limits count, and the configuration has other pins. Returns at once; what is too much goes
-    /// behind.
-    pub fn set_limits(&self, limits: Limits) {
-        let ledger = &self.0.ledger;
-        ledger.budget.set_limits(limits);
-        ledger.pins.note_change();
-    }
-
-    /// Every pin, those of the configuration first, and what it keeps.
-    pub async fn pins(&self) -> Vec<Pinned> {
-        self.ask(Ledger::all_pinned).await
-    }
-}
-
-impl Ledger {
     /// Keeps an image from now on. A pin of the same image is replaced.
     pub(in crate::store) fn pin(&self, pin: &Pin) -> Result<Pinned, Error> {
-        self.pins.change(&self.disk, |all| {
+        self.change(|all| {
             all.retain(|old| old.image != pin.image);
             all.push(pin.clone());
             true
@@ -181,35 +119,32 @@ impl Ledger {
 
     /// Lets an image go its way. Returns whether it was pinned by command.
     pub(in crate::store) fn unpin(&self, image: &Image) -> Result<bool, Error> {
-        self.pins.change(&self.disk, |all| {
+        self.change(|all| {
             let before = all.len();
             all.retain(|pin| pin.image != *image);
             all.len() < before
         })
     }
 
-    /// Every pin, and what it keeps.
-    pub(in crate::store) fn all_pinned(&self) -> Vec<Pinned> {
-        let made = lock(&self.pins.all).clone().unwrap_or_default();
-        let limits = self.budget.limits();
-        let configured = limits.pins.iter().cloned().map(|pin| self.pinned(pin, true));
+    /// Every pin, those of the configuration first, and what it keeps.
+    pub(in crate::store) fn all(&self, configured: &[Pin]) -> Vec<Pinned> {
+        let made = lock(&self.all).clone().unwrap_or_default();
+        let configured = configured.iter().cloned().map(|pin| self.pinned(pin, true));
         configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
     }
 
     /// The repositories of which something is pinned; `None` if that is not known.
-    pub(in crate::store) fn pinned_repos(&self) -> Option<HashSet<Repo>> {
-        let made = lock(&self.pins.all).clone()?;
-        let limits = self.budget.limits();
-        Some(made.iter().chain(&limits.pins).map(|pin| pin.image.repo.clone()).collect())
+    pub(in crate::store) fn repos(&self, configured: &[Pin]) -> Option<HashSet<Repo>> {
+        let made = lock(&self.all).clone()?;
+        Some(made.iter().chain(configured).map(|pin| pin.image.repo.clone()).collect())
     }
 
     /// What pins keep; `None` if that is not known.
-    pub(in crate::store) fn keep(&self) -> Option<Keep> {
-        let made = lock(&self.pins.all).clone()?;
+    pub(in crate::store) fn keep(&self, configured: &[Pin]) -> Option<Keep> {
+        let made = lock(&self.all).clone()?;
         let mut keep = Keep::default();
         let mut whole = HashSet::new();
-        let limits = self.budget.limits();
-        for pin in made.iter().chain(&limits.pins) {
+        for pin in made.iter().chain(configured) {
             for (root, closure) in self.roots(pin) {
                 if pin.platforms.is_empty() || closure.manifests == 0 {
                     whole.insert(root);
@@ -245,11 +180,11 @@ impl Ledger {
         };
         match reference {
             Reference::Digest(digest) => {
-                let record = self.index.manifest(repo, digest);
+                let record = self.metadata.index().manifest(repo, digest);
                 add(*digest, record.as_ref().map_or("", |record| &record.media_type));
             }
             Reference::Tag(tag) => {
-                if let Ok(Some(record)) = self.tag(repo, tag)
+                if let Ok(Some(record)) = self.metadata.tag(repo, tag)
                     && !add(record.digest, &record.media_type)
                     && let Some(previous) = record.previous
                 {
@@ -265,7 +200,7 @@ impl Ledger {
     }
 
     fn manifest_here(&self, digest: &Digest, media_type: &str) -> Option<Manifest> {
-        self.stored_manifest(digest, media_type).ok().flatten()
+        self.metadata.stored_manifest(digest, media_type).ok().flatten()
     }
 
     fn closure(&self, root: &Digest, media_type: &str, platforms: &[Platform]) -> Closure {
@@ -274,7 +209,7 @@ impl Ledger {
         let mut waiting = vec![(*root, media_type, 0)];
         while let Some((digest, media_type, depth)) = waiting.pop() {
             let is_manifest = depth == 0 || is_manifest_type(media_type);
-            let Some(size) = self.blobs.size(&digest) else {
+            let Some(size) = self.metadata.blobs().size(&digest) else {
                 *(if is_manifest { &mut closure.missing_manifests } else { &mut closure.missing_blobs }) += 1;
                 continue;
             };

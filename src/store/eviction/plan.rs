@@ -30,16 +30,15 @@
 //! The size of an image is no reason to keep it or to let it go: a byte costs as much to fetch again whatever
 //! it belongs to.
 
-mod refs;
-mod shares;
+pub(in crate::store) mod refs;
+pub(in crate::store) mod shares;
+pub(in crate::store) mod stock;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
-pub(in crate::store) use refs::{RefItem, RefLimits, plan_refs};
-pub(in crate::store) use shares::{Owner, RECENT};
-
-use shares::Shares;
+use crate::store::eviction::plan::shares::Shares;
+use crate::store::eviction::plan::stock::{Stock, index};
 
 /// Uses within this long after the first are one occasion.
 const OCCASION_SECONDS: u64 = 60 * 60;
@@ -50,38 +49,6 @@ const AGAIN_SECONDS: u64 = 30 * 24 * 60 * 60;
 pub(in crate::store) fn worth(first_use: u64, last_use: u64) -> u64 {
     let again = last_use.saturating_sub(first_use) > OCCASION_SECONDS;
     last_use + if again { AGAIN_SECONDS } else { 0 }
-}
-
-/// Everything that is stored, by numbers: a million blobs take some 50 MiB.
-#[derive(Default)]
-pub(in crate::store) struct Stock {
-    pub(in crate::store) blobs: Vec<Item>,
-    /// The blobs that are manifests, in the order of their numbers.
-    pub(in crate::store) manifests: Vec<Node>,
-    /// What manifests refer to, of what is here.
-    pub(in crate::store) parts: Vec<u32>,
-    /// Manifests whose closure stays.
-    pub(in crate::store) held: Vec<u32>,
-    /// Manifests whose closure stays as far as it is their own registry's.
-    pub(in crate::store) leased: Vec<u32>,
-    /// Partial files that nobody fills.
-    pub(in crate::store) partials: Vec<Item>,
-    /// Bytes of the others, by their owners' numbers.
-    pub(in crate::store) filling: Vec<u64>,
-    /// The most that all may take.
-    pub(in crate::store) limit: u64,
-    /// Who needs the room. If nobody does just now, it is the one that has most.
-    pub(in crate::store) bringer: Option<Owner>,
-}
-
-/// Something that takes room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Item {
-    pub(in crate::store) bytes: u64,
-    pub(in crate::store) worth: u64,
-    pub(in crate::store) owner: Owner,
-    /// Used within [`RECENT`].
-    pub(in crate::store) is_recent: bool,
 }
 
 /// How much is to go.
@@ -98,15 +65,6 @@ impl Goal {
     pub(in crate::store) fn of(bytes: u64) -> Self {
         Self { bytes, excess_max: u64::MAX }
     }
-}
-
-/// A manifest among the blobs.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct Node {
-    pub(in crate::store) blob: u32,
-    /// Its first part in `parts`, and the one behind its last.
-    pub(in crate::store) from: u32,
-    pub(in crate::store) to: u32,
 }
 
 /// What goes together.
@@ -252,44 +210,6 @@ impl<'a> Sorting<'a> {
         }
         Some(goes)
     }
-}
-
-impl Stock {
-    /// These, and all that they refer to; or only what is their own of that.
-    fn closure(&self, mut waiting: Vec<u32>, own: bool) -> Vec<bool> {
-        let mut closure = vec![false; self.blobs.len()];
-        while let Some(number) = waiting.pop() {
-            if !std::mem::replace(&mut closure[index(number)], true) {
-                if own {
-                    waiting.extend(self.own_parts_of(number));
-                } else {
-                    waiting.extend_from_slice(self.parts_of(number));
-                }
-            }
-        }
-        closure
-    }
-
-    /// What a blob refers to, but for what another registry alone has: a manifest can name anything, and what others
-    /// have is neither kept nor worth more because of that.
-    fn own_parts_of(&self, blob: u32) -> impl Iterator<Item = u32> {
-        let owner = self.blobs[index(blob)].owner;
-        let is_own = move |part: &u32| owner.may_speak_for(self.blobs[index(*part)].owner);
-        self.parts_of(blob).iter().copied().filter(is_own)
-    }
-
-    /// What of all that a blob refers to is here; nothing if it is no manifest.
-    fn parts_of(&self, blob: u32) -> &[u32] {
-        match self.manifests.binary_search_by_key(&blob, |node| node.blob) {
-            Ok(at) => &self.parts[index(self.manifests[at].from)..index(self.manifests[at].to)],
-            Err(_) => &[],
-        }
-    }
-}
-
-/// A number as an index.
-pub(in crate::store) fn index(number: u32) -> usize {
-    usize::try_from(number).expect("32 bits fit wherever berth runs")
 }
 
 #[cfg(test)]

@@ -4,16 +4,17 @@
 //! asked. What a pin is about is left alone, and so is all of its repository.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::unix_seconds;
-use crate::oci::Repo;
-use crate::store::eviction::Sweeper;
-use crate::store::eviction::picture::Owners;
-use crate::store::eviction::plan::{self, Owner, RefItem, RefLimits};
-use crate::store::metadata::Ledger;
-use crate::store::metadata::index::{Entry, REPO_ITSELF_BYTES, SeenRef, Short, repo_id};
-use crate::store::metadata::refs::Ref;
+use crate::store::eviction::budget::{Budget, Limits};
+use crate::store::eviction::owners::Owners;
+use crate::store::eviction::pins::Pins;
+use crate::store::eviction::plan::refs::{RefItem, RefLimits, plan_refs};
+use crate::store::eviction::plan::shares::Owner;
+use crate::store::metadata::Metadata;
+use crate::store::metadata::index::blob_use::ShortDigest;
+use crate::store::metadata::index::inventory::{REPO_ITSELF_BYTES, SeenRef, repo_id};
 
 /// Refs and lists take at most this part of the budget: on a site of ordinary images they take a hundredth.
 const REFS_PART: u64 = 16;
@@ -28,7 +29,7 @@ const LOOK_BYTES: u64 = REPO_REFS_MAX / 16;
 
 /// Every ref, without its name: there may be millions.
 #[derive(Default)]
-struct Inventory {
+struct AllRefs {
     refs: Vec<RefItem>,
     /// What stands for the name of each.
     ids: Vec<u64>,
@@ -39,7 +40,23 @@ struct Inventory {
     kept: HashMap<Owner, u64>,
 }
 
-impl Inventory {
+impl AllRefs {
+    /// All refs that there are but those of `pinned` repositories, which count and must not go; `None` if not all are
+    /// known.
+    fn of(metadata: &Metadata, pinned: &HashSet<u64>) -> Option<Self> {
+        let (content, now) = (Content::of(metadata)?, unix_seconds());
+        let mut all = Self::default();
+        let are_all = metadata.index().inventory().each_ref(&mut |seen| {
+            if pinned.contains(&seen.repo_id) {
+                let owner = all.owners.number(seen.registry);
+                *all.kept.entry(owner).or_default() += seen.bytes;
+            } else {
+                all.add(&seen, &content, now);
+            }
+        });
+        are_all.then_some(all)
+    }
+
     fn add(&mut self, seen: &SeenRef<'_>, content: &Content, now: u64) {
         let next = u32::try_from(self.repos.len()).unwrap_or(u32::MAX);
         let (number, has_whole) = self.repos.entry(seen.repo_id).or_insert((next, false));
@@ -62,85 +79,23 @@ impl Inventory {
 #[derive(Default)]
 struct Content {
     /// When each blob was last used, by name, sorted.
-    uses: Vec<(Short, u64)>,
+    uses: Vec<(ShortDigest, u64)>,
     /// Manifests that have all that they need here.
-    whole: HashSet<Short>,
+    whole: HashSet<ShortDigest>,
 }
 
 impl Content {
-    fn last_use(&self, name: Short) -> Option<u64> {
-        self.uses.binary_search_by_key(&name, |(name, _)| *name).ok().map(|at| self.uses[at].1)
-    }
-}
-
-impl Ledger {
-    /// How much refs, lists and folders of repositories may take.
-    pub(in crate::store) fn refs_max(&self) -> u64 {
-        (self.budget.max_bytes(self.disk.root()) / REFS_PART).max(REFS_MIN)
-    }
-
-    /// There is one more ref. If these are too many now, that is looked after behind.
-    pub(in crate::store) fn note_ref(&self) {
-        if self.index.refs_bytes() > self.refs_max() {
-            self.budget.wake.notify_one();
-        }
-    }
-}
-
-impl Sweeper<'_> {
-    /// Takes refs out if there are too many. Returns how many went.
-    pub(in crate::store) fn trim_refs(&self) -> usize {
-        let (ledger, looked_at) = (self.ledger, &self.ledger.budget.refs_looked_at);
-        let (bytes, max) = (ledger.index.refs_bytes(), ledger.refs_max());
-        let has_grown = bytes > looked_at.load(Ordering::Relaxed).saturating_add(LOOK_BYTES);
-        if !ledger.index.is_complete() || (bytes <= max && !(bytes > REPO_REFS_MAX && has_grown)) {
-            return 0;
-        }
-        let Some(inventory) = self.inventory() else { return 0 };
-        let limits = RefLimits { all: max, repo: REPO_REFS_MAX, repo_itself: REPO_ITSELF_BYTES };
-        let plan = plan::plan_refs(&inventory.refs, &inventory.kept, limits);
-        let goes = plan.into_iter().map(|at| inventory.ids[at]).collect();
-        drop(inventory);
-        let count = self.remove_refs(&goes);
-        looked_at.store(ledger.index.refs_bytes(), Ordering::Relaxed);
-        if count > 0 {
-            ledger.budget.metrics.space.evicted_refs.inc_by(count as u64);
-            tracing::info!(
-                count,
-                bytes,
-                max_bytes = max,
-                "too many refs: the least recently used were removed"
-            );
-        }
-        count
-    }
-
-    fn inventory(&self) -> Option<Inventory> {
-        let ledger = self.ledger;
-        let pinned: HashSet<u64> = ledger.pinned_repos()?.iter().map(repo_id).collect();
-        let (content, now) = (self.content_of_refs()?, unix_seconds());
-        let mut inventory = Inventory::default();
-        let are_all = ledger.index.each_ref(&mut |seen| {
-            if pinned.contains(&seen.repo_id) {
-                let owner = inventory.owners.number(seen.registry);
-                *inventory.kept.entry(owner).or_default() += seen.bytes;
-            } else {
-                inventory.add(&seen, &content, now);
-            }
-        });
-        are_all.then_some(inventory)
-    }
-
-    fn content_of_refs(&self) -> Option<Content> {
-        let ledger = self.ledger;
-        self.note_parts()?;
-        let mut content = Content::default();
-        let are_all = ledger.index.each_blob(&mut |name, known| content.uses.push((name, known.last_use)));
+    /// What is known of all content; `None` if not all is known.
+    fn of(metadata: &Metadata) -> Option<Self> {
+        metadata.note_all_parts()?;
+        let inventory = metadata.index().inventory();
+        let mut content = Self::default();
+        let are_all = inventory.each_blob(&mut |name, known| content.uses.push((name, known.last_use)));
         // An index has children that were seen before it, or after: as often as they nest.
         for _ in 0..NESTED_MAX {
             let mut whole = std::mem::take(&mut content.whole);
-            let are_parts = ledger.index.each_parts(&mut |name, _, parts| {
-                let is_here = |name: &Short| content.last_use(*name).is_some();
+            let are_parts = inventory.each_parts(&mut |name, _, parts| {
+                let is_here = |name: &ShortDigest| content.last_use(*name).is_some();
                 let has_all = parts.iter().all(is_here);
                 if is_here(&name) && (has_all || parts.iter().any(|part| whole.contains(part))) {
                     whole.insert(name);
@@ -154,26 +109,54 @@ impl Sweeper<'_> {
         are_all.then_some(content)
     }
 
-    fn remove_refs(&self, goes: &HashSet<u64>) -> usize {
-        let ledger = self.ledger;
-        let mut changed: HashSet<Repo> = HashSet::new();
-        let entries = ledger.index.refs_of(goes);
-        for entry in &entries {
-            let (repo, of) = match entry {
-                Entry::Tag(repo, tag) => (repo, Ref::Tag(tag)),
-                Entry::Manifest(repo, digest) => (repo, Ref::Manifest(digest)),
-                Entry::Grant(repo, digest) => (repo, Ref::Blob(digest)),
-                Entry::Referrers(repo, digest) => (repo, Ref::Referrers(digest)),
-                Entry::Blob(_) | Entry::Repo(_) => continue,
-            };
-            let _guard = ledger.lock(repo);
-            ledger.refs.remove(repo, of);
-            ledger.index.remove(entry);
-            changed.insert(repo.clone());
+    fn last_use(&self, name: ShortDigest) -> Option<u64> {
+        self.uses.binary_search_by_key(&name, |(name, _)| *name).ok().map(|at| self.uses[at].1)
+    }
+}
+
+/// Keeps the refs within their limit.
+#[derive(Default)]
+pub(in crate::store) struct RefTrimmer {
+    /// Bytes of refs when they were last looked at, all of them.
+    looked_at: AtomicU64,
+}
+
+impl RefTrimmer {
+    /// How many bytes refs, lists and folders of repositories may take of a budget.
+    pub(in crate::store) fn max(budget_bytes: u64) -> u64 {
+        (budget_bytes / REFS_PART).max(REFS_MIN)
+    }
+
+    /// Takes refs out if there are too many.
+    pub(in crate::store) fn trim(&self, metadata: &Metadata, budget: &Budget, pins: &Pins) {
+        let (index, limits) = (metadata.index(), budget.limits());
+        let (bytes, max) = (index.refs_bytes(), Self::max(budget.max_bytes(metadata.root())));
+        let has_grown = bytes > self.looked_at.load(Ordering::Relaxed).saturating_add(LOOK_BYTES);
+        if !index.is_complete() || (bytes <= max && !(bytes > REPO_REFS_MAX && has_grown)) {
+            return;
         }
-        for repo in changed {
-            ledger.mark_dirty(&repo);
+        let Some(all) = Self::look(metadata, pins, &limits) else { return };
+        let limits = RefLimits { all: max, repo: REPO_REFS_MAX, repo_itself: REPO_ITSELF_BYTES };
+        let plan = plan_refs(&all.refs, &all.kept, limits);
+        let goes = plan.into_iter().map(|at| all.ids[at]).collect();
+        drop(all);
+        let entries = index.inventory().refs_of(&goes);
+        metadata.remove_refs(&entries);
+        self.looked_at.store(index.refs_bytes(), Ordering::Relaxed);
+        let count = entries.len();
+        if count > 0 {
+            budget.metrics().space.evicted_refs.inc_by(count as u64);
+            tracing::info!(
+                count,
+                bytes,
+                max_bytes = max,
+                "too many refs: the least recently used were removed"
+            );
         }
-        entries.len()
+    }
+
+    fn look(metadata: &Metadata, pins: &Pins, limits: &Limits) -> Option<AllRefs> {
+        let pinned: HashSet<u64> = pins.repos(&limits.pins)?.iter().map(repo_id).collect();
+        AllRefs::of(metadata, &pinned)
     }
 }

@@ -5,7 +5,7 @@
 //! it sound less than [`SOUND_FOR_SECONDS`] ago. Until it is over, this GET and all that would have started it as well
 //! keep back the end of the body; if the file is damaged, everybody who still reads it is cut, it goes to the
 //! [`quarantine`](crate::store::integrity), and the next request fetches it anew. A file that nobody has read for
-//! [`UNREAD_SECONDS`] is verified behind its first reader, which waits for nothing.
+//! a week is verified behind its first reader, which waits for nothing.
 //!
 //! A verification is about the file that was opened, not about its name: what has been put in its place meanwhile is
 //! another file. A disk that fails says nothing about the content: there is no verdict then, and whoever reads the
@@ -17,12 +17,12 @@
 //! priority that exist while there is something to hash. Many clients may be one: behind one address, or with one
 //! login. All of them together cause one verification an hour of a file as it is.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,11 +33,11 @@ use tokio::time::timeout;
 
 use crate::bounded;
 use crate::oci::{Digest, Verifier};
-use crate::store::Store;
-use crate::store::blobs::open_files::BlobFile;
-use crate::store::integrity::Damage;
+use crate::store::blobs::blob_file::BlobFile;
+use crate::store::blobs::soundness::modified_at;
+use crate::store::integrity::Integrity;
+use crate::store::integrity::damaged::Damage;
 use crate::store::integrity::verify::read_gently;
-use crate::store::metadata::Ledger;
 use crate::sync::lock;
 use crate::telemetry::metrics::Verified;
 
@@ -48,9 +48,6 @@ const REREAD_MINUTES: u64 = 30;
 const SOUND_FOR_SECONDS: u64 = 60 * 60;
 /// How long a file is left alone after a verification that came to no verdict.
 const UNKNOWN_FOR_SECONDS: u64 = 60;
-/// A file that was not used for so long is verified behind its first reader. The scrub looks at everything once a day,
-/// but may be switched off, or have more to read than a day is long.
-pub(in crate::store) const UNREAD_SECONDS: u64 = 7 * 24 * 60 * 60;
 /// How long a reader waits for a verdict with the end of its body: container runtimes give up after thirty seconds
 /// without a byte.
 const VERDICT_WAIT_MAX: Duration = Duration::from_secs(15);
@@ -66,50 +63,6 @@ const WAITING_MAX: usize = 64;
 const NICENESS: i32 = 5;
 /// Bytes hashed between two looks whether to stop.
 const STEP_BYTES: usize = 256 * 1024;
-
-/// What is known of the soundness of an open file.
-#[derive(Default)]
-pub(in crate::store) struct Soundness {
-    /// Until when it counts as sound, in seconds of [`Rechecks`]; zero: not known.
-    sound_until: AtomicU64,
-    /// When it was modified last before it was found sound, in nanoseconds since 1970.
-    modified: AtomicI64,
-    /// Whether nobody has read it for long.
-    is_unread: AtomicBool,
-    is_damaged: AtomicBool,
-}
-
-impl Soundness {
-    /// Nobody has read it for long.
-    pub(in crate::store) fn note_unread(&self) {
-        self.is_unread.store(true, Ordering::Relaxed);
-    }
-
-    /// It is not what its name says.
-    pub(in crate::store) fn note_damaged(&self) {
-        self.is_damaged.store(true, Ordering::Release);
-    }
-
-    pub(in crate::store) fn is_damaged(&self) -> bool {
-        self.is_damaged.load(Ordering::Acquire)
-    }
-
-    /// Hears how the file looks: one that was changed in its place since it was found sound is a file that nobody
-    /// has read.
-    pub(in crate::store) fn compare(&self, found: &Metadata) {
-        if self.sound_until.load(Ordering::Relaxed) > 0
-            && self.modified.load(Ordering::Relaxed) != modified(found)
-        {
-            self.sound_until.store(0, Ordering::Relaxed);
-            self.note_unread();
-        }
-    }
-
-    fn note_sound(&self, until: u64, modified: i64) {
-        self.modified.store(modified, Ordering::Relaxed);
-        self.sound_until.store(until, Ordering::Relaxed);
-    }
-}
 
 /// A verification that is under way.
 pub struct Pending(watch::Receiver<bool>);
@@ -135,12 +88,8 @@ impl Looks {
     fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let (inode, device, size) = (metadata.ino(), metadata.dev(), metadata.len());
-        Ok(Self { inode, device, size, modified: modified(&metadata) })
+        Ok(Self { inode, device, size, modified: modified_at(&metadata) })
     }
-}
-
-fn modified(metadata: &Metadata) -> i64 {
-    metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec())
 }
 
 /// What came of verifying a file.
@@ -205,6 +154,8 @@ impl Seen {
 
 /// The verifications of one store.
 pub(in crate::store) struct Rechecks {
+    integrity: Arc<Integrity>,
+    stop: Arc<AtomicBool>,
     began: Instant,
     keys: RandomState,
     seen: Seen,
@@ -223,34 +174,37 @@ struct Job {
     digest: Digest,
     file: BlobFile,
     looks: Looks,
-    ledger: Arc<Ledger>,
+    integrity: Arc<Integrity>,
     stop: Arc<AtomicBool>,
     over: watch::Sender<bool>,
 }
 
-impl Default for Rechecks {
-    fn default() -> Self {
+impl Rechecks {
+    /// `stop` ends a verification without a verdict.
+    pub(in crate::store) fn new(integrity: Arc<Integrity>, stop: Arc<AtomicBool>) -> Self {
         let (seen, known, queue) = (Seen::new(), Mutex::new(bounded::lru(KNOWN_MAX)), Mutex::default());
-        Self { began: Instant::now(), keys: RandomState::new(), seen, known, queue }
+        Self { integrity, stop, began: Instant::now(), keys: RandomState::new(), seen, known, queue }
     }
-}
 
-impl Store {
+    /// In seconds since some time before the process began: none is zero, nor within a while of it.
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_secs() + 2 * SOUND_FOR_SECONDS
+    }
+
     /// A client begins to read a stored blob; `whole` says which client, if it reads all of it. Returns the
     /// verification that it should wait for before it has the end.
-    pub fn begin_reading(
-        &self,
+    pub(in crate::store) fn begin_reading(
+        self: &Arc<Self>,
         digest: &Digest,
         file: &BlobFile,
         whole: Option<impl Hash>,
     ) -> Option<Pending> {
-        let (rechecks, soundness) = (&self.0.rechecks, file.soundness());
-        let is_unread =
-            soundness.is_unread.load(Ordering::Relaxed) && soundness.is_unread.swap(false, Ordering::Relaxed);
-        let now = rechecks.now();
+        let soundness = file.soundness();
+        let is_unread = soundness.take_unread();
+        let now = self.now();
         let is_reread = match whole {
-            Some(client) if soundness.sound_until.load(Ordering::Relaxed) <= now => {
-                rechecks.seen.note(rechecks.keys.hash_one((client, digest)), now / 60)
+            Some(client) if !soundness.is_sound(now) => {
+                self.seen.note(self.keys.hash_one((client, digest)), now / 60)
             }
             Some(_) | None => false,
         };
@@ -262,10 +216,9 @@ impl Store {
     }
 
     /// Verifies a file in the background, unless that is under way or has been done.
-    fn recheck(&self, digest: &Digest, file: &BlobFile, why: Verified) -> Option<Pending> {
-        let (inner, rechecks) = (&self.0, &self.0.rechecks);
-        let (looks, now) = (Looks::of(file.file()).ok()?, rechecks.now());
-        let mut known = lock(&rechecks.known);
+    fn recheck(self: &Arc<Self>, digest: &Digest, file: &BlobFile, why: Verified) -> Option<Pending> {
+        let (looks, now) = (Looks::of(file.file()).ok()?, self.now());
+        let mut known = lock(&self.known);
         match known.get(digest).filter(|(of, _)| *of == looks) {
             Some((_, State::Running(over))) => return Some(Pending(over.clone())),
             Some((_, State::Ended(verdict, at))) => match next(*verdict, *at, now) {
@@ -279,22 +232,15 @@ impl Store {
             None => {}
         }
         let (over, is_over) = watch::channel(false);
-        let (ledger, stop) = (Arc::clone(&inner.ledger), Arc::clone(&inner.stop));
-        let job = Job { digest: *digest, file: file.clone(), looks, ledger, stop, over };
-        if !rechecks.queue_up(job) {
+        let (integrity, stop) = (Arc::clone(&self.integrity), Arc::clone(&self.stop));
+        let job = Job { digest: *digest, file: file.clone(), looks, integrity, stop, over };
+        if !self.queue_up(job) {
             return None;
         }
         known.put(*digest, (looks, State::Running(is_over.clone())));
         drop(known);
-        inner.ledger.disk.condition.metrics.verified(why);
+        self.integrity.disk().metrics().verified(why);
         Some(Pending(is_over))
-    }
-}
-
-impl Rechecks {
-    /// In seconds since some time before the process began: none is zero, nor within a while of it.
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_secs() + 2 * SOUND_FOR_SECONDS
     }
 
     /// Takes a job, unless there are too many. Returns whether it did.
@@ -388,11 +334,11 @@ impl Job {
 
     /// Takes the file out of service, if it still has its name.
     fn discard(&self) {
-        let named = self.ledger.blobs.path(&self.digest).symlink_metadata();
+        let named = self.integrity.blobs().path(&self.digest).symlink_metadata();
         if named.is_ok_and(|named| (named.ino(), named.dev()) == (self.looks.inode, self.looks.device)) {
-            self.ledger.quarantine(&self.digest, Damage::Changed);
+            self.integrity.quarantine(&self.digest, Damage::Changed);
         } else {
-            self.ledger.opened.forget(&self.digest);
+            self.integrity.open_files().forget(&self.digest);
         }
     }
 }
@@ -401,26 +347,17 @@ impl Job {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-    use std::path::Path;
 
     use super::*;
     use crate::oci::Algorithm;
-    use crate::store::disk::Disk;
-    use crate::store::disk::lock::Lock;
-    use crate::store::eviction::budget::{Budget, Limits};
+    use crate::store::contents::Contents;
 
     const CONTENT: &[u8] = b"content";
-
-    fn ledger(folder: &Path) -> Arc<Ledger> {
-        let disk = Arc::new(Disk::open(folder, Arc::default()).unwrap());
-        let lock = Lock::take(folder).unwrap();
-        let budget = Budget::new(Limits::default(), Arc::default(), Arc::default());
-        Arc::new(Ledger::open(disk, lock, budget).0)
-    }
 
     /// A verification of a stored blob, whose file is changed before it runs.
     struct Scene {
         _folder: tempfile::TempDir,
+        contents: Contents,
         job: Job,
         path: std::path::PathBuf,
     }
@@ -428,13 +365,13 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let ledger = ledger(folder.path());
+            let (contents, integrity) = Contents::in_folder(folder.path());
             let digest = Digest::of(Algorithm::Sha256, CONTENT);
-            ledger.put(&digest, CONTENT).unwrap();
-            let file = ledger.blob(&digest).unwrap().unwrap();
-            let (path, looks) = (ledger.blobs.path(&digest), Looks::of(file.file()).unwrap());
+            contents.put(&digest, CONTENT).unwrap();
+            let file = contents.blob(&digest).unwrap().unwrap();
+            let (path, looks) = (integrity.blobs().path(&digest), Looks::of(file.file()).unwrap());
             let (over, stop) = (watch::channel(false).0, Arc::default());
-            Self { _folder: folder, job: Job { digest, file, looks, ledger, stop, over }, path }
+            Self { _folder: folder, contents, job: Job { digest, file, looks, integrity, stop, over }, path }
         }
 
         fn open(&self) -> File {
@@ -448,15 +385,15 @@ mod tests {
         /// blob can be had afterwards.
         fn run(&self) -> (Verdict, bool, u64, bool) {
             let verdict = self.job.run();
-            Arc::new(Rechecks::default()).conclude(&self.job, verdict);
-            let ledger = &self.job.ledger;
-            let quarantined = ledger.disk.condition.metrics.quarantined.get();
+            let integrity = &self.job.integrity;
+            Rechecks::new(Arc::clone(integrity), Arc::default()).conclude(&self.job, verdict);
+            let quarantined = integrity.disk().metrics().quarantined.get();
             assert!(*self.job.over.borrow(), "whoever waits is told");
             (
                 verdict,
                 self.job.file.is_damaged(),
                 quarantined,
-                ledger.blob(&self.job.digest).unwrap().is_some(),
+                self.contents.blob(&self.job.digest).unwrap().is_some(),
             )
         }
     }
@@ -472,7 +409,7 @@ mod tests {
         let remove = |scene: &Scene| fs::remove_file(&scene.path).unwrap();
         let replace = |scene: &Scene| {
             remove(scene);
-            scene.job.ledger.put(&scene.job.digest, CONTENT).unwrap();
+            scene.contents.put(&scene.job.digest, CONTENT).unwrap();
         };
         check("sound", &|_| (), (Verdict::Sound, false, 0, true));
         check("rotten", &rot, (Verdict::Damaged, true, 1, false));
@@ -493,13 +430,13 @@ mod tests {
     fn a_client_that_is_cut_does_not_find_the_file_again() {
         let scene = Scene::new();
         scene.open().write_all_at(b"C", 0).unwrap();
-        let job = &scene.job;
+        let (scene, job) = (&scene, &scene.job);
         thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 while !job.file.is_damaged() {
                     std::hint::spin_loop();
                 }
-                job.ledger.blob(&job.digest).unwrap().is_some()
+                scene.contents.blob(&job.digest).unwrap().is_some()
             });
             scene.run();
             assert!(!reader.join().unwrap());

@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock::unix_seconds;
 use crate::oci::Digest;
+use crate::store::blocking::blocking;
+use crate::store::error::Error;
+use crate::store::integrity::Integrity;
 use crate::store::integrity::verify::{Hashing, Verdict, conclude};
-use crate::store::metadata::Ledger;
-use crate::store::{Error, blocking};
 use crate::units::{ByteRate, Given};
 
 /// 200 GiB in seven hours, for half a per cent of a core.
@@ -64,14 +65,18 @@ impl fmt::Display for Rate {
 
 /// How far the scrub is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Round {
+struct Round {
     /// In seconds since 1970.
-    pub(in crate::store) began_at: u64,
+    began_at: u64,
     /// The last blob that was looked at; none when the round is over.
-    pub(in crate::store) at: Option<Digest>,
+    at: Option<Digest>,
 }
 
 impl Round {
+    fn of((began_at, at): (u64, Option<Digest>)) -> Self {
+        Self { began_at, at }
+    }
+
     /// The round to go on with, or to begin.
     fn due(last: Option<Self>, now: u64) -> Option<Self> {
         match last {
@@ -107,55 +112,57 @@ impl Pace {
 }
 
 /// Looks at what is stored, round after round. Never returns; may be dropped at any time.
-pub(in crate::store) async fn run(ledger: Arc<Ledger>, Rate(rate): Rate) {
+pub(in crate::store) async fn run(integrity: Arc<Integrity>, Rate(rate): Rate) {
     let Some(rate) = rate else { return std::future::pending().await };
     let mut pace = Pace::new(rate);
     loop {
-        let asked = Arc::clone(&ledger);
-        if let Some(round) = blocking(move || Round::due(asked.index.round(), unix_seconds())).await {
-            once(&ledger, round, &mut pace).await;
+        let asked = Arc::clone(&integrity);
+        if let Some(round) =
+            blocking(move || Round::due(asked.index().scrub_round().map(Round::of), unix_seconds())).await
+        {
+            once(&integrity, round, &mut pace).await;
         }
         sleep(LOOK_INTERVAL).await;
     }
 }
 
 /// One round, or as much of it as the index can tell.
-async fn once(ledger: &Arc<Ledger>, mut round: Round, pace: &mut Pace) {
+async fn once(integrity: &Arc<Integrity>, mut round: Round, pace: &mut Pace) {
     let mut noted = Instant::now();
     loop {
-        let (asked, after) = (Arc::clone(ledger), round.at);
+        let (asked, after) = (Arc::clone(integrity), round.at);
         // Without the index it goes on later.
-        let Some(page) = blocking(move || asked.index.blobs(after.as_ref(), PAGE)).await else { return };
+        let Some(page) = blocking(move || asked.index().blobs(after.as_ref(), PAGE)).await else { return };
         let is_over = page.is_empty();
         for digest in page {
-            if let Err(error) = look(ledger, &digest, pace).await {
+            if let Err(error) = look(integrity, &digest, pace).await {
                 tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
             }
             round.at = Some(digest);
             if noted.elapsed() >= NOTE_INTERVAL {
                 noted = Instant::now();
-                note(ledger, round).await;
+                note(integrity, round).await;
             }
         }
         if is_over {
             // One that has found nothing was none: content may come any moment.
             if round.at.take().is_some() {
-                note(ledger, round).await;
+                note(integrity, round).await;
             }
             return;
         }
     }
 }
 
-async fn note(ledger: &Arc<Ledger>, round: Round) {
-    let ledger = Arc::clone(ledger);
-    blocking(move || ledger.index.set_round(round)).await;
+async fn note(integrity: &Arc<Integrity>, round: Round) {
+    let integrity = Arc::clone(integrity);
+    blocking(move || integrity.index().set_scrub_round(round.began_at, round.at.as_ref())).await;
 }
 
 /// Hashes one stored file, a little at a time.
-async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<Verdict, Error> {
-    let (asked, of) = (Arc::clone(ledger), *digest);
-    let mut begun = blocking(move || Hashing::begin(&asked, &of)).await;
+async fn look(integrity: &Arc<Integrity>, digest: &Digest, pace: &mut Pace) -> Result<Verdict, Error> {
+    let (asked, of) = (Arc::clone(integrity), *digest);
+    let mut begun = blocking(move || Hashing::begin(asked.blobs(), &of)).await;
     let mut bytes = 0;
     let looked = loop {
         match begun {
@@ -169,11 +176,11 @@ async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<
                     Ok(0) => break Ok(stepped.end()),
                     Ok(count) => {
                         bytes += count as u64;
-                        ledger.disk.condition.metrics.scrubbed.inc_by(count as u64);
+                        integrity.disk().metrics().scrubbed.inc_by(count as u64);
                         pace.pass(count as u64).await;
                         begun = Ok(Ok(stepped));
                     }
-                    Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
+                    Err(error) => break Err(Error::io("verify", &integrity.blobs().path(digest), error)),
                 }
             }
             Ok(Err(verdict)) => break Ok(verdict),
@@ -181,7 +188,7 @@ async fn look(ledger: &Arc<Ledger>, digest: &Digest, pace: &mut Pace) -> Result<
         }
     };
     pace.pass(FILE_BYTES_MIN.saturating_sub(bytes)).await;
-    let (told, of) = (Arc::clone(ledger), *digest);
+    let (told, of) = (Arc::clone(integrity), *digest);
     blocking(move || conclude(&told, &of, looked)).await
 }
 

@@ -16,10 +16,11 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Algorithm, Digest, Verifier};
-use crate::store::blobs::{is_writable, open_file};
-use crate::store::integrity::Damage;
-use crate::store::metadata::Ledger;
-use crate::store::{Error, Store};
+use crate::store::blobs::{Blobs, is_writable};
+use crate::store::disk::files::open_file;
+use crate::store::error::Error;
+use crate::store::integrity::Integrity;
+use crate::store::integrity::damaged::Damage;
 use crate::sync::lock;
 
 /// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
@@ -81,15 +82,15 @@ pub(in crate::store) struct Hashing {
 
 impl Hashing {
     /// Begins, unless it is known without hashing what comes of it.
-    pub(in crate::store) fn begin(ledger: &Ledger, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
-        let path = ledger.blobs.path(digest);
+    pub(in crate::store) fn begin(blobs: &Blobs, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
+        let path = blobs.path(digest);
         let Some((file, metadata)) = open_file(&path)? else {
             let is_there = path.symlink_metadata().is_ok();
             return Ok(Err(if is_there { Verdict::Foreign } else { Verdict::Gone }));
         };
         if is_writable(&metadata) {
             // It is hashed there, and is berth's from then on.
-            let is_proven = ledger.blobs.open(digest)?.is_some();
+            let is_proven = blobs.open(digest)?.is_some();
             return Ok(Err(if is_proven { Verdict::Sound } else { Verdict::Foreign }));
         }
         // Read-ahead would bring pages that cannot be told from those that others have read.
@@ -135,39 +136,39 @@ pub(in crate::store) fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> i
 /// Looks at one blob, and takes it out of service if it is damaged. `step` hears of every piece; it says whether
 /// to go on, else there is no verdict.
 pub(in crate::store) fn look(
-    ledger: &Ledger,
+    integrity: &Integrity,
     digest: &Digest,
     mut step: impl FnMut(usize) -> bool,
 ) -> Result<Option<Verdict>, Error> {
-    let verdict = match Hashing::begin(ledger, digest) {
+    let verdict = match Hashing::begin(integrity.blobs(), digest) {
         Ok(Ok(mut hashing)) => loop {
             match hashing.step() {
                 Ok(0) => break Ok(hashing.end()),
                 Ok(count) if step(count) => {}
                 Ok(_) => return Ok(None),
-                Err(error) => break Err(Error::io("verify", &ledger.blobs.path(digest), error)),
+                Err(error) => break Err(Error::io("verify", &integrity.blobs().path(digest), error)),
             }
         },
         Ok(Err(verdict)) => Ok(verdict),
         Err(error) => Err(error),
     };
-    conclude(ledger, digest, verdict).map(Some)
+    conclude(integrity, digest, verdict).map(Some)
 }
 
 /// Takes a blob out of service if it was found damaged. A disk that does not give content back has lost it; any
 /// other failure says nothing about the content.
 pub(in crate::store) fn conclude(
-    ledger: &Ledger,
+    integrity: &Integrity,
     digest: &Digest,
     looked: Result<Verdict, Error>,
 ) -> Result<Verdict, Error> {
     let verdict = match looked {
-        Err(error) => match ledger.is_lost(digest, &error) {
+        Err(error) => match integrity.is_lost(digest, &error) {
             true => Verdict::Damaged(Damage::Unreadable),
             false => return Err(error),
         },
         Ok(Verdict::Damaged(damage)) => {
-            ledger.quarantine(digest, damage);
+            integrity.quarantine(digest, damage);
             Verdict::Damaged(damage)
         }
         Ok(verdict) => verdict,
@@ -175,47 +176,61 @@ pub(in crate::store) fn conclude(
     Ok(verdict)
 }
 
-impl Store {
+/// The looks at stored files that somebody asks for: at all of them, and at one that could not be read.
+pub(in crate::store) struct Verify {
+    integrity: Arc<Integrity>,
+    /// The look at every stored file that is under way, or the last one.
+    state: Mutex<Verification>,
+    /// Held while a blob is looked at that a reader could not read.
+    suspect: Arc<tokio::sync::Mutex<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Verify {
+    /// `stop` ends a look early.
+    pub(in crate::store) fn new(integrity: Arc<Integrity>, stop: Arc<AtomicBool>) -> Self {
+        Self { integrity, state: Mutex::default(), suspect: Arc::default(), stop }
+    }
+
     /// A reader could not read a stored blob: it is looked at, in the background.
-    pub fn suspect(&self, digest: &Digest) {
-        self.0.ledger.opened.forget(digest);
+    pub(in crate::store) fn suspect(self: &Arc<Self>, digest: &Digest) {
+        self.integrity.open_files().forget(digest);
         // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
-        let Ok(turn) = Arc::clone(&self.0.suspect).try_lock_owned() else { return };
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
+        let Ok(turn) = Arc::clone(&self.suspect).try_lock_owned() else { return };
+        let (verify, digest) = (Arc::clone(self), *digest);
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let looked = look(&inner.ledger, &digest, |_| !inner.stop.load(Ordering::Relaxed));
+            let looked = look(&verify.integrity, &digest, |_| !verify.stop.load(Ordering::Relaxed));
             if let Err(error) = looked {
                 tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored file cannot be looked at");
             }
         });
     }
 
-    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
-    /// What is damaged is put aside, and will be fetched again.
-    pub fn verify(&self) {
+    /// Begins a look at every stored file, unless one is under way.
+    pub(in crate::store) fn begin(self: &Arc<Self>) {
         {
-            let mut state = lock(&self.0.verification);
+            let mut state = lock(&self.state);
             if state.running {
                 return;
             }
             *state = Verification { running: true, ..Verification::default() };
         }
-        let inner = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || run(&inner.ledger, &inner.verification, &inner.stop));
+        let verify = Arc::clone(self);
+        tokio::task::spawn_blocking(move || run(&verify.integrity, &verify.state, &verify.stop));
     }
 
     /// How far the look at every stored file is, or what the last one has found.
-    pub fn verification(&self) -> Verification {
-        lock(&self.0.verification).clone()
+    pub(in crate::store) fn state(&self) -> Verification {
+        lock(&self.state).clone()
     }
 }
 
 /// Looks at every stored file, in no order. `stop` ends it early.
-pub(in crate::store) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: &AtomicBool) {
+fn run(integrity: &Integrity, state: &Mutex<Verification>, stop: &AtomicBool) {
     let _ended = Ended(state);
-    let counted = for_each(ledger, stop, |_| lock(state).blobs_total += 1);
-    let looked = for_each(ledger, stop, |digest| look_and_note(ledger, &digest, state, stop));
+    let counted = for_each(integrity, stop, |_| lock(state).blobs_total += 1);
+    let looked = for_each(integrity, stop, |digest| look_and_note(integrity, &digest, state, stop));
     match counted.and(looked) {
         Ok(()) => lock(state).complete = !stop.load(Ordering::Relaxed),
         Err(error) => {
@@ -224,8 +239,8 @@ pub(in crate::store) fn run(ledger: &Ledger, state: &Mutex<Verification>, stop: 
     }
 }
 
-fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, stop: &AtomicBool) {
-    let looked = look(ledger, digest, |count| {
+fn look_and_note(integrity: &Integrity, digest: &Digest, state: &Mutex<Verification>, stop: &AtomicBool) {
+    let looked = look(integrity, digest, |count| {
         lock(state).bytes += count as u64;
         !stop.load(Ordering::Relaxed)
     });
@@ -249,9 +264,9 @@ fn look_and_note(ledger: &Ledger, digest: &Digest, state: &Mutex<Verification>, 
 }
 
 /// The digests that there are files for, while they are read from the folder: there may be millions.
-fn for_each(ledger: &Ledger, stop: &AtomicBool, mut each: impl FnMut(Digest)) -> Result<(), Error> {
+fn for_each(integrity: &Integrity, stop: &AtomicBool, mut each: impl FnMut(Digest)) -> Result<(), Error> {
     for algorithm in Algorithm::ALL {
-        let folder = ledger.blobs.folder(algorithm);
+        let folder = integrity.blobs().folder(algorithm);
         let failed = |source| Error::io("list", &folder, source);
         let entries = match std::fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

@@ -20,19 +20,17 @@ use std::time::{Duration, SystemTime};
 use crate::clock::{age, seconds_of, unix_seconds};
 use crate::oci::manifest::is_manifest_type;
 use crate::oci::{Algorithm, Digest, Repo, Speaker, Tag};
-use crate::store::layout::index_json::{self, Content, Entry};
-use crate::store::metadata::Ledger;
+use crate::store::contents::Contents;
+use crate::store::disk::{Disk, files};
+use crate::store::error::Error;
+use crate::store::eviction::Eviction;
+use crate::store::layout::index_json::{self, Content, IndexEntry, IndexJson};
 use crate::store::metadata::records::{Grant, ManifestRecord, Previous, Proof, TagRecord};
 use crate::store::metadata::refs::Ref;
-use crate::store::{Error, disk};
+use crate::store::metadata::{CLOSURE_MAX, DEPTH_MAX, Metadata};
 
 /// How long after its last change an `index.json` counts as finished.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
-/// Levels of an image that are followed: an index of indexes of indexes is more than anybody makes.
-pub(in crate::store) const DEPTH_MAX: usize = 4;
-/// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
-pub(in crate::store) const CLOSURE_MAX: usize = 10_000;
-
 /// What another tool has put into a repository's layout is for that repository.
 const ADOPTED: Grant = Grant { public: false, proof: Some(Proof::Adopted), speaker: Speaker::Registry };
 
@@ -46,26 +44,38 @@ enum Outcome {
     Missing,
 }
 
-impl Ledger {
-    /// Whether another tool has written the repository's `index.json`, as far as its looks tell.
-    pub(in crate::store) fn is_adoptable(&self, repo: &Repo) -> bool {
-        crate::store::layout::render::looks_of(&self.index_json_path(repo))
-            .is_some_and(|looks| self.is_foreign(repo, &looks))
-    }
+/// The adoption of what another tool has put into one repository's layout.
+pub(in crate::store) struct Adoption<'a> {
+    disk: &'a Disk,
+    metadata: &'a Metadata,
+    contents: &'a Contents,
+    eviction: &'a Eviction,
+    repo: &'a Repo,
+    /// When its `index.json` was written.
+    modified: SystemTime,
+}
 
-    /// Adopts what another tool has put into the layout. Returns how many entries were adopted.
-    ///
-    /// Only to be called by who holds `adopting`.
-    pub(in crate::store) fn adopt(&self, repo: &Repo) -> Result<usize, Error> {
-        if !self.is_adoptable(repo) {
-            return Ok(0);
-        }
-        let Some(index_json) = index_json::open(&self.index_json_path(repo))? else { return Ok(0) };
-        let (looks, modified) = (index_json.looks.clone(), index_json.modified);
-        let are_blobs_settled = self.merge_blobs(&self.refs.layout(repo).join("blobs"))?;
+/// Adopts what another tool has put into the layout of `repo`. Returns how many entries were adopted. One at a time.
+pub(in crate::store) fn adopt(
+    disk: &Disk,
+    metadata: &Metadata,
+    contents: &Contents,
+    eviction: &Eviction,
+    repo: &Repo,
+) -> Result<usize, Error> {
+    let Some(index_json) = index_json::open(&metadata.refs().index_json(repo))? else { return Ok(0) };
+    let modified = index_json.modified();
+    Adoption { disk, metadata, contents, eviction, repo, modified }.run(index_json)
+}
+
+impl Adoption<'_> {
+    fn run(&self, index_json: IndexJson) -> Result<usize, Error> {
+        let repo = self.repo;
+        let found = index_json.fingerprint().to_vec();
+        let are_blobs_settled = self.merge_blobs(&self.metadata.refs().layout(repo).join("blobs"))?;
         let (mut adopted, mut missing) = (0, 0);
         let content = index_json.read(&mut |entry| {
-            match self.adopt_entry(repo, &entry, modified)? {
+            match self.adopt_entry(&entry)? {
                 Outcome::Known => {}
                 Outcome::Adopted => adopted += 1,
                 Outcome::Missing => missing += 1,
@@ -81,34 +91,41 @@ impl Ledger {
             // Whatever is still to come makes it no shorter.
             Content::TooLong => true,
         };
-        if are_blobs_settled && (is_done || is_settled(modified)) {
-            self.index.put_layout(repo, &looks);
+        if are_blobs_settled && (is_done || is_settled(self.modified)) {
+            self.metadata.index().put_layout(repo, &found);
         }
         if adopted > 0 {
             tracing::info!(%repo, adopted, missing, "adopted what another tool has put into a layout");
-            self.mark_dirty(repo);
+            self.metadata.mark_stale(repo);
         }
         Ok(adopted)
     }
 
-    fn adopt_entry(&self, repo: &Repo, entry: &Entry, modified: SystemTime) -> Result<Outcome, Error> {
+    fn grant(&self, digest: &Digest) -> Result<(), Error> {
+        if self.metadata.grant(self.repo, digest, ADOPTED)? {
+            self.eviction.note_ref();
+        }
+        Ok(())
+    }
+
+    fn adopt_entry(&self, entry: &IndexEntry) -> Result<Outcome, Error> {
         // Of an algorithm that berth cannot verify: it stays in `index.json` and is no business of the refs.
         let Some(digest) = entry.digest else { return Ok(Outcome::Known) };
-        let tag = entry.tag();
+        let (tag, repo) = (entry.tag(), self.repo);
         let old = match &tag {
-            Some(tag) => self.refs.read::<TagRecord>(repo, Ref::Tag(tag))?,
+            Some(tag) => self.metadata.refs().read::<TagRecord>(repo, Ref::Tag(tag))?,
             None => None,
         };
         let is_known = match (&tag, &old) {
-            (Some(tag), Some(old)) => old.digest == digest || !self.is_newer(repo, tag, modified),
+            (Some(tag), Some(old)) => old.digest == digest || !self.is_newer(tag),
             (Some(_), None) => false,
-            (None, _) => self.refs.exists(repo, Ref::Manifest(&digest)),
+            (None, _) => self.metadata.refs().exists(repo, Ref::Manifest(&digest)),
         };
         if is_known {
             return Ok(Outcome::Known);
         }
-        let fetched_at = seconds_of(modified).min(unix_seconds());
-        let Some(record) = self.adopt_closure(repo, &digest, &entry.media_type, fetched_at)? else {
+        let fetched_at = seconds_of(self.modified).min(unix_seconds());
+        let Some(record) = self.adopt_closure(&digest, &entry.media_type, fetched_at)? else {
             tracing::debug!(%repo, %digest, "entry of another tool without its manifest");
             return Ok(Outcome::Missing);
         };
@@ -120,14 +137,15 @@ impl Ledger {
             // Never checked: upstream, if there is one, has the last word.
             let record =
                 TagRecord { digest, media_type, size, fetched_at, checked_at: 0, public: false, previous };
-            self.set_tag(repo, &tag, &record)?;
+            self.metadata.set_tag(repo, &tag, &record)?;
+            self.eviction.note_ref();
         }
         Ok(Outcome::Adopted)
     }
 
-    fn is_newer(&self, repo: &Repo, tag: &Tag, modified: SystemTime) -> bool {
-        let written = self.refs.modified(repo, Ref::Tag(tag));
-        written.is_none_or(|written| is_newer(modified, written, SystemTime::now()))
+    fn is_newer(&self, tag: &Tag) -> bool {
+        let written = self.metadata.refs().modified(self.repo, Ref::Tag(tag));
+        written.is_none_or(|written| is_newer(self.modified, written, SystemTime::now()))
     }
 
     /// Grants a manifest and what is here of all that it refers to. `None` if the manifest itself is not here.
@@ -135,7 +153,6 @@ impl Ledger {
     /// Children first: the manifest's own record, which makes it known, is written when the rest is done.
     fn adopt_closure(
         &self,
-        repo: &Repo,
         root: &Digest,
         media_type: &str,
         fetched_at: u64,
@@ -144,14 +161,14 @@ impl Ledger {
         let mut seen = HashSet::from([*root]);
         let mut waiting = vec![(*root, media_type, 0)];
         while let Some((digest, media_type, depth)) = waiting.pop() {
-            let Some(blob) = self.blob(&digest)? else { continue };
+            let Some(blob) = self.contents.blob(&digest)? else { continue };
             let manifest = match is_manifest_type(media_type) || depth == 0 {
-                true => self.stored_manifest(&digest, media_type)?,
+                true => self.metadata.stored_manifest(&digest, media_type)?,
                 false => None,
             };
             let Some(manifest) = manifest else {
                 if depth > 0 {
-                    self.grant(repo, &digest, ADOPTED)?;
+                    self.grant(&digest)?;
                 }
                 continue;
             };
@@ -168,7 +185,9 @@ impl Ledger {
             }));
         }
         for (digest, record) in records.iter().rev() {
-            self.set_manifest(repo, digest, record)?;
+            if self.metadata.set_manifest(self.repo, digest, record)? {
+                self.eviction.note_ref();
+            }
         }
         Ok(records.into_iter().next().filter(|(digest, _)| digest == root).map(|(_, record)| record))
     }
@@ -183,7 +202,7 @@ impl Ledger {
         let mut is_settled_all = true;
         for algorithm in Algorithm::ALL {
             let algorithm_folder = folder.join(algorithm.as_str());
-            for name in disk::list(&algorithm_folder)? {
+            for name in files::list(&algorithm_folder)? {
                 let path = algorithm_folder.join(&name);
                 if !self.take_blob(algorithm, &name, &path)? {
                     is_settled_all &= fs::metadata(&path).and_then(|it| it.modified()).is_ok_and(is_settled);
@@ -205,9 +224,9 @@ impl Ledger {
     fn take_blob(&self, algorithm: Algorithm, name: &OsStr, path: &Path) -> Result<bool, Error> {
         let digest = name.to_str().and_then(|hex| Digest::from_hex(algorithm, hex));
         let Some(digest) = digest else { return Ok(false) };
-        let is_taken = self.blobs.take(&digest, path)?;
-        if is_taken && let Some(size) = self.blobs.size(&digest) {
-            self.blob_stored(&digest, size);
+        let is_taken = self.contents.blobs().take(&digest, path)?;
+        if is_taken && let Some(size) = self.contents.blobs().size(&digest) {
+            self.eviction.note_stored(&digest, size);
         }
         Ok(is_taken)
     }

@@ -7,8 +7,9 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, Read, Take};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -17,9 +18,11 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::oci::{Digest, Tag};
-use crate::store::layout::render::{REF_NAME, looks_of};
-use crate::store::{Error, disk};
+use crate::store::disk::files;
+use crate::store::error::Error;
 
+/// The annotation that makes an entry a tag (image-spec, "annotations").
+pub(in crate::store) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// 200,000 tags take some 50 MB; of one beyond this nothing is read.
 const INDEX_JSON_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Longest entry, and longest member beside the entries: tools write some hundred bytes.
@@ -30,15 +33,14 @@ const OTHERS_BYTES_MAX: usize = 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
 
 /// What is done with each entry.
-type Visit<'a> = &'a mut dyn FnMut(Entry) -> Result<(), Error>;
+type Visit<'a> = &'a mut dyn FnMut(IndexEntry) -> Result<(), Error>;
 /// The members of an object as they came.
 pub(in crate::store) type Members = BTreeMap<String, Box<RawValue>>;
 
 /// An `index.json` that is there.
 pub(in crate::store) struct IndexJson {
-    /// Inode, time and size: what tells one version from the next.
-    pub(in crate::store) looks: Vec<u8>,
-    pub(in crate::store) modified: SystemTime,
+    fingerprint: Vec<u8>,
+    modified: SystemTime,
     path: PathBuf,
     file: File,
 }
@@ -56,7 +58,7 @@ pub(in crate::store) enum Content {
 
 /// An entry of an index, and what berth reads of it.
 #[derive(Debug)]
-pub(in crate::store) struct Entry {
+pub(in crate::store) struct IndexEntry {
     pub(in crate::store) text: Box<RawValue>,
     /// None of an algorithm that berth cannot verify.
     pub(in crate::store) digest: Option<Digest>,
@@ -69,7 +71,7 @@ pub(in crate::store) struct Entry {
     pub(in crate::store) is_plain: bool,
 }
 
-impl Entry {
+impl IndexEntry {
     fn read(text: Box<RawValue>) -> Self {
         // What is no object stands for nothing that berth knows.
         let members: Members = serde_json::from_str(text.get()).unwrap_or_default();
@@ -113,15 +115,34 @@ pub(in crate::store) fn restated(
 
 /// Opens an `index.json`. The looks are taken first: what is written meanwhile will look different.
 pub(in crate::store) fn open(path: &Path) -> Result<Option<IndexJson>, Error> {
-    let Some((looks, metadata)) = looks_of(path).zip(fs::metadata(path).ok()) else { return Ok(None) };
+    let Some((found, metadata)) = fingerprint(path).zip(fs::metadata(path).ok()) else { return Ok(None) };
     let Some(modified) = metadata.modified().ok().filter(|_| metadata.len() <= INDEX_JSON_BYTES_MAX) else {
         return Ok(None);
     };
-    let Some(file) = disk::open(path, OFlags::empty())? else { return Ok(None) };
-    Ok(Some(IndexJson { looks, modified, path: path.to_owned(), file }))
+    let Some(file) = files::open(path, OFlags::empty())? else { return Ok(None) };
+    Ok(Some(IndexJson { fingerprint: found, modified, path: path.to_owned(), file }))
+}
+
+/// What tells one version of a file from the next: inode, size and time of modification; `None` if it is no file.
+pub(in crate::store) fn fingerprint(path: &Path) -> Option<Vec<u8>> {
+    let of = |metadata: &Metadata| {
+        let numbers = [metadata.ino(), metadata.len(), metadata.mtime().cast_unsigned()];
+        let nanoseconds = metadata.mtime_nsec().to_be_bytes();
+        numbers.iter().flat_map(|number| number.to_be_bytes()).chain(nanoseconds).collect()
+    };
+    fs::metadata(path).ok().filter(Metadata::is_file).as_ref().map(of)
 }
 
 impl IndexJson {
+    /// What tells this version from the next.
+    pub(in crate::store) fn fingerprint(&self) -> &[u8] {
+        &self.fingerprint
+    }
+
+    pub(in crate::store) fn modified(&self) -> SystemTime {
+        self.modified
+    }
+
     /// Visits each entry.
     pub(in crate::store) fn read(self, visit: Visit<'_>) -> Result<Content, Error> {
         let left = Cell::new(ENTRY_BYTES_MAX);
@@ -232,7 +253,7 @@ impl<'de> Visitor<'de> for Entries<'_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
         while let Some(text) = entries.next_element()? {
             self.left.set(ENTRY_BYTES_MAX);
-            if let Err(error) = (self.visit)(Entry::read(text)) {
+            if let Err(error) = (self.visit)(IndexEntry::read(text)) {
                 *self.failed = Some(error);
                 return Err(A::Error::custom("an entry cannot be dealt with"));
             }
@@ -287,7 +308,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_plain_if_berth_would_say_the_same() {
-        let read = |text: &str| Entry::read(serde_json::from_str(text).unwrap());
+        let read = |text: &str| IndexEntry::read(serde_json::from_str(text).unwrap());
         let digest = format!("sha256:{}", "ab".repeat(32));
         let named = format!(
             r#"{{"mediaType":"m","digest":"{digest}","size":1,"annotations":{{"{REF_NAME}":"\u0031"}}}}"#

@@ -1,32 +1,9 @@
-//! `_oci/`: each repository as an ordinary OCI image layout, rendered behind from the refs.
-//!
-//! `oci-layout` and `blobs` (a relative link to the shared folder) are made once. `index.json` names every tag,
-//! and every other manifest of the repository that no index stored there names as its child. Whatever another
-//! tool has put there stays: fields of the index itself, annotations and fields of entries that are still true,
-//! entries that berth cannot judge (an unknown digest algorithm). An entry whose manifest is not here names
-//! something that was evicted, and goes: what another tool is still bringing is waited for by adoption. So does one
-//! whose ref was removed because there were too many.
-//! When nothing is left of a repository, neither entries nor refs, its folder goes too.
-//!
-//! What berth has rendered or adopted last is remembered by its looks (inode, time, size) in the index; an
-//! `index.json` that looks different is another tool's. It also carries a time of modification from before the
-//! refs were read. So it never seems newer than a ref that it does not show yet, and adoption cannot take a tag
-//! back, even if those looks are lost.
-//!
-//! # Of many tags
-//!
-//! A tag that moves is a file of its own, but `index.json` names all of them: 25 MB for 100,000. It is read and
-//! written entry by entry, so that it takes memory only for what is not berth's, from what the index says rather
-//! than from the files of refs, and **it lags the more, the larger it is**: all large ones together are written
-//! at 256 KiB/s on average, and whatever changes until it is a file's turn is written once. A small one follows
-//! within a second or two, that of 100,000 tags within minutes. It waits, too, while the index is not complete.
-//! At the end of the process only small ones are brought up to date; the next start knows of the others.
+//! Renders the `index.json` of a repository from what its refs say.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io::{self, BufReader, Read as _, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -35,31 +12,27 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::oci::manifest::{MANIFEST_BYTES_MAX, is_manifest_type};
-use crate::oci::{Digest, Manifest, Repo, Tag};
-use crate::store::Error;
-use crate::store::disk::{self, Look};
-use crate::store::layout::index_json::{self, Content, Entry, IndexJson, Members};
-use crate::store::metadata::Ledger;
-use crate::store::metadata::index::{self, Short, short};
-use crate::sync::lock;
+use crate::oci::manifest::is_manifest_type;
+use crate::oci::{Digest, Repo, Tag};
+use crate::store::disk::files;
+use crate::store::disk::{Disk, FileMode};
+use crate::store::error::Error;
+use crate::store::layout::index_json::{
+    self, Content, IndexEntry, IndexJson, Members, REF_NAME, fingerprint,
+};
+use crate::store::metadata::Metadata;
+use crate::store::metadata::index::blob_use::{ShortDigest, short};
+use crate::store::metadata::index::key::Entry;
 
-/// The annotation that makes an entry a tag (image-spec, "annotations").
-pub(in crate::store) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// File times are coarser than the clock: by milliseconds on local disks, by a second or two on some others.
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
-/// An `index.json` beyond this, of some 4,000 tags, waits for its turn.
-const LARGE_BYTES: u64 = 1024 * 1024;
 /// Most entries of other tools, in bytes, that are carried over from one `index.json` to the next.
 const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// So many children of indexes are looked at for one `index.json`. What is not found to be a child gets an entry of its
 /// own, which is one more than needed.
 const CHILDREN_LOOKED_AT_MAX: usize = 1_000_000;
-/// Bytes of large ones that are written in a second, on average.
-const LARGE_BYTES_PER_SECOND: u64 = 256 * 1024;
-
 /// What of an `index.json` that is to be replaced is not berth's to say.
 #[derive(Default)]
 struct Kept {
@@ -77,13 +50,13 @@ struct Kept {
 /// Which of a repository's manifests its indexes name.
 struct Children {
     /// All manifests of the repository, sorted.
-    manifests: Vec<Short>,
+    manifests: Vec<ShortDigest>,
     /// Which of them are named.
     are_named: Vec<bool>,
 }
 
 impl Children {
-    fn name(&mut self, child: Short) {
+    fn name(&mut self, child: ShortDigest) {
         if let Ok(at) = self.manifests.binary_search(&child) {
             self.are_named[at] = true;
         }
@@ -105,92 +78,74 @@ struct Plain<'a> {
     annotations: Option<HashMap<&'a str, &'a Tag>>,
 }
 
-impl Ledger {
+/// The rendering of one repository.
+pub(in crate::store) struct Rendering<'a> {
+    disk: &'a Disk,
+    metadata: &'a Metadata,
+    repo: &'a Repo,
+    /// Its `index.json`.
+    path: PathBuf,
+}
+
+impl<'a> Rendering<'a> {
+    pub(in crate::store) fn of(disk: &'a Disk, metadata: &'a Metadata, repo: &'a Repo) -> Self {
+        Self { disk, metadata, repo, path: metadata.refs().index_json(repo) }
+    }
+
     /// Renders what has changed. Other tools' entries must have been adopted before.
-    pub(in crate::store) fn render(&self, repo: &Repo) -> Result<(), Error> {
-        let _one_at_a_time = lock(&self.rendering);
-        if !self.index.is_complete() {
+    pub(in crate::store) fn run(&self) -> Result<(), Error> {
+        let (metadata, repo, path) = (self.metadata, self.repo, &self.path);
+        if !metadata.index().is_complete() {
             // Not all is known that there is to show.
-            self.mark_dirty(repo);
+            metadata.mark_stale(repo);
             return Ok(());
         }
-        self.furnish(repo)?;
-        let path = self.index_json_path(repo);
-        let old = index_json::open(&path)?;
-        if old.as_ref().is_some_and(|old| self.is_foreign(repo, &old.looks)) {
+        self.furnish()?;
+        let old = index_json::open(path)?;
+        if old.as_ref().is_some_and(|old| metadata.is_foreign_layout(repo, old.fingerprint())) {
             // Another tool was faster. Its entries come first: the next round adopts and renders them.
-            self.mark_dirty(repo);
+            metadata.mark_stale(repo);
             return Ok(());
         }
         let modified = SystemTime::now() - CLOCK_GRAIN;
-        let kept = old.map_or_else(|| Ok(Kept::default()), |old| self.kept(repo, old))?;
-        if kept.entries.is_empty() && self.clear_repository(repo)? {
+        let kept = old.map_or_else(|| Ok(Kept::default()), |old| self.kept(old))?;
+        if kept.entries.is_empty() && self.clear_repository()? {
             return Ok(());
         }
-        let children = self.children(repo)?;
-        let write = |out: &mut dyn Write| self.compose(repo, &kept, &children, out);
-        if !is_same(&path, &write)? {
-            let bytes = self.index_json_bytes(repo);
-            self.disk.replace_with(&path, Look { modified: Some(modified), ..Look::PLAIN }, bytes, &write)?;
+        let children = self.children()?;
+        let write = |out: &mut dyn Write| self.compose(&kept, &children, out);
+        if !is_same(path, &write)? {
+            let bytes = metadata.refs().index_json_bytes(repo);
+            self.disk.replace_with(path, FileMode::PLAIN.modified_at(modified), bytes, &write)?;
         }
-        if let Some(looks) = looks_of(&path) {
-            self.index.put_layout(repo, &looks);
+        if let Some(found) = fingerprint(path) {
+            metadata.index().put_layout(repo, &found);
         }
         Ok(())
     }
 
-    fn is_here(&self, digest: &Digest) -> bool {
-        self.index.has_blob(digest) || self.blobs.size(digest).is_some()
-    }
-
     /// Removes the folder of a repository of which everything was evicted. Returns whether that is so.
-    fn clear_repository(&self, repo: &Repo) -> Result<bool, Error> {
-        let _guard = self.lock(repo);
-        if !self.refs.is_empty(repo)? {
+    fn clear_repository(&self) -> Result<bool, Error> {
+        let _guard = self.metadata.lock(self.repo);
+        if !self.metadata.refs().is_empty(self.repo)? {
             return Ok(false);
         }
-        let layout = self.refs.layout(repo);
+        let layout = self.metadata.refs().layout(self.repo);
         // Of berth's own making only: what else there may be, somebody else has put there.
         for name in ["index.json", "oci-layout", "blobs"] {
             let _ = fs::remove_file(layout.join(name));
         }
-        self.refs.clear(repo);
-        self.index.remove(&index::Entry::Repo(repo.clone()));
+        self.metadata.refs().clear(self.repo);
+        self.metadata.index().remove(&Entry::Repo(self.repo.clone()));
         Ok(true)
     }
 
-    /// Whether a repository's `index.json` has to wait for its turn.
-    pub(in crate::store) fn is_large(&self, repo: &Repo) -> bool {
-        self.index_json_bytes(repo) > LARGE_BYTES
-    }
-
-    /// How long the writing of a repository's `index.json` is to take from the others' time.
-    pub(in crate::store) fn render_time(&self, repo: &Repo) -> Duration {
-        match self.index_json_bytes(repo) {
-            bytes if bytes > LARGE_BYTES => Duration::from_secs(bytes / LARGE_BYTES_PER_SECOND),
-            _ => Duration::ZERO,
-        }
-    }
-
-    fn index_json_bytes(&self, repo: &Repo) -> u64 {
-        fs::metadata(self.index_json_path(repo)).map_or(0, |metadata| metadata.len())
-    }
-
-    /// Whether an `index.json` of these looks is another tool's.
-    pub(in crate::store) fn is_foreign(&self, repo: &Repo, looks: &[u8]) -> bool {
-        self.index.layout(repo).is_none_or(|known| known != looks)
-    }
-
-    pub(in crate::store) fn index_json_path(&self, repo: &Repo) -> PathBuf {
-        self.refs.layout(repo).join("index.json")
-    }
-
     /// What makes the folder a layout: the marker file and the link to the blobs.
-    fn furnish(&self, repo: &Repo) -> Result<(), Error> {
-        let layout = self.refs.layout(repo);
+    fn furnish(&self) -> Result<(), Error> {
+        let layout = self.metadata.refs().layout(self.repo);
         let marker = layout.join("oci-layout");
         if !marker.is_file() {
-            self.disk.replace(&marker, LAYOUT_FILE, Look::PLAIN)?;
+            self.disk.replace(&marker, LAYOUT_FILE, FileMode::PLAIN)?;
         }
         let link = layout.join("blobs");
         let target = link_target(&layout, self.disk.root());
@@ -203,15 +158,15 @@ impl Ledger {
     }
 
     /// What stays of an `index.json`.
-    fn kept(&self, repo: &Repo, old: IndexJson) -> Result<Kept, Error> {
-        let path = self.index_json_path(repo);
+    fn kept(&self, old: IndexJson) -> Result<Kept, Error> {
+        let path = self.path.clone();
         let mut kept = Kept::default();
         let content = old.read(&mut |entry| {
-            if entry.digest.is_some_and(|digest| !self.is_here(&digest)) {
+            if entry.digest.is_some_and(|digest| !self.metadata.is_here(&digest)) {
                 // Whoever wrote it had the time to bring the manifest: it was evicted.
                 return Ok(());
             }
-            let is_foreign = self.is_foreign_entry(repo, &entry);
+            let is_foreign = self.is_foreign_entry(&entry);
             if !is_foreign && (entry.is_plain || entry.digest.is_none()) {
                 return Ok(());
             }
@@ -241,32 +196,34 @@ impl Ledger {
 
     /// Whether an entry stands for something that is not in the refs: another name than a tag of theirs, content
     /// that they do not have, or notes on a manifest without a name.
-    fn is_foreign_entry(&self, repo: &Repo, entry: &Entry) -> bool {
+    fn is_foreign_entry(&self, entry: &IndexEntry) -> bool {
         match entry.name {
-            Some(_) => entry.tag().is_none_or(|tag| self.index.tag(repo, &tag).is_none()),
+            Some(_) => entry.tag().is_none_or(|tag| self.metadata.index().tag(self.repo, &tag).is_none()),
             None => {
-                let is_ours = |digest| self.index.manifest(repo, &digest).is_some();
+                let is_ours = |digest| self.metadata.index().manifest(self.repo, &digest).is_some();
                 !entry.digest.is_some_and(is_ours) || entry.is_annotated
             }
         }
     }
 
     /// What the repository's stored indexes name as their children and it has: these need no entry of their own.
-    fn children(&self, repo: &Repo) -> Result<Children, Error> {
+    fn children(&self) -> Result<Children, Error> {
         let (mut manifests, mut indexes) = (Vec::new(), Vec::new());
-        complete(self.index.each_manifest(repo, &mut |digest, record| {
+        complete(self.metadata.index().each_manifest(self.repo, &mut |digest, record| {
             manifests.push(short(&digest));
             if record.media_type.contains("index") || record.media_type.contains("list") {
                 indexes.push((digest, record.media_type));
             }
             Ok(())
         }))
-        .map_err(|error| Error::io("read what is known of", &self.refs.layout(repo), error))?;
+        .map_err(|error| {
+            Error::io("read what is known of", &self.metadata.refs().layout(self.repo), error)
+        })?;
         manifests.sort_unstable();
         let mut children = Children { are_named: vec![false; manifests.len()], manifests };
         let mut looked_at = 0;
         for (digest, media_type) in indexes {
-            let parts = self.parts(&digest, &media_type)?;
+            let parts = self.metadata.parts(&digest, &media_type)?;
             looked_at += parts.len();
             parts.into_iter().for_each(|part| children.name(part));
             if looked_at > CHILDREN_LOOKED_AT_MAX {
@@ -276,21 +233,9 @@ impl Ledger {
         Ok(children)
     }
 
-    /// What a manifest refers to: it is read once, and what it says is remembered for as long as it is here.
-    pub(in crate::store) fn parts(&self, digest: &Digest, media_type: &str) -> Result<Vec<Short>, Error> {
-        if let Some(parts) = self.index.parts(digest) {
-            return Ok(parts);
-        }
-        let manifest = self.stored_manifest(digest, media_type)?;
-        if manifest.is_none() && !self.is_here(digest) {
-            return Ok(Vec::new());
-        }
-        Ok(self.note_parts(digest, manifest.as_ref()))
-    }
-
     /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and
     /// the entries last, because there may be many.
-    fn compose(&self, repo: &Repo, kept: &Kept, children: &Children, out: &mut dyn Write) -> io::Result<()> {
+    fn compose(&self, kept: &Kept, children: &Children, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"schemaVersion\":2,\"mediaType\":\"{INDEX_TYPE}\"")?;
         for (name, value) in &kept.others {
             if !["schemaVersion", "mediaType", "manifests"].contains(&name.as_str()) {
@@ -300,8 +245,8 @@ impl Ledger {
         write!(out, ",\"manifests\":[")?;
         let lines = RefCell::new(Lines { out, has_any: false });
         let mut tagged = Vec::new();
-        let tags = self.index.each_tag(repo, &mut |tag, record| {
-            if !self.is_here(&record.digest) {
+        let tags = self.metadata.index().each_tag(self.repo, &mut |tag, record| {
+            if !self.metadata.is_here(&record.digest) {
                 return Ok(());
             }
             tagged.push(record.digest);
@@ -314,8 +259,8 @@ impl Ledger {
         let is_named = |digest: &Digest| {
             tagged.binary_search(digest).is_ok() || children.has(digest) || kept.digests.contains(digest)
         };
-        let manifests = self.index.each_manifest(repo, &mut |digest, record| {
-            if is_named(&digest) || !self.is_here(&digest) {
+        let manifests = self.metadata.index().each_manifest(self.repo, &mut |digest, record| {
+            if is_named(&digest) || !self.metadata.is_here(&digest) {
                 return Ok(());
             }
             let extended = kept.extended.get(&(digest, None)).map(|entry| &**entry);
@@ -327,18 +272,6 @@ impl Ledger {
             lines.line(entry)?;
         }
         writeln!(lines.out, "\n]}}")
-    }
-
-    /// A manifest that is stored, read.
-    pub(in crate::store) fn stored_manifest(
-        &self,
-        digest: &Digest,
-        media_type: &str,
-    ) -> Result<Option<Manifest>, Error> {
-        // What is behind has its time: a large one after the other.
-        let _one_at_a_time = lock(&self.reading);
-        let Some(body) = self.blobs.read(digest, MANIFEST_BYTES_MAX as u64)? else { return Ok(None) };
-        Ok(Manifest::parse(Some(media_type), &body).ok())
     }
 }
 
@@ -379,7 +312,7 @@ fn complete(visited: Option<io::Result<()>>) -> io::Result<()> {
 
 /// Whether a file has just the content that `write` would write.
 fn is_same(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) -> Result<bool, Error> {
-    let Some(file) = disk::open(path, OFlags::empty())? else { return Ok(false) };
+    let Some(file) = files::open(path, OFlags::empty())? else { return Ok(false) };
     let mut old = Compared { old: BufReader::new(file), differs: false };
     match write(&mut old) {
         Err(_) if old.differs => Ok(false),
@@ -406,15 +339,6 @@ impl<R: io::Read> Write for Compared<R> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-pub(in crate::store) fn looks_of(path: &Path) -> Option<Vec<u8>> {
-    let of = |metadata: &Metadata| {
-        let numbers = [metadata.ino(), metadata.len(), metadata.mtime().cast_unsigned()];
-        let nanoseconds = metadata.mtime_nsec().to_be_bytes();
-        numbers.iter().flat_map(|number| number.to_be_bytes()).chain(nanoseconds).collect()
-    };
-    fs::metadata(path).ok().filter(Metadata::is_file).as_ref().map(of)
 }
 
 /// From a layout up to the data folder and down to its blobs.

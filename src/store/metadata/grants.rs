@@ -13,13 +13,8 @@
 //! until it is proven again. One that stands is written anew when it is first used, so that it goes on standing when
 //! another registry comes to hold the same.
 
-use crate::oci::{Digest, Registry, Repo, Speaker};
-use crate::store::blobs::open_files::Whose;
-use crate::store::metadata::Ledger;
-use crate::store::metadata::index::Index;
-use crate::store::metadata::records::{Grant, GrantFile, ManifestRecord, Proof};
-use crate::store::metadata::refs::Ref;
-use crate::store::{Error, Store};
+use crate::oci::{Registry, Speaker};
+use crate::store::metadata::records::{Grant, Proof};
 
 /// What one registry holds of a digest, by the grants of all its repositories.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +61,11 @@ impl Holding {
         Self(self.0 | other.0)
     }
 
+    /// Whether any of it was fetched with a login of this berth's own, or perhaps so.
+    pub(in crate::store) fn is_by_own_login(self) -> bool {
+        self.has(Self::OWN_LOGIN)
+    }
+
     fn has(self, flags: u8) -> bool {
         self.0 & flags != 0
     }
@@ -79,7 +79,7 @@ impl Holding {
 pub(in crate::store) type Holdings = Vec<(Registry, Holding)>;
 
 /// Whether grants of earlier berths are believed: not where several registries hold what came with a credential.
-fn unproven_stand(holdings: &Holdings) -> bool {
+pub(in crate::store) fn unproven_stand(holdings: &Holdings) -> bool {
     let is_private = |(_, holding): &(Registry, Holding)| {
         holding.has(Holding::PRIVATE | Holding::PRIVATE_UNPROVEN | Holding::OWN_LOGIN)
     };
@@ -87,12 +87,12 @@ fn unproven_stand(holdings: &Holdings) -> bool {
 }
 
 /// Whether somebody has proven that it is for everybody.
-fn is_sent_publicly(holdings: &Holdings) -> bool {
+pub(in crate::store) fn is_sent_publicly(holdings: &Holdings) -> bool {
     holdings.iter().any(|(_, holding)| holding.has(Holding::PUBLIC))
 }
 
 /// Whether every repository may be served it.
-fn is_public(holdings: &Holdings) -> bool {
+pub(in crate::store) fn is_public(holdings: &Holdings) -> bool {
     is_sent_publicly(holdings)
         || unproven_stand(holdings)
             && holdings.iter().any(|(_, holding)| holding.has(Holding::PUBLIC_UNPROVEN))
@@ -101,7 +101,7 @@ fn is_public(holdings: &Holdings) -> bool {
 /// Whether a claim that `speaker` makes for one of `registries`, which are one, is a proof for that repository: what the
 /// registry holds it may show to more of its repositories. A parent does not vouch for what came with a login of this
 /// berth's own, nor a fallback for anything.
-fn is_vouched(holdings: &Holdings, registries: &[Registry], speaker: Speaker) -> bool {
+pub(in crate::store) fn is_vouched(holdings: &Holdings, registries: &[Registry], speaker: Speaker) -> bool {
     let own = holdings.iter().filter(|(registry, _)| registries.contains(registry));
     let held = own.fold(Holding::default(), |all, (_, holding)| all.and(*holding));
     match speaker {
@@ -120,179 +120,6 @@ pub(in crate::store) fn merged(old: Grant, new: Grant) -> Grant {
     let sent = [old, new].into_iter().filter(|grant| grant.proof == Some(Proof::Sent));
     let speaker = sent.map(|grant| grant.speaker).find(|speaker| *speaker != Speaker::Parent);
     Grant { public, proof: old.proof.max(new.proof), speaker: speaker.unwrap_or(new.speaker) }
-}
-
-impl Store {
-    /// Whether a repository may be served a digest: granted to it, or public.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.granted(&repo, &digest)).await
-    }
-
-    /// Whether a repository was granted a digest for itself alone, and nobody has it publicly.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.is_private(&repo, &digest)).await
-    }
-
-    /// Lets a repository be served a digest, and if that is public, every other too. Public once, it stays so.
-    /// Durable when this returns; cheap if it was granted already.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<(), Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.grant(&repo, &digest, grant)).await
-    }
-
-    /// Whether it proves a repository's right to what is stored if `speaker` says that it is there, for one of
-    /// `registries`, which are one: see the module `grants`. False also where that is not known.
-    pub async fn is_vouched(&self, registries: &[Registry], digest: &Digest, speaker: Speaker) -> bool {
-        let (registries, digest) = (registries.to_vec(), *digest);
-        self.ask(move |ledger| ledger.is_vouched(&registries, &digest, speaker)).await
-    }
-}
-
-impl Index {
-    /// Whether every repository may be served a digest.
-    pub(in crate::store) fn is_public(&self, digest: &Digest) -> bool {
-        let Some(holdings) = self.holdings(digest) else { return false };
-        // As long as not all is known, another registry may hold it too.
-        is_sent_publicly(&holdings) || self.is_complete() && is_public(&holdings)
-    }
-}
-
-impl Ledger {
-    /// Whether `repo` may be served `digest`: its own, or public anywhere.
-    pub(in crate::store) fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let stands = self.own_grant_stands(repo, digest)?;
-        let whose = if self.index.is_public(digest) {
-            Whose::Public
-        } else if stands {
-            Whose::Repo(repo)
-        } else {
-            return Ok(false);
-        };
-        self.opened.grant(digest, whose);
-        Ok(true)
-    }
-
-    fn own_grant_stands(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let Some(grant) = self.known_grant(repo, digest)? else { return Ok(false) };
-        if grant.proof.is_some() {
-            return Ok(true);
-        }
-        if !unproven_stand(&self.holdings(digest)?) {
-            return Ok(false);
-        }
-        let kept = Grant { proof: Some(Proof::Kept), ..grant };
-        if let Err(error) = self.grant(repo, digest, kept) {
-            // It stands all the same, as long as nobody else comes to hold this.
-            tracing::debug!(%repo, %digest, %error, "cannot write an earlier grant anew");
-        }
-        Ok(true)
-    }
-
-    fn known_grant(&self, repo: &Repo, digest: &Digest) -> Result<Option<Grant>, Error> {
-        match self.index.grant(repo, digest) {
-            Some(grant) => Ok(Some(grant)),
-            None => self.own_grant(repo, digest),
-        }
-    }
-
-    /// Whether `repo` has this from an upstream that knew who asks, and nobody has it publicly.
-    pub(in crate::store) fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        if self.index.is_public(digest) {
-            return Ok(false);
-        }
-        Ok(self.known_grant(repo, digest)?.is_some_and(|grant| !grant.public))
-    }
-
-    /// Whether what `speaker` says for one of `registries`, which are one, proves a repository's right to what is stored.
-    pub(in crate::store) fn is_vouched(
-        &self,
-        registries: &[Registry],
-        digest: &Digest,
-        speaker: Speaker,
-    ) -> bool {
-        let holdings = self.index.holdings(digest);
-        holdings.is_some_and(|holdings| is_vouched(&holdings, registries, speaker))
-    }
-
-    /// Grants for good. Where the index or, under the lock, a file says so already, that is durable.
-    pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<(), Error> {
-        let grant = self.believed(digest, grant);
-        if self.index.grant(repo, digest).is_some_and(|have| merged(have, grant) == have) {
-            return Ok(());
-        }
-        let _guard = self.lock(repo);
-        let have = self.own_grant_unlocked(repo, digest)?;
-        let all = have.map_or(grant, |have| merged(have, grant));
-        if have != Some(all) {
-            self.refs.write(repo, Ref::Blob(digest), &GrantFile::new(all, &repo.registry))?;
-        }
-        self.index.put_grant(repo, digest, all);
-        self.note_ref();
-        Ok(())
-    }
-
-    /// A grant as far as it is believed: a parent does not make public what came with a login of this berth's own.
-    pub(in crate::store) fn believed(&self, digest: &Digest, grant: Grant) -> Grant {
-        if !grant.public || grant.speaker != Speaker::Parent {
-            return grant;
-        }
-        let holdings = self.index.holdings(digest).unwrap_or_default();
-        let has_own_login = holdings.iter().any(|(_, holding)| holding.has(Holding::OWN_LOGIN));
-        Grant { public: !has_own_login, ..grant }
-    }
-
-    /// What this repository's files say of its right to a digest, put into the index.
-    fn own_grant(&self, repo: &Repo, digest: &Digest) -> Result<Option<Grant>, Error> {
-        if !self.refs.exists(repo, Ref::Blob(digest)) && !self.refs.exists(repo, Ref::Manifest(digest)) {
-            return Ok(None);
-        }
-        let _guard = self.lock(repo);
-        let grant = self.own_grant_unlocked(repo, digest)?;
-        if let Some(grant) = grant {
-            self.index.put_grant(repo, digest, grant);
-        }
-        Ok(grant)
-    }
-
-    fn own_grant_unlocked(&self, repo: &Repo, digest: &Digest) -> Result<Option<Grant>, Error> {
-        let as_blob = self.refs.read::<Grant>(repo, Ref::Blob(digest))?;
-        let as_manifest = self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))?;
-        let as_manifest = as_manifest.map(|record| record.grant());
-        Ok(match (as_blob, as_manifest) {
-            (Some(blob), Some(manifest)) => Some(merged(blob, manifest)),
-            (blob, manifest) => blob.or(manifest),
-        })
-    }
-
-    /// What each registry holds of a digest; from the files where the index does not know it all.
-    fn holdings(&self, digest: &Digest) -> Result<Holdings, Error> {
-        if self.index.is_complete()
-            && let Some(holdings) = self.index.holdings(digest)
-        {
-            return Ok(holdings);
-        }
-        let mut holdings = Holdings::new();
-        for repo in self.refs.repositories()? {
-            let Some(grant) = self.own_grant_unlocked(&repo, digest)? else { continue };
-            let holding = Holding::of(grant);
-            match holdings.iter_mut().find(|(registry, _)| *registry == repo.registry) {
-                Some((_, held)) => *held = held.and(holding),
-                None => holdings.push((repo.registry, holding)),
-            }
-        }
-        Ok(holdings)
-    }
 }
 
 #[cfg(test)]

@@ -14,15 +14,19 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::clock::unix_seconds;
 use crate::oci::{Algorithm, Digest, Repo, Tag};
-use crate::store::metadata::Ledger;
+use crate::store::disk::files;
+use crate::store::error::Error;
+use crate::store::metadata::Metadata;
 use crate::store::metadata::grants::merged;
-use crate::store::metadata::index::Entry;
+use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::progress::Progress;
 use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord};
-use crate::store::metadata::refs::{Kind, Ref};
-use crate::store::{Error, disk};
+use crate::store::metadata::refs::{Ref, RefKind};
+use crate::sync::lock;
 
 /// File times are coarser than the clock, and set by it some time before a write is done.
 const CLOCK_GRAIN_SECONDS: u64 = 5;
@@ -87,7 +91,30 @@ impl Unchanged {
     }
 }
 
-impl Ledger {
+/// Brings the index in line with the files, one pass at a time.
+pub(in crate::store) struct Reconciler {
+    metadata: Arc<Metadata>,
+    /// How far a pass over all files is.
+    progress: Progress,
+    /// Held during a pass.
+    passing: Mutex<()>,
+}
+
+impl Reconciler {
+    pub(in crate::store) fn new(metadata: Arc<Metadata>) -> Self {
+        Self { metadata, progress: Progress::default(), passing: Mutex::default() }
+    }
+
+    /// Waits until no other pass is under way, and keeps others from beginning.
+    pub(in crate::store) fn begin_pass(&self) -> MutexGuard<'_, ()> {
+        lock(&self.passing)
+    }
+
+    /// How far a pass over all files is, from 0 to 1; 1 if there is none.
+    pub(in crate::store) fn ratio(&self) -> f64 {
+        self.progress.ratio()
+    }
+
     /// Compares everything once. `stop` ends it early, without harm.
     pub(in crate::store) fn reconcile(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
         if trust == Trust::Nothing {
@@ -100,9 +127,9 @@ impl Ledger {
 
     fn compare(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
         let (mut summary, mut unchanged) = (Summary::default(), Unchanged::default());
-        let (mut blobs, mut is_any_changed, root) = (0, false, self.disk.root());
+        let (mut blobs, mut is_any_changed, root) = (0, false, self.metadata.root());
         for algorithm in Algorithm::ALL {
-            if trust.covers_all(&self.blobs.folder(algorithm), root) {
+            if trust.covers_all(&self.metadata.blobs().folder(algorithm), root) {
                 unchanged.blobs.insert(algorithm);
             } else {
                 is_any_changed = true;
@@ -110,12 +137,14 @@ impl Ledger {
             }
         }
         // All that were found are in the index by now: if it has no more, none of its is missing.
-        if unchanged.blobs.is_empty() && blobs >= self.index.blob_count() {
+        if unchanged.blobs.is_empty() && blobs >= self.metadata.index().blob_count() {
             unchanged.blobs.extend(Algorithm::ALL);
         }
-        for repo in self.refs.repositories()? {
-            if Kind::ALL.iter().all(|kind| trust.covers_all(&self.refs.folder(&repo, *kind), root))
-                && self.index.knows(&repo)
+        for repo in self.metadata.refs().repositories()? {
+            if RefKind::ALL
+                .iter()
+                .all(|kind| trust.covers_all(&self.metadata.refs().folder(&repo, *kind), root))
+                && self.metadata.index().knows(&repo)
             {
                 unchanged.repos.insert(repo);
                 continue;
@@ -130,13 +159,13 @@ impl Ledger {
             return Ok(summary);
         }
         // A list is whole from here on, and cannot become less so.
-        self.index.set_complete(true);
-        if !is_any_changed && self.index.repo_count() == unchanged.repos.len() {
+        self.metadata.index().set_complete(true);
+        if !is_any_changed && self.metadata.index().repo_count() == unchanged.repos.len() {
             return Ok(summary);
         }
         let is_there =
             |entry: &Entry| unchanged.has(entry) || stop.load(Ordering::Relaxed) || self.is_there(entry);
-        for entry in self.index.missing(&is_there) {
+        for entry in self.metadata.index().missing(&is_there) {
             summary.removed += usize::from(self.unlearn(&entry));
         }
         Ok(summary)
@@ -146,20 +175,20 @@ impl Ledger {
     fn count_files(&self, stop: &AtomicBool) -> Result<u64, Error> {
         let mut count = 0;
         for algorithm in Algorithm::ALL {
-            count += disk::names(&self.blobs.folder(algorithm))?.count() as u64;
+            count += files::names(&self.metadata.blobs().folder(algorithm))?.count() as u64;
         }
-        for repo in self.refs.repositories()? {
+        for repo in self.metadata.refs().repositories()? {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            count += self.refs.count(&repo)?;
+            count += self.metadata.refs().count(&repo)?;
         }
         Ok(count)
     }
 
     fn learn_blobs(&self, algorithm: Algorithm, seen: &mut u64, stop: &AtomicBool) -> Result<usize, Error> {
         let mut added = 0;
-        for name in disk::names(&self.blobs.folder(algorithm))? {
+        for name in files::names(&self.metadata.blobs().folder(algorithm))? {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
@@ -167,11 +196,11 @@ impl Ledger {
             let Some(digest) = name?.to_str().and_then(|hex| Digest::from_hex(algorithm, hex)) else {
                 continue;
             };
-            if self.index.has_blob(&digest) {
+            if self.metadata.index().has_blob(&digest) {
                 *seen += 1;
-            } else if let Some((size, modified_at)) = self.blobs.size_and_time(&digest) {
+            } else if let Some((size, modified_at)) = self.metadata.blobs().size_and_time(&digest) {
                 // When it came: of times of use nothing is left, and "now" would keep all from being evicted.
-                self.index.put_blob(&digest, size, modified_at.min(unix_seconds()));
+                self.metadata.index().put_blob(&digest, size, modified_at.min(unix_seconds()));
                 added += 1;
                 *seen += 1;
             }
@@ -180,38 +209,38 @@ impl Ledger {
     }
 
     fn learn_repository(&self, repo: &Repo, trust: Trust, stop: &AtomicBool) -> Result<usize, Error> {
-        self.index.put_repo(repo);
-        let trusts = |kind| trust.covers(&self.refs.folder(repo, kind));
+        self.metadata.index().put_repo(repo);
+        let trusts = |kind| trust.covers(&self.metadata.refs().folder(repo, kind));
         let goes_on = || {
             self.progress.step();
             !stop.load(Ordering::Relaxed)
         };
         let mut added = 0;
-        let trusts_tags = trusts(Kind::Tags);
-        self.refs.each_tag(repo, &mut |tag| {
+        let trusts_tags = trusts(RefKind::Tags);
+        self.metadata.refs().each_tag(repo, &mut |tag| {
             added += usize::from(self.learn_tag(repo, &tag, trusts_tags)?);
             Ok(goes_on())
         })?;
-        let trusts_manifests = trusts(Kind::Manifests);
-        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
+        let trusts_manifests = trusts(RefKind::Manifests);
+        self.metadata.refs().each_digest(repo, RefKind::Manifests, &mut |digest| {
             added += usize::from(self.learn_manifest(repo, &digest, trusts_manifests)?);
             Ok(goes_on())
         })?;
-        let trusts_grants = trusts(Kind::Blobs);
-        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
-            let old = self.index.grant(repo, &digest);
+        let trusts_grants = trusts(RefKind::Blobs);
+        self.metadata.refs().each_digest(repo, RefKind::Blobs, &mut |digest| {
+            let old = self.metadata.index().grant(repo, &digest);
             if !(old.is_some() && trusts_grants)
-                && let Some(grant) = self.refs.read::<Grant>(repo, Ref::Blob(&digest))?
+                && let Some(grant) = self.metadata.refs().read::<Grant>(repo, Ref::Blob(&digest))?
             {
                 // Its manifests have been learned by now.
-                let manifest = self.index.manifest(repo, &digest);
+                let manifest = self.metadata.index().manifest(repo, &digest);
                 let all = manifest.map_or(grant, |record| merged(grant, record.grant()));
                 added += usize::from(old != Some(all));
-                self.index.put_grant(repo, &digest, all);
+                self.metadata.index().put_grant(repo, &digest, all);
             }
             Ok(goes_on())
         })?;
-        self.refs.each_digest(repo, Kind::Referrers, &mut |digest| {
+        self.metadata.refs().each_digest(repo, RefKind::Referrers, &mut |digest| {
             added += usize::from(self.learn_referrers(repo, &digest));
             Ok(goes_on())
         })?;
@@ -220,55 +249,59 @@ impl Ledger {
 
     /// A list is as long as its file, and as old: nothing else of it is to be known.
     fn learn_referrers(&self, repo: &Repo, digest: &Digest) -> bool {
-        let _guard = self.lock(repo);
-        let Some((bytes, modified_at)) = self.refs.size_and_time(repo, Ref::Referrers(digest)) else {
+        let _guard = self.metadata.lock(repo);
+        let Some((bytes, modified_at)) = self.metadata.refs().size_and_time(repo, Ref::Referrers(digest))
+        else {
             return false;
         };
-        let is_news = self.index.referrers(repo, digest) != Some(bytes);
+        let is_news = self.metadata.index().referrers(repo, digest) != Some(bytes);
         if is_news {
-            self.index.put_referrers(repo, digest, bytes, modified_at.min(unix_seconds()));
+            self.metadata.index().put_referrers(repo, digest, bytes, modified_at.min(unix_seconds()));
         }
         is_news
     }
 
     fn learn_tag(&self, repo: &Repo, tag: &Tag, trusts: bool) -> Result<bool, Error> {
-        let old = self.index.tag(repo, tag);
+        let old = self.metadata.index().tag(repo, tag);
         if old.is_some() && trusts {
             return Ok(false);
         }
-        let _guard = self.lock(repo);
-        let Some(record) = self.refs.read::<TagRecord>(repo, Ref::Tag(tag))? else { return Ok(false) };
+        let _guard = self.metadata.lock(repo);
+        let Some(record) = self.metadata.refs().read::<TagRecord>(repo, Ref::Tag(tag))? else {
+            return Ok(false);
+        };
         // The index may know of a later check of the same tag than the file does.
         let is_news = old.is_none_or(|old| TagRecord { checked_at: record.checked_at, ..old } != record);
         if is_news {
-            self.index.put_tag(repo, tag, &record);
+            self.metadata.index().put_tag(repo, tag, &record);
         }
         Ok(is_news)
     }
 
     fn learn_manifest(&self, repo: &Repo, digest: &Digest, trusts: bool) -> Result<bool, Error> {
-        let old = self.index.manifest(repo, digest);
-        if old.is_some() && trusts && self.index.grant(repo, digest).is_some() {
+        let old = self.metadata.index().manifest(repo, digest);
+        if old.is_some() && trusts && self.metadata.index().grant(repo, digest).is_some() {
             return Ok(false);
         }
-        let _guard = self.lock(repo);
-        let Some(record) = self.refs.read::<ManifestRecord>(repo, Ref::Manifest(digest))? else {
+        let _guard = self.metadata.lock(repo);
+        let Some(record) = self.metadata.refs().read::<ManifestRecord>(repo, Ref::Manifest(digest))? else {
             return Ok(false);
         };
         // Also where nothing differs: the grant, and that it is public, are records of their own.
-        self.index.put_manifest(repo, digest, &record);
+        self.metadata.index().put_manifest(repo, digest, &record);
         Ok(old.as_ref() != Some(&record))
     }
 
     fn is_there(&self, entry: &Entry) -> bool {
         match entry {
-            Entry::Blob(digest) => self.blobs.size(digest).is_some(),
-            Entry::Repo(repo) => self.refs.knows(repo),
-            Entry::Tag(repo, tag) => self.refs.exists(repo, Ref::Tag(tag)),
-            Entry::Manifest(repo, digest) => self.refs.exists(repo, Ref::Manifest(digest)),
-            Entry::Referrers(repo, digest) => self.refs.exists(repo, Ref::Referrers(digest)),
+            Entry::Blob(digest) => self.metadata.blobs().size(digest).is_some(),
+            Entry::Repo(repo) => self.metadata.refs().knows(repo),
+            Entry::Tag(repo, tag) => self.metadata.refs().exists(repo, Ref::Tag(tag)),
+            Entry::Manifest(repo, digest) => self.metadata.refs().exists(repo, Ref::Manifest(digest)),
+            Entry::Referrers(repo, digest) => self.metadata.refs().exists(repo, Ref::Referrers(digest)),
             Entry::Grant(repo, digest) => {
-                self.refs.exists(repo, Ref::Blob(digest)) || self.refs.exists(repo, Ref::Manifest(digest))
+                self.metadata.refs().exists(repo, Ref::Blob(digest))
+                    || self.metadata.refs().exists(repo, Ref::Manifest(digest))
             }
         }
     }
@@ -280,31 +313,12 @@ impl Ledger {
             | Entry::Tag(repo, _)
             | Entry::Manifest(repo, _)
             | Entry::Grant(repo, _)
-            | Entry::Referrers(repo, _) => Some(self.lock(repo)),
+            | Entry::Referrers(repo, _) => Some(self.metadata.lock(repo)),
         };
         let is_gone = !self.is_there(entry);
         if is_gone {
-            self.index.remove(entry);
+            self.metadata.index().remove(entry);
         }
         is_gone
-    }
-
-    /// Whether any fact of a repository is public, from the files.
-    pub(in crate::store) fn is_any_public(&self, repo: &Repo) -> Result<bool, Error> {
-        let mut is_public = false;
-        self.refs.each_digest(repo, Kind::Manifests, &mut |digest| {
-            let record: Option<ManifestRecord> = self.refs.read(repo, Ref::Manifest(&digest))?;
-            is_public |= record.is_some_and(|record| record.public);
-            Ok(!is_public)
-        })?;
-        self.refs.each_digest(repo, Kind::Blobs, &mut |digest| {
-            is_public |= self.refs.read(repo, Ref::Blob(&digest))?.is_some_and(|grant: Grant| grant.public);
-            Ok(!is_public)
-        })?;
-        self.refs.each_tag(repo, &mut |tag| {
-            is_public |= self.refs.read(repo, Ref::Tag(&tag))?.is_some_and(|record: TagRecord| record.public);
-            Ok(!is_public)
-        })?;
-        Ok(is_public)
     }
 }

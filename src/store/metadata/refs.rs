@@ -22,9 +22,10 @@ use serde::de::DeserializeOwned;
 
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Registry, Repo, RepoName, Tag};
-use crate::store::Error;
-use crate::store::disk::{self, Disk, Look};
-use crate::store::metadata::records::{decode, encode};
+use crate::store::disk::files;
+use crate::store::disk::{Disk, FileMode};
+use crate::store::error::Error;
+use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord, decode, encode};
 
 /// The largest record is a list of referrers: as large as a manifest, written as a JSON string, whose escapes
 /// can double it.
@@ -43,21 +44,22 @@ pub(in crate::store) enum Ref<'a> {
 
 /// A folder of facts.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store) enum Kind {
+pub(in crate::store) enum RefKind {
     Tags,
     Manifests,
     Blobs,
     Referrers,
 }
 
-impl Kind {
+impl RefKind {
     pub(in crate::store) const ALL: [Self; 4] = [Self::Tags, Self::Manifests, Self::Blobs, Self::Referrers];
 }
 
 /// What is done with each of many; false ends it.
 pub(in crate::store) type Visit<'a, T> = &'a mut dyn FnMut(T) -> Result<bool, Error>;
 
-/// The ref files of all repositories.
+/// The ref files of all repositories. Clones are of the same files.
+#[derive(Clone)]
 pub(in crate::store) struct Refs {
     disk: Arc<Disk>,
 }
@@ -73,22 +75,32 @@ impl Refs {
         registry.join(repo.name.as_str()).join(LAYOUT)
     }
 
+    /// The file of a repository's layout that other tools read.
+    pub(in crate::store) fn index_json(&self, repo: &Repo) -> PathBuf {
+        self.layout(repo).join("index.json")
+    }
+
+    /// How large that file is; none has no bytes.
+    pub(in crate::store) fn index_json_bytes(&self, repo: &Repo) -> u64 {
+        fs::metadata(self.index_json(repo)).map_or(0, |metadata| metadata.len())
+    }
+
     /// The folder of one kind of facts.
-    pub(in crate::store) fn folder(&self, repo: &Repo, kind: Kind) -> PathBuf {
+    pub(in crate::store) fn folder(&self, repo: &Repo, kind: RefKind) -> PathBuf {
         self.layout(repo).join(match kind {
-            Kind::Tags => "refs/tags",
-            Kind::Manifests => "refs/manifests",
-            Kind::Blobs => "refs/blobs",
-            Kind::Referrers => "refs/referrers",
+            RefKind::Tags => "refs/tags",
+            RefKind::Manifests => "refs/manifests",
+            RefKind::Blobs => "refs/blobs",
+            RefKind::Referrers => "refs/referrers",
         })
     }
 
     pub(in crate::store) fn path(&self, repo: &Repo, of: Ref<'_>) -> PathBuf {
         match of {
-            Ref::Tag(tag) => self.folder(repo, Kind::Tags).join(tag.as_str()),
-            Ref::Manifest(digest) => self.folder(repo, Kind::Manifests).join(digest.file_name()),
-            Ref::Blob(digest) => self.folder(repo, Kind::Blobs).join(digest.file_name()),
-            Ref::Referrers(digest) => self.folder(repo, Kind::Referrers).join(digest.file_name()),
+            Ref::Tag(tag) => self.folder(repo, RefKind::Tags).join(tag.as_str()),
+            Ref::Manifest(digest) => self.folder(repo, RefKind::Manifests).join(digest.file_name()),
+            Ref::Blob(digest) => self.folder(repo, RefKind::Blobs).join(digest.file_name()),
+            Ref::Referrers(digest) => self.folder(repo, RefKind::Referrers).join(digest.file_name()),
         }
     }
 
@@ -99,7 +111,7 @@ impl Refs {
         of: Ref<'_>,
     ) -> Result<Option<T>, Error> {
         let path = self.path(repo, of);
-        let Some(content) = disk::read(&path, REF_BYTES_MAX)? else { return Ok(None) };
+        let Some(content) = files::read(&path, REF_BYTES_MAX)? else { return Ok(None) };
         let record = decode(&content);
         if record.is_none() {
             tracing::warn!(path = %path.display(), "unreadable ref ignored");
@@ -114,14 +126,14 @@ impl Refs {
         of: Ref<'_>,
         record: &T,
     ) -> Result<(), Error> {
-        self.disk.replace(&self.path(repo, of), &encode(record), Look::PLAIN)
+        self.disk.replace(&self.path(repo, of), &encode(record), FileMode::PLAIN)
     }
 
     /// Takes a fact back. Not synced: after a power loss it may be there again, and says nothing wrong.
     pub(in crate::store) fn remove(&self, repo: &Repo, of: Ref<'_>) {
         let path = self.path(repo, of);
         if let Err(error) = fs::remove_file(&path)
-            && !disk::is_absent(&error)
+            && !files::is_absent(&error)
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove what is said of evicted content");
         }
@@ -129,8 +141,8 @@ impl Refs {
 
     /// Whether nothing is said of a repository any more.
     pub(in crate::store) fn is_empty(&self, repo: &Repo) -> Result<bool, Error> {
-        for kind in Kind::ALL {
-            if let Some(name) = disk::names(&self.folder(repo, kind))?.next() {
+        for kind in RefKind::ALL {
+            if let Some(name) = files::names(&self.folder(repo, kind))?.next() {
                 return name.map(|_| false);
             }
         }
@@ -140,7 +152,9 @@ impl Refs {
     /// Removes the folders of a repository of which nothing is left, and those above it that become empty.
     pub(in crate::store) fn clear(&self, repo: &Repo) {
         let layout = self.layout(repo);
-        for folder in Kind::ALL.map(|kind| self.folder(repo, kind)).into_iter().chain([layout.join("refs")]) {
+        for folder in
+            RefKind::ALL.map(|kind| self.folder(repo, kind)).into_iter().chain([layout.join("refs")])
+        {
             let _ = fs::remove_dir(folder);
         }
         let root = self.disk.root().join("repos");
@@ -180,14 +194,14 @@ impl Refs {
 
     /// A repository's tags one by one, in no order, for as long as `visit` returns true: there may be many.
     pub(in crate::store) fn each_tag(&self, repo: &Repo, visit: Visit<'_, Tag>) -> Result<(), Error> {
-        self.each(repo, Kind::Tags, |name| Tag::parse(name).ok(), visit)
+        self.each(repo, RefKind::Tags, |name| Tag::parse(name).ok(), visit)
     }
 
     /// The digests that a repository has facts of one kind about, in the same way.
     pub(in crate::store) fn each_digest(
         &self,
         repo: &Repo,
-        kind: Kind,
+        kind: RefKind,
         visit: Visit<'_, Digest>,
     ) -> Result<(), Error> {
         self.each(repo, kind, Digest::from_file_name, visit)
@@ -196,11 +210,11 @@ impl Refs {
     fn each<T>(
         &self,
         repo: &Repo,
-        kind: Kind,
+        kind: RefKind,
         parse: fn(&str) -> Option<T>,
         visit: Visit<'_, T>,
     ) -> Result<(), Error> {
-        for name in disk::names(&self.folder(repo, kind))? {
+        for name in files::names(&self.folder(repo, kind))? {
             if let Some(item) = name?.to_str().and_then(parse)
                 && !visit(item)?
             {
@@ -213,10 +227,29 @@ impl Refs {
     /// How many files of facts a repository has, whatever they are.
     pub(in crate::store) fn count(&self, repo: &Repo) -> Result<u64, Error> {
         let mut count = 0;
-        for kind in Kind::ALL {
-            count += disk::names(&self.folder(repo, kind))?.count() as u64;
+        for kind in RefKind::ALL {
+            count += files::names(&self.folder(repo, kind))?.count() as u64;
         }
         Ok(count)
+    }
+
+    /// Whether any fact of a repository is public, from the files.
+    pub(in crate::store) fn is_any_public(&self, repo: &Repo) -> Result<bool, Error> {
+        let mut is_public = false;
+        self.each_digest(repo, RefKind::Manifests, &mut |digest| {
+            let record: Option<ManifestRecord> = self.read(repo, Ref::Manifest(&digest))?;
+            is_public |= record.is_some_and(|record| record.public);
+            Ok(!is_public)
+        })?;
+        self.each_digest(repo, RefKind::Blobs, &mut |digest| {
+            is_public |= self.read(repo, Ref::Blob(&digest))?.is_some_and(|grant: Grant| grant.public);
+            Ok(!is_public)
+        })?;
+        self.each_tag(repo, &mut |tag| {
+            is_public |= self.read(repo, Ref::Tag(&tag))?.is_some_and(|record: TagRecord| record.public);
+            Ok(!is_public)
+        })?;
+        Ok(is_public)
     }
 
     /// Whether there is a layout for the repository, be it another tool's.
@@ -228,7 +261,7 @@ impl Refs {
     pub(in crate::store) fn repositories(&self) -> Result<Vec<Repo>, Error> {
         let root = self.disk.root().join("repos");
         let mut found = Vec::new();
-        for folder in disk::list(&root)? {
+        for folder in files::list(&root)? {
             let Some(registry) = folder.to_str().and_then(Registry::from_folder) else { continue };
             walk(&root.join(&folder), &registry, &mut found)?;
         }
@@ -242,7 +275,7 @@ fn walk(registry_folder: &Path, registry: &Registry, found: &mut Vec<Repo>) -> R
     let mut waiting = vec![String::new()];
     while let Some(name) = waiting.pop() {
         let folder = registry_folder.join(&name);
-        for entry in disk::list(&folder)? {
+        for entry in files::list(&folder)? {
             let Some(entry_name) = entry.to_str() else { continue };
             // Links are not followed: they could lead in a circle.
             let is_folder = fs::symlink_metadata(folder.join(&entry)).is_ok_and(|entry| entry.is_dir());
@@ -269,7 +302,6 @@ fn walk(registry_folder: &Path, registry: &Registry, found: &mut Vec<Repo>) -> R
 mod tests {
     use super::*;
     use crate::oci::Algorithm;
-    use crate::store::metadata::records::Grant;
 
     fn grant(public: bool) -> Grant {
         Grant { public, proof: None, speaker: crate::oci::Speaker::Registry }
@@ -303,7 +335,7 @@ mod tests {
             seen.push(digest);
             Ok(true)
         };
-        refs.each_digest(&all[1], Kind::Blobs, &mut see).unwrap();
+        refs.each_digest(&all[1], RefKind::Blobs, &mut see).unwrap();
         assert_eq!(seen, [digest]);
         assert_eq!(refs.read(&all[1], Ref::Blob(&digest)).unwrap(), Some(grant(true)));
         assert_eq!(refs.read::<Grant>(&all[1], Ref::Manifest(&digest)).unwrap(), None);

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::store::eviction::plan::*;
+use super::*;
+use crate::store::eviction::plan::shares::Owner;
+use crate::store::eviction::plan::stock::{Item, Node};
 
 // === Cases
 

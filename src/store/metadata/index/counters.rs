@@ -2,17 +2,14 @@
 //!
 //! sled may lose records without a word, and reading all of them takes seconds for every million: too long for a
 //! start. So each record is counted as it comes and goes, the sums are noted when the index is closed, and behind
-//! every start [`Index::audit`] reads all there is and compares. It does so in small steps and in the order of the
+//! every start [`audit`](crate::store::metadata::index::database::Database::audit) reads all there is and compares. It does so in small steps and in the order of the
 //! keys; what changes meanwhile at a key that it has passed changes both sums, so the two agree to the record.
 
-use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
-use crate::store::metadata::index::{Index, Part, Tree, Trees, first_number, weight};
+use crate::store::metadata::index::part::{Part, first_number};
 use crate::sync::lock;
 
-/// Records read at a time: nobody else can put one into that tree meanwhile.
-const STEP_RECORDS: usize = 500;
 /// Of a sum as it is noted.
 const SUM_BYTES: usize = 16;
 
@@ -26,7 +23,7 @@ pub(in crate::store) struct Sum {
 /// The sum of a tree, and the recount that is under way.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Tally {
-    pub(in crate::store) sum: Sum,
+    sum: Sum,
     recount: Option<Recount>,
 }
 
@@ -68,11 +65,17 @@ impl Tally {
         }
     }
 
-    fn begin(&mut self) {
+    pub(in crate::store) fn sum(&self) -> Sum {
+        self.sum
+    }
+
+    /// Begins a recount.
+    pub(in crate::store) fn begin(&mut self) {
         self.recount = Some(Recount::default());
     }
 
-    fn count(&mut self, key: &[u8], bytes: u64) {
+    /// Counts one record of the recount.
+    pub(in crate::store) fn count(&mut self, key: &[u8], bytes: u64) {
         if let Some(recount) = &mut self.recount {
             recount.sum.replace(None, Some(bytes));
             recount.reached.clear();
@@ -80,8 +83,18 @@ impl Tally {
         }
     }
 
+    /// Ends a recount that did not come to its end.
+    pub(in crate::store) fn abandon(&mut self) {
+        self.recount = None;
+    }
+
+    /// The last key that a recount has counted.
+    pub(in crate::store) fn reached(&self) -> Option<&[u8]> {
+        Some(&self.recount.as_ref()?.reached)
+    }
+
     /// Believes what was counted. Returns whether that is news, if it was counted to the end.
-    fn end(&mut self) -> Option<bool> {
+    pub(in crate::store) fn end(&mut self) -> Option<bool> {
         let counted = self.recount.take()?.sum;
         let was_right = counted == self.sum;
         self.sum = counted;
@@ -89,85 +102,33 @@ impl Tally {
     }
 }
 
-impl Index {
-    /// Reads every record once, so that what is broken breaks now, and brings the sums in line. Returns whether
-    /// they were right, and so nothing was lost.
-    pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
-        let mut was_right = true;
-        for part in Part::ALL {
-            was_right &= self.recount(part, stop) == Some(true);
-        }
-        let others = self.with(|trees| {
-            for item in &trees.layout {
-                item?;
-            }
-            Ok(())
-        });
-        was_right && others.is_some()
+/// The tallies of all parts.
+#[derive(Default)]
+pub(in crate::store) struct Counters([Mutex<Tally>; Part::ALL.len()]);
+
+impl Counters {
+    /// The tally of a part, which nobody else changes meanwhile.
+    pub(in crate::store) fn of(&self, part: Part) -> MutexGuard<'_, Tally> {
+        lock(&self.0[part as usize])
     }
 
-    fn recount(&self, part: Part, stop: &AtomicBool) -> Option<bool> {
-        let tally = &self.tallies[part as usize];
-        lock(tally).begin();
-        let mut reached = Vec::new();
-        loop {
-            let mut tally = lock(tally);
-            let mut records = 0;
-            let step = self.with(|trees| {
-                let from = (Bound::Excluded(&*reached), Bound::Unbounded);
-                for item in trees.of(part).range::<&[u8], _>(from).take(STEP_RECORDS) {
-                    let (key, value) = item?;
-                    tally.count(&key, weight(part, &value));
-                    records += 1;
-                }
-                Ok(())
-            });
-            if step.is_none() || stop.load(Ordering::Relaxed) {
-                tally.recount = None;
-                return None;
-            }
-            if records < STEP_RECORDS {
-                return tally.end();
-            }
-            reached.clone_from(&tally.recount.as_ref()?.reached);
-        }
-    }
-
-    /// Notes the sums, for the next start.
-    pub(in crate::store) fn note_sums(&self) {
-        let sums: Vec<u8> = self.tallies.iter().flat_map(|tally| lock(tally).sum.to_bytes()).collect();
-        self.with(|trees| trees.meta.insert("sums", sums));
+    /// All sums, in the order of [`Part::ALL`].
+    pub(in crate::store) fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|tally| lock(tally).sum.to_bytes()).collect()
     }
 
     /// Begins with these sums.
     pub(in crate::store) fn set_sums(&self, sums: &[u8]) {
-        for (at, tally) in self.tallies.iter().enumerate() {
+        for (at, tally) in self.0.iter().enumerate() {
             let sum = sums.chunks(SUM_BYTES).nth(at).map_or_else(Sum::default, Sum::from_bytes);
             *lock(tally) = Tally { sum, recount: None };
         }
     }
 }
 
-impl Trees {
-    pub(in crate::store) fn of(&self, part: Part) -> &Tree {
-        match part {
-            Part::Blob => &self.blob,
-            Part::Grant => &self.grant,
-            Part::Holding => &self.holding,
-            Part::Tag => &self.tag,
-            Part::Manifest => &self.manifest,
-            Part::Repo => &self.repo,
-            Part::Referrers => &self.referrers,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::oci::{Algorithm, Digest};
 
     #[test]
     fn a_recount_agrees_whatever_changes_meanwhile() {
@@ -189,25 +150,5 @@ mod tests {
         assert_eq!((tally.end(), tally.end()), (Some(false), None));
         assert_eq!(tally.sum, Sum { records: 1, bytes: 1 });
         assert_eq!(Sum::from_bytes(&tally.sum.to_bytes()), tally.sum);
-    }
-
-    #[test]
-    fn lost_records_are_missed_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (index, _) = Index::open(&folder.path().join("index"), Arc::default());
-        let go_on = AtomicBool::new(false);
-        let digest = |number: u64| Digest::of(Algorithm::Sha256, &number.to_be_bytes());
-        for number in 0..2 * STEP_RECORDS as u64 {
-            index.put_blob(&digest(number), number, 0);
-        }
-        assert!(index.audit(&go_on));
-        index
-            .with(|trees| trees.blob.remove(crate::store::metadata::index::key::digest(&digest(700))))
-            .unwrap();
-        let before = index.used_bytes();
-        assert!(!index.audit(&go_on));
-        assert_eq!(index.used_bytes(), before - 700);
-        assert!(index.audit(&go_on));
-        assert!(!index.audit(&AtomicBool::new(true)), "not to the end");
     }
 }

@@ -1,25 +1,17 @@
-//! What eviction asks: everything at once, by short names; and what it takes out.
-//!
-//! A short name is the first 16 bytes of a key: the algorithm, and 15 bytes of the hash, which no two digests
-//! share. The trees are walked in the order of their keys, so short names come sorted.
+//! The index read as a whole, for eviction: everything at once, by short names. There may be millions of records, so they
+//! are shown and not handed out.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 
-use crate::clock::age;
 use crate::oci::{Digest, Repo, Tag};
-use crate::store::metadata::index::{Index, Part, first_number, key};
+use crate::store::metadata::index::blob_use::{BlobUse, ShortDigest, short_of_key};
+use crate::store::metadata::index::database::Database;
+use crate::store::metadata::index::key::{self, Entry};
+use crate::store::metadata::index::part::{Part, first_number, weight};
 use crate::store::metadata::records::{ManifestRecord, TagRecord, decode};
 
-/// A digest, as short as it can be told from all others.
-pub(in crate::store) type Short = u128;
-
-/// One blob as the index knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Known {
-    pub(in crate::store) size: u64,
-    pub(in crate::store) last_use: u64,
-    pub(in crate::store) first_use: u64,
-}
+pub(in crate::store) use crate::store::metadata::index::part::REPO_BYTES as REPO_ITSELF_BYTES;
 
 /// What some digests still mean to repositories.
 #[derive(Debug, Default)]
@@ -28,65 +20,74 @@ pub(in crate::store) struct Mentions {
     pub(in crate::store) tags: Vec<(Repo, Tag)>,
 }
 
-pub(in crate::store) fn short(digest: &Digest) -> Short {
-    short_of_key(&key::digest(digest)).unwrap_or_default()
+/// A tag, a manifest's record, a grant or a list of referrers.
+pub(in crate::store) struct SeenRef<'a> {
+    /// Stands for its name.
+    pub(in crate::store) id: u64,
+    pub(in crate::store) registry: &'a str,
+    /// Stands for its repository.
+    pub(in crate::store) repo_id: u64,
+    /// The content that it is about.
+    pub(in crate::store) about: ShortDigest,
+    /// Whether it is a name by which that is asked for, rather than what goes with it.
+    pub(in crate::store) is_root: bool,
+    pub(in crate::store) bytes: u64,
+    /// When it was last of use, as far as itself can tell, in seconds since 1970.
+    pub(in crate::store) used_at: u64,
 }
 
-pub(in crate::store) fn short_of_key(key: &[u8]) -> Option<Short> {
-    key.get(..16).and_then(|bytes| bytes.try_into().ok()).map(Short::from_be_bytes)
+fn id(part: Part, key: &[u8]) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((part as usize, key))
 }
 
-impl Known {
-    /// A record as it stands; one of an earlier berth lacks the first use.
-    pub(in crate::store) fn read(value: &[u8]) -> Self {
-        let number = |at: usize| value.get(at..).map(first_number);
-        let last_use = number(8).unwrap_or(0);
-        let first_use = number(16).filter(|_| value.len() >= 24).unwrap_or(last_use);
-        Self { size: first_number(value), last_use, first_use }
-    }
-
-    /// What is known after a use at `at`. No time that is noted lies ahead of `now`: of a use that was noted by a wrong
-    /// clock it is known only that it has been.
-    pub(in crate::store) fn used(old: Option<Self>, size: u64, at: u64, now: u64) -> Self {
-        let at = at.min(now);
-        let old = old.map(|old| old.believed(now));
-        let last_use = old.map_or(at, |old| old.last_use.max(at));
-        Self { size, last_use, first_use: old.map_or(at, |old| old.first_use) }
-    }
-
-    /// Whether a use was noted by a clock that was ahead.
-    pub(in crate::store) fn is_ahead(self, now: u64) -> bool {
-        [self.first_use, self.last_use].into_iter().any(|at| age(at, now).is_none())
-    }
-
-    /// The same with times that have been: a use at a time of the future counts as one of now.
-    pub(in crate::store) fn believed(self, now: u64) -> Self {
-        let last_use = self.last_use.min(now);
-        Self { last_use, first_use: self.first_use.min(last_use), ..self }
-    }
-
-    pub(in crate::store) fn write(self) -> [u8; 24] {
-        let mut value = [0; 24];
-        value[..8].copy_from_slice(&self.size.to_be_bytes());
-        value[8..16].copy_from_slice(&self.last_use.to_be_bytes());
-        value[16..].copy_from_slice(&self.first_use.to_be_bytes());
-        value
-    }
+/// Stands for a repository.
+pub(in crate::store) fn repo_id(repo: &Repo) -> u64 {
+    id(Part::Repo, &key::repo(repo))
 }
 
-impl Index {
-    /// What is known of a blob.
-    pub(in crate::store) fn known(&self, digest: &Digest) -> Option<Known> {
-        self.with(|trees| trees.blob.get(key::digest(digest)))?.map(|value| Known::read(&value))
+fn seen<'a>(part: Part, key: &'a [u8], value: &[u8]) -> Option<SeenRef<'a>> {
+    let (repo, rest) = key::split(key)?;
+    let (about, used_at) = match part {
+        Part::Tag => {
+            let record: TagRecord = decode(value)?;
+            (short_of_key(&key::digest(&record.digest))?, record.fetched_at.max(record.checked_at))
+        }
+        Part::Manifest => (short_of_key(rest)?, decode::<ManifestRecord>(value)?.fetched_at),
+        Part::Referrers => (short_of_key(rest)?, value.get(8..).map_or(0, first_number)),
+        Part::Grant => (short_of_key(rest)?, 0),
+        Part::Blob | Part::Holding | Part::Repo => return None,
+    };
+    Some(SeenRef {
+        id: id(part, key),
+        registry: key::registry(repo)?,
+        repo_id: id(Part::Repo, repo),
+        about,
+        is_root: matches!(part, Part::Tag | Part::Manifest),
+        bytes: weight(part, value),
+        used_at,
+    })
+}
+
+/// The trees that refs are in.
+const PARTS: [Part; 4] = [Part::Tag, Part::Manifest, Part::Grant, Part::Referrers];
+
+/// The index as a whole.
+pub(in crate::store) struct Inventory<'a> {
+    database: &'a Database,
+}
+
+impl<'a> Inventory<'a> {
+    pub(in crate::store) fn of(database: &'a Database) -> Self {
+        Self { database }
     }
 
     /// Shows every blob, sorted. Returns whether these were all.
-    pub(in crate::store) fn each_blob(&self, show: &mut dyn FnMut(Short, Known)) -> bool {
-        let done = self.with(|trees| {
-            for item in &trees.blob {
+    pub(in crate::store) fn each_blob(&self, show: &mut dyn FnMut(ShortDigest, BlobUse)) -> bool {
+        let done = self.database.with(|trees| {
+            for item in trees.of(Part::Blob) {
                 let (key, value) = item?;
                 if let Some(short) = short_of_key(&key) {
-                    show(short, Known::read(&value));
+                    show(short, BlobUse::read(&value));
                 }
             }
             Ok(())
@@ -94,51 +95,14 @@ impl Index {
         done.is_some()
     }
 
-    /// Puts times that have been in the place of those that a clock noted which was ahead: from `now` on these blobs
-    /// age like all others.
-    pub(in crate::store) fn put_uses(&self, blobs: &[Short], now: u64) {
-        for digest in blobs.iter().filter_map(|short| self.long(*short)) {
-            if let Some(known) = self.known(&digest) {
-                self.put_blob(&digest, known.size, now);
-            }
-        }
-    }
-
-    /// The blob of a short name.
-    pub(in crate::store) fn long(&self, short: Short) -> Option<Digest> {
-        let found =
-            self.with(|trees| trees.blob.scan_prefix(short.to_be_bytes()).keys().next().transpose())?;
-        key::to_digest(&found?)
-    }
-
-    /// Notes what a manifest refers to, and what it claims that to weigh.
-    pub(in crate::store) fn put_parts(&self, manifest: &Digest, claimed_bytes: u64, parts: &[Digest]) {
-        let mut value = claimed_bytes.to_be_bytes().to_vec();
-        value.extend(parts.iter().flat_map(|part| short(part).to_be_bytes()));
-        self.change(|trees| trees.parts.insert(key::digest(manifest), value));
-    }
-
-    /// What a manifest refers to, if that has been noted.
-    pub(in crate::store) fn parts(&self, manifest: &Digest) -> Option<Vec<Short>> {
-        let value = self.with(|trees| trees.parts.get(key::digest(manifest)))??;
-        Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
-    }
-
-    /// What a manifest claims its blobs to weigh, if that was noted.
-    pub(in crate::store) fn claimed(&self, manifest: &Digest) -> Option<u64> {
-        self.with(|trees| trees.parts.get(key::digest(manifest)))?.map(|value| first_number(&value))
-    }
-
-    /// Whether it is a manifest that refers to anything.
-    pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
-        self.with(|trees| trees.parts.contains_key(key::digest(manifest))) == Some(true)
-    }
-
     /// Shows what every manifest refers to and claims that to weigh, sorted. Returns whether these were all.
-    pub(in crate::store) fn each_parts(&self, show: &mut dyn FnMut(Short, u64, &[Short])) -> bool {
+    pub(in crate::store) fn each_parts(
+        &self,
+        show: &mut dyn FnMut(ShortDigest, u64, &[ShortDigest]),
+    ) -> bool {
         let mut parts = Vec::new();
-        let done = self.with(|trees| {
-            for item in &trees.parts {
+        let done = self.database.with(|trees| {
+            for item in trees.parts() {
                 let (key, value) = item?;
                 let Some(short) = short_of_key(&key) else { continue };
                 parts.clear();
@@ -151,9 +115,9 @@ impl Index {
     }
 
     /// Shows which registries hold which digests, in the order of these. Returns whether these were all.
-    pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, Short)) -> bool {
-        let done = self.with(|trees| {
-            for key in trees.holding.iter().keys() {
+    pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, ShortDigest)) -> bool {
+        let done = self.database.with(|trees| {
+            for key in trees.of(Part::Holding).iter().keys() {
                 let key = key?;
                 if let (Some(registry), Some(name)) = (key::holder(&key), short_of_key(&key)) {
                     show(registry, name);
@@ -167,12 +131,13 @@ impl Index {
     /// The manifests of which nobody has noted what they refer to, with their media types.
     pub(in crate::store) fn without_parts(&self) -> Option<Vec<(Digest, String)>> {
         let mut seen = HashSet::new();
-        self.with(|trees| {
+        self.database.with(|trees| {
             let mut found = Vec::new();
-            for item in &trees.manifest {
+            for item in trees.of(Part::Manifest) {
                 let (key, value) = item?;
                 let Some((_, digest)) = key::split(&key) else { continue };
-                let is_news = !trees.parts.contains_key(digest)? && trees.blob.contains_key(digest)?;
+                let is_news =
+                    !trees.parts().contains_key(digest)? && trees.of(Part::Blob).contains_key(digest)?;
                 if is_news
                     && let Some(digest) = key::to_digest(digest)
                     && seen.insert(digest)
@@ -185,34 +150,18 @@ impl Index {
         })
     }
 
-    /// Forgets what only the index says of these digests, which are gone.
-    pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
-        for digest in gone {
-            let key = key::digest(digest);
-            self.change(|trees| trees.parts.remove(&key));
-            self.forget_holdings(&key);
-        }
-    }
-
-    fn forget_holdings(&self, digest: &[u8]) {
-        let keys = self.with(|trees| trees.holding.scan_prefix(digest).keys().collect::<Result<Vec<_>, _>>());
-        for key in keys.unwrap_or_default() {
-            self.take(Part::Holding, &key);
-        }
-    }
-
     /// What refs still say of digests that are gone.
     pub(in crate::store) fn mentions(&self, gone: &HashSet<Digest>) -> Mentions {
-        let found = self.with(|trees| {
+        let found = self.database.with(|trees| {
             let mut found = Mentions::default();
-            for key in trees.grant.iter().keys() {
+            for key in trees.of(Part::Grant).iter().keys() {
                 let key = key?;
                 let Some((repo, digest)) = key::split(&key) else { continue };
                 if let Some(digest) = key::to_digest(digest).filter(|digest| gone.contains(digest)) {
                     found.grants.extend(key::to_repo(repo).map(|repo| (repo, digest)));
                 }
             }
-            for item in &trees.tag {
+            for item in trees.of(Part::Tag) {
                 let (key, value) = item?;
                 let is_gone = decode::<TagRecord>(&value).is_some_and(|record| gone.contains(&record.digest));
                 if let (true, Some((repo, _))) = (is_gone, key::split(&key)) {
@@ -223,75 +172,40 @@ impl Index {
         });
         found.unwrap_or_default()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::oci::Algorithm;
-
-    #[test]
-    fn records_of_an_earlier_berth_are_read() {
-        let known = Known { size: 7, last_use: 9, first_use: 8 };
-        assert_eq!(Known::read(&known.write()), known);
-        assert_eq!(Known::read(&known.write()[..16]), Known { first_use: 9, ..known });
-        assert_eq!(Known::read(b""), Known { size: 0, last_use: 0, first_use: 0 });
-    }
-
-    #[test]
-    fn a_use_at_a_time_of_the_future_counts_as_one_of_now() {
-        const NOW: u64 = 1_000_000;
-        let known = |first_use, last_use| Known { size: 7, last_use, first_use };
-        let check = |old: Option<Known>, at: u64, expected: Known| {
-            assert_eq!(Known::used(old, 7, at, NOW), expected, "{old:?} used at {at}");
-        };
-        check(None, NOW, known(NOW, NOW));
-        check(None, 5, known(5, 5));
-        check(None, NOW + 999, known(NOW, NOW));
-        check(Some(known(5, 9)), NOW, known(5, NOW));
-        check(Some(known(5, 9)), 7, known(5, 9));
-        check(Some(known(5, 9)), NOW + 999, known(5, NOW));
-        check(Some(known(5, NOW + 999)), 7, known(5, NOW));
-        check(Some(known(NOW + 500, NOW + 999)), NOW, known(NOW, NOW));
-        for (first_use, last_use, is_ahead) in
-            [(5, 9, false), (5, NOW + 60, false), (5, NOW + 61, true), (NOW + 61, 9, true)]
-        {
-            assert_eq!(known(first_use, last_use).is_ahead(NOW), is_ahead, "{first_use} {last_use}");
-        }
-    }
-
-    #[test]
-    fn short_names_sort_as_keys_do_and_lead_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let (index, _) = Index::open(&folder.path().join("index"), std::sync::Arc::default());
-        let digests: Vec<Digest> = (0..100_u8)
-            .flat_map(|number| Algorithm::ALL.map(|algorithm| Digest::of(algorithm, &[number])))
-            .collect();
-        for digest in &digests {
-            index.put_blob(digest, 5, 3);
-        }
-        index.put_parts(&digests[0], 77, &digests[1..3]);
-        let mut shown = Vec::new();
-        assert!(index.each_blob(&mut |short, known| shown.push((short, known))));
-        assert!(shown.is_sorted_by_key(|(short, _)| *short) && shown.len() == digests.len());
-        for digest in &digests {
-            assert_eq!(index.long(short(digest)), Some(*digest));
-        }
-        let mut parts = Vec::new();
-        assert!(index.each_parts(&mut |short, bytes, of| parts.push((short, bytes, of.to_vec()))));
-        assert_eq!(parts, [(short(&digests[0]), 77, vec![short(&digests[1]), short(&digests[2])])]);
-        index.forget(&digests.iter().copied().collect());
-        assert!(index.each_parts(&mut |_, _, _| panic!("forgotten")));
-    }
-
-    #[test]
-    fn fuzzed_records_are_read_as_far_as_they_go() {
-        let target =
-            crate::fuzz::Target { name: "index-blob", words: &["\0", "\0\0\0\0\0\0\0\0", "\u{1}", "\u{7f}"] };
-        target.holds(|input| {
-            let known = Known::read(input);
-            assert_eq!(Known::read(&known.write()), known);
-            assert_eq!(short_of_key(input).is_some(), input.len() >= 16);
+    /// Shows every ref. Returns whether these were all.
+    pub(in crate::store) fn each_ref(&self, show: &mut dyn FnMut(SeenRef<'_>)) -> bool {
+        let done = self.database.with(|trees| {
+            for part in PARTS {
+                for item in trees.of(part) {
+                    let (key, value) = item?;
+                    seen(part, &key, &value).into_iter().for_each(&mut *show);
+                }
+            }
+            Ok(())
         });
+        done.is_some()
+    }
+
+    /// The refs that these stand for.
+    pub(in crate::store) fn refs_of(&self, ids: &HashSet<u64>) -> Vec<Entry> {
+        let found = self.database.with(|trees| {
+            let mut found = Vec::new();
+            for part in PARTS {
+                for item in trees.of(part).iter().keys() {
+                    let item = item?;
+                    if ids.contains(&id(part, &item)) {
+                        found.extend(match part {
+                            Part::Tag => key::to_tag(&item),
+                            Part::Manifest => key::to_manifest(&item),
+                            Part::Grant => key::to_grant(&item),
+                            _ => key::to_referrers(&item),
+                        });
+                    }
+                }
+            }
+            Ok(found)
+        });
+        found.unwrap_or_default()
     }
 }

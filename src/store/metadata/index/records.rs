@@ -1,30 +1,28 @@
 //! The records of the index: what is asked of each tree, and what is put there.
 //!
-//! The trees and their encodings are described in [`index`](super). Every question can be answered with "don't
-//! know", and every change can be lost.
+//! The trees and their encodings are described in [`index`](crate::store::metadata::index). Every question can be answered
+//! with "don't know", and every change can be lost.
 
+use std::collections::HashSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::clock::{later, unix_seconds};
 use crate::oci::{Digest, Registry, Repo, Tag};
-use crate::store::integrity::scrub::Round;
 use crate::store::metadata::grants::{self, Holding, Holdings};
-use crate::store::metadata::index::counters::Tally;
-use crate::store::metadata::index::{
-    Entry, Index, Known, Part, Tree, Trees, collect, first_number, key, weight,
-};
+use crate::store::metadata::index::Index;
+use crate::store::metadata::index::blob_use::{BlobUse, ShortDigest, short, short_of_key};
+use crate::store::metadata::index::key::{self, Entry};
+use crate::store::metadata::index::part::{Part, first_number};
 use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord, decode, encode};
-use crate::sync::lock;
 
 impl Index {
     /// Notes a blob, or another use of it.
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
-        let key = key::digest(digest);
-        let mut tally = lock(&self.tallies[Part::Blob as usize]);
-        let old = self.with(|trees| trees.blob.get(&key)).flatten().map(|value| Known::read(&value));
-        let value = Known::used(old, size, at, unix_seconds()).write();
-        self.insert(Part::Blob, &mut tally, &key, &value);
+        self.database.update(Part::Blob, &key::digest(digest), |old| {
+            let old = old.map(BlobUse::read);
+            Some(BlobUse::used(old, size, at, unix_seconds()).write().to_vec())
+        });
     }
 
     pub(in crate::store) fn has_blob(&self, digest: &Digest) -> bool {
@@ -32,12 +30,14 @@ impl Index {
     }
 
     pub(in crate::store) fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        self.with(|trees| trees.blob.get(key::digest(digest)))?.map(|value| first_number(&value))
+        self.database
+            .with(|trees| trees.of(Part::Blob).get(key::digest(digest)))?
+            .map(|value| first_number(&value))
     }
 
     /// What `repo` is granted of `digest`.
     pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<Grant> {
-        decode(&self.with(|trees| trees.grant.get(key::repo_digest(repo, digest)))??)
+        decode(&self.database.with(|trees| trees.of(Part::Grant).get(key::repo_digest(repo, digest)))??)
     }
 
     /// What each registry holds of a digest.
@@ -52,8 +52,8 @@ impl Index {
 
     fn each_holding(&self, digest: &Digest, visit: &mut dyn FnMut(Option<&str>, &[u8])) -> Option<()> {
         let prefix = key::digest(digest);
-        self.with(|trees| {
-            for item in trees.holding.scan_prefix(&prefix) {
+        self.database.with(|trees| {
+            for item in trees.of(Part::Holding).scan_prefix(&prefix) {
                 let (key, value) = item?;
                 visit(std::str::from_utf8(&key[prefix.len()..]).ok(), &value);
             }
@@ -64,44 +64,42 @@ impl Index {
     /// Notes a grant, which is all that the repository's files say of the digest.
     pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, grant: Grant) {
         let value = encode(&grant);
-        let is_news = |old: Option<&[u8]>| old != Some(&*value);
-        self.put_if(Part::Grant, &key::repo_digest(repo, digest), &value, is_news);
+        self.database.update(Part::Grant, &key::repo_digest(repo, digest), |old| {
+            (old != Some(&*value)).then_some(value)
+        });
         self.raise_repo(repo, grant.public);
         self.put_holding(repo, digest, Holding::of(grant), None);
     }
 
     /// Notes what a registry holds, and of what type a manifest is that it has publicly.
     fn put_holding(&self, of: &Repo, digest: &Digest, holding: Holding, public: Option<&ManifestRecord>) {
-        let key = key::holding(digest, &of.registry);
-        let mut tally = lock(&self.tallies[Part::Holding as usize]);
-        let Some(old) = self.with(|trees| trees.holding.get(&key)) else { return };
-        let (flags, record) = old.as_deref().and_then(|old| old.split_first()).unwrap_or((&0, &[]));
-        let mut value = vec![Holding::from_byte(*flags).and(holding).byte()];
-        match public {
-            Some(public) => value.extend(encode(public)),
-            None => value.extend_from_slice(record),
-        }
-        if old.as_deref() != Some(&*value) {
-            self.insert(Part::Holding, &mut tally, &key, &value);
-        }
+        self.database.update(Part::Holding, &key::holding(digest, &of.registry), |old| {
+            let (flags, record) = old.and_then(|old| old.split_first()).unwrap_or((&0, &[]));
+            let mut value = vec![Holding::from_byte(*flags).and(holding).byte()];
+            match public {
+                Some(public) => value.extend(encode(public)),
+                None => value.extend_from_slice(record),
+            }
+            (old != Some(&*value)).then_some(value)
+        });
     }
 
     pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Option<TagRecord> {
-        let (key, changes) = (key::tag(repo, tag.as_str()), self.recent.changes());
-        let record = decode(&self.with(|trees| trees.tag.get(&key))??)?;
-        self.recent.put(key, &record, changes);
+        let (key, changes) = (key::tag(repo, tag.as_str()), self.tags.changes());
+        let record = decode(&self.database.with(|trees| trees.of(Part::Tag).get(&key))??)?;
+        self.tags.put(key, &record, changes);
         Some(record)
     }
 
     /// A tag's record, if it was read a moment ago and is the whole truth.
     pub(in crate::store) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
-        self.recent.get(&key::tag(repo, tag.as_str())).filter(|_| self.is_complete())
+        self.tags.get(&key::tag(repo, tag.as_str())).filter(|_| self.database.is_complete())
     }
 
     pub(in crate::store) fn put_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) {
         let key = key::tag(repo, tag.as_str());
-        self.put(Part::Tag, &key, &encode(record));
-        self.recent.forget(&key);
+        self.database.put(Part::Tag, &key, &encode(record));
+        self.tags.forget(&key);
         self.raise_repo(repo, record.public);
     }
 
@@ -114,13 +112,13 @@ impl Index {
             Some(encode(&record))
         };
         let key = key::tag(repo, tag.as_str());
-        self.change(|trees| trees.tag.update_and_fetch(&key, note).map(drop));
-        self.recent.forget(&key);
+        self.database.change(|trees| trees.of(Part::Tag).update_and_fetch(&key, note).map(drop));
+        self.tags.forget(&key);
     }
 
     /// A page of tags in byte order; `None` if the list would not be the whole one.
     pub(in crate::store) fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Option<Vec<Tag>> {
-        if !self.is_complete() {
+        if !self.database.is_complete() {
             return None;
         }
         let mut from = key::tag(repo, after.unwrap_or_default());
@@ -129,9 +127,9 @@ impl Index {
             from.push(0);
         }
         let prefix = key::prefix(repo);
-        self.with(|trees| {
+        self.database.with(|trees| {
             let mut page = Vec::new();
-            for item in trees.tag.range(from..) {
+            for item in trees.of(Part::Tag).range(from..) {
                 let (found, _) = item?;
                 if page.len() == n || !found.starts_with(&prefix) {
                     break;
@@ -143,7 +141,7 @@ impl Index {
     }
 
     pub(in crate::store) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<ManifestRecord> {
-        decode(&self.with(|trees| trees.manifest.get(key::repo_digest(repo, digest)))??)
+        decode(&self.database.with(|trees| trees.of(Part::Manifest).get(key::repo_digest(repo, digest)))??)
     }
 
     /// The record of a manifest that some repository has publicly.
@@ -162,11 +160,11 @@ impl Index {
         if record.public {
             self.put_holding(repo, digest, Holding::of(grant), Some(record));
         }
-        self.put(Part::Manifest, &key::repo_digest(repo, digest), &encode(record));
+        self.database.put(Part::Manifest, &key::repo_digest(repo, digest), &encode(record));
     }
 
     pub(in crate::store) fn knows(&self, repo: &Repo) -> bool {
-        self.with(|trees| trees.repo.contains_key(key::repo(repo))) == Some(true)
+        self.database.with(|trees| trees.of(Part::Repo).contains_key(key::repo(repo))) == Some(true)
     }
 
     pub(in crate::store) fn put_repo(&self, repo: &Repo) {
@@ -175,28 +173,31 @@ impl Index {
 
     /// Knows a repository, and that it has something public; that stays so once it is.
     fn raise_repo(&self, repo: &Repo, public: bool) {
-        let is_less = |old: Option<&[u8]>| old.is_none_or(|old| public && old != [1]);
-        self.put_if(Part::Repo, &key::repo(repo), &[u8::from(public)], is_less);
+        self.database.update(Part::Repo, &key::repo(repo), |old| {
+            let is_less = old.is_none_or(|old| public && old != [1]);
+            is_less.then(|| vec![u8::from(public)])
+        });
     }
 
     /// Notes a list of referrers of so many bytes, as a file has it.
     pub(in crate::store) fn put_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64, fetched_at: u64) {
         let value = (u128::from(bytes) << 64 | u128::from(fetched_at)).to_be_bytes();
-        self.put(Part::Referrers, &key::repo_digest(repo, digest), &value);
+        self.database.put(Part::Referrers, &key::repo_digest(repo, digest), &value);
         self.put_repo(repo);
     }
 
     /// Whether a list of referrers is known, and of how many bytes.
     pub(in crate::store) fn referrers(&self, repo: &Repo, digest: &Digest) -> Option<u64> {
-        let value = self.with(|trees| trees.referrers.get(key::repo_digest(repo, digest)))??;
+        let value =
+            self.database.with(|trees| trees.of(Part::Referrers).get(key::repo_digest(repo, digest)))??;
         Some(first_number(&value))
     }
 
     /// The lists of referrers that a repository has: about what, of how many bytes, and when they were fetched.
     pub(in crate::store) fn referrers_of(&self, repo: &Repo) -> Vec<(Digest, u64, u64)> {
-        let lists = self.with(|trees| {
+        let lists = self.database.with(|trees| {
             let mut lists = Vec::new();
-            for item in trees.referrers.scan_prefix(key::prefix(repo)) {
+            for item in trees.of(Part::Referrers).scan_prefix(key::prefix(repo)) {
                 let (key, value) = item?;
                 if let Some(Entry::Referrers(_, digest)) = key::to_referrers(&key) {
                     lists.push((digest, first_number(&value), value.get(8..).map_or(0, first_number)));
@@ -214,13 +215,13 @@ impl Index {
         n: usize,
         private_too: bool,
     ) -> Option<Vec<Repo>> {
-        if !self.is_complete() {
+        if !self.database.is_complete() {
             return None;
         }
         let from = after.map(key::prefix).unwrap_or_default();
-        self.with(|trees| {
+        self.database.with(|trees| {
             let mut page = Vec::new();
-            for item in trees.repo.range(from..) {
+            for item in trees.of(Part::Repo).range(from..) {
                 let (name, value) = item?;
                 if page.len() == n {
                     break;
@@ -235,48 +236,48 @@ impl Index {
 
     /// What a repository's `index.json` looked like when it was last in line with the refs.
     pub(in crate::store) fn layout(&self, repo: &Repo) -> Option<Vec<u8>> {
-        Some(self.with(|trees| trees.layout.get(key::repo(repo)))??.to_vec())
+        Some(self.database.with(|trees| trees.layout().get(key::repo(repo)))??.to_vec())
     }
 
     pub(in crate::store) fn put_layout(&self, repo: &Repo, looks: &[u8]) {
-        self.change(|trees| trees.layout.insert(key::repo(repo), looks));
+        self.database.change(|trees| trees.layout().insert(key::repo(repo), looks));
     }
 
     /// A page of at most `n` blobs after `after`, in the order of their keys; `None` if there would be gaps.
     pub(in crate::store) fn blobs(&self, after: Option<&Digest>, n: usize) -> Option<Vec<Digest>> {
-        if !self.is_complete() {
+        if !self.database.is_complete() {
             return None;
         }
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key::digest(after)));
-        self.with(|trees| {
-            let range = trees.blob.range((from, Bound::<Vec<u8>>::Unbounded)).take(n);
+        self.database.with(|trees| {
+            let range = trees.of(Part::Blob).range((from, Bound::<Vec<u8>>::Unbounded)).take(n);
             range.map(|item| Ok(key::to_digest(&item?.0))).filter_map(Result::transpose).collect()
         })
     }
 
-    /// How far the scrub is.
-    pub(in crate::store) fn round(&self) -> Option<Round> {
-        let value = self.with(|trees| trees.meta.get("scrub"))??;
-        Some(Round { began_at: first_number(&value), at: key::to_digest(value.get(8..)?) })
+    /// How far the scrub is: when its round began, in seconds since 1970, and the last blob that it looked at.
+    pub(in crate::store) fn scrub_round(&self) -> Option<(u64, Option<Digest>)> {
+        let value = self.database.with(|trees| trees.meta().get("scrub"))??;
+        Some((first_number(&value), key::to_digest(value.get(8..)?)))
     }
 
-    /// Not a change of what the index says of the files: it stays closed in order if it was.
-    pub(in crate::store) fn set_round(&self, round: Round) {
-        let mut value = round.began_at.to_be_bytes().to_vec();
-        value.extend(round.at.as_ref().map(key::digest).unwrap_or_default());
-        self.with(|trees| trees.meta.insert("scrub", value));
+    /// Notes how far the scrub is. Not a change of what the index says of the files: it stays closed in order if it was.
+    pub(in crate::store) fn set_scrub_round(&self, began_at: u64, at: Option<&Digest>) {
+        let mut value = began_at.to_be_bytes().to_vec();
+        value.extend(at.map(key::digest).unwrap_or_default());
+        self.database.with(|trees| trees.meta().insert("scrub", value));
     }
 
     /// Remembers across a restart that a repository's `index.json` has not followed its refs.
     pub(in crate::store) fn put_behind(&self, repo: &Repo) {
-        self.change(|trees| trees.behind.insert(key::repo(repo), &[]));
+        self.database.change(|trees| trees.behind().insert(key::repo(repo), &[]));
     }
 
     /// The repositories that were remembered so; they are remembered no longer.
     pub(in crate::store) fn take_behind(&self) -> Vec<Repo> {
-        let behind = self.with(|trees| {
-            let names: Vec<_> = trees.behind.iter().keys().collect::<Result<_, _>>()?;
-            trees.behind.clear()?;
+        let behind = self.database.with(|trees| {
+            let names: Vec<_> = trees.behind().iter().keys().collect::<Result<_, _>>()?;
+            trees.behind().clear()?;
             Ok(names)
         });
         behind.unwrap_or_default().iter().filter_map(|name| key::to_repo(name)).collect()
@@ -289,14 +290,10 @@ impl Index {
         visit: &mut dyn FnMut(Tag, TagRecord) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
         let read = |key: &[u8], value: &[u8]| Some((key::to_tag_name(key)?, decode(value)?));
-        self.each(
-            repo,
-            |trees| &trees.tag,
-            |key, value| match read(key, value) {
-                Some((tag, record)) => visit(tag, record),
-                None => Ok(()),
-            },
-        )
+        self.each(repo, Part::Tag, |key, value| match read(key, value) {
+            Some((tag, record)) => visit(tag, record),
+            None => Ok(()),
+        })
     }
 
     /// A repository's manifests one by one, in the order of their digests; `None` if they would not be all.
@@ -309,27 +306,23 @@ impl Index {
             Entry::Manifest(_, digest) => Some((digest, decode(value)?)),
             _ => None,
         };
-        self.each(
-            repo,
-            |trees| &trees.manifest,
-            |key, value| match read(key, value) {
-                Some((digest, record)) => visit(digest, record),
-                None => Ok(()),
-            },
-        )
+        self.each(repo, Part::Manifest, |key, value| match read(key, value) {
+            Some((digest, record)) => visit(digest, record),
+            None => Ok(()),
+        })
     }
 
     fn each<E>(
         &self,
         repo: &Repo,
-        tree: fn(&Trees) -> &Tree,
+        part: Part,
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
-        if !self.is_complete() {
+        if !self.database.is_complete() {
             return None;
         }
-        self.with(|trees| {
-            for item in tree(trees).scan_prefix(key::prefix(repo)) {
+        self.database.with(|trees| {
+            for item in trees.of(part).scan_prefix(key::prefix(repo)) {
                 let (key, value) = item?;
                 if let Err(error) = visit(&key, &value) {
                     return Ok(Err(error));
@@ -341,22 +334,22 @@ impl Index {
 
     /// How many repositories there are.
     pub(in crate::store) fn repo_count(&self) -> usize {
-        self.with(|trees| Ok(trees.repo.len())).unwrap_or_default()
+        self.database.with(|trees| Ok(trees.of(Part::Repo).len())).unwrap_or_default()
     }
 
     /// Everything that the index says of which `is_there` disagrees.
     pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Entry) -> bool) -> Vec<Entry> {
-        let missing = self.with(|trees| {
+        let missing = self.database.with(|trees| {
             let mut missing = Vec::new();
             let not_there = |entry: &Entry| !is_there(entry);
-            let mut look = |tree, read| collect(tree, read, &not_there, &mut missing);
-            look(&trees.blob, key::to_blob)?;
-            look(&trees.tag, key::to_tag)?;
-            look(&trees.manifest, key::to_manifest)?;
-            look(&trees.grant, key::to_grant)?;
-            look(&trees.referrers, key::to_referrers)?;
+            let mut look = |part, read| trees.collect(part, read, &not_there, &mut missing);
+            look(Part::Blob, key::to_blob)?;
+            look(Part::Tag, key::to_tag)?;
+            look(Part::Manifest, key::to_manifest)?;
+            look(Part::Grant, key::to_grant)?;
+            look(Part::Referrers, key::to_referrers)?;
             // Last: what is in a repository that is gone has been found by now.
-            look(&trees.repo, key::to_repository)?;
+            look(Part::Repo, key::to_repository)?;
             Ok(missing)
         });
         missing.unwrap_or_default()
@@ -364,45 +357,95 @@ impl Index {
 
     pub(in crate::store) fn remove(&self, entry: &Entry) {
         match entry {
-            Entry::Blob(digest) => self.take(Part::Blob, &key::digest(digest)),
+            Entry::Blob(digest) => self.database.take(Part::Blob, &key::digest(digest)),
             Entry::Tag(repo, tag) => {
                 let key = key::tag(repo, tag.as_str());
-                self.take(Part::Tag, &key);
-                self.recent.forget(&key);
+                self.database.take(Part::Tag, &key);
+                self.tags.forget(&key);
             }
-            Entry::Manifest(repo, digest) => self.take(Part::Manifest, &key::repo_digest(repo, digest)),
-            Entry::Grant(repo, digest) => self.take(Part::Grant, &key::repo_digest(repo, digest)),
-            Entry::Referrers(repo, digest) => self.take(Part::Referrers, &key::repo_digest(repo, digest)),
-            Entry::Repo(repo) => self.take(Part::Repo, &key::repo(repo)),
+            Entry::Manifest(repo, digest) => {
+                self.database.take(Part::Manifest, &key::repo_digest(repo, digest))
+            }
+            Entry::Grant(repo, digest) => self.database.take(Part::Grant, &key::repo_digest(repo, digest)),
+            Entry::Referrers(repo, digest) => {
+                self.database.take(Part::Referrers, &key::repo_digest(repo, digest))
+            }
+            Entry::Repo(repo) => self.database.take(Part::Repo, &key::repo(repo)),
         }
     }
 
-    /// Puts a record, and counts it.
-    fn put(&self, part: Part, key: &[u8], value: &[u8]) {
-        let mut tally = lock(&self.tallies[part as usize]);
-        self.insert(part, &mut tally, key, value);
+    /// Whether every repository may be served a digest.
+    pub(in crate::store) fn is_public(&self, digest: &Digest) -> bool {
+        let Some(holdings) = self.holdings(digest) else { return false };
+        // As long as not all is known, another registry may hold it too.
+        grants::is_sent_publicly(&holdings) || self.database.is_complete() && grants::is_public(&holdings)
     }
 
-    /// Does so if it is to replace what is there. Nobody else changes that meanwhile.
-    fn put_if(&self, part: Part, key: &[u8], value: &[u8], replaces: impl Fn(Option<&[u8]>) -> bool) {
-        let mut tally = lock(&self.tallies[part as usize]);
-        let old = self.with(|trees| trees.of(part).get(key));
-        if old.is_some_and(|old| replaces(old.as_deref())) {
-            self.insert(part, &mut tally, key, value);
+    /// What is known of a blob.
+    pub(in crate::store) fn known(&self, digest: &Digest) -> Option<BlobUse> {
+        self.database
+            .with(|trees| trees.of(Part::Blob).get(key::digest(digest)))?
+            .map(|value| BlobUse::read(&value))
+    }
+
+    /// Puts times that have been in the place of those that a clock noted which was ahead: from `now` on these blobs
+    /// age like all others.
+    pub(in crate::store) fn put_uses(&self, blobs: &[ShortDigest], now: u64) {
+        for digest in blobs.iter().filter_map(|short| self.long(*short)) {
+            if let Some(known) = self.known(&digest) {
+                self.put_blob(&digest, known.size, now);
+            }
         }
     }
 
-    fn insert(&self, part: Part, tally: &mut Tally, key: &[u8], value: &[u8]) {
-        if let Some(old) = self.change(|trees| trees.of(part).insert(key, value)) {
-            tally.replace(key, old.map(|old| weight(part, &old)), Some(weight(part, value)));
+    /// The blob of a short name.
+    pub(in crate::store) fn long(&self, short: ShortDigest) -> Option<Digest> {
+        let found = self
+            .database
+            .with(|trees| trees.of(Part::Blob).scan_prefix(short.to_be_bytes()).keys().next().transpose())?;
+        key::to_digest(&found?)
+    }
+
+    /// Notes what a manifest refers to, and what it claims that to weigh.
+    pub(in crate::store) fn put_parts(&self, manifest: &Digest, claimed_bytes: u64, parts: &[Digest]) {
+        let mut value = claimed_bytes.to_be_bytes().to_vec();
+        value.extend(parts.iter().flat_map(|part| short(part).to_be_bytes()));
+        self.database.change(|trees| trees.parts().insert(key::digest(manifest), value));
+    }
+
+    /// What a manifest refers to, if that has been noted.
+    pub(in crate::store) fn parts(&self, manifest: &Digest) -> Option<Vec<ShortDigest>> {
+        let value = self.database.with(|trees| trees.parts().get(key::digest(manifest)))??;
+        Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
+    }
+
+    /// What a manifest claims its blobs to weigh, if that was noted.
+    pub(in crate::store) fn claimed(&self, manifest: &Digest) -> Option<u64> {
+        self.database
+            .with(|trees| trees.parts().get(key::digest(manifest)))?
+            .map(|value| first_number(&value))
+    }
+
+    /// Whether it is a manifest that refers to anything.
+    pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
+        self.database.with(|trees| trees.parts().contains_key(key::digest(manifest))) == Some(true)
+    }
+
+    /// Forgets what only the index says of these digests, which are gone.
+    pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
+        for digest in gone {
+            let key = key::digest(digest);
+            self.database.change(|trees| trees.parts().remove(&key));
+            self.forget_holdings(&key);
         }
     }
 
-    /// Removes a record, and counts that.
-    pub(super) fn take(&self, part: Part, key: &[u8]) {
-        let mut tally = lock(&self.tallies[part as usize]);
-        if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
-            tally.replace(key, Some(weight(part, &old)), None);
+    fn forget_holdings(&self, digest: &[u8]) {
+        let keys = self
+            .database
+            .with(|trees| trees.of(Part::Holding).scan_prefix(digest).keys().collect::<Result<Vec<_>, _>>());
+        for key in keys.unwrap_or_default() {
+            self.database.take(Part::Holding, &key);
         }
     }
 }

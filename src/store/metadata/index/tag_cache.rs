@@ -15,7 +15,7 @@ use crate::sync::lock;
 /// Records at hand: some two megabytes.
 const RECORDS_MAX: usize = 8192;
 
-pub(in crate::store) struct Recent(Mutex<Records>);
+pub(in crate::store) struct TagCache(Mutex<Records>);
 
 struct Records {
     by_key: LruCache<Vec<u8>, Arc<TagRecord>>,
@@ -23,7 +23,7 @@ struct Records {
     changes: u64,
 }
 
-impl Recent {
+impl TagCache {
     pub(in crate::store) fn new() -> Self {
         let room = NonZeroUsize::new(RECORDS_MAX).expect("not zero");
         Self(Mutex::new(Records { by_key: bounded::lru(room), changes: 0 }))
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn what_changed_while_it_was_read_is_not_put_in() {
-        let recent = Recent::new();
+        let recent = TagCache::new();
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let text = format!(r#"{{"digest":"{digest}","media_type":"a/b","size":1}}"#);
         let record: TagRecord = serde_json::from_str(&text).unwrap();

@@ -1,0 +1,417 @@
+//! The database of the index, behind a fence. The only file that names sled.
+//!
+//! sled 0.34 syncs with `sync_file_range` and so promises nothing across a power loss, and on garbage it may
+//! return an error, panic, or quietly lose records. Hence: **no answer is ever an error, only "don't know"** (`None`), for
+//! which the caller looks at the files; every call is behind `catch_unwind`; the first failure disables the database until
+//! it is started over; and all records can be read and counted ([`Database::audit`]), so that what is broken breaks then,
+//! and what is lost is missed.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sled::{Db, Tree};
+use tokio::sync::Notify;
+
+use crate::store::metadata::index::counters::{Counters, Sum, Tally};
+use crate::store::metadata::index::guard::{catch, clear_away, drop_quietly};
+use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::index::part::{Part, first_number, weight};
+
+/// Another version of the trees is not migrated but rebuilt.
+const VERSION: &[u8] = b"berth 3";
+/// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
+/// some 50 bytes a record in memory.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// How long sled may keep records in memory only; they can all be found again. At each flush of a store more than half of
+/// whose segments are free, as after a rebuild, sled moves half a megabyte that nobody has changed, for ever: once a second
+/// that would be 45 GB a day of an idle berth.
+const FLUSH_EVERY_MS: u64 = 30_000;
+
+/// How the index was found.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::store) enum Found {
+    /// Closed in order, at this many seconds since 1970: believed, but for what changed afterwards.
+    Clean(u64),
+    /// Left by a process that was killed: to be compared with the files.
+    Unclean,
+    /// Empty now, to be filled from the files, for this reason.
+    Fresh(String),
+}
+
+/// Records read at a time: nobody else can put one into that tree meanwhile.
+const STEP_RECORDS: usize = 500;
+
+/// Trees of records, each of which may be lost.
+pub(in crate::store) struct Database {
+    folder: PathBuf,
+    trees: RwLock<Option<Arc<Trees>>>,
+    /// Whether it says what the files say: not while it is being filled, nor after an unclean stop until it
+    /// is compared. Until then it is no word on lists, nor on what can change.
+    is_complete: AtomicBool,
+    /// Whether it is marked as closed in order, which the next change takes back.
+    is_closed: AtomicBool,
+    /// What is in each [`Part`].
+    counters: Counters,
+    /// Told when it has failed, so that somebody rebuilds it.
+    failed: Arc<Notify>,
+}
+
+pub(in crate::store) struct Trees {
+    db: Db,
+    blob: Tree,
+    repo: Tree,
+    grant: Tree,
+    holding: Tree,
+    tag: Tree,
+    manifest: Tree,
+    parts: Tree,
+    referrers: Tree,
+    layout: Tree,
+    behind: Tree,
+    meta: Tree,
+}
+
+impl Database {
+    /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer.
+    pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, Found) {
+        let database = Self {
+            folder: folder.to_owned(),
+            trees: RwLock::default(),
+            is_complete: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            counters: Counters::default(),
+            failed,
+        };
+        let opened = if folder.exists() { catch(|| Trees::load(folder)) } else { Err("missing".to_owned()) };
+        let found = match opened {
+            Ok((trees, sums, closed_at)) => {
+                database.install(trees);
+                database.counters.set_sums(&sums);
+                database.is_complete.store(closed_at.is_some(), Ordering::Release);
+                closed_at.map_or(Found::Unclean, Found::Clean)
+            }
+            Err(reason) => {
+                database.start_over();
+                Found::Fresh(reason)
+            }
+        };
+        (database, found)
+    }
+
+    /// Replaces whatever is there by an empty index. Returns whether there is one now.
+    pub(in crate::store) fn start_over(&self) -> bool {
+        self.is_complete.store(false, Ordering::Release);
+        drop_quietly(self.trees.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.counters.set_sums(&[]);
+        if let Err(error) = clear_away(&self.folder) {
+            tracing::warn!(path = %self.folder.display(), %error, "cannot remove the old index");
+        }
+        match catch(|| Trees::create(&self.folder)) {
+            Ok(trees) => {
+                self.install(trees);
+                true
+            }
+            Err(reason) => {
+                tracing::warn!(path = %self.folder.display(), reason, "no index: answering from the files alone");
+                false
+            }
+        }
+    }
+
+    pub(in crate::store) fn is_disabled(&self) -> bool {
+        self.trees.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    pub(in crate::store) fn is_complete(&self) -> bool {
+        self.is_complete.load(Ordering::Acquire) && !self.is_disabled()
+    }
+
+    /// Says whether it says what the files say.
+    pub(in crate::store) fn set_complete(&self, is_complete: bool) {
+        self.is_complete.store(is_complete, Ordering::Release);
+    }
+
+    /// Writes everything out and, unless it has not been compared yet, marks the index as closed in order.
+    pub(in crate::store) fn close(&self, at: u64) {
+        if !self.is_complete() {
+            return;
+        }
+        self.note_sums();
+        self.with(|trees| {
+            trees.db.flush()?;
+            trees.meta.insert("clean", &at.to_be_bytes())?;
+            trees.db.flush()
+        });
+        self.is_closed.store(true, Ordering::Release);
+    }
+
+    /// How many records a part has, and how many bytes they stand for. After an unclean stop it is what was last noted,
+    /// until they are counted.
+    pub(in crate::store) fn sum(&self, part: Part) -> Sum {
+        self.counters.of(part).sum()
+    }
+
+    /// Asks sled to change something, after which the index is not closed in order any more.
+    pub(in crate::store) fn change<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
+        if self.is_closed.swap(false, Ordering::AcqRel) {
+            self.with(|trees| {
+                trees.meta.remove("clean")?;
+                trees.db.flush()
+            });
+        }
+        self.with(ask)
+    }
+
+    /// Asks sled. The first time that it fails, it is not asked again.
+    pub(in crate::store) fn with<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
+        let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match catch(|| ask(&trees)) {
+            Ok(answer) => Some(answer),
+            Err(reason) => {
+                tracing::warn!(path = %self.folder.display(), reason, "the index has failed and will be rebuilt");
+                self.disable(&trees);
+                self.failed.notify_one();
+                drop_quietly(trees);
+                None
+            }
+        }
+    }
+
+    /// Puts a record, and counts it.
+    pub(in crate::store) fn put(&self, part: Part, key: &[u8], value: &[u8]) {
+        let mut counted = self.counters.of(part);
+        self.insert(part, &mut counted, key, value);
+    }
+
+    /// Puts what `change` makes of the record that is there, if it makes anything. Nobody else changes that meanwhile.
+    pub(in crate::store) fn update(
+        &self,
+        part: Part,
+        key: &[u8],
+        change: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
+    ) {
+        let mut counted = self.counters.of(part);
+        let Some(old) = self.with(|trees| trees.of(part).get(key)) else { return };
+        if let Some(value) = change(old.as_deref()) {
+            self.insert(part, &mut counted, key, &value);
+        }
+    }
+
+    /// Removes a record, and counts that.
+    pub(in crate::store) fn take(&self, part: Part, key: &[u8]) {
+        let mut counted = self.counters.of(part);
+        if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
+            counted.replace(key, Some(weight(part, &old)), None);
+        }
+    }
+
+    fn insert(&self, part: Part, counted: &mut Tally, key: &[u8], value: &[u8]) {
+        if let Some(old) = self.change(|trees| trees.of(part).insert(key, value)) {
+            counted.replace(key, old.map(|old| weight(part, &old)), Some(weight(part, value)));
+        }
+    }
+
+    /// Reads every record once, so that what is broken breaks now, and brings the sums in line. Returns whether
+    /// they were right, and so nothing was lost.
+    pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
+        let mut was_right = true;
+        for part in Part::ALL {
+            was_right &= self.recount(part, stop) == Some(true);
+        }
+        let others = self.with(|trees| {
+            for item in &trees.layout {
+                item?;
+            }
+            Ok(())
+        });
+        was_right && others.is_some()
+    }
+
+    fn recount(&self, part: Part, stop: &AtomicBool) -> Option<bool> {
+        self.counters.of(part).begin();
+        let mut reached = Vec::new();
+        loop {
+            let mut counted = self.counters.of(part);
+            let mut records = 0;
+            let step = self.with(|trees| {
+                let from = (Bound::Excluded(&*reached), Bound::Unbounded);
+                for item in trees.of(part).range::<&[u8], _>(from).take(STEP_RECORDS) {
+                    let (key, value) = item?;
+                    counted.count(&key, weight(part, &value));
+                    records += 1;
+                }
+                Ok(())
+            });
+            if step.is_none() || stop.load(Ordering::Relaxed) {
+                counted.abandon();
+                return None;
+            }
+            if records < STEP_RECORDS {
+                return counted.end();
+            }
+            reached = counted.reached()?.to_vec();
+        }
+    }
+
+    /// Notes the sums, for the next start.
+    pub(in crate::store) fn note_sums(&self) {
+        let sums = self.counters.to_bytes();
+        self.with(|trees| trees.meta.insert("sums", sums));
+    }
+
+    fn install(&self, trees: Trees) {
+        *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(trees));
+    }
+
+    /// Asks these trees no more; others may have taken their place already.
+    fn disable(&self, failed: &Arc<Trees>) {
+        let mut trees = self.trees.write().unwrap_or_else(PoisonError::into_inner);
+        if trees.as_ref().is_some_and(|trees| Arc::ptr_eq(trees, failed)) {
+            self.is_complete.store(false, Ordering::Release);
+            // Not the last one: the caller has `failed`, and drops it without the lock.
+            *trees = None;
+        }
+    }
+}
+
+impl Trees {
+    /// Opens an index that another process has left: its sums, and when it was closed in order.
+    fn load(folder: &Path) -> sled::Result<(Self, Vec<u8>, Option<u64>)> {
+        let trees = Self::open(folder)?;
+        if trees.meta.get("version")?.as_deref() != Some(VERSION) {
+            return Err(sled::Error::Unsupported("of another version".to_owned()));
+        }
+        let sums = trees.meta.get("sums")?.map(|sums| sums.to_vec()).unwrap_or_default();
+        // Until it is closed in order.
+        let closed_at = trees.meta.remove("clean")?.map(|at| first_number(&at));
+        trees.db.flush()?;
+        Ok((trees, sums, closed_at))
+    }
+
+    fn create(folder: &Path) -> sled::Result<Self> {
+        let trees = Self::open(folder)?;
+        trees.meta.insert("version", VERSION)?;
+        trees.db.flush()?;
+        Ok(trees)
+    }
+
+    fn open(folder: &Path) -> sled::Result<Self> {
+        let config = sled::Config::new().path(folder).cache_capacity(CACHE_BYTES);
+        let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
+        Ok(Self {
+            blob: db.open_tree("blob")?,
+            repo: db.open_tree("repo")?,
+            grant: db.open_tree("grant")?,
+            holding: db.open_tree("holding")?,
+            tag: db.open_tree("tag")?,
+            manifest: db.open_tree("manifest")?,
+            parts: db.open_tree("parts")?,
+            referrers: db.open_tree("referrers")?,
+            layout: db.open_tree("layout")?,
+            behind: db.open_tree("behind")?,
+            meta: db.open_tree("meta")?,
+            db,
+        })
+    }
+
+    /// Adds what `read` makes of the keys of a part and `filter` lets through.
+    pub(in crate::store) fn collect(
+        &self,
+        part: Part,
+        read: fn(&[u8]) -> Option<Entry>,
+        filter: &dyn Fn(&Entry) -> bool,
+        into: &mut Vec<Entry>,
+    ) -> sled::Result<()> {
+        for item in self.of(part) {
+            into.extend(read(&item?.0).filter(filter));
+        }
+        Ok(())
+    }
+
+    /// The tree of a part.
+    pub(in crate::store) fn of(&self, part: Part) -> &Tree {
+        match part {
+            Part::Blob => &self.blob,
+            Part::Grant => &self.grant,
+            Part::Holding => &self.holding,
+            Part::Tag => &self.tag,
+            Part::Manifest => &self.manifest,
+            Part::Repo => &self.repo,
+            Part::Referrers => &self.referrers,
+        }
+    }
+
+    pub(in crate::store) fn parts(&self) -> &Tree {
+        &self.parts
+    }
+
+    pub(in crate::store) fn layout(&self) -> &Tree {
+        &self.layout
+    }
+
+    pub(in crate::store) fn behind(&self) -> &Tree {
+        &self.behind
+    }
+
+    pub(in crate::store) fn meta(&self) -> &Tree {
+        &self.meta
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Algorithm, Digest};
+
+    impl Database {
+        /// As if sled had met garbage.
+        pub(in crate::store) fn fail(&self) {
+            assert_eq!(self.with(|_| -> sled::Result<()> { panic!("garbage, on purpose") }), None);
+        }
+    }
+
+    #[test]
+    fn an_index_of_another_version_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("index");
+        let (index, found) = Database::open(&folder, Arc::default());
+        assert_eq!(found, Found::Fresh("missing".to_owned()));
+        index.with(|trees| trees.meta.insert("version", b"berth 0")).unwrap();
+        index.set_complete(true);
+        index.close(7);
+        drop(index);
+        let (index, found) = Database::open(&folder, Arc::default());
+        assert!(matches!(found, Found::Fresh(_)), "{found:?}");
+        drop(index);
+        let (index, found) = Database::open(&folder, Arc::default());
+        assert_eq!(found, Found::Unclean);
+        index.close(7);
+        drop(index);
+        let (index, found) = Database::open(&folder, Arc::default());
+        assert_eq!(found, Found::Unclean, "closed before it was compared");
+        index.set_complete(true);
+        index.close(7);
+        drop(index);
+        assert_eq!(Database::open(&folder, Arc::default()).1, Found::Clean(7));
+    }
+
+    #[test]
+    fn lost_records_are_missed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (index, _) = Database::open(&folder.path().join("index"), Arc::default());
+        let go_on = AtomicBool::new(false);
+        let key = |number: u64| Digest::of(Algorithm::Sha256, &number.to_be_bytes()).raw().to_vec();
+        for number in 0..2 * STEP_RECORDS as u64 {
+            index.put(Part::Blob, &key(number), &number.to_be_bytes());
+        }
+        assert!(index.audit(&go_on));
+        index.with(|trees| trees.blob.remove(key(700))).unwrap();
+        let before = index.sum(Part::Blob).bytes;
+        assert!(!index.audit(&go_on));
+        assert_eq!(index.sum(Part::Blob).bytes, before - 700);
+        assert!(index.audit(&go_on));
+        assert!(!index.audit(&AtomicBool::new(true)), "not to the end");
+    }
+}
