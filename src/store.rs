@@ -104,7 +104,7 @@ use integrity::verify::Verify;
 use layout::Layouts;
 use maintenance::Maintenance;
 use metadata::Metadata;
-use metadata::index::database::Found;
+use metadata::index::database::IndexState;
 
 /// The store of one data folder. Clones share it.
 #[derive(Clone)]
@@ -295,7 +295,7 @@ impl Inner {
         let (metadata, found) =
             Metadata::open(Arc::clone(&disk), lock, Arc::clone(&blobs), Arc::clone(&open_files));
         let metadata = Arc::new(metadata);
-        if !matches!(found, Found::Clean(_)) {
+        if !matches!(found, IndexState::Clean(_)) {
             // What a killed process renamed and had no time to sync is found by this one, and counts as durable.
             let synced = std::fs::File::open(disk.root()).map(rustix::fs::syncfs);
             tracing::debug!(?synced, "synced the file system after an unclean stop");

@@ -28,13 +28,13 @@ use crate::store::disk::{Disk, FileMode};
 use crate::store::error::Error;
 use crate::sync::lock;
 
-/// How much is read at a time for hashing: large enough that system calls do not count.
+/// Bytes read at a time for hashing: enough that the cost of system calls does not matter.
 const HASH_CHUNK_BYTES: usize = 256 * 1024;
 
 /// The folder of blobs.
 pub(in crate::store) struct Blobs {
     disk: Arc<Disk>,
-    /// One foreign file is hashed at a time, so that two requests for one do not both hash it.
+    /// Held while a foreign file is hashed, so that two requests for it do not both hash it.
     proving: Mutex<()>,
 }
 
@@ -76,25 +76,26 @@ impl Blobs {
         Ok(actual == *digest)
     }
 
-    /// How the file of a blob looks, if there is one that berth or nobody but berth may have written.
+    /// Returns the metadata of the file of a blob, if there is one that nobody may write to.
     pub(in crate::store) fn look(&self, digest: &Digest) -> Option<Metadata> {
         let metadata = std::fs::symlink_metadata(self.path(digest)).ok()?;
         (metadata.is_file() && !is_writable(&metadata)).then_some(metadata)
     }
 
-    /// The size of a blob if it is there, without proof of a foreign one.
+    /// Returns the size of a blob if its file is there. A foreign file is not verified.
     pub(in crate::store) fn size(&self, digest: &Digest) -> Option<u64> {
         self.size_and_time(digest).map(|(size, _)| size)
     }
 
-    /// The same, and when it was last written to, in seconds since 1970.
+    /// Returns the size of a blob and when it was last written to, in seconds since 1970.
     pub(in crate::store) fn size_and_time(&self, digest: &Digest) -> Option<(u64, u64)> {
         let metadata = std::fs::symlink_metadata(self.path(digest)).ok()?;
         let modified_at = u64::try_from(metadata.mtime()).unwrap_or(0);
         metadata.is_file().then_some((metadata.len(), modified_at))
     }
 
-    /// Removes a blob, if it is there. Returns how large it was. Not synced: one that comes back is whole.
+    /// Removes a blob, if it is there. Returns its size. The removal is not synced: a blob that comes back after a
+    /// power loss is whole.
     pub(in crate::store) fn remove(&self, digest: &Digest) -> Result<u64, Error> {
         let path = self.path(digest);
         let size = self.size(digest).unwrap_or(0);
@@ -104,13 +105,13 @@ impl Blobs {
         }
     }
 
-    /// A blob as a whole, if it is there and not larger than `bytes_max`.
+    /// Reads a whole blob, if it is there and not larger than `bytes_max`.
     pub(in crate::store) fn read(&self, digest: &Digest, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
         let Some(blob) = self.open(digest)? else { return Ok(None) };
         self.read_opened(digest, &blob, bytes_max)
     }
 
-    /// An opened blob as a whole, if it is not larger than `bytes_max`.
+    /// Reads a whole opened blob, if it is not larger than `bytes_max`.
     pub(in crate::store) fn read_opened(
         &self,
         digest: &Digest,
@@ -139,7 +140,7 @@ impl Blobs {
         Ok(true)
     }
 
-    /// Moves a foreign file here if it is what `digest` says. Returns whether it was.
+    /// Moves a foreign file into the folder of blobs if its content has that digest. Returns whether it has.
     pub(in crate::store) fn take(&self, digest: &Digest, from: &Path) -> Result<bool, Error> {
         if self.open(digest)?.is_some() {
             self.disk.remove(from)?;
@@ -155,7 +156,7 @@ impl Blobs {
     }
 }
 
-/// Hashes a foreign file and makes it berth's own. Returns false if it is something else.
+/// Hashes a foreign file and makes it berth's own. Returns false if its content has another digest.
 ///
 /// Its data is synced before its mode says that it is proven, or a power loss could leave a file that says
 /// so and is full of zeros.

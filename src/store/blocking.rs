@@ -1,6 +1,6 @@
 //! Work that blocks, away from the runtime.
 
-/// Runs what blocks away from the runtime. A panic in it is the caller's.
+/// Runs blocking work on a thread outside the runtime. A panic in it is resumed in the caller.
 pub(in crate::store) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,

@@ -12,7 +12,7 @@ use crate::store::error::Error;
 use crate::store::integrity::Integrity;
 use crate::store::integrity::damaged::Damage;
 use crate::store::metadata::Metadata;
-use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::index::key::Fact;
 
 /// Seconds without a use after which a file is verified behind its first reader. The scrub looks at everything once a day,
 /// but may be switched off, or have more to read than a day is long.
@@ -129,7 +129,7 @@ impl Contents {
         let size = self.blobs.remove(digest)?;
         // Once more: somebody may have opened it just before.
         self.open_files.forget(digest);
-        self.metadata.index().remove(&Entry::Blob(*digest));
+        self.metadata.index().remove(&Fact::Blob(*digest));
         Ok(size)
     }
 

@@ -36,12 +36,13 @@ use crate::store::error::Error;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
-/// Files that are not yet anything begin so.
+/// Prefix of the names of staged files.
 const STAGED_PREFIX: &str = ".tmp-";
-/// Folders remembered as synced: some 20 MiB at worst. Beyond it all are forgotten, and synced once more.
+/// Number of folders that are remembered as synced, which take 20 MiB at worst. Beyond it all are forgotten, and are
+/// synced once more.
 const FOLDERS_MAX: usize = 100_000;
 
-/// Written at a time.
+/// Size of the buffer that a file is written through, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// The data folder, and which of its folders are known to outlive a power loss.
@@ -49,7 +50,7 @@ pub(in crate::store) struct Disk {
     root: PathBuf,
     durable: Mutex<HashSet<PathBuf>>,
     staged: AtomicU64,
-    /// Whether changes succeed.
+    /// What is known of failures of the disk.
     condition: Condition,
     quarantine: QuarantineFolder,
 }
@@ -62,27 +63,27 @@ pub(in crate::store) struct FileMode {
 }
 
 impl FileMode {
-    /// Content under its digest: nobody has a reason to write to it ever again. The group is one that the data folder lets
-    /// in, if it lets in any.
+    /// The mode of content under its digest, which is never written to again. The group can read it only if the data
+    /// folder lets that group in.
     pub(in crate::store) const IMMUTABLE: Self = Self { mode: 0o440, modified: None };
-    /// A ref, which is replaced and never edited, but may be by hand.
+    /// The mode of a ref. Berth replaces refs and never edits them; an administrator may edit them.
     pub(in crate::store) const PLAIN: Self = Self { mode: 0o640, modified: None };
-    /// A secret: neither a group that may read the rest may read it, nor anybody else.
+    /// The mode of a secret: only berth's own user may read it, not the group that may read the rest.
     pub(in crate::store) const SECRET: Self = Self { mode: 0o600, modified: None };
 
-    /// The same permissions, with this time of modification.
+    /// Returns the same permissions with a time of modification.
     pub(in crate::store) fn modified_at(self, modified: SystemTime) -> Self {
         Self { modified: Some(modified), ..self }
     }
 
-    /// The permissions alone.
+    /// Returns the permissions alone.
     pub(in crate::store) fn permissions(self) -> Permissions {
         Permissions::from_mode(self.mode)
     }
 }
 
 impl Disk {
-    /// Makes the data folder if it is not there.
+    /// Opens the data folder, and makes it if it is not there.
     pub(in crate::store) fn open(root: &Path, metrics: Arc<Metrics>) -> Result<Self, Error> {
         // Absolute, so that parents can be named, and so that nothing depends on the working folder.
         let root = std::path::absolute(root).map_err(|source| Error::io("find", root, source))?;
@@ -101,17 +102,17 @@ impl Disk {
         &self.root
     }
 
-    /// Whether changes succeed.
+    /// What is known of failures of the disk.
     pub(in crate::store) fn condition(&self) -> &Condition {
         &self.condition
     }
 
-    /// Where what becomes of the store is counted.
+    /// Returns the metrics of the store.
     pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
         self.condition.metrics()
     }
 
-    /// The folder of damaged files, and of what stood in the way of a file.
+    /// Returns the folder of damaged files and of what stood in the way of a file.
     pub(in crate::store) fn quarantine(&self) -> &Path {
         self.quarantine.path()
     }
@@ -120,8 +121,8 @@ impl Disk {
         self.root.join("partial")
     }
 
-    /// The files of the folders of partial files, one for each registry. What stands beside these folders is staged, or of
-    /// a berth before this one.
+    /// Lists the files in the folders of partial files, of which each registry has one. Files beside these folders
+    /// are staged, or left by an earlier version of berth.
     pub(in crate::store) fn partial_files(&self) -> Result<Vec<PathBuf>, Error> {
         let mut files = Vec::new();
         for name in list(&self.partials())? {
@@ -133,7 +134,8 @@ impl Disk {
         Ok(files)
     }
 
-    /// Removes what a killed process had staged, and the partial files of a berth that kept them for all registries.
+    /// Removes files that a killed process had staged, and partial files of an earlier version that kept them for all
+    /// registries together. Returns how many.
     pub(in crate::store) fn sweep(&self) -> Result<usize, Error> {
         let is_left = |name: &OsStr| {
             name.to_str().is_some_and(|name| {
@@ -148,8 +150,8 @@ impl Disk {
         Ok(count)
     }
 
-    /// Removes a file that nobody needs. Returns whether it did: what somebody else has put there, and cannot be moved,
-    /// is no reason not to start.
+    /// Removes a file that nobody needs. Returns whether it was removed. Something of another user that cannot be
+    /// moved is left alone, and does not prevent the start.
     pub(in crate::store) fn remove_leftover(&self, path: &Path) -> Result<bool, Error> {
         match self.remove(path) {
             Err(error @ Error::Full { .. }) => Err(error),
@@ -161,7 +163,7 @@ impl Disk {
         }
     }
 
-    /// Puts `content` at `target`, at once and for good.
+    /// Replaces `target` by a file with `content`, atomically and durably.
     pub(in crate::store) fn replace(
         &self,
         target: &Path,
@@ -171,7 +173,8 @@ impl Disk {
         self.replace_with(target, mode, content.len() as u64, &|file| file.write_all(content))
     }
 
-    /// The same with what `write` writes, some `bytes`, which may be more than should be in memory at once.
+    /// Replaces `target` by what `write` writes, atomically and durably. `bytes` is about how much that is; it may be
+    /// more than should be in memory at once.
     pub(in crate::store) fn replace_with(
         &self,
         target: &Path,
@@ -185,19 +188,19 @@ impl Disk {
         self.condition.note(bytes, self.stage_and_move(target, write))
     }
 
-    /// Makes `target` a symbolic link, whatever file or link it was.
+    /// Replaces `target`, whatever file or link it is, by a symbolic link.
     pub(in crate::store) fn link(&self, target: &Path, points_to: &Path) -> Result<(), Error> {
         let link =
             |staged: &Path| symlink(points_to, staged).map_err(|source| Error::io("link", target, source));
         self.condition.note(0, self.stage_and_move(target, link))
     }
 
-    /// Moves a file that is already synced to where it belongs.
+    /// Moves a file that is synced already to where it belongs.
     pub(in crate::store) fn rename(&self, from: &Path, to: &Path) -> Result<(), Error> {
         self.condition.note(0, self.move_file(from, to))
     }
 
-    /// Removes a file for good. One that is already gone is no error; a folder in its place is put aside.
+    /// Removes a file durably. A file that is already gone is no error; a folder in its place is put aside.
     pub(in crate::store) fn remove(&self, path: &Path) -> Result<(), Error> {
         let removed = match fs::remove_file(path) {
             Ok(()) => sync_folder(parent(path)),
@@ -209,7 +212,7 @@ impl Disk {
         self.condition.note(0, removed)
     }
 
-    /// Removes what the quarantine has more than is kept, the oldest first.
+    /// Removes the oldest files of the quarantine until it is within its limits.
     pub(in crate::store) fn bound_quarantine(&self) -> Result<(), Error> {
         for path in self.quarantine.excess()? {
             self.remove_all(&path)?;
@@ -224,7 +227,7 @@ impl Disk {
         self.remove(path)
     }
 
-    /// Frees the place of one of berth's own files or folders.
+    /// Moves away what stands in the place of one of berth's own files or folders.
     fn clear_way(&self, path: &Path) -> Result<(), Error> {
         // Only an empty folder can be removed so.
         if fs::remove_dir(path).is_ok() {
@@ -244,19 +247,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes `folder` and its parents down from the root, each synced into its parent.
+    /// Makes `folder` and its parents below the data folder, and syncs each into its parent.
     pub(in crate::store) fn ensure(&self, folder: &Path) -> Result<(), Error> {
         self.make_folders(folder).inspect_err(|error| self.condition.failed(0, error))
     }
 
-    /// A fresh name for a file to be staged, in a folder that is there.
+    /// Returns a fresh name for a file to be staged, in a folder that exists.
     pub(in crate::store) fn stage(&self) -> Result<PathBuf, Error> {
         let staged = self.stage_name();
         self.make_folders(&self.partials())?;
         Ok(staged)
     }
 
-    /// Tries once more if what was staged is gone: its folder may be tidied up at any moment, too.
+    /// Stages and moves a file. Tries once more if the staged file is gone: somebody may tidy up its folder at any
+    /// moment.
     fn stage_and_move(&self, target: &Path, write: impl Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
         match self.stage_and_move_once(target, &write) {
             Err(Error::Io { source, .. }) if is_without_folder(&source) => {
@@ -299,8 +303,8 @@ impl Disk {
         sync_folder(folder)
     }
 
-    /// The lock is held meanwhile: who finds a folder that another thread has just made must not take it for
-    /// durable before that thread has synced it. A folder left by an earlier process is synced once, too.
+    /// Makes folders durably, with the lock held: a thread that finds a folder which another one has just made must
+    /// not take it for durable before that other has synced it. A folder of an earlier process is synced once, too.
     fn make_folders(&self, folder: &Path) -> Result<(), Error> {
         let mut durable = lock(&self.durable);
         if durable.contains(folder) {
@@ -323,8 +327,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Tries once more if a folder that was known is gone, or is none any more: somebody tidied up under a running
-    /// berth.
+    /// Attempts something, and tries once more if a folder that was known is gone or is no folder any more: somebody
+    /// tidied up while berth runs.
     pub(in crate::store) fn retry_without_folder<T>(
         &self,
         attempt: impl Fn() -> Result<T, Error>,
@@ -339,7 +343,7 @@ impl Disk {
         }
     }
 
-    /// A fresh name: one process has the folder, and it was swept before that process began.
+    /// Returns a fresh name: only this process has the folder, which was swept at the start.
     fn stage_name(&self) -> PathBuf {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         self.partials().join(format!("{STAGED_PREFIX}{number}"))
@@ -377,7 +381,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     sync_folder(parent(path))
 }
 
-/// Whether a file cannot be made or renamed for want of its folder: there is none, or something else instead.
+/// Whether a file cannot be made or renamed because its folder is missing, or is something else.
 fn is_without_folder(error: &io::Error) -> bool {
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
     kinds.contains(&error.kind()) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())

@@ -26,7 +26,7 @@ use crate::store::error::Error;
 use crate::store::integrity::damaged::{Damage, DamagedSet};
 use crate::store::metadata::Metadata;
 use crate::store::metadata::index::Index;
-use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::index::key::Fact;
 use crate::sync::lock;
 
 /// Takes damaged blobs out of service. All methods block.
@@ -106,7 +106,7 @@ impl Integrity {
         let path = self.blobs.path(digest);
         let _one_at_a_time = lock(&self.moving);
         if path.symlink_metadata().is_err_and(|error| is_absent(&error)) {
-            self.metadata.index().remove(&Entry::Blob(*digest));
+            self.metadata.index().remove(&Fact::Blob(*digest));
             return;
         }
         // From now on: the move may take its time.
@@ -117,7 +117,7 @@ impl Integrity {
             Damage::Unreadable => self.open_files.forget(digest),
         }
         self.disk.metrics().quarantined.inc();
-        self.metadata.index().remove(&Entry::Blob(*digest));
+        self.metadata.index().remove(&Fact::Blob(*digest));
         match self.move_away(digest, &path) {
             Ok(()) => {
                 self.damaged.remove(digest);

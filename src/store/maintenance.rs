@@ -17,7 +17,7 @@ use crate::store::eviction::Eviction;
 use crate::store::layout::Layouts;
 use crate::store::malloc::trim;
 use crate::store::metadata::Metadata;
-use crate::store::metadata::index::database::Found;
+use crate::store::metadata::index::database::IndexState;
 use crate::store::metadata::rebuild::{Reconciler, Summary, Trust};
 use crate::sync::lock;
 
@@ -48,7 +48,7 @@ pub(in crate::store) struct Maintenance {
     layouts: Arc<Layouts>,
     reconciler: Arc<Reconciler>,
     /// What the previous process left of the index.
-    found: Found,
+    found: IndexState,
     /// When this process began, in seconds since 1970.
     opened_at: u64,
     /// The index being rebuilt, if that takes longer than a start may.
@@ -64,7 +64,7 @@ impl Maintenance {
         contents: Arc<Contents>,
         eviction: Arc<Eviction>,
         layouts: Arc<Layouts>,
-        found: Found,
+        found: IndexState,
         opened_at: u64,
     ) -> Self {
         let reconciler = Arc::new(Reconciler::new(Arc::clone(&metadata)));
@@ -83,7 +83,7 @@ impl Maintenance {
 
     /// Begins to fill an index that is empty, and waits for a while.
     pub(in crate::store) async fn begin_rebuild(&self) {
-        let Found::Fresh(reason) = &self.found else { return };
+        let IndexState::Fresh(reason) = &self.found else { return };
         if self.metadata.index().is_disabled() {
             return;
         }
@@ -151,9 +151,9 @@ impl Maintenance {
     /// Leaves the index as it was found: in order at that time, or not.
     pub(in crate::store) fn close(&self) {
         let closed_at = match self.found {
-            Found::Clean(closed_at) => closed_at,
-            Found::Fresh(_) => self.opened_at,
-            Found::Unclean => return,
+            IndexState::Clean(closed_at) => closed_at,
+            IndexState::Fresh(_) => self.opened_at,
+            IndexState::Unclean => return,
         };
         self.contents.write_uses();
         self.metadata.index().close(closed_at);
@@ -188,7 +188,9 @@ impl Maintenance {
             }
             self.layouts.adopt(&repo);
             // Killed before it rendered what it had written, or somebody has put something else there.
-            if !matches!(self.found, Found::Clean(_)) || !self.metadata.refs().index_json(&repo).is_file() {
+            if !matches!(self.found, IndexState::Clean(_))
+                || !self.metadata.refs().index_json(&repo).is_file()
+            {
                 self.metadata.mark_stale(&repo);
             }
         }
@@ -199,9 +201,9 @@ impl Maintenance {
         let (index, stop) = (self.metadata.index(), &*self.stop);
         Some(match self.found {
             // It was filled a moment ago, by this process.
-            Found::Fresh(_) if index.is_complete() => Trust::Since(self.opened_at),
+            IndexState::Fresh(_) if index.is_complete() => Trust::Since(self.opened_at),
             // Closed at a time of the future, it would be believed whatever happens until then.
-            Found::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
+            IndexState::Clean(closed_at) if age(closed_at, unix_seconds()).is_none() => {
                 tracing::warn!(
                     "the index was closed by a clock that was ahead: it is compared with all files"
                 );
@@ -209,14 +211,14 @@ impl Maintenance {
                 index.set_complete(false);
                 Trust::Nothing
             }
-            Found::Clean(closed_at) if index.audit(stop) => Trust::Since(closed_at),
-            Found::Clean(_) if stop.load(Ordering::Relaxed) => return None,
-            Found::Clean(_) => {
+            IndexState::Clean(closed_at) if index.audit(stop) => Trust::Since(closed_at),
+            IndexState::Clean(_) if stop.load(Ordering::Relaxed) => return None,
+            IndexState::Clean(_) => {
                 tracing::warn!("the index has lost records: it is compared with all files");
                 index.set_complete(false);
                 Trust::Nothing
             }
-            Found::Unclean | Found::Fresh(_) => {
+            IndexState::Unclean | IndexState::Fresh(_) => {
                 index.audit(stop);
                 Trust::Nothing
             }
@@ -331,7 +333,7 @@ mod tests {
 
     impl Maintenance {
         /// What the previous process left of the index.
-        pub(in crate::store) fn found(&self) -> &Found {
+        pub(in crate::store) fn found(&self) -> &IndexState {
             &self.found
         }
 

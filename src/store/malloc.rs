@@ -5,18 +5,18 @@
 //! used stayed resident, a quarter of all (`benches/run scale`). Other allocators were tried: mimalloc holds five
 //! times as much of a small store, and jemalloc takes longer to build than all the rest.
 
-/// From this size on, memory is the system's own, and goes back to it when it is freed. No more is asked for at once on the
-/// way of a blob, but the largest manifests and lists are, by whatever thread reads one.
+/// Size of an allocation, in bytes, from which on its memory goes back to the system when it is freed. Serving a blob
+/// allocates less at once; reading the largest manifests and lists allocates more, on any thread.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const APART_BYTES: libc::c_int = 2 << 20;
-/// Free memory at the end of an arena that is kept for the next.
+/// Bytes of free memory that are kept at the end of an arena.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT_BYTES: libc::c_int = 2 << 20;
 
-/// Has what is large given back as soon as it is freed..
+/// Makes glibc return large allocations to the system as soon as they are freed.
 ///
-/// glibc learns from the first large block that is freed to keep all such blocks for the thread that had it, of which
-/// there are many: 24 documents of 4 MiB left a hundred megabytes behind that nobody used.
+/// By default glibc keeps such blocks for the thread that had them once the first one is freed, and there are many
+/// threads: 24 documents of 4 MiB left a hundred megabytes behind that nobody used.
 pub fn keep_large_apart() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it sets numbers of the allocator's, under its own lock.
@@ -26,7 +26,8 @@ pub fn keep_large_apart() {
     }
 }
 
-/// Gives back what is free. It takes some milliseconds for each 100 MiB, so it is for the end of long work.
+/// Returns all free memory to the system. It takes some milliseconds for each 100 MiB, so it is called at the end of
+/// long work.
 pub(in crate::store) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it touches only memory that the allocator knows to be free, under the allocator's own locks.

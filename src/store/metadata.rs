@@ -37,8 +37,8 @@ use crate::store::disk::lock::Lock;
 use crate::store::error::Error;
 use crate::store::metadata::index::Index;
 use crate::store::metadata::index::blob_use::{ShortDigest, short};
-use crate::store::metadata::index::database::Found;
-use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::index::database::IndexState;
+use crate::store::metadata::index::key::Fact;
 use crate::store::metadata::records::{
     ManifestRecord, NewReferrersFile, ReferrersFile, ReferrersRecord, TagRecord,
 };
@@ -84,7 +84,7 @@ impl Metadata {
         lock: Lock,
         blobs: Arc<Blobs>,
         open_files: Arc<OpenFiles>,
-    ) -> (Self, Found) {
+    ) -> (Self, IndexState) {
         let wake = Arc::new(Notify::new());
         let (index, found) = Index::open(&disk.root().join("index"), Arc::clone(&wake));
         let refs = Refs::new(Arc::clone(&disk));
@@ -399,7 +399,7 @@ impl Metadata {
                 return;
             }
             self.refs.remove(repo, Ref::Referrers(&other));
-            self.index.remove(&Entry::Referrers(repo.clone(), other));
+            self.index.remove(&Fact::Referrers(repo.clone(), other));
             self.disk.metrics().space.evicted_refs.inc();
             sum -= bytes;
         }
@@ -427,7 +427,7 @@ impl Metadata {
             let record = self.index.tag(&repo, &tag);
             if record.is_some_and(|record| gone.contains(&record.digest) && !is_back(&record.digest)) {
                 self.refs.remove(&repo, Ref::Tag(&tag));
-                self.index.remove(&Entry::Tag(repo.clone(), tag.clone()));
+                self.index.remove(&Fact::Tag(repo.clone(), tag.clone()));
             }
             drop(guard);
             changed.insert(repo);
@@ -441,21 +441,21 @@ impl Metadata {
         for of in [Ref::Blob(digest), Ref::Manifest(digest), Ref::Referrers(digest)] {
             self.refs.remove(repo, of);
         }
-        self.index.remove(&Entry::Manifest(repo.clone(), *digest));
-        self.index.remove(&Entry::Grant(repo.clone(), *digest));
-        self.index.remove(&Entry::Referrers(repo.clone(), *digest));
+        self.index.remove(&Fact::Manifest(repo.clone(), *digest));
+        self.index.remove(&Fact::Grant(repo.clone(), *digest));
+        self.index.remove(&Fact::Referrers(repo.clone(), *digest));
     }
 
     /// Takes refs out.
-    pub(in crate::store) fn remove_refs(&self, entries: &[Entry]) {
+    pub(in crate::store) fn remove_refs(&self, entries: &[Fact]) {
         let mut changed: HashSet<Repo> = HashSet::new();
         for entry in entries {
             let (repo, of) = match entry {
-                Entry::Tag(repo, tag) => (repo, Ref::Tag(tag)),
-                Entry::Manifest(repo, digest) => (repo, Ref::Manifest(digest)),
-                Entry::Grant(repo, digest) => (repo, Ref::Blob(digest)),
-                Entry::Referrers(repo, digest) => (repo, Ref::Referrers(digest)),
-                Entry::Blob(_) | Entry::Repo(_) => continue,
+                Fact::Tag(repo, tag) => (repo, Ref::Tag(tag)),
+                Fact::Manifest(repo, digest) => (repo, Ref::Manifest(digest)),
+                Fact::Grant(repo, digest) => (repo, Ref::Blob(digest)),
+                Fact::Referrers(repo, digest) => (repo, Ref::Referrers(digest)),
+                Fact::Blob(_) | Fact::Repo(_) => continue,
             };
             let _guard = self.lock(repo);
             self.refs.remove(repo, of);

@@ -17,7 +17,7 @@ use crate::store::blobs::range_set::Pieces;
 use crate::store::error::Error;
 use crate::store::eviction::Eviction;
 
-/// Room is taken in steps of so many bytes for what is asked for in parts: most of those stay small.
+/// Bytes of room that are taken at a time for a blob that is asked for in parts. Most of these stay small.
 const PART_STEP: u64 = 1 << 20;
 
 /// A blob under way. All methods block.
@@ -25,17 +25,17 @@ const PART_STEP: u64 = 1 << 20;
 /// Dropped, it stays on disk with what was synced, for the next flight.
 pub struct Partial {
     file: PartialFile,
-    /// How many of its bytes room was taken for.
+    /// Number of its bytes for which room was taken.
     room: u64,
-    /// Up to where the file system has promised any.
+    /// The offset up to which the file system has reserved room.
     allocated: u64,
     /// Last, so that the store outlives the file.
     eviction: Arc<Eviction>,
 }
 
 impl Partial {
-    /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`; all of
-    /// it will come if `is_whole`. Of an unknown total it has room for what comes, step by step.
+    /// Opens the partial file of a blob. It starts over if the file is unusable, of another total, or not for `next`.
+    /// If `is_whole`, all of the blob will come. If the total is unknown, room is taken step by step.
     pub(in crate::store) fn open(
         eviction: Arc<Eviction>,
         key: &PartialKey,
@@ -51,32 +51,33 @@ impl Partial {
         Ok(Self { file, room, allocated: 0, eviction })
     }
 
-    /// The bytes that are there and synced: what was found at open, or what [`Partial::sync`] has named since.
+    /// Returns the bytes that are there and synced: those found at open, and those that [`Partial::sync`] has named
+    /// since.
     pub fn have(&self) -> &Pieces {
         self.file.have()
     }
 
-    /// The size of the whole blob, if it is known.
+    /// Returns the size of the whole blob in bytes, if it is known.
     pub fn total(&self) -> Option<u64> {
         self.file.total()
     }
 
-    /// The whole blob has this size, which was not known before. It must not be less than what is there.
+    /// Sets the size of the whole blob, which was not known before. It must not be less than what is there.
     pub fn learn(&mut self, total: u64) {
         self.file.learn(total);
     }
 
-    /// Whether what was there at first, if anything, had come without a credential.
+    /// Whether the bytes found at open, if any, had come without a credential.
     pub fn began_public(&self) -> bool {
         self.file.began_public()
     }
 
-    /// Whether what was there at first, if anything, had come from parents.
+    /// Whether the bytes found at open, if any, had come from parents.
     pub fn began_by_parents(&self) -> bool {
         self.file.began_by_parents()
     }
 
-    /// The file, for readers of what is there.
+    /// Returns the file, for readers of the bytes that are there.
     pub fn file(&self) -> BlobFile {
         self.file.file()
     }
@@ -106,8 +107,7 @@ impl Partial {
         self.noted(self.file.read_at(offset, bytes))
     }
 
-    /// Begins what [`Partial::sync`] does, for a thread that can wait: [`Sync::run`] there, then
-    /// [`Partial::end_sync`] here.
+    /// Begins a sync that another thread runs: [`Sync::run`] there, then [`Partial::end_sync`] here.
     pub fn begin_sync(&self, pieces: Pieces) -> Sync {
         self.file.begin_sync(pieces)
     }
@@ -121,7 +121,7 @@ impl Partial {
         self.noted(ended)
     }
 
-    /// Makes it a blob. `proven` is the digest that the caller found by hashing all of it.
+    /// Makes the file a blob. `proven` is the digest that the caller found by hashing all of it.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`] if that is another digest, and the file is dropped; [`Error::Full`] or
@@ -142,14 +142,14 @@ impl Partial {
         Ok(())
     }
 
-    /// Drops it, for content that turned out to be wrong.
+    /// Removes the file, because its content turned out to be wrong.
     pub fn discard(self) {
         if self.file.discard() {
             self.eviction.release(self.file.key());
         }
     }
 
-    /// Says so if there can be no room for all of it, of which more is wanted than was at first.
+    /// Checks that there can be room for all of the blob, of which more is wanted than at first.
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`].
@@ -157,8 +157,8 @@ impl Partial {
         self.eviction.admit(self.file.key(), self.total().unwrap_or(0), true)
     }
 
-    /// Makes sure that there is room for `span`, which has just come, beside what `have` says, and for a step more.
-    /// `is_whole`: all of it will come, mostly in order.
+    /// Takes room for `span`, which has just come, beside `have`, and for a step more. If `is_whole`, all of the blob
+    /// will come, mostly in order.
     ///
     /// # Errors
     /// [`Error::NoRoom`], [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
@@ -179,7 +179,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Gives back the room that was taken for more than `have`: nothing comes for a while.
+    /// Returns the room that was taken beyond `have`, because nothing comes for a while.
     pub fn rest(&mut self, have: &Pieces) {
         if self.file.give_back_behind(self.allocated) {
             self.allocated = 0;
@@ -190,7 +190,7 @@ impl Partial {
         }
     }
 
-    /// Has the file system promise the room of `span`.
+    /// Reserves room for `span` in the file system.
     fn allocate(&self, have: &Pieces, span: Span) -> Result<(), Error> {
         let key = self.file.key();
         let allocated = self.file.allocate(span).or_else(|error| match Errno::from_io_error(&error) {
@@ -208,7 +208,7 @@ impl Partial {
         }))
     }
 
-    /// Tells the disk's health of a failure, and passes the result on.
+    /// Notes a failure of the disk, and returns the result.
     fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         result.inspect_err(|error| {
             self.eviction.disk().condition().failed(self.total().unwrap_or(self.room), error);

@@ -178,20 +178,20 @@ async fn a_command_leaves_the_index_as_it_was_found() {
     let folder = folder();
     let store = open(&folder).await;
     store.put(&digest("x"), "x".into()).await.unwrap();
-    assert!(matches!(store.0.maintenance.found(), Found::Fresh(_)));
+    assert!(matches!(store.0.maintenance.found(), IndexState::Fresh(_)));
     let at = store.0.maintenance.opened_at();
     store.close().await;
     for _ in 0..2 {
         let store = open(&folder).await;
-        assert_eq!(*store.0.maintenance.found(), Found::Clean(at));
+        assert_eq!(*store.0.maintenance.found(), IndexState::Clean(at));
         store.put(&digest("y"), "y".into()).await.unwrap();
         store.close().await;
     }
     drop(open(&folder).await);
     let store = open(&folder).await;
-    assert_eq!(*store.0.maintenance.found(), Found::Unclean);
+    assert_eq!(*store.0.maintenance.found(), IndexState::Unclean);
     store.close().await;
-    assert_eq!(*open(&folder).await.0.maintenance.found(), Found::Unclean);
+    assert_eq!(*open(&folder).await.0.maintenance.found(), IndexState::Unclean);
 }
 
 #[tokio::test]

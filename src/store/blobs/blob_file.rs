@@ -14,45 +14,45 @@ use crate::store::blobs::mmap::Mmap;
 use crate::store::blobs::soundness::Soundness;
 use crate::sync::lock;
 
-/// What the disk is asked for at once when a blob is not in memory, in bytes.
+/// Bytes that the kernel is asked to read ahead when a blob is not in memory.
 const AHEAD_BYTES: u64 = 4 << 20;
 
-/// The file of a blob, opened for reading: of one that is stored, or of one that is coming, of which only what is
-/// written may be read. Clones share it.
+/// The file of a blob, opened for reading. It may be stored, or still being downloaded; then only the bytes that are
+/// written may be read. Clones share the file.
 #[derive(Clone)]
 pub struct BlobFile {
-    /// The size of the whole in bytes.
+    /// The size of the whole blob in bytes.
     pub size: u64,
     open: Arc<Open>,
 }
 
-/// The open file. What may be read of it nothing will ever change, also when its name is removed.
+/// The open file. The bytes that may be read never change, also when its name is removed.
 struct Open {
     file: File,
     mapping: Mutex<Option<Arc<Mmap>>>,
-    /// Bytes of it could not be sent.
+    /// Whether bytes of it could not be sent.
     is_suspect: AtomicBool,
     soundness: Soundness,
 }
 
 impl BlobFile {
-    /// The file of a blob of `size` bytes.
+    /// Wraps the file of a blob of `size` bytes.
     pub(crate) fn new(file: File, size: u64) -> Self {
         let (mapping, is_suspect, soundness) = Default::default();
         Self { size, open: Arc::new(Open { file, mapping, is_suspect, soundness }) }
     }
 
-    /// The same file, of a blob that turns out to have this size.
+    /// Returns the same file with another size of the blob, once that is known.
     pub(in crate::store) fn of_size(&self, size: u64) -> Self {
         Self { size, open: Arc::clone(&self.open) }
     }
 
-    /// The content.
+    /// Returns the file.
     pub fn file(&self) -> &File {
         &self.open.file
     }
 
-    /// The content mapped into memory: for a plain socket only, see [`Mapped`].
+    /// Maps the content into memory. It is for a plain socket only: see [`Mapped`].
     ///
     /// # Errors
     /// When the system has no room for it.
@@ -65,17 +65,17 @@ impl BlobFile {
         Ok(Mapped { blob: self.clone(), mapping })
     }
 
-    /// Whether it was found not to be what its name says: who reads it must not come to its end.
+    /// Whether its content was found not to match its digest. A reader must then not get the end of it.
     pub fn is_damaged(&self) -> bool {
         self.open.soundness.is_damaged()
     }
 
-    /// What is known of that.
+    /// Returns what is known of the soundness of the content.
     pub(in crate::store) fn soundness(&self) -> &Soundness {
         &self.open.soundness
     }
 
-    /// Whether a file of these looks has the same content.
+    /// Whether a file with this metadata is the same file, with the same size.
     pub(in crate::store) fn is_same_file(&self, found: &std::fs::Metadata) -> bool {
         let same = |own: std::fs::Metadata| {
             (own.ino(), own.dev(), own.len()) == (found.ino(), found.dev(), found.len())
@@ -93,7 +93,7 @@ impl BlobFile {
         self.open.is_suspect.load(Ordering::Acquire)
     }
 
-    /// Whether somebody has it besides the table of open files.
+    /// Whether anything but the table of open files holds it.
     pub(in crate::store) fn is_being_read(&self) -> bool {
         Arc::strong_count(&self.open) > 1
     }
@@ -115,7 +115,7 @@ pub struct Mapped {
     mapping: Arc<Mmap>,
 }
 
-/// A mapped file as long as somebody else keeps it: whoever has this does not count as a reader.
+/// A weak reference to a mapped file. Its holder does not count as a reader.
 pub struct MappedWeak {
     size: u64,
     open: Weak<Open>,
@@ -123,7 +123,7 @@ pub struct MappedWeak {
 }
 
 impl MappedWeak {
-    /// The mapped file, if it is still kept.
+    /// Returns the mapped file, if it is still held by a reader.
     pub fn upgrade(&self) -> Option<Mapped> {
         let blob = BlobFile { size: self.size, open: self.open.upgrade()? };
         Some(Mapped { blob, mapping: self.mapping.upgrade()? })
@@ -131,33 +131,33 @@ impl MappedWeak {
 }
 
 impl Mapped {
-    /// The same for who may lose it.
+    /// Returns a weak reference to it.
     pub fn downgrade(&self) -> MappedWeak {
         let (open, mapping) = (Arc::downgrade(&self.blob.open), Arc::downgrade(&self.mapping));
         MappedWeak { size: self.blob.size, open, mapping }
     }
 
-    /// The file that is mapped.
+    /// Returns the file that is mapped.
     pub fn file(&self) -> &File {
         self.blob.file()
     }
 
-    /// Bytes of it could not be sent: before it is served again, its file is looked at.
+    /// Notes that bytes of it could not be sent: its file is checked before it is served again.
     pub fn suspect(&self) {
         self.blob.open.is_suspect.store(true, Ordering::Release);
     }
 
-    /// Where in the content a slice of it begins; `None` for any other slice.
+    /// Returns where in the content a slice of it begins; `None` for any other slice.
     pub fn offset_of(&self, slice: &[u8]) -> Option<u64> {
         self.mapping.offset_of(slice).map(|offset| offset as u64)
     }
 
-    /// These bytes of the content, if all of them are in memory and so cost no wait for the disk.
+    /// Returns these bytes of the content, if all of them are in memory so that nothing waits for the disk.
     pub fn bytes(&self, range: Range<usize>) -> Option<Bytes> {
         self.mapping.is_resident(range.clone()).then(|| self.mapping.bytes(range))
     }
 
-    /// These bytes, after a wait for the disk; `None` where the kernel cannot do that. Blocks.
+    /// Returns these bytes after waiting for the disk; `None` where the kernel cannot do that. Blocks.
     ///
     /// # Errors
     /// When the disk fails, or the file has become shorter.

@@ -33,19 +33,19 @@ use rustix::param::page_size;
 
 use crate::clock::unix_seconds;
 
-/// Pages that one call to the kernel is asked about: what fits on the stack.
+/// Number of pages that one call to the kernel asks about: as many as fit on the stack.
 const PAGES_ASKED_MAX: usize = 1024;
 
-/// Bytes that are remembered together as being in memory.
+/// Bytes of a block. Of each block it is remembered when it was last in memory.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Blocks whose memories come into being together, when one of them is first sent: a kibibyte of file costs less than
-/// a hundredth of a byte, and a size that is merely claimed costs next to nothing.
+/// Number of blocks whose records are allocated together, when the first of them is sent. So a kibibyte of file costs
+/// less than a hundredth of a byte, and a size that is merely claimed costs next to nothing.
 const BLOCKS_TOGETHER: usize = 1024;
-/// For how long that is believed: what is sent again and again does not leave memory within two seconds, and to ask
-/// the kernel about each page was a fifth of the time that it takes to send it.
+/// Seconds for which a block counts as being in memory. Content that is sent again and again does not leave memory
+/// within two seconds, and asking the kernel about each page took a fifth of the time of sending it.
 const RESIDENT_FOR_SECONDS: u64 = 1;
 
-/// A whole file in memory, as far as the kernel has it there.
+/// A whole file, mapped into memory.
 pub(in crate::store) struct Mmap {
     start: NonNull<u8>,
     bytes: Bytes,
@@ -53,7 +53,7 @@ pub(in crate::store) struct Mmap {
     resident_at: Box<[OnceLock<Box<[AtomicU64]>>]>,
 }
 
-/// What unmaps when the last slice is gone.
+/// The mapped memory, which is unmapped when the last slice is gone.
 struct Region {
     start: NonNull<u8>,
     len: usize,
@@ -85,7 +85,7 @@ impl Drop for Region {
 }
 
 impl Mmap {
-    /// Maps the first `size` bytes, which must not be none.
+    /// Maps the first `size` bytes of a file; `size` must not be zero.
     pub(in crate::store) fn of(file: &File, size: u64) -> io::Result<Self> {
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
@@ -96,12 +96,13 @@ impl Mmap {
         Ok(Self { start, bytes: Bytes::from_owner(Region { start, len }), resident_at })
     }
 
-    /// Bytes for a plain socket to send, and for nobody to look at: see the module.
+    /// Returns bytes for a plain socket to send. No code may look at them: see the module.
     pub(in crate::store) fn bytes(&self, range: Range<usize>) -> Bytes {
         self.bytes.slice(range)
     }
 
-    /// Where in the file a slice of [`Mmap::bytes`] begins; `None` for any other slice. Looks at no byte of it.
+    /// Returns where in the file a slice of [`Mmap::bytes`] begins; `None` for any other slice. It reads no byte of
+    /// the slice.
     pub(in crate::store) fn offset_of(&self, slice: &[u8]) -> Option<usize> {
         let offset = slice.as_ptr().addr().checked_sub(self.start.addr().get())?;
         (offset.checked_add(slice.len())? <= self.bytes.len()).then_some(offset)
@@ -126,8 +127,8 @@ impl Mmap {
         })
     }
 
-    /// Notes that `range` has just come into memory, as far as it is whole blocks: also where the kernel may not be
-    /// asked, as in a sandbox without `mincore`, not every hit goes through the pool.
+    /// Notes that the whole blocks of `range` have just come into memory. So not every hit goes through the thread
+    /// pool where `mincore` is forbidden, as in some sandboxes.
     fn remember(&self, range: &Range<usize>) {
         let blocks = self.bytes.len().div_ceil(BLOCK_BYTES);
         let end = if range.end >= self.bytes.len() { blocks } else { range.end / BLOCK_BYTES };
@@ -182,7 +183,7 @@ impl Mmap {
     }
 }
 
-/// Where the page of a byte begins: what the kernel's calls want.
+/// Returns where the page of a byte begins, as system calls need it.
 fn page_of(at: usize) -> usize {
     at / page_size() * page_size()
 }

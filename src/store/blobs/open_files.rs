@@ -21,36 +21,39 @@ use crate::oci::{Digest, Document, Repo};
 use crate::store::blobs::blob_file::BlobFile;
 use crate::sync::lock;
 
-/// How long an entry is believed without a look at its file: until the second after next begins.
+/// Seconds for which an entry is used without checking that its file still exists.
 const BELIEVED_FOR_SECONDS: u64 = 1;
-/// How long a mapping stays that nobody reads: its pages count as the process's memory.
+/// Seconds after which a mapping without readers is unmapped: its pages count as memory of the process.
 const MAPPED_FOR_SECONDS: u64 = 10;
-/// For how long a blob counts as read that a client reads part by part: the longest pause that it makes between two.
+/// Seconds for which a blob counts as being read after its last use: the longest pause between two ranges of one
+/// client.
 const READ_LATELY_SECONDS: u64 = 5;
-/// Repositories remembered for one digest; others are looked up each time.
+/// Number of repositories that are remembered for one digest. Others are looked up each time.
 const REPOS_MAX: usize = 16;
-/// Parts of a table, each with its own lock, so that requests for different digests do not meet.
+/// Number of shards of a table. Each has its own lock, so that requests for different digests do not wait for each
+/// other.
 const SHARDS: usize = 16;
-/// Files kept open, and how many of those that the process may have open they are at most.
+/// Number of files kept open, and which part of the process's limit they may take (one in [`FILES_SHARE`]).
 const FILES_MAX: usize = 512;
 const FILES_SHARE: u64 = 16;
-/// Manifests in memory: as many, and as large in all.
+/// Number of manifests in memory, and their size in bytes together.
 const MANIFESTS_MAX: usize = 8192;
 const MANIFESTS_BYTES_MAX: usize = 16 << 20;
-/// Uses remembered of files that were closed; beyond it the least interesting thing is lost, the time of a use.
+/// Number of closed files whose last use is remembered until it is written to the index. Beyond it only times of use
+/// are lost.
 const DISPLACED_MAX: usize = 65_536;
-/// A larger manifest is read from disk each time.
+/// Bytes of the largest manifest that is kept in memory. A larger one is read from disk each time.
 const MANIFEST_BYTES_MAX: usize = 256 << 10;
 
-/// What is at hand.
+/// Open files and manifests in memory, with the repositories that may be served them.
 pub(in crate::store) struct OpenFiles {
     blobs: Table<BlobFile>,
     manifests: Table<Arc<Document>>,
-    /// Uses of what had to make room, which were not handed out yet: size, and when.
+    /// The size and last use of files that had to make room, until [`OpenFiles::uses`] returns them.
     displaced: Mutex<HashMap<Digest, (u64, u64)>>,
 }
 
-/// Things by digest; the least recently asked is forgotten first.
+/// A table by digest. The least recently used entry is forgotten first.
 struct Table<T> {
     shards: [Mutex<Shard<T>>; SHARDS],
     bytes_max: usize,
@@ -64,30 +67,30 @@ struct Shard<T> {
 struct Cached<T> {
     what: T,
     bytes: usize,
-    /// Whether any repository may be served it.
+    /// Whether every repository may be served it.
     is_public: AtomicBool,
-    /// Repositories that may.
+    /// The repositories that may be served it.
     repos: Mutex<Vec<Repo>>,
-    /// In seconds since 1970.
+    /// The time of the last use, in seconds since 1970.
     used_at: AtomicU64,
-    /// The last use that the index knows of.
+    /// The last use that the index knows of, in seconds since 1970.
     noted_at: AtomicU64,
-    /// When its file was last looked at, likewise.
+    /// When its file was last checked, in seconds since 1970.
     looked_at: AtomicU64,
 }
 
-/// That somebody may be served something.
+/// The repositories that may be served something.
 #[derive(Clone, Copy)]
 pub(in crate::store) enum Whose<'a> {
     Public,
     Repo(&'a Repo),
 }
 
-/// A digest, how large its content is, and when it was last used.
+/// A digest, the size of its content in bytes, and its last use in seconds since 1970.
 pub(in crate::store) type Use = (Digest, u64, u64);
 
 impl OpenFiles {
-    /// Empty tables, for a process that may have `files` open; none: as many as it likes.
+    /// Makes empty tables for a process that may have `files` open; `None` is no limit.
     pub(in crate::store) fn new(files: Option<u64>) -> Self {
         let fit = files.and_then(|files| usize::try_from(files / FILES_SHARE).ok()).unwrap_or(FILES_MAX);
         Self {
@@ -97,17 +100,17 @@ impl OpenFiles {
         }
     }
 
-    /// A blob that `repo` may have, if it is at hand.
+    /// Returns a blob that `repo` may be served, if its file is open.
     pub(in crate::store) fn blob(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
         self.blobs.get_for(repo, digest).filter(|blob| !blob.is_suspect())
     }
 
-    /// A manifest that `repo` may have, if it is at hand.
+    /// Returns a manifest that `repo` may be served, if it is in memory.
     pub(in crate::store) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
         self.manifests.get_for(repo, digest)
     }
 
-    /// The open file of a digest, if it still is the one of these looks; believed anew.
+    /// Returns the open file of a digest if it is still the file with this metadata, and notes that it was checked.
     pub(in crate::store) fn confirm(&self, digest: &Digest, looks: &Metadata) -> Option<BlobFile> {
         let item = self.blobs.item(digest)?;
         if item.what.is_suspect() || !item.what.is_same_file(looks) {
@@ -117,7 +120,7 @@ impl OpenFiles {
         Some(item.what.clone())
     }
 
-    /// Keeps a blob at hand.
+    /// Keeps the file of a blob open.
     pub(in crate::store) fn keep_blob(&self, digest: &Digest, blob: &BlobFile) {
         let Some((displaced, item)) = self.blobs.put(*digest, blob.clone(), 0) else { return };
         let mut uses = lock(&self.displaced);
@@ -126,9 +129,9 @@ impl OpenFiles {
         }
     }
 
-    /// Keeps a manifest at hand, unless it is large.
+    /// Keeps a manifest in memory, unless it is large.
     ///
-    /// Repositories may disagree about its type. Then the last one has it at hand, and the others do not.
+    /// Repositories may disagree about its media type. Then it is kept for the last one only.
     pub(in crate::store) fn keep_manifest(&self, manifest: &Arc<Document>, whose: Whose<'_>) {
         let digest = &manifest.digest;
         if manifest.body.len() > MANIFEST_BYTES_MAX {
@@ -143,25 +146,25 @@ impl OpenFiles {
         }
     }
 
-    /// What is known of a manifest has changed.
+    /// Forgets a manifest whose record has changed.
     pub(in crate::store) fn forget_manifest(&self, digest: &Digest) {
         self.manifests.remove(digest);
     }
 
-    /// Notes who may be served a blob that is at hand.
+    /// Notes who may be served a blob whose file is open.
     pub(in crate::store) fn grant(&self, digest: &Digest, whose: Whose<'_>) {
         if let Some(item) = self.blobs.item(digest) {
             item.grant(whose);
         }
     }
 
-    /// Drops what is at hand of a digest: before its file goes. Who is reading it keeps what it has.
+    /// Forgets a digest, before its file goes. Readers keep the open file.
     pub(in crate::store) fn forget(&self, digest: &Digest) {
         self.blobs.remove(digest);
         self.manifests.remove(digest);
     }
 
-    /// Drops a blob whose file was found damaged: those who are reading it are cut.
+    /// Forgets a blob whose file was found damaged, and cuts its readers off.
     pub(in crate::store) fn condemn(&self, digest: &Digest) {
         if let Some(item) = self.blobs.item(digest) {
             item.what.soundness().note_damaged();
@@ -182,7 +185,7 @@ impl OpenFiles {
         item.is_some_and(|item| item.what.is_being_read() || is_late(item.used_at.load(Ordering::Relaxed)))
     }
 
-    /// Uses that were not handed out yet.
+    /// Returns the uses since the last call.
     pub(in crate::store) fn uses(&self) -> Vec<Use> {
         let displaced = std::mem::take(&mut *lock(&self.displaced));
         let mut uses: Vec<Use> =
@@ -194,7 +197,7 @@ impl OpenFiles {
         uses
     }
 
-    /// Unmaps what nobody has read for a while.
+    /// Unmaps files that nobody has read for a while.
     pub(in crate::store) fn rest(&self) {
         let now = unix_seconds();
         let mut resting = Vec::new();
@@ -216,7 +219,7 @@ impl<T: Clone> Table<T> {
         Self { shards: std::array::from_fn(shard), bytes_max: bytes_max / SHARDS }
     }
 
-    /// What `repo` may have, and was looked at a moment ago.
+    /// Returns an entry that `repo` may be served and whose file was checked a moment ago.
     fn get_for(&self, repo: &Repo, digest: &Digest) -> Option<T> {
         let item = self.item(digest)?;
         let now = unix_seconds();
@@ -231,7 +234,7 @@ impl<T: Clone> Table<T> {
         lock(self.shard(digest)).items.get(digest).cloned()
     }
 
-    /// Puts something in; what was there of the digest keeps its grants. Returns what it displaced.
+    /// Puts an entry in; the grants of the digest stay. Returns the entry that it displaced.
     fn put(&self, digest: Digest, what: T, bytes: usize) -> Option<(Digest, Arc<Cached<T>>)> {
         let mut shard = lock(self.shard(&digest));
         let now = unix_seconds();
@@ -282,7 +285,7 @@ impl<T: Clone> Table<T> {
 }
 
 impl<T> Cached<T> {
-    /// A clock that jumped back makes a look due.
+    /// Whether its file was checked a moment ago. If the clock has jumped back, it was not.
     fn is_believed(&self, now: u64) -> bool {
         let age = now.checked_sub(self.looked_at.load(Ordering::Relaxed));
         age.is_some_and(|age| age <= BELIEVED_FOR_SECONDS)
@@ -310,7 +313,7 @@ impl<T> Cached<T> {
         }
     }
 
-    /// The time of the last use, if the index has not heard of it.
+    /// Returns the time of the last use, if the index does not know it yet.
     fn news(&self) -> Option<u64> {
         let used_at = self.used_at.load(Ordering::Relaxed);
         (self.noted_at.swap(used_at, Ordering::Relaxed) != used_at).then_some(used_at)

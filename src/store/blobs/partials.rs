@@ -25,7 +25,7 @@ use crate::clock::{believed, seconds_of, unix_seconds};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::store::blobs::blob_file::BlobFile;
-use crate::store::blobs::piece_map::{Map, Next, Origin, UNKNOWN};
+use crate::store::blobs::piece_map::{Next, Origin, PieceMap, UNKNOWN};
 use crate::store::blobs::range_set::Pieces;
 use crate::store::disk::files::{self, allocate, give_back, open_file};
 use crate::store::disk::{Disk, FileMode};
@@ -73,7 +73,7 @@ pub(in crate::store) struct PartialFile {
     path: PathBuf,
     data: BlobFile,
     map_file: File,
-    map: Map,
+    map: PieceMap,
     /// How what was there at first had come; `None` if nothing was.
     began: Option<Origin>,
     /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
@@ -82,7 +82,7 @@ pub(in crate::store) struct PartialFile {
 }
 
 /// A partial file, its map, and how what is there had come, if anything is.
-type Found = (File, File, Map, Option<Origin>);
+type Found = (File, File, PieceMap, Option<Origin>);
 
 /// What an earlier flight has left of a blob.
 pub struct Left {
@@ -183,16 +183,17 @@ impl Partials {
     pub(in crate::store) fn left(&self, key: &PartialKey) -> Option<Left> {
         let path = self.path(key);
         let (file, _) = open_file(&path).ok()??;
-        let map = Map::read(&open_file(&map_path(&path)).ok()??.0).filter(|map| map.total != UNKNOWN)?;
+        let map =
+            PieceMap::read(&open_file(&map_path(&path)).ok()??.0).filter(|map| map.total() != UNKNOWN)?;
         let opened = file.metadata().ok()?;
         // A file that is started over gets a new map after it is there. So if this is still the file that has
         // the name, the map is not one of a later file.
         let is_same = fs::metadata(&path).is_ok_and(|named| named.ino() == opened.ino());
         (is_same && named_end(&map) <= opened.len()).then(|| Left {
-            total: map.total,
-            pieces: map.pieces,
+            total: map.total(),
+            pieces: map.pieces().clone(),
             file: Arc::new(file),
-            origin: map.origin,
+            origin: map.origin(),
         })
     }
 
@@ -209,16 +210,18 @@ impl Partials {
     }
 
     fn find_or_create(&self, path: &Path, total: u64, next: &Next<'_>) -> Result<Found, Error> {
-        let existing = open_existing(path, total)?.filter(|(_, _, map)| map.origin.may_go_on(next));
+        let existing = open_existing(path, total)?.filter(|(_, _, map)| map.origin().may_go_on(next));
         let (data, map_file, mut map) = match existing {
             Some(existing) => existing,
-            None => self.disk.retry_without_folder(|| self.create(path, Map::new(total, next.origin())))?,
+            None => {
+                self.disk.retry_without_folder(|| self.create(path, PieceMap::new(total, next.origin())))?
+            }
         };
-        let began = (map.pieces.bytes() > 0).then_some(map.origin);
-        let origin = map.origin.and(next.origin());
-        if map.origin != origin {
-            map.origin = origin;
-            let pieces = map.pieces.clone();
+        let began = (map.pieces().bytes() > 0).then_some(map.origin());
+        let origin = map.origin().and(next.origin());
+        if map.origin() != origin {
+            map.set_origin(origin);
+            let pieces = map.pieces().clone();
             map.advance(&map_file, &pieces).map_err(|source| Error::io("write", &map_path(path), source))?;
         }
         Ok((data, map_file, map, began))
@@ -241,7 +244,7 @@ impl Partials {
         self.disk.partials().join(key.registry.to_folder()).join(key.digest.file_name())
     }
 
-    fn create(&self, path: &Path, mut map: Map) -> Result<(File, File, Map), Error> {
+    fn create(&self, path: &Path, mut map: PieceMap) -> Result<(File, File, PieceMap), Error> {
         let folder = files::parent(path);
         self.disk.ensure(folder)?;
         drop_files(&self.disk, path)?;
@@ -261,17 +264,17 @@ impl PartialFile {
 
     /// The bytes that are there and synced: what was found at open, or what [`PartialFile::sync`] has named since.
     pub(in crate::store) fn have(&self) -> &Pieces {
-        &self.map.pieces
+        self.map.pieces()
     }
 
     /// The size of the whole blob, if it is known.
     pub(in crate::store) fn total(&self) -> Option<u64> {
-        Some(self.map.total).filter(|total| *total != UNKNOWN)
+        Some(self.map.total()).filter(|total| *total != UNKNOWN)
     }
 
     /// The whole blob has this size, which was not known before. It must not be less than what is there.
     pub(in crate::store) fn learn(&mut self, total: u64) {
-        self.map.total = total;
+        self.map.set_total(total);
         self.data = self.data.of_size(total);
     }
 
@@ -293,7 +296,7 @@ impl PartialFile {
     /// Writes bytes at their place; it is an error if that is beyond the total.
     pub(in crate::store) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > self.map.total) {
+        if end.is_none_or(|end| end > self.map.total()) {
             return Err(self.failed("write beyond the end of", io::ErrorKind::InvalidInput.into()));
         }
         self.data.file().write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
@@ -306,7 +309,7 @@ impl PartialFile {
 
     /// Syncs the data, then names `pieces` as there. After an error this handle refuses to sync or commit.
     pub(in crate::store) fn sync(&mut self, pieces: Pieces) -> Result<(), Error> {
-        if pieces.spans().last().is_some_and(|last| last.end > self.map.total) {
+        if pieces.spans().last().is_some_and(|last| last.end > self.map.total()) {
             return Err(self.failed("sync beyond the end of", io::ErrorKind::InvalidInput.into()));
         }
         self.end_sync(self.begin_sync(pieces).run())
@@ -338,7 +341,7 @@ impl PartialFile {
     /// How long the file is, which must be all of the blob.
     pub(in crate::store) fn whole_size(&self) -> Result<u64, Error> {
         let size = self.data.file().metadata().map_err(|source| self.failed("read", source))?.len();
-        if size != self.map.total {
+        if size != self.map.total() {
             return Err(self.failed("commit half of", io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(size)
@@ -403,7 +406,7 @@ impl PartialFile {
 }
 
 /// A file and a map that belong together and to a blob of that size.
-fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, Error> {
+fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, PieceMap)>, Error> {
     let map_path = map_path(path);
     // What anything else leads to, or does with bytes, is nobody's blob.
     let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
@@ -414,16 +417,16 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, E
     let _ = fs::set_permissions(path, Permissions::from_mode(PARTIAL_MODE));
     let Some(data) = open_to_write(path)? else { return Ok(None) };
     let Some(map_file) = open_to_write(&map_path)? else { return Ok(None) };
-    let Some(map) = Map::read(&map_file) else { return Ok(None) };
+    let Some(map) = PieceMap::read(&map_file) else { return Ok(None) };
     let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
     // Longer than the blob can only be a file that somebody else has written to.
-    let belongs = map.total == total && named_end(&map) <= length && length <= total;
+    let belongs = map.total() == total && named_end(&map) <= length && length <= total;
     Ok(belongs.then_some((data, map_file, map)))
 }
 
 /// The length that a file must have to hold what its map names.
-fn named_end(map: &Map) -> u64 {
-    map.pieces.spans().last().map_or(0, |last| last.end)
+fn named_end(map: &PieceMap) -> u64 {
+    map.pieces().spans().last().map_or(0, |last| last.end)
 }
 
 fn open_to_write(path: &Path) -> Result<Option<File>, Error> {

@@ -33,12 +33,12 @@ const MAGIC: &[u8; 8] = b"berthma3";
 const FIELDS_BYTES: usize = 64;
 const SPAN_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 32;
-/// A page each, so that one write never touches the other record.
+/// Bytes of the page of each record, so that one write never touches the other record.
 const PAGE_BYTES: usize = 4096;
-/// Spans that fit.
+/// Number of spans that fit into a record.
 const SPANS_MAX: usize = (PAGE_BYTES - FIELDS_BYTES - CHECKSUM_BYTES) / SPAN_BYTES;
 
-/// For which repository bytes came, and how, as far as a map tells.
+/// The repository for which bytes came and how they came, as far as a map tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Origin {
     repo: [u8; 32],
@@ -49,10 +49,10 @@ pub(in crate::store) struct Origin {
 }
 
 impl Origin {
-    /// In the place of a repository: several.
+    /// Stands for several repositories.
     const SEVERAL: [u8; 32] = [0; 32];
 
-    /// With what comes from elsewhere, too.
+    /// Returns the origin of these bytes together with those of `other`.
     pub(in crate::store) fn and(self, other: Self) -> Self {
         Self {
             repo: if self.repo == other.repo { self.repo } else { Self::SEVERAL },
@@ -76,9 +76,9 @@ impl Origin {
         self.is_by_parents
     }
 
-    /// Whether the transfer of `next` may go on with what is there. What the registry gave to another repository is
-    /// another's until the registry itself says otherwise, and a transfer that anybody may follow begins anew rather than
-    /// with private bytes.
+    /// Whether the transfer of `next` may continue with the bytes that are there. Bytes for another repository stay
+    /// that repository's until the registry itself says otherwise, and a transfer that anybody may follow begins anew
+    /// rather than with private bytes.
     pub(in crate::store) fn may_go_on(&self, next: &Next<'_>) -> bool {
         if next.is_public && !self.is_public {
             return false;
@@ -101,15 +101,15 @@ impl Origin {
 /// A transfer that is about to begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Next<'a> {
-    /// The repository that it is for, which upstream has just said may have the content.
+    /// The repository that it is for. Upstream has just said that it may have the content.
     pub repo: &'a Repo,
-    /// Whether that has a grant already.
+    /// Whether that repository has a grant already.
     pub is_granted: bool,
     /// Whether all of the content comes without a credential, and anybody may follow.
     pub is_public: bool,
-    /// Whether nobody but parents will send it.
+    /// Whether only parents will send it.
     pub is_by_parents: bool,
-    /// Who has said so, and sends the first of it.
+    /// The server that has said so and sends the first bytes.
     pub speaker: Speaker,
 }
 
@@ -127,27 +127,52 @@ fn name_of(repo: &Repo) -> [u8; 32] {
     name
 }
 
-/// In the place of a size that upstream has not told: the body has no length, and its end is the end of the blob.
+/// Stands for a size that upstream has not told. The body then has no length, and its end is the end of the blob.
 pub(in crate::store) const UNKNOWN: u64 = u64::MAX;
 
-/// What a map says.
+/// The content of a piece map.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Map {
+pub(in crate::store) struct PieceMap {
     sequence: u64,
     /// Size of the whole blob, or [`UNKNOWN`].
-    pub(in crate::store) total: u64,
+    total: u64,
     /// Where the bytes are from.
-    pub(in crate::store) origin: Origin,
+    origin: Origin,
     /// The bytes that are synced.
-    pub(in crate::store) pieces: Pieces,
+    pieces: Pieces,
 }
 
-impl Map {
+impl PieceMap {
     pub(in crate::store) fn new(total: u64, origin: Origin) -> Self {
         Self { sequence: 0, total, origin, pieces: Pieces::default() }
     }
 
-    /// The newest record that is whole.
+    /// Returns the size of the whole blob in bytes, or [`UNKNOWN`].
+    pub(in crate::store) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Where the bytes are from.
+    pub(in crate::store) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The bytes that are synced.
+    pub(in crate::store) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    /// Sets the size of the whole blob. It is written with the next record.
+    pub(in crate::store) fn set_total(&mut self, total: u64) {
+        self.total = total;
+    }
+
+    /// Sets the origin of the bytes. It is written with the next record.
+    pub(in crate::store) fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
+    }
+
+    /// Reads the newest record that is whole.
     pub(in crate::store) fn read(file: &File) -> Option<Self> {
         let records = [0, 1].map(|page| {
             let mut record = Vec::with_capacity(PAGE_BYTES);
@@ -157,7 +182,7 @@ impl Map {
         records.into_iter().flatten().max_by_key(|map| map.sequence)
     }
 
-    /// Names other bytes, which are synced already, and syncs that.
+    /// Writes and syncs a record that names `pieces`, which are synced already.
     pub(in crate::store) fn advance(&mut self, file: &File, pieces: &Pieces) -> io::Result<()> {
         let mut next = Self { sequence: self.sequence + 1, pieces: fitting(pieces), ..*self };
         let page = (next.sequence & 1) * PAGE_BYTES as u64;
@@ -212,7 +237,7 @@ impl Map {
     }
 }
 
-/// As much of a page as the file has.
+/// Reads as much of a page as the file has.
 fn read_page(file: &File, at: u64, page: &mut Vec<u8>) -> io::Result<()> {
     page.resize(PAGE_BYTES, 0);
     let mut len = 0;
@@ -226,7 +251,7 @@ fn read_page(file: &File, at: u64, page: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// The spans that a record has room for.
+/// Returns the spans that a record has room for.
 fn fitting(pieces: &Pieces) -> Pieces {
     if pieces.spans().len() <= SPANS_MAX {
         return pieces.clone();
@@ -253,35 +278,35 @@ mod tests {
     #[test]
     fn a_torn_record_leaves_the_one_before_it() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(Map::read(&file), None, "empty");
-        let mut map = Map::new(1000, ORIGIN);
+        assert_eq!(PieceMap::read(&file), None, "empty");
+        let mut map = PieceMap::new(1000, ORIGIN);
         map.advance(&file, &pieces(&[(0, 10)])).unwrap();
-        assert_eq!(Map::read(&file), Some(map.clone()));
+        assert_eq!(PieceMap::read(&file), Some(map.clone()));
         map.advance(&file, &pieces(&[(0, 20), (500, 1000)])).unwrap();
         let before = map.clone();
         map.advance(&file, &pieces(&[(0, 30), (400, 1000)])).unwrap();
-        assert_eq!(Map::read(&file), Some(map.clone()));
+        assert_eq!(PieceMap::read(&file), Some(map.clone()));
         let page = PAGE_BYTES as u64;
         let record_bytes = map.encode().len() as u64;
         for torn_at in 0..record_bytes {
             let mut byte = [0];
             file.read_exact_at(&mut byte, page + torn_at).unwrap();
             file.write_all_at(&[byte[0] ^ 0x40], page + torn_at).unwrap();
-            assert_eq!(Map::read(&file), Some(before.clone()), "byte {torn_at}");
+            assert_eq!(PieceMap::read(&file), Some(before.clone()), "byte {torn_at}");
             file.write_all_at(&byte, page + torn_at).unwrap();
         }
-        assert_eq!(Map::read(&file), Some(map));
+        assert_eq!(PieceMap::read(&file), Some(map));
         for length in [page + 7, page + FIELDS_BYTES as u64, page + record_bytes - 1] {
             file.set_len(length).unwrap();
-            assert_eq!(Map::read(&file), Some(before.clone()), "cut at {length}");
+            assert_eq!(PieceMap::read(&file), Some(before.clone()), "cut at {length}");
         }
     }
 
     #[test]
     fn a_piece_beyond_the_total_is_not_believed() {
         for spans in [&[(0, 6)][..], &[(0, 1), (3, 6)]] {
-            let absurd = Map { sequence: 1, total: 5, origin: ORIGIN, pieces: pieces(spans) };
-            assert_eq!(Map::decode(&absurd.encode()), None);
+            let absurd = PieceMap { sequence: 1, total: 5, origin: ORIGIN, pieces: pieces(spans) };
+            assert_eq!(PieceMap::decode(&absurd.encode()), None);
         }
     }
 
@@ -289,14 +314,14 @@ mod tests {
     fn of_too_many_pieces_the_start_and_the_longest_are_named() {
         let many: Vec<_> = (0..1000).map(|n| (n * 100, n * 100 + 1 + n % 50)).collect();
         let file = tempfile::tempfile().unwrap();
-        let mut map = Map::new(100_000, ORIGIN);
+        let mut map = PieceMap::new(100_000, ORIGIN);
         map.advance(&file, &pieces(&many)).unwrap();
-        let named = Map::read(&file).unwrap().pieces;
+        let named = PieceMap::read(&file).unwrap().pieces;
         assert_eq!(named.spans().len(), SPANS_MAX);
         assert!(named.contains(Span { start: 0, end: 1 }));
         assert!(named.spans().iter().all(|span| span.start == 0 || span.len() > 30));
         map.advance(&file, &pieces(&[(0, 100_000)])).unwrap();
-        assert_eq!(Map::read(&file).unwrap().pieces, Pieces::prefix(100_000));
+        assert_eq!(PieceMap::read(&file).unwrap().pieces, Pieces::prefix(100_000));
         assert_eq!(file.metadata().unwrap().len(), 2 * PAGE_BYTES as u64);
     }
 
@@ -315,13 +340,13 @@ mod tests {
             let fields = &input[..len.unwrap_or(usize::MAX).min(input.len())];
             let signed = [fields, Digest::of(Algorithm::Sha256, fields).raw()].concat();
             for page in [input, &signed] {
-                let (peak, map) = crate::fuzz::peak(|| Map::decode(page));
+                let (peak, map) = crate::fuzz::peak(|| PieceMap::decode(page));
                 assert!(peak <= 4 * PAGE_BYTES, "{peak}");
                 let Some(map) = map else { continue };
                 let spans = map.pieces.spans();
                 assert!(spans.iter().all(|span| span.start < span.end && span.end <= map.total));
                 assert!(spans.windows(2).all(|two| two[0].end < two[1].start), "{spans:?}");
-                assert_eq!(Map::decode(&map.encode()), Some(map));
+                assert_eq!(PieceMap::decode(&map.encode()), Some(map));
             }
         });
     }

@@ -14,7 +14,7 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// The first `len` bytes.
+    /// Returns the set of the first `len` bytes.
     pub fn prefix(len: u64) -> Self {
         let mut pieces = Self::default();
         pieces.insert(Span { start: 0, end: len });
@@ -40,12 +40,12 @@ impl Pieces {
         }
     }
 
-    /// How many bytes there are.
+    /// Returns how many bytes there are.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The spans, in order.
+    /// Returns the spans, in order.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
@@ -55,29 +55,29 @@ impl Pieces {
         self.run_end(span.start) >= span.end
     }
 
-    /// Up to where everything from `position` on is there: `position` itself if that is not.
+    /// Returns the end of the run of bytes that begins at `position`; `position` itself if that byte is missing.
     pub fn run_end(&self, position: u64) -> u64 {
         self.at_or_before(position).map_or(position, |span| span.end.max(position))
     }
 
-    /// Where the last span that begins at or before `position` ends; 0 if there is none.
+    /// Returns the end of the last span that begins at or before `position`; 0 if there is none.
     pub fn end_before(&self, position: u64) -> u64 {
         self.at_or_before(position).map_or(0, |span| span.end)
     }
 
-    /// Where the first span behind `position` begins.
+    /// Returns the start of the first span that begins behind `position`.
     pub fn next_start(&self, position: u64) -> Option<u64> {
         self.spans.get(self.count_to(position)).map(|span| span.start)
     }
 
-    /// The first bytes of `within` that are not there, up to the next that are.
+    /// Returns the first missing bytes of `within`, up to the next that are there.
     pub fn gap(&self, within: Span) -> Option<Span> {
         let start = self.run_end(within.start);
         let end = self.next_start(start).unwrap_or(u64::MAX).min(within.end);
         (start < end).then_some(Span { start, end })
     }
 
-    /// How many spans begin at or before `position`.
+    /// Counts the spans that begin at or before `position`.
     fn count_to(&self, position: u64) -> usize {
         // Readers and writers are mostly at the end.
         match self.spans.last() {
@@ -90,7 +90,7 @@ impl Pieces {
         self.spans[..self.count_to(position)].last()
     }
 
-    /// The indices of the spans that overlap `span` or meet it.
+    /// Returns the indices of the spans that overlap `span` or touch it.
     fn touching(&self, span: Span) -> Indices<usize> {
         let to = self.count_to(span.end);
         let before = self.spans[..to].iter().rev().take_while(|old| old.end >= span.start).count();

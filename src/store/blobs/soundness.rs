@@ -4,12 +4,12 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// What is known of the soundness of an open file.
+/// What is known of the content of an open file.
 #[derive(Default)]
 pub(in crate::store) struct Soundness {
-    /// Until when it counts as sound, in seconds of the rechecks; zero: not known.
+    /// The time until which it counts as sound, in seconds on the clock of the rechecks; zero if not known.
     sound_until: AtomicU64,
-    /// When it was modified last before it was found sound, in nanoseconds since 1970.
+    /// Its time of modification when it was found sound, in nanoseconds since 1970.
     modified: AtomicI64,
     /// Whether nobody has read it for long.
     is_unread: AtomicBool,
@@ -17,22 +17,22 @@ pub(in crate::store) struct Soundness {
 }
 
 impl Soundness {
-    /// Nobody has read it for long.
+    /// Notes that nobody has read it for long.
     pub(in crate::store) fn note_unread(&self) {
         self.is_unread.store(true, Ordering::Relaxed);
     }
 
-    /// Whether nobody had read it for long until now: its first reader is told so, and no other.
+    /// Whether nobody had read it for long until now. Only the first call returns true.
     pub(in crate::store) fn take_unread(&self) -> bool {
         self.is_unread.load(Ordering::Relaxed) && self.is_unread.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether it counts as sound at `now`, in seconds of the rechecks.
+    /// Whether it counts as sound at `now`, in seconds on the clock of the rechecks.
     pub(in crate::store) fn is_sound(&self, now: u64) -> bool {
         self.sound_until.load(Ordering::Relaxed) > now
     }
 
-    /// It is not what its name says.
+    /// Notes that its content does not match its digest.
     pub(in crate::store) fn note_damaged(&self) {
         self.is_damaged.store(true, Ordering::Release);
     }
@@ -41,8 +41,8 @@ impl Soundness {
         self.is_damaged.load(Ordering::Acquire)
     }
 
-    /// Hears how the file looks: one that was changed in its place since it was found sound is a file that nobody
-    /// has read.
+    /// Compares the file with its state when it was found sound. A file that was changed in its place since then is
+    /// treated as one that nobody has read.
     pub(in crate::store) fn compare(&self, found: &Metadata) {
         if self.sound_until.load(Ordering::Relaxed) > 0
             && self.modified.load(Ordering::Relaxed) != modified_at(found)
@@ -52,14 +52,15 @@ impl Soundness {
         }
     }
 
-    /// It counts as sound until then, in seconds of the rechecks, as long as it was modified last at `modified`.
+    /// Notes that it counts as sound until `until`, in seconds on the clock of the rechecks, as long as its time of
+    /// modification is `modified`.
     pub(in crate::store) fn note_sound(&self, until: u64, modified: i64) {
         self.modified.store(modified, Ordering::Relaxed);
         self.sound_until.store(until, Ordering::Relaxed);
     }
 }
 
-/// When a file was modified last, in nanoseconds since 1970.
+/// Returns the time of modification in nanoseconds since 1970.
 pub(in crate::store) fn modified_at(metadata: &Metadata) -> i64 {
     metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec())
 }

@@ -12,7 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::oci::range::Span;
 use crate::store::error::Error;
 
-/// Makes the names in a folder outlive a power loss.
+/// Syncs a folder, so that the names in it survive a power loss.
 pub(in crate::store) fn sync_folder(folder: &Path) -> Result<(), Error> {
     match File::open(folder).and_then(|file| file.sync_all()) {
         // Some network file systems know no such thing, and write names through.
@@ -21,12 +21,12 @@ pub(in crate::store) fn sync_folder(folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// The names in a folder, in no order; a folder that is not there is empty.
+/// Lists the names in a folder, in no order. A folder that does not exist is empty.
 pub(in crate::store) fn list(folder: &Path) -> Result<Vec<OsString>, Error> {
     names(folder)?.collect()
 }
 
-/// The same, one by one: a folder may have a million.
+/// Lists the names in a folder one by one, because there may be a million.
 pub(in crate::store) fn names(folder: &Path) -> Result<impl Iterator<Item = Result<OsString, Error>>, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => Some(entries),
@@ -38,7 +38,8 @@ pub(in crate::store) fn names(folder: &Path) -> Result<impl Iterator<Item = Resu
     Ok(entries.into_iter().flatten().map(move |entry| name(entry).map_err(failed)))
 }
 
-/// A whole file, at most `bytes_max` of it; one that is not there, or larger, or something else is `None`.
+/// Reads a whole file. The result is `None` if there is no such file, if it is no regular file, or if it is larger
+/// than `bytes_max`.
 pub(in crate::store) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let Some(file) = open(path, OFlags::empty())? else { return Ok(None) };
     let is_file = file.metadata().map_err(|source| Error::io("open", path, source))?.is_file();
@@ -53,7 +54,7 @@ pub(in crate::store) fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u
     }
 }
 
-/// Opens a file for reading; one that is not there is `None`. Never waits, as a pipe in its place would have it.
+/// Opens a file for reading; `None` if there is none. Never waits, even if a pipe is in its place.
 pub(in crate::store) fn open(path: &Path, flags: OFlags) -> Result<Option<File>, Error> {
     let flags = (flags | OFlags::NONBLOCK).bits().cast_signed();
     match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -63,15 +64,15 @@ pub(in crate::store) fn open(path: &Path, flags: OFlags) -> Result<Option<File>,
     }
 }
 
-/// Opens a regular file; anything else is as good as absent, also a link: nobody knows who
-/// writes to the file that it leads to.
+/// Opens a regular file. Anything else counts as absent, also a symbolic link, because the file that it leads to may
+/// be written by anybody.
 pub(in crate::store) fn open_file(path: &Path) -> Result<Option<(File, Metadata)>, Error> {
     let Some(file) = open(path, OFlags::NOFOLLOW)? else { return Ok(None) };
     let metadata = file.metadata().map_err(|source| Error::io("open", path, source))?;
     Ok(metadata.is_file().then_some((file, metadata)))
 }
 
-/// Whether the error says that there is no such file: nothing of that name, something that is no file (a folder, a
+/// Whether an error says that there is no such file: nothing of that name, something that is no file (a folder, a
 /// socket, a device without a driver), or a link that leads nowhere.
 pub(in crate::store) fn is_absent(error: &io::Error) -> bool {
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory, io::ErrorKind::IsADirectory];
@@ -84,13 +85,13 @@ pub(in crate::store) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
 }
 
-/// Gives the file system back what it has promised of a part. What it does not take, the next start counts.
+/// Returns reserved room to the file system. If that fails, the next start counts the room.
 pub(in crate::store) fn give_back(file: &File, span: Span) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let _ = fallocate(file, flags, span.start, span.len());
 }
 
-/// Reserves room for a part of a file, without changing its length.
+/// Reserves room for `span` of a file, without changing the length of the file.
 pub(in crate::store) fn allocate(file: &File, span: Span) -> io::Result<()> {
     let allocate = || fallocate(file, FallocateFlags::KEEP_SIZE, span.start, span.len());
     match if span.start >= span.end { Ok(()) } else { retry_on_intr(allocate) } {

@@ -19,21 +19,21 @@ use crate::store::error::Error;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
 
-/// Whether the store can keep what it is given.
+/// Whether the store can keep new content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// As far as is known.
+    /// No failure is known.
     Healthy,
-    /// Serving what is there; what is not passes through.
+    /// The disk fails: stored content is served, and other content passes through unstored.
     Degraded {
-        /// In a line, without a name of a file.
+        /// The failure in one line, without the name of a file.
         reason: String,
-        /// Since when.
+        /// The time of the first failure.
         since: SystemTime,
     },
 }
 
-/// In which way a disk fails.
+/// The way in which a disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     Full,
@@ -42,7 +42,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// None for what is no fault of the disk.
+    /// Classifies an error; `None` if it is no fault of the disk.
     fn of(error: &Error) -> Option<(Self, &'static str, &io::Error)> {
         match error {
             Error::Full { action, source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
@@ -79,12 +79,12 @@ impl Trouble {
     }
 }
 
-/// What is known of the disk.
+/// What is known of failures of the disk.
 pub(in crate::store) struct Condition {
     failure: Mutex<Option<Failure>>,
-    /// Whether there is a failure: asked at every change.
+    /// Whether there is a failure. It is read at every change.
     is_degraded: AtomicBool,
-    /// Told when the first one comes.
+    /// Notified when the first failure comes.
     degraded: Notify,
     metrics: Arc<Metrics>,
 }
@@ -93,7 +93,7 @@ struct Failure {
     trouble: Trouble,
     reason: String,
     since: SystemTime,
-    /// How much there was no room for.
+    /// Bytes for which there was no room.
     wanted_bytes: u64,
 }
 
@@ -110,7 +110,7 @@ impl Condition {
         }
     }
 
-    /// Hears of a change that was to write `bytes`, and passes its result on.
+    /// Notes the result of a change that was to write `bytes`, and returns it.
     pub(in crate::store) fn note<T>(&self, bytes: u64, result: Result<T, Error>) -> Result<T, Error> {
         match &result {
             Ok(_) => self.succeeded(bytes),
@@ -119,7 +119,8 @@ impl Condition {
         result
     }
 
-    /// Hears of a failure that is the disk's, of whatever kind. What stands in the way of a file is not its fault.
+    /// Notes an error, and counts it if it is a failure of the disk. Something in the way of a file is no such
+    /// failure.
     pub(in crate::store) fn failed(&self, wanted_bytes: u64, error: &Error) {
         if !is_obstacle(error)
             && let Some((trouble, ..)) = Trouble::of(error)
@@ -129,12 +130,13 @@ impl Condition {
         }
     }
 
-    /// The disk did not give a file back. Whether it fails altogether is seen when that is put aside.
+    /// Counts a file that the disk could not read. Whether the disk fails altogether shows when that file is put
+    /// aside.
     pub(in crate::store) fn lost_a_file(&self) {
         self.metrics.storage_error(Trouble::Failing.label());
     }
 
-    /// A change of `bytes` is on disk.
+    /// Notes that a change of `bytes` is on disk, which may end a failure.
     pub(in crate::store) fn succeeded(&self, bytes: u64) {
         if !self.is_degraded.load(Ordering::Acquire) {
             return;
@@ -150,7 +152,7 @@ impl Condition {
         }
     }
 
-    /// Notes that the disk fails; the same failure is counted by whoever met it.
+    /// Notes that the disk fails, without counting the error.
     pub(in crate::store) fn degrade(&self, wanted_bytes: u64, error: &Error) {
         let Some((trouble, action, source)) = Trouble::of(error) else { return };
         let mut failure = lock(&self.failure);
@@ -170,19 +172,19 @@ impl Condition {
         }
     }
 
-    /// Returns as soon as there is a failure to be forgotten.
+    /// Waits until there is a failure, from which the disk may recover.
     pub(in crate::store) async fn until_degraded(&self) {
         while !self.is_degraded.load(Ordering::Acquire) {
             self.degraded.notified().await;
         }
     }
 
-    /// Where failures are counted.
+    /// Returns the metrics in which failures are counted.
     pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// How much a probe must find room for.
+    /// Returns how many bytes a probe must find room for.
     pub(in crate::store) fn wanted_bytes(&self) -> u64 {
         lock(&self.failure).as_ref().map_or(0, |failure| failure.wanted_bytes)
     }

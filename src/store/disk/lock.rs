@@ -18,12 +18,12 @@ use rustix::io::Errno;
 
 use crate::store::error::Error;
 
-/// More than a process id and an address are never believed.
+/// Bytes of the lock file that are read at most: it holds a process id and an address.
 const TEXT_BYTES_MAX: u64 = 128;
 
-/// Holds the data folder for as long as it lives.
+/// The lock of a data folder, held as long as this value lives.
 pub(in crate::store) struct Lock {
-    /// Closing it drops the lock.
+    /// The locked file; closing it releases the lock.
     file: File,
 }
 
@@ -44,12 +44,13 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Tells other processes where the admin plane of this one is.
+    /// Writes down for other processes where the admin plane of this process is.
     pub(in crate::store) fn announce(&self, admin: SocketAddr) {
         self.write(&format!("{}\n{admin}\n", std::process::id()));
     }
 
-    /// Without room for it the lock holds all the same; only the other process knows less.
+    /// Writes the text of the lock file. The lock holds even if there is no room for it; other processes then know
+    /// less.
     fn write(&self, text: &str) {
         let written = self.file.set_len(0).and_then(|()| self.file.write_all_at(text.as_bytes(), 0));
         if let Err(error) = written {
@@ -58,9 +59,10 @@ impl Lock {
     }
 }
 
-/// A disk that is read-only, full or failing still serves what it has, so the lock must not need to write: an
-/// existing file is locked through a read-only handle, and where there is none, the data folder itself is locked. So it
-/// is where `lock` is no file: whoever moved that away could not tell whether another process has locked it.
+/// Opens the file to lock. A disk that is read-only, full or failing still serves stored content, so the lock must
+/// not need to write: an existing file is locked through a read-only handle, and without one the data folder itself
+/// is locked. The folder is also locked if `lock` is no file, because a process that moved that away could not tell
+/// whether another one has locked it.
 fn open(folder: &Path, path: &PathBuf) -> io::Result<File> {
     if is_something_else(path) {
         tracing::warn!(path = %path.display(), "no file, as it should be: the data folder itself is locked. Remove it while berth is stopped");
@@ -72,7 +74,7 @@ fn open(folder: &Path, path: &PathBuf) -> io::Result<File> {
     }
 }
 
-/// Whether there is something that is no file, or a link to none.
+/// Whether there is something at `path` that is no file, or a link to none.
 fn is_something_else(path: &Path) -> bool {
     match std::fs::metadata(path) {
         Ok(metadata) => !metadata.is_file(),

@@ -20,12 +20,13 @@ use crate::clock::{believed, unix_seconds};
 use crate::store::disk::files::{list, parent};
 use crate::store::error::Error;
 
-/// Files kept in the quarantine; the oldest go first.
+/// Number of files kept in the quarantine. The oldest go first.
 const FILES_MAX: usize = 16;
-/// Bytes kept in the quarantine, and at most this part of a small disk: what is fetched again needs room.
+/// Bytes kept in the quarantine; on a small disk one part in [`DISK_PART`] of it, because content that is fetched
+/// again needs room.
 const BYTES_MAX: u64 = 1 << 30;
 const DISK_PART: u64 = 64;
-/// Names that are tried for something that is put aside; the quarantine keeps fewer files.
+/// Number of names that are tried for something that is put aside. The quarantine keeps fewer files.
 const NAMES_MAX: u32 = 64;
 
 /// Whether an operation failed because something else is in the place of a file or of a folder above it.
@@ -40,13 +41,13 @@ pub(in crate::store) fn is_obstacle(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if kinds.contains(&source.kind()) || is_loop(source))
 }
 
-/// The folder `quarantine/`: where damaged files go, and what was in the way of a file. It is bounded.
+/// The folder `quarantine/`, which holds damaged files and what was in the way of a file. It is bounded.
 pub(in crate::store) struct QuarantineFolder {
     path: PathBuf,
 }
 
 impl QuarantineFolder {
-    /// The one of a data folder.
+    /// Returns the quarantine of a data folder.
     pub(in crate::store) fn of(root: &Path) -> Self {
         Self { path: root.join("quarantine") }
     }
@@ -55,7 +56,7 @@ impl QuarantineFolder {
         &self.path
     }
 
-    /// What is in it and more than is kept, the newest first. A folder counts as one file; nobody counts what is in it.
+    /// Lists what exceeds the limits, the newest first. A folder counts as one file, without its content.
     pub(in crate::store) fn excess(&self) -> Result<Vec<PathBuf>, Error> {
         let (mut files, now) = (Vec::new(), unix_seconds());
         for name in list(&self.path)? {
@@ -79,7 +80,7 @@ impl QuarantineFolder {
         Ok(excess)
     }
 
-    /// Moves what is at `path` here, under a free name. Returns where it is now.
+    /// Moves what is at `path` into the quarantine, under a free name. Returns its new path.
     pub(in crate::store) fn put_aside(&self, path: &Path) -> io::Result<PathBuf> {
         let folder = &self.path;
         if path == folder {
@@ -109,7 +110,7 @@ impl QuarantineFolder {
     }
 }
 
-/// Renames what is in the place of the quarantine.
+/// Renames what is in the place of the quarantine folder. Returns its new path.
 fn reject(path: &Path) -> io::Result<PathBuf> {
     let aside = path.with_extension("rejected");
     fs::rename(path, &aside)?;

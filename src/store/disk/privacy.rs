@@ -12,18 +12,18 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// The permissions of a folder below the data folder.
+/// The permissions of a new folder below the data folder.
 const FOLDER_MODE: u32 = 0o750;
-/// What is berth's in a data folder.
+/// Names of berth's own files and folders in a data folder.
 const OWN_NAMES: [&str; 9] =
     ["blobs", "blobs/sha256", "blobs/sha512", "repos", "partial", "index", "quarantine", "lock", "pins.json"];
-/// What else may be in a data folder that is berth's alone: a secret that is looked after where it is used, and what a file
-/// system puts into its own topmost folder.
+/// Other names that may be in a data folder of berth's alone: a secret, whose mode is set where it is written, and
+/// the folder that a file system makes at its top.
 const OTHER_NAMES: [&str; 2] = ["admin-token", "lost+found"];
-/// Permissions, without those bits that say how new files are made.
+/// The permission bits, without those that say how new files are made.
 const PERMISSIONS: u32 = 0o777;
 
-/// `data_mode`: who may look into the data folder besides berth.
+/// `data_mode`: the users that may read the data folder besides berth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// `"0700"`: nobody.
@@ -41,8 +41,8 @@ impl Mode {
         }
     }
 
-    /// The mode that a data folder is given, if not the one that it has: never more than this for anybody else, and what
-    /// its group needs where that is let in. How new files in it are made (setgid) stays.
+    /// Returns the mode that a data folder must be given, if it has another one. It never gives other users more than
+    /// `self` allows, and it gives the group what it needs if that is let in. The setgid bit stays.
     fn wanted(self, found: u32) -> Option<u32> {
         let wanted = (found & (!PERMISSIONS | self.bits())) | (self.bits() & 0o070);
         (wanted != found).then_some(wanted)
@@ -61,8 +61,8 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-/// Makes the data folder if it is not there, and closes it to others. What cannot be closed is told in the log and is no
-/// reason not to start: a disk may be read-only, and the folder an administrator's.
+/// Makes the data folder if it is not there, and closes it to other users. If that fails, it is logged and does not
+/// prevent the start: the disk may be read-only, and the folder may belong to an administrator.
 pub fn close_to_others(folder: &Path, mode: Mode) {
     if !folder.exists() {
         // With all that is missing above it, which stays berth's own. Whether it worked is seen when it is opened.
@@ -88,7 +88,7 @@ fn close(folder: &Path, mode: Mode) -> io::Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(wanted))
 }
 
-/// Takes from others what they may do with something of berth's in the data folder.
+/// Takes all permissions of other users on something of berth's in the data folder.
 fn close_below(path: &Path) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     let closed = bits(&found) & !0o007;
@@ -98,7 +98,7 @@ fn close_below(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(closed))
 }
 
-/// Whether a folder is not only berth's, such as `/tmp`: its mode is then for others to decide.
+/// Whether a folder is shared with other programs, such as `/tmp`. Its mode is then theirs to decide.
 fn is_shared(folder: &Path, metadata: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;
     // A broken index lies beside it for a while, and so does what was in the place of the quarantine.
@@ -111,7 +111,7 @@ fn is_shared(folder: &Path, metadata: &Metadata) -> bool {
         || names.any(|entry| entry.file_name().to_str().is_none_or(is_foreign))
 }
 
-/// The permissions of a new folder below the data folder, with what it has inherited.
+/// Sets the permissions of a new folder below the data folder, and keeps the bits that it has inherited.
 pub(in crate::store) fn open_to_group(folder: &Path) -> io::Result<()> {
     let inherited = bits(&fs::metadata(folder)?) & !PERMISSIONS;
     fs::set_permissions(folder, Permissions::from_mode(inherited | FOLDER_MODE))

@@ -11,16 +11,16 @@ use crate::store::disk::Disk;
 use crate::store::disk::files::allocate;
 use crate::store::error::Error;
 
-/// Between two tries whether a disk has recovered.
+/// Time between two probes of a failing disk.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// What a probe writes.
+/// The content that a probe writes.
 const PROBE_BYTES: [u8; 4096] = [0; 4096];
-/// A full disk has recovered when there is room for what had none, but at most for so much: an ordinary layer.
+/// Bytes for which a full disk must have room again to count as recovered, at most: those of an ordinary layer.
 const ROOM_BYTES_MAX: u64 = 64 << 20;
-/// And at most for this part of the disk: on a small one there may never be more.
+/// The same as a part of the disk (one in `ROOM_PART`): a small disk may never have more.
 const ROOM_PART: u64 = 16;
 
-/// Tries the disk at once, and then as long as it is known to fail. Never returns.
+/// Probes the disk at once, and then for as long as it is known to fail. Never returns.
 pub(in crate::store) async fn run(disk: Arc<Disk>) {
     loop {
         let probed = Arc::clone(&disk);

@@ -131,17 +131,17 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Shortfall {
     /// At least this must go.
-    pub(in crate::store) least: u64,
+    pub least: u64,
     /// This makes room for what comes next, too.
-    pub(in crate::store) best: u64,
+    pub best: u64,
     /// It is the file system that has no room, whatever the limits are.
-    pub(in crate::store) is_disk_full: bool,
+    pub is_disk_full: bool,
     /// Less would be left to others than is theirs.
-    pub(in crate::store) is_floor_hit: bool,
+    pub is_floor_hit: bool,
 }
 
 /// A partial file, and the room that it takes.
-pub(in crate::store) type Taken = (PartialKey, u64);
+pub(in crate::store) type PartialRoom = (PartialKey, u64);
 
 /// The limits of a store, and how near it is to them.
 pub(in crate::store) struct Budget {
@@ -316,7 +316,10 @@ impl Budget {
     }
 
     /// The partial files of `filling`, which somebody has, then those that nobody has, and what they take.
-    pub(in crate::store) fn partials(&self, filling: &HashSet<PartialKey>) -> (Vec<Taken>, Vec<Taken>) {
+    pub(in crate::store) fn partials(
+        &self,
+        filling: &HashSet<PartialKey>,
+    ) -> (Vec<PartialRoom>, Vec<PartialRoom>) {
         let partials = lock(&self.partials);
         let all = partials.iter().map(|(key, bytes)| (key.clone(), *bytes));
         all.partition(|(key, _)| filling.contains(key))

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::oci::Registry;
-use crate::store::eviction::plan::shares::Owner;
+use crate::store::eviction::plan::stock::OwnerId;
 
 /// Stands for the registries that have no share of their own: no registry can be called so.
 const ALL_OTHERS: &str = "*";
@@ -13,9 +13,9 @@ const ALL_OTHERS: &str = "*";
 pub(in crate::store) struct Owners {
     /// The registries with a number of their own, if not all have one.
     sharing: Option<HashSet<String>>,
-    numbers: HashMap<String, Owner>,
+    numbers: HashMap<String, OwnerId>,
     /// The one that was asked for last: what belongs to one registry comes together.
-    last: Option<(String, Owner)>,
+    last: Option<(String, OwnerId)>,
 }
 
 impl Owners {
@@ -24,15 +24,15 @@ impl Owners {
         Self { sharing: sharing.map(names), ..Self::default() }
     }
 
-    pub(in crate::store) fn number(&mut self, registry: &str) -> Owner {
+    pub(in crate::store) fn number(&mut self, registry: &str) -> OwnerId {
         if let Some((last, owner)) = &self.last
             && last == registry
         {
             return *owner;
         }
-        let next = u16::try_from(self.numbers.len()).ok().and_then(|count| count.checked_add(Owner::FIRST));
+        let next = u16::try_from(self.numbers.len()).ok().and_then(|count| count.checked_add(OwnerId::FIRST));
         // More registries than have a number share one.
-        let next = next.map_or(Owner::SEVERAL, Owner);
+        let next = next.map_or(OwnerId::SEVERAL, OwnerId);
         let has_own = self.sharing.as_ref().is_none_or(|sharing| sharing.contains(registry));
         let name = if has_own { registry } else { ALL_OTHERS };
         let owner = *self.numbers.entry(name.to_owned()).or_insert(next);

@@ -8,8 +8,8 @@ use crate::store::blobs::partials::{PartialKey, Partials};
 use crate::store::eviction::budget::Budget;
 use crate::store::eviction::owners::Owners;
 use crate::store::eviction::pins::Pins;
-use crate::store::eviction::plan::shares::{Owner, RECENT};
-use crate::store::eviction::plan::stock::{Item, Node, Stock, index};
+use crate::store::eviction::plan::shares::RECENT;
+use crate::store::eviction::plan::stock::{Item, Node, OwnerId, Stock, index};
 use crate::store::eviction::plan::{self, Goal, Plan};
 use crate::store::metadata::Metadata;
 use crate::store::metadata::index::Index;
@@ -57,7 +57,7 @@ impl Picture {
             stock.blobs.push(Item {
                 bytes: known.size,
                 worth: plan::worth(known.first_use, known.last_use),
-                owner: Owner::NOBODY,
+                owner: OwnerId::NOBODY,
                 is_recent: is_within(known.last_use, RECENT, now),
             });
         });
@@ -89,7 +89,7 @@ impl Picture {
             && inventory.each_holding_of_all(&mut |registry, name| {
                 let Some(number) = number_of(&name) else { return };
                 let (own, owner) = (owners.number(registry), &mut stock.blobs[number].owner);
-                *owner = if [own, Owner::NOBODY].contains(owner) { own } else { Owner::SEVERAL };
+                *owner = if [own, OwnerId::NOBODY].contains(owner) { own } else { OwnerId::SEVERAL };
             });
         let partials = look_at_partials(budget, partials, &mut stock, &mut owners, now);
         stock.bringer = bringer.map(|bringer| owners.number(bringer.as_str()));

@@ -41,9 +41,9 @@ pub(in crate::store) struct Pins {
 #[derive(Default)]
 pub(in crate::store) struct Keep {
     /// Manifests whose closure stays.
-    pub(in crate::store) manifests: HashSet<Digest>,
+    pub manifests: HashSet<Digest>,
     /// Of these indexes only so many manifests are part of the closure.
-    pub(in crate::store) chosen: HashMap<Digest, HashSet<Digest>>,
+    pub chosen: HashMap<Digest, HashSet<Digest>>,
 }
 
 /// What is here of an image, and what is not.

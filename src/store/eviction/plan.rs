@@ -37,7 +37,7 @@ pub(in crate::store) mod stock;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
-use crate::store::eviction::plan::shares::Shares;
+use crate::store::eviction::plan::shares::FairShares;
 use crate::store::eviction::plan::stock::{Stock, index};
 
 /// Uses within this long after the first are one occasion.
@@ -54,10 +54,10 @@ pub(in crate::store) fn worth(first_use: u64, last_use: u64) -> u64 {
 /// How much is to go.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Goal {
-    pub(in crate::store) bytes: u64,
+    pub bytes: u64,
     /// The end comes before a unit by which this much more would go: room that nobody needs yet is not worth an
     /// image that fills the half of it.
-    pub(in crate::store) excess_max: u64,
+    pub excess_max: u64,
 }
 
 impl Goal {
@@ -79,8 +79,8 @@ pub(in crate::store) enum Unit {
 /// What is to go, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Plan {
-    pub(in crate::store) units: Vec<Unit>,
-    pub(in crate::store) bytes: u64,
+    pub units: Vec<Unit>,
+    pub bytes: u64,
 }
 
 /// Who wants to go: least worth first, then by number, so that a plan is the same each time.
@@ -124,7 +124,7 @@ struct Sorting<'a> {
     held: Vec<bool>,
     /// What was asked for within a week, itself or as a part of an image.
     recent: Vec<bool>,
-    shares: Shares,
+    shares: FairShares,
     waiting: BinaryHeap<Reverse<(u64, Candidate)>>,
 }
 
@@ -137,7 +137,7 @@ impl<'a> Sorting<'a> {
         let numbers = || (0..).zip(&stock.blobs);
         let asked_for = numbers().filter(|(_, blob)| blob.is_recent).map(|(number, _)| number).collect();
         let recent = stock.closure(asked_for, true);
-        let shares = Shares::new(stock, &recent);
+        let shares = FairShares::new(stock, &recent);
         let mut held = stock.closure(stock.held.clone(), false);
         let leased = stock.closure(stock.leased.clone(), true);
         held.iter_mut().zip(leased).for_each(|(held, is_leased)| *held |= is_leased);

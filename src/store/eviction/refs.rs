@@ -11,7 +11,7 @@ use crate::store::eviction::budget::{Budget, Limits};
 use crate::store::eviction::owners::Owners;
 use crate::store::eviction::pins::Pins;
 use crate::store::eviction::plan::refs::{RefItem, RefLimits, plan_refs};
-use crate::store::eviction::plan::shares::Owner;
+use crate::store::eviction::plan::stock::OwnerId;
 use crate::store::metadata::Metadata;
 use crate::store::metadata::index::blob_use::ShortDigest;
 use crate::store::metadata::index::inventory::{REPO_ITSELF_BYTES, SeenRef, repo_id};
@@ -37,7 +37,7 @@ struct AllRefs {
     /// The number of each repository, and whether anything in it is whole.
     repos: HashMap<u64, (u32, bool)>,
     /// What must not go.
-    kept: HashMap<Owner, u64>,
+    kept: HashMap<OwnerId, u64>,
 }
 
 impl AllRefs {

@@ -59,16 +59,16 @@ pub(in crate::store) enum Content {
 /// An entry of an index, and what berth reads of it.
 #[derive(Debug)]
 pub(in crate::store) struct IndexEntry {
-    pub(in crate::store) text: Box<RawValue>,
+    pub text: Box<RawValue>,
     /// None of an algorithm that berth cannot verify.
-    pub(in crate::store) digest: Option<Digest>,
+    pub digest: Option<Digest>,
     /// What it is called; perhaps nothing that can be a tag.
-    pub(in crate::store) name: Option<String>,
-    pub(in crate::store) media_type: String,
+    pub name: Option<String>,
+    pub media_type: String,
     /// Whether it has annotations.
-    pub(in crate::store) is_annotated: bool,
+    pub is_annotated: bool,
     /// Whether it says nothing but what berth itself would say.
-    pub(in crate::store) is_plain: bool,
+    pub is_plain: bool,
 }
 
 impl IndexEntry {

@@ -22,7 +22,7 @@ use crate::store::layout::index_json::{
 };
 use crate::store::metadata::Metadata;
 use crate::store::metadata::index::blob_use::{ShortDigest, short};
-use crate::store::metadata::index::key::Entry;
+use crate::store::metadata::index::key::Fact;
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -136,7 +136,7 @@ impl<'a> Rendering<'a> {
             let _ = fs::remove_file(layout.join(name));
         }
         self.metadata.refs().clear(self.repo);
-        self.metadata.index().remove(&Entry::Repo(self.repo.clone()));
+        self.metadata.index().remove(&Fact::Repo(self.repo.clone()));
         Ok(true)
     }
 

@@ -29,9 +29,9 @@ pub(in crate::store) mod database;
 mod guard;
 pub(in crate::store) mod inventory;
 pub(in crate::store) mod key;
-mod part;
 mod records;
 mod tag_cache;
+mod trees;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,10 +39,10 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Notify;
 
-use crate::store::metadata::index::database::{Database, Found};
+use crate::store::metadata::index::database::{Database, IndexState};
 use crate::store::metadata::index::inventory::Inventory;
-use crate::store::metadata::index::part::{BLOCK_BYTES, Part};
 use crate::store::metadata::index::tag_cache::TagCache;
+use crate::store::metadata::index::trees::{BLOCK_BYTES, CountedTree};
 
 /// A disposable memory of what the files say.
 pub(in crate::store) struct Index {
@@ -53,7 +53,7 @@ pub(in crate::store) struct Index {
 impl Index {
     /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer. `failed` is told
     /// when the index has failed, so that somebody rebuilds it.
-    pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, Found) {
+    pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, IndexState) {
         let (database, found) = Database::open(folder, failed);
         (Self { database, tags: TagCache::new() }, found)
     }
@@ -102,12 +102,12 @@ impl Index {
 
     /// Bytes of all blobs. After an unclean stop it is what was last noted, until they are counted.
     pub(in crate::store) fn used_bytes(&self) -> u64 {
-        self.database.sum(Part::Blob).bytes
+        self.database.sum(CountedTree::Blob).bytes
     }
 
     /// How many blobs there are, with the same reservation.
     pub(in crate::store) fn blob_count(&self) -> u64 {
-        self.database.sum(Part::Blob).records
+        self.database.sum(CountedTree::Blob).records
     }
 
     /// Bytes that blobs and refs take on disk, with the same reservation.
@@ -117,7 +117,7 @@ impl Index {
 
     /// Bytes that refs, lists and folders of repositories take, with the same reservation.
     pub(in crate::store) fn refs_bytes(&self) -> u64 {
-        Part::REFS.iter().map(|part| self.database.sum(*part).bytes).sum()
+        CountedTree::REFS.iter().map(|part| self.database.sum(*part).bytes).sum()
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
     use crate::oci::{Algorithm, Digest};
     use crate::store::metadata::index::blob_use::short;
-    use crate::store::metadata::index::key::Entry;
+    use crate::store::metadata::index::key::Fact;
 
     impl Index {
         /// As if sled had met garbage.
@@ -145,7 +145,7 @@ mod tests {
         index.put_blob(&digest, 5, 0);
         index.put_blob(&digest, 7, 0);
         assert_eq!(index.used_bytes(), 7);
-        index.remove(&Entry::Blob(digest));
+        index.remove(&Fact::Blob(digest));
         assert_eq!(index.used_bytes(), 0);
         index.put_blob(&digest, 7, 0);
         index.set_complete(true);
@@ -164,7 +164,7 @@ mod tests {
         let in_the_way = folder.path().join("file");
         fs::File::create(&in_the_way).unwrap();
         let (index, found) = Index::open(&in_the_way.join("index"), Arc::default());
-        assert!(matches!(found, Found::Fresh(_)) && index.is_disabled() && !index.start_over());
+        assert!(matches!(found, IndexState::Fresh(_)) && index.is_disabled() && !index.start_over());
         assert_eq!(index.used_bytes(), 0);
     }
 

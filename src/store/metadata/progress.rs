@@ -10,7 +10,7 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// The pass that is under way, if one is.
 #[derive(Default)]
-pub(in crate::store) struct Progress(Mutex<Option<Pass>>);
+pub(in crate::store) struct PassProgress(Mutex<Option<Pass>>);
 
 struct Pass {
     total: u64,
@@ -19,7 +19,7 @@ struct Pass {
     said: Instant,
 }
 
-impl Progress {
+impl PassProgress {
     /// A pass over `total` files begins.
     pub(in crate::store) fn begin(&self, total: u64) {
         *lock(&self.0) = Some(Pass { total, done: 0, said: Instant::now() });
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_pass_goes_from_nothing_to_all() {
-        let progress = Progress::default();
+        let progress = PassProgress::default();
         let is = |ratio: f64| (progress.ratio() - ratio).abs() < 1e-9;
         progress.step();
         assert!(is(1.0), "nothing to do");

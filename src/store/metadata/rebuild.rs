@@ -22,8 +22,8 @@ use crate::store::disk::files;
 use crate::store::error::Error;
 use crate::store::metadata::Metadata;
 use crate::store::metadata::grants::merged;
-use crate::store::metadata::index::key::Entry;
-use crate::store::metadata::progress::Progress;
+use crate::store::metadata::index::key::Fact;
+use crate::store::metadata::progress::PassProgress;
 use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord};
 use crate::store::metadata::refs::{Ref, RefKind};
 use crate::sync::lock;
@@ -66,9 +66,9 @@ impl Trust {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Summary {
     /// Records that the index has now and did not have, or not so.
-    pub(in crate::store) added: usize,
+    pub added: usize,
     /// Records whose files are gone.
-    pub(in crate::store) removed: usize,
+    pub removed: usize,
 }
 
 /// What a pass need not look at: the index has it, and nobody else has changed it.
@@ -79,14 +79,14 @@ struct Unchanged {
 }
 
 impl Unchanged {
-    fn has(&self, entry: &Entry) -> bool {
+    fn has(&self, entry: &Fact) -> bool {
         match entry {
-            Entry::Blob(digest) => self.blobs.contains(&digest.algorithm()),
-            Entry::Repo(repo)
-            | Entry::Tag(repo, _)
-            | Entry::Manifest(repo, _)
-            | Entry::Grant(repo, _)
-            | Entry::Referrers(repo, _) => self.repos.contains(repo),
+            Fact::Blob(digest) => self.blobs.contains(&digest.algorithm()),
+            Fact::Repo(repo)
+            | Fact::Tag(repo, _)
+            | Fact::Manifest(repo, _)
+            | Fact::Grant(repo, _)
+            | Fact::Referrers(repo, _) => self.repos.contains(repo),
         }
     }
 }
@@ -95,14 +95,14 @@ impl Unchanged {
 pub(in crate::store) struct Reconciler {
     metadata: Arc<Metadata>,
     /// How far a pass over all files is.
-    progress: Progress,
+    progress: PassProgress,
     /// Held during a pass.
     passing: Mutex<()>,
 }
 
 impl Reconciler {
     pub(in crate::store) fn new(metadata: Arc<Metadata>) -> Self {
-        Self { metadata, progress: Progress::default(), passing: Mutex::default() }
+        Self { metadata, progress: PassProgress::default(), passing: Mutex::default() }
     }
 
     /// Waits until no other pass is under way, and keeps others from beginning.
@@ -164,7 +164,7 @@ impl Reconciler {
             return Ok(summary);
         }
         let is_there =
-            |entry: &Entry| unchanged.has(entry) || stop.load(Ordering::Relaxed) || self.is_there(entry);
+            |entry: &Fact| unchanged.has(entry) || stop.load(Ordering::Relaxed) || self.is_there(entry);
         for entry in self.metadata.index().missing(&is_there) {
             summary.removed += usize::from(self.unlearn(&entry));
         }
@@ -292,28 +292,28 @@ impl Reconciler {
         Ok(old.as_ref() != Some(&record))
     }
 
-    fn is_there(&self, entry: &Entry) -> bool {
+    fn is_there(&self, entry: &Fact) -> bool {
         match entry {
-            Entry::Blob(digest) => self.metadata.blobs().size(digest).is_some(),
-            Entry::Repo(repo) => self.metadata.refs().knows(repo),
-            Entry::Tag(repo, tag) => self.metadata.refs().exists(repo, Ref::Tag(tag)),
-            Entry::Manifest(repo, digest) => self.metadata.refs().exists(repo, Ref::Manifest(digest)),
-            Entry::Referrers(repo, digest) => self.metadata.refs().exists(repo, Ref::Referrers(digest)),
-            Entry::Grant(repo, digest) => {
+            Fact::Blob(digest) => self.metadata.blobs().size(digest).is_some(),
+            Fact::Repo(repo) => self.metadata.refs().knows(repo),
+            Fact::Tag(repo, tag) => self.metadata.refs().exists(repo, Ref::Tag(tag)),
+            Fact::Manifest(repo, digest) => self.metadata.refs().exists(repo, Ref::Manifest(digest)),
+            Fact::Referrers(repo, digest) => self.metadata.refs().exists(repo, Ref::Referrers(digest)),
+            Fact::Grant(repo, digest) => {
                 self.metadata.refs().exists(repo, Ref::Blob(digest))
                     || self.metadata.refs().exists(repo, Ref::Manifest(digest))
             }
         }
     }
 
-    fn unlearn(&self, entry: &Entry) -> bool {
+    fn unlearn(&self, entry: &Fact) -> bool {
         let _guard = match entry {
-            Entry::Blob(_) => None,
-            Entry::Repo(repo)
-            | Entry::Tag(repo, _)
-            | Entry::Manifest(repo, _)
-            | Entry::Grant(repo, _)
-            | Entry::Referrers(repo, _) => Some(self.metadata.lock(repo)),
+            Fact::Blob(_) => None,
+            Fact::Repo(repo)
+            | Fact::Tag(repo, _)
+            | Fact::Manifest(repo, _)
+            | Fact::Grant(repo, _)
+            | Fact::Referrers(repo, _) => Some(self.metadata.lock(repo)),
         };
         let is_gone = !self.is_there(entry);
         if is_gone {

@@ -81,15 +81,15 @@ pub struct ReferrersRecord {
 #[derive(Deserialize)]
 pub(in crate::store) struct ReferrersFile {
     #[serde(default)]
-    pub(in crate::store) fetched_at: u64,
-    pub(in crate::store) body: String,
+    pub fetched_at: u64,
+    pub body: String,
 }
 
 /// The same to be written, without a copy of what may be megabytes.
 #[derive(Serialize)]
 pub(in crate::store) struct NewReferrersFile<'a> {
-    pub(in crate::store) fetched_at: u64,
-    pub(in crate::store) body: &'a str,
+    pub fetched_at: u64,
+    pub body: &'a str,
 }
 
 /// That a repository may be served a digest.

@@ -56,7 +56,7 @@ impl RefKind {
 }
 
 /// What is done with each of many; false ends it.
-pub(in crate::store) type Visit<'a, T> = &'a mut dyn FnMut(T) -> Result<bool, Error>;
+pub(in crate::store) type VisitRef<'a, T> = &'a mut dyn FnMut(T) -> Result<bool, Error>;
 
 /// The ref files of all repositories. Clones are of the same files.
 #[derive(Clone)]
@@ -193,7 +193,7 @@ impl Refs {
     }
 
     /// A repository's tags one by one, in no order, for as long as `visit` returns true: there may be many.
-    pub(in crate::store) fn each_tag(&self, repo: &Repo, visit: Visit<'_, Tag>) -> Result<(), Error> {
+    pub(in crate::store) fn each_tag(&self, repo: &Repo, visit: VisitRef<'_, Tag>) -> Result<(), Error> {
         self.each(repo, RefKind::Tags, |name| Tag::parse(name).ok(), visit)
     }
 
@@ -202,7 +202,7 @@ impl Refs {
         &self,
         repo: &Repo,
         kind: RefKind,
-        visit: Visit<'_, Digest>,
+        visit: VisitRef<'_, Digest>,
     ) -> Result<(), Error> {
         self.each(repo, kind, Digest::from_file_name, visit)
     }
@@ -212,7 +212,7 @@ impl Refs {
         repo: &Repo,
         kind: RefKind,
         parse: fn(&str) -> Option<T>,
-        visit: Visit<'_, T>,
+        visit: VisitRef<'_, T>,
     ) -> Result<(), Error> {
         for name in files::names(&self.folder(repo, kind))? {
             if let Some(item) = name?.to_str().and_then(parse)

@@ -50,11 +50,11 @@ async fn everything_is_there_after_a_restart() {
     settle(&store).await;
     drop(store);
     let store = open(&folder).await;
-    assert!(matches!(store.0.maintenance.found(), Found::Clean(_)));
+    assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)));
     assert_filled(&store).await;
     drop(store);
     let store = open(&folder).await;
-    assert_eq!(*store.0.maintenance.found(), Found::Unclean);
+    assert_eq!(*store.0.maintenance.found(), IndexState::Unclean);
     assert_filled(&store).await;
 }
 
@@ -69,7 +69,7 @@ async fn a_spoilt_index_is_rebuilt_from_the_files() {
         spoil(&folder.path().join("index"));
         let store = open(&folder).await;
         assert!(
-            matches!(store.0.maintenance.found(), Found::Fresh(_)),
+            matches!(store.0.maintenance.found(), IndexState::Fresh(_)),
             "{name}: {:?}",
             store.0.maintenance.found()
         );
@@ -77,7 +77,7 @@ async fn a_spoilt_index_is_rebuilt_from_the_files() {
         settle(&store).await;
         drop(store);
         let store = open(&folder).await;
-        assert!(matches!(store.0.maintenance.found(), Found::Clean(_)), "{name}");
+        assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)), "{name}");
         assert_filled(&store).await;
     };
     check("deleted", &|index| fs::remove_dir_all(index).unwrap()).await;

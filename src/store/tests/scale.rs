@@ -73,7 +73,7 @@ async fn a_large_index_json_waits_and_the_next_start_knows() {
     drop(store);
     assert!(!shows("moved"));
     let store = open(&folder).await;
-    assert!(matches!(store.0.maintenance.found(), Found::Clean(_)));
+    assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)));
     catch_up(&store).await;
     assert_eq!(store.0.metadata.stale().take_all(), std::slice::from_ref(&repo));
     let (layouts, of) = (Arc::clone(&store.0.layouts), repo.clone());

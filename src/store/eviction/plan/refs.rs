@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 
-use crate::store::eviction::plan::shares::{Owner, fair_share};
+use crate::store::eviction::plan::shares::fair_share;
+use crate::store::eviction::plan::stock::OwnerId;
 
 /// Once there are too many, so many parts in [`DOWN_OF`] of what may be is left: a look at all of them is to last.
 const DOWN_TO: u64 = 7;
@@ -17,23 +18,23 @@ const DOWN_OF: u64 = 8;
 /// One ref.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct RefItem {
-    pub(in crate::store) owner: Owner,
+    pub owner: OwnerId,
     /// The number of its repository.
-    pub(in crate::store) repo: u32,
-    pub(in crate::store) bytes: u64,
+    pub repo: u32,
+    pub bytes: u64,
     /// When it was last of use, in seconds since 1970.
-    pub(in crate::store) worth: u64,
+    pub worth: u64,
     /// Whether it leads to something that can be served without upstream.
-    pub(in crate::store) is_whole: bool,
+    pub is_whole: bool,
 }
 
 /// How much all refs may take, and how much those of one repository.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct RefLimits {
-    pub(in crate::store) all: u64,
-    pub(in crate::store) repo: u64,
+    pub all: u64,
+    pub repo: u64,
     /// What a repository itself takes as long as there is anything of it.
-    pub(in crate::store) repo_itself: u64,
+    pub repo_itself: u64,
 }
 
 /// What there is of something, how much of it is to go, and how many refs there are.
@@ -54,10 +55,10 @@ impl Amount {
 /// The numbers of those that go. `kept`: bytes of each owner that must not, such as what pins need.
 pub(in crate::store) fn plan_refs(
     refs: &[RefItem],
-    kept: &HashMap<Owner, u64>,
+    kept: &HashMap<OwnerId, u64>,
     limits: RefLimits,
 ) -> Vec<usize> {
-    let mut owners: HashMap<Owner, Amount> = HashMap::new();
+    let mut owners: HashMap<OwnerId, Amount> = HashMap::new();
     let mut repos: HashMap<u32, Amount> = HashMap::new();
     for (owner, bytes) in kept {
         owners.entry(*owner).or_default().bytes += bytes;
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     fn item(owner: u16, repo: u32, worth: u64, is_whole: bool) -> RefItem {
-        RefItem { owner: Owner(owner), repo, bytes: 4, worth, is_whole }
+        RefItem { owner: OwnerId(owner), repo, bytes: 4, worth, is_whole }
     }
 
     fn plan(refs: &[RefItem], all: u64, repo: u64) -> Vec<usize> {
@@ -127,7 +128,7 @@ mod tests {
         assert_eq!(plan(&refs, 999, 40), [0, 1, 2, 3]);
         let small: Vec<_> = (0..10).map(|number| item(2, number, u64::from(number), true)).collect();
         assert_eq!(plan(&small, 80, 48), [0, 1, 2, 3, 4], "12 each");
-        let kept = HashMap::from([(Owner(2), 1000)]);
+        let kept = HashMap::from([(OwnerId(2), 1000)]);
         let limits = RefLimits { all: 80, repo: 48, repo_itself: 8 };
         assert_eq!(plan_refs(&small, &kept, limits).len(), 10, "what pins need stays, and counts");
     }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::store::eviction::plan::{Stock, index};
+use crate::store::eviction::plan::stock::{OwnerId, Stock, index};
 
 /// Content that was used within this time is asked for: what a site pulls again every week is what it lives on.
 pub(in crate::store) const RECENT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -17,38 +17,14 @@ pub(in crate::store) const RECENT: Duration = Duration::from_secs(7 * 24 * 60 * 
 /// that brings must be able to reach its own share.
 const SPARED: (u64, u64) = (3, 4);
 
-/// Whose something is: a number that is given to a registry for one look. Content that several registries have is as
-/// that of one more, and so is the content of none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in crate::store) struct Owner(pub(in crate::store) u16);
-
-impl Owner {
-    /// Of what no repository is granted: it is never spared.
-    pub(in crate::store) const NOBODY: Self = Self(0);
-    /// Of what several registries have.
-    pub(in crate::store) const SEVERAL: Self = Self(1);
-    /// The first number that is a registry's.
-    pub(in crate::store) const FIRST: u16 = 2;
-
-    /// Whether what is said by a manifest of the one counts for content of the other: not if that is another
-    /// registry's alone.
-    pub(in crate::store) fn may_speak_for(self, part: Self) -> bool {
-        [self, Self::NOBODY, Self::SEVERAL].contains(&part) || self == Self::SEVERAL
-    }
-
-    fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-
 /// What each owner has of content that is asked for, and what it keeps of it.
 #[derive(Debug)]
-pub(in crate::store) struct Shares {
+pub(in crate::store) struct FairShares {
     left: Vec<u64>,
     spared: Vec<u64>,
 }
 
-impl Shares {
+impl FairShares {
     /// `recent`: which blobs are asked for.
     pub(in crate::store) fn new(stock: &Stock, recent: &[bool]) -> Self {
         let mut held = stock.filling.clone();
@@ -63,14 +39,14 @@ impl Shares {
         left.resize(held.len(), 0);
         let bringer = stock.bringer.or_else(|| largest(&held));
         let others: Vec<u64> = (0..left.len())
-            .filter(|owner| Some(*owner) != bringer.map(Owner::index))
-            .filter(|owner| *owner != Owner::NOBODY.index())
+            .filter(|owner| Some(*owner) != bringer.map(OwnerId::index))
+            .filter(|owner| *owner != OwnerId::NOBODY.index())
             .map(|owner| left[owner])
             .collect();
         let share = fair_share(stock.limit, &others);
         let keeps = |left: &u64| if *left <= share { *left } else { share / SPARED.1 * SPARED.0 };
         let mut spared: Vec<u64> = left.iter().map(keeps).collect();
-        for owner in bringer.into_iter().chain([Owner::NOBODY]) {
+        for owner in bringer.into_iter().chain([OwnerId::NOBODY]) {
             *at(&mut spared, owner) = 0;
         }
         Self { left, spared }
@@ -79,7 +55,7 @@ impl Shares {
     /// Lets these go, if everybody keeps what is to be spared. Nothing is noted if not.
     pub(in crate::store) fn let_go(&mut self, stock: &Stock, recent: &[bool], goes: &[u32]) -> bool {
         let asked_for = || goes.iter().map(|number| index(*number)).filter(|number| recent[*number]);
-        let mut takes: Vec<(Owner, u64)> = Vec::new();
+        let mut takes: Vec<(OwnerId, u64)> = Vec::new();
         for blob in asked_for().map(|number| stock.blobs[number]) {
             match takes.iter_mut().find(|(owner, _)| *owner == blob.owner) {
                 Some((_, bytes)) => *bytes += blob.bytes,
@@ -101,9 +77,9 @@ impl Shares {
 }
 
 /// Who has most, and so brings, where nobody is named: of real owners only.
-fn largest(held: &[u64]) -> Option<Owner> {
-    let owners = (0..).zip(held).filter(|(number, bytes)| *number != Owner::NOBODY.0 && **bytes > 0);
-    owners.max_by_key(|(_, bytes)| **bytes).map(|(number, _)| Owner(number))
+fn largest(held: &[u64]) -> Option<OwnerId> {
+    let owners = (0..).zip(held).filter(|(number, bytes)| *number != OwnerId::NOBODY.0 && **bytes > 0);
+    owners.max_by_key(|(_, bytes)| **bytes).map(|(number, _)| OwnerId(number))
 }
 
 /// The level up to which each has what it needs, if one more needs as much as it can get.
@@ -121,7 +97,7 @@ pub(in crate::store) fn fair_share(limit: u64, needs: &[u64]) -> u64 {
     left / sharing
 }
 
-fn at(amounts: &mut Vec<u64>, owner: Owner) -> &mut u64 {
+fn at(amounts: &mut Vec<u64>, owner: OwnerId) -> &mut u64 {
     if amounts.len() <= owner.index() {
         amounts.resize(owner.index() + 1, 0);
     }

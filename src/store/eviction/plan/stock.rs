@@ -1,46 +1,68 @@
 //! What a plan is made from: everything that is stored, by numbers.
 
-use crate::store::eviction::plan::shares::Owner;
+/// Whose something is: a number that is given to a registry for one look. Content that several registries have is as
+/// that of one more, and so is the content of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::store) struct OwnerId(pub u16);
+
+impl OwnerId {
+    /// Of what no repository is granted: it is never spared.
+    pub(in crate::store) const NOBODY: Self = Self(0);
+    /// Of what several registries have.
+    pub(in crate::store) const SEVERAL: Self = Self(1);
+    /// The first number that is a registry's.
+    pub(in crate::store) const FIRST: u16 = 2;
+
+    /// Whether what is said by a manifest of the one counts for content of the other: not if that is another
+    /// registry's alone.
+    pub(in crate::store) fn may_speak_for(self, part: Self) -> bool {
+        [self, Self::NOBODY, Self::SEVERAL].contains(&part) || self == Self::SEVERAL
+    }
+
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
 
 /// Everything that is stored, by numbers: a million blobs take some 50 MiB.
 #[derive(Default)]
 pub(in crate::store) struct Stock {
-    pub(in crate::store) blobs: Vec<Item>,
+    pub blobs: Vec<Item>,
     /// The blobs that are manifests, in the order of their numbers.
-    pub(in crate::store) manifests: Vec<Node>,
+    pub manifests: Vec<Node>,
     /// What manifests refer to, of what is here.
-    pub(in crate::store) parts: Vec<u32>,
+    pub parts: Vec<u32>,
     /// Manifests whose closure stays.
-    pub(in crate::store) held: Vec<u32>,
+    pub held: Vec<u32>,
     /// Manifests whose closure stays as far as it is their own registry's.
-    pub(in crate::store) leased: Vec<u32>,
+    pub leased: Vec<u32>,
     /// Partial files that nobody fills.
-    pub(in crate::store) partials: Vec<Item>,
+    pub partials: Vec<Item>,
     /// Bytes of the others, by their owners' numbers.
-    pub(in crate::store) filling: Vec<u64>,
+    pub filling: Vec<u64>,
     /// The most that all may take.
-    pub(in crate::store) limit: u64,
+    pub limit: u64,
     /// Who needs the room. If nobody does just now, it is the one that has most.
-    pub(in crate::store) bringer: Option<Owner>,
+    pub bringer: Option<OwnerId>,
 }
 
 /// Something that takes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Item {
-    pub(in crate::store) bytes: u64,
-    pub(in crate::store) worth: u64,
-    pub(in crate::store) owner: Owner,
+    pub bytes: u64,
+    pub worth: u64,
+    pub owner: OwnerId,
     /// Used within [`RECENT`].
-    pub(in crate::store) is_recent: bool,
+    pub is_recent: bool,
 }
 
 /// A manifest among the blobs.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Node {
-    pub(in crate::store) blob: u32,
+    pub blob: u32,
     /// Its first part in `parts`, and the one behind its last.
-    pub(in crate::store) from: u32,
-    pub(in crate::store) to: u32,
+    pub from: u32,
+    pub to: u32,
 }
 
 impl Stock {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::*;
-use crate::store::eviction::plan::shares::Owner;
+use crate::store::eviction::plan::stock::OwnerId;
 use crate::store::eviction::plan::stock::{Item, Node};
 
 // === Cases
@@ -16,7 +16,7 @@ struct Case {
 
 /// Of the one registry there is.
 fn item(bytes: u64, worth: u64) -> Item {
-    Item { bytes, worth, owner: Owner(Owner::FIRST), is_recent: true }
+    Item { bytes, worth, owner: OwnerId(OwnerId::FIRST), is_recent: true }
 }
 
 fn case(blobs: &'static str, partials: &[(u64, u64)]) -> Case {
@@ -166,8 +166,8 @@ fn being_asked_for_again_counts_and_a_busy_hour_does_not() {
 /// Registries by number, each with `(blobs, bytes each, worth)`; the first blob of each is the oldest.
 fn registries(all: &[(u64, u64, u64)], limit: u64) -> Stock {
     let mut stock = Stock { limit, ..Stock::default() };
-    for (number, (count, bytes, worth)) in (Owner::FIRST..).zip(all) {
-        let blob = |age| Item { owner: Owner(number), ..item(*bytes, worth + age) };
+    for (number, (count, bytes, worth)) in (OwnerId::FIRST..).zip(all) {
+        let blob = |age| Item { owner: OwnerId(number), ..item(*bytes, worth + age) };
         stock.blobs.extend((0..*count).map(blob));
     }
     stock
@@ -175,12 +175,12 @@ fn registries(all: &[(u64, u64, u64)], limit: u64) -> Stock {
 
 /// Bytes that each registry loses when this one brings that much.
 fn losses(stock: &mut Stock, bringer: Option<u16>, bytes: u64) -> Vec<u64> {
-    stock.bringer = bringer.map(|number| Owner(Owner::FIRST + number));
+    stock.bringer = bringer.map(|number| OwnerId(OwnerId::FIRST + number));
     let mut losses = vec![0; 4];
     for unit in plan(stock, Goal::of(bytes), &|_| false).units {
         let Unit::Blobs(blobs) = unit else { unreachable!("there are no partial files") };
         for blob in blobs.into_iter().map(|number| stock.blobs[index(number)]) {
-            losses[usize::from(blob.owner.0 - Owner::FIRST)] += blob.bytes;
+            losses[usize::from(blob.owner.0 - OwnerId::FIRST)] += blob.bytes;
         }
     }
     losses
@@ -210,7 +210,7 @@ fn a_registry_alone_may_use_everything_and_so_may_one_whose_neighbours_nobody_as
     let mut stock = registries(&[(10, 8, 100), (2, 8, 500)], 100);
     stock.blobs.iter_mut().take(10).for_each(|blob| blob.is_recent = false);
     assert_eq!(losses(&mut stock, Some(1), 999), [80, 16, 0, 0]);
-    stock.blobs.iter_mut().for_each(|blob| blob.owner = Owner::NOBODY);
+    stock.blobs.iter_mut().for_each(|blob| blob.owner = OwnerId::NOBODY);
     let all = plan(&stock, Goal::of(999), &|_| false);
     assert_eq!(all.bytes, 96, "what is nobody's is not spared");
 }
@@ -219,7 +219,7 @@ fn a_registry_alone_may_use_everything_and_so_may_one_whose_neighbours_nobody_as
 fn a_manifest_that_names_what_another_registry_has_keeps_nothing_of_that() {
     let mut stock = case("theirs 60 10\nlie 1 100 = theirs own\nown 30 100", &[]).stock;
     stock.limit = 100;
-    stock.blobs[0].owner = Owner(Owner::FIRST + 1);
+    stock.blobs[0].owner = OwnerId(OwnerId::FIRST + 1);
     stock.blobs[0].is_recent = false;
     stock.leased = vec![1];
     let kept = Sorting::new(&stock);
@@ -240,8 +240,8 @@ own 30 200",
     .stock;
     stock.limit = 100;
     stock.blobs[1].is_recent = false;
-    stock.blobs[2].owner = Owner(Owner::FIRST + 1);
-    stock.bringer = Some(Owner(Owner::FIRST + 1));
+    stock.blobs[2].owner = OwnerId(OwnerId::FIRST + 1);
+    stock.bringer = Some(OwnerId(OwnerId::FIRST + 1));
     assert_eq!(plan(&stock, Goal::of(50), &|_| false).bytes, 30, "the layer is part of what is asked for");
     stock.blobs[0].is_recent = false;
     assert_eq!(plan(&stock, Goal::of(50), &|_| false).bytes, 61);

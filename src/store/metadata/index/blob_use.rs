@@ -6,7 +6,7 @@
 use crate::clock::age;
 use crate::oci::Digest;
 use crate::store::metadata::index::key;
-use crate::store::metadata::index::part::first_number;
+use crate::store::metadata::index::trees::first_number;
 
 /// A digest, as short as it can be told from all others.
 pub(in crate::store) type ShortDigest = u128;
@@ -14,9 +14,9 @@ pub(in crate::store) type ShortDigest = u128;
 /// One blob as the index knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct BlobUse {
-    pub(in crate::store) size: u64,
-    pub(in crate::store) last_use: u64,
-    pub(in crate::store) first_use: u64,
+    pub size: u64,
+    pub last_use: u64,
+    pub first_use: u64,
 }
 
 pub(in crate::store) fn short(digest: &Digest) -> ShortDigest {

@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use crate::store::metadata::index::part::{Part, first_number};
+use crate::store::metadata::index::trees::{CountedTree, first_number};
 use crate::sync::lock;
 
 /// Of a sum as it is noted.
@@ -16,8 +16,8 @@ const SUM_BYTES: usize = 16;
 /// How many records there are, and how many bytes they stand for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Sum {
-    pub(in crate::store) records: u64,
-    pub(in crate::store) bytes: u64,
+    pub records: u64,
+    pub bytes: u64,
 }
 
 /// The sum of a tree, and the recount that is under way.
@@ -104,15 +104,15 @@ impl Tally {
 
 /// The tallies of all parts.
 #[derive(Default)]
-pub(in crate::store) struct Counters([Mutex<Tally>; Part::ALL.len()]);
+pub(in crate::store) struct Counters([Mutex<Tally>; CountedTree::ALL.len()]);
 
 impl Counters {
     /// The tally of a part, which nobody else changes meanwhile.
-    pub(in crate::store) fn of(&self, part: Part) -> MutexGuard<'_, Tally> {
+    pub(in crate::store) fn of(&self, part: CountedTree) -> MutexGuard<'_, Tally> {
         lock(&self.0[part as usize])
     }
 
-    /// All sums, in the order of [`Part::ALL`].
+    /// All sums, in the order of [`CountedTree::ALL`].
     pub(in crate::store) fn to_bytes(&self) -> Vec<u8> {
         self.0.iter().flat_map(|tally| lock(tally).sum.to_bytes()).collect()
     }

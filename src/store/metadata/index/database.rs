@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 
 use crate::store::metadata::index::counters::{Counters, Sum, Tally};
 use crate::store::metadata::index::guard::{catch, clear_away, drop_quietly};
-use crate::store::metadata::index::key::Entry;
-use crate::store::metadata::index::part::{Part, first_number, weight};
+use crate::store::metadata::index::key::Fact;
+use crate::store::metadata::index::trees::{CountedTree, first_number, weight};
 
 /// Another version of the trees is not migrated but rebuilt.
 const VERSION: &[u8] = b"berth 3";
@@ -31,7 +31,7 @@ const FLUSH_EVERY_MS: u64 = 30_000;
 
 /// How the index was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::store) enum Found {
+pub(in crate::store) enum IndexState {
     /// Closed in order, at this many seconds since 1970: believed, but for what changed afterwards.
     Clean(u64),
     /// Left by a process that was killed: to be compared with the files.
@@ -52,7 +52,7 @@ pub(in crate::store) struct Database {
     is_complete: AtomicBool,
     /// Whether it is marked as closed in order, which the next change takes back.
     is_closed: AtomicBool,
-    /// What is in each [`Part`].
+    /// What is in each [`CountedTree`].
     counters: Counters,
     /// Told when it has failed, so that somebody rebuilds it.
     failed: Arc<Notify>,
@@ -75,7 +75,7 @@ pub(in crate::store) struct Trees {
 
 impl Database {
     /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer.
-    pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, Found) {
+    pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, IndexState) {
         let database = Self {
             folder: folder.to_owned(),
             trees: RwLock::default(),
@@ -90,11 +90,11 @@ impl Database {
                 database.install(trees);
                 database.counters.set_sums(&sums);
                 database.is_complete.store(closed_at.is_some(), Ordering::Release);
-                closed_at.map_or(Found::Unclean, Found::Clean)
+                closed_at.map_or(IndexState::Unclean, IndexState::Clean)
             }
             Err(reason) => {
                 database.start_over();
-                Found::Fresh(reason)
+                IndexState::Fresh(reason)
             }
         };
         (database, found)
@@ -149,7 +149,7 @@ impl Database {
 
     /// How many records a part has, and how many bytes they stand for. After an unclean stop it is what was last noted,
     /// until they are counted.
-    pub(in crate::store) fn sum(&self, part: Part) -> Sum {
+    pub(in crate::store) fn sum(&self, part: CountedTree) -> Sum {
         self.counters.of(part).sum()
     }
 
@@ -180,7 +180,7 @@ impl Database {
     }
 
     /// Puts a record, and counts it.
-    pub(in crate::store) fn put(&self, part: Part, key: &[u8], value: &[u8]) {
+    pub(in crate::store) fn put(&self, part: CountedTree, key: &[u8], value: &[u8]) {
         let mut counted = self.counters.of(part);
         self.insert(part, &mut counted, key, value);
     }
@@ -188,7 +188,7 @@ impl Database {
     /// Puts what `change` makes of the record that is there, if it makes anything. Nobody else changes that meanwhile.
     pub(in crate::store) fn update(
         &self,
-        part: Part,
+        part: CountedTree,
         key: &[u8],
         change: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
     ) {
@@ -200,14 +200,14 @@ impl Database {
     }
 
     /// Removes a record, and counts that.
-    pub(in crate::store) fn take(&self, part: Part, key: &[u8]) {
+    pub(in crate::store) fn take(&self, part: CountedTree, key: &[u8]) {
         let mut counted = self.counters.of(part);
         if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
             counted.replace(key, Some(weight(part, &old)), None);
         }
     }
 
-    fn insert(&self, part: Part, counted: &mut Tally, key: &[u8], value: &[u8]) {
+    fn insert(&self, part: CountedTree, counted: &mut Tally, key: &[u8], value: &[u8]) {
         if let Some(old) = self.change(|trees| trees.of(part).insert(key, value)) {
             counted.replace(key, old.map(|old| weight(part, &old)), Some(weight(part, value)));
         }
@@ -217,7 +217,7 @@ impl Database {
     /// they were right, and so nothing was lost.
     pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
         let mut was_right = true;
-        for part in Part::ALL {
+        for part in CountedTree::ALL {
             was_right &= self.recount(part, stop) == Some(true);
         }
         let others = self.with(|trees| {
@@ -229,7 +229,7 @@ impl Database {
         was_right && others.is_some()
     }
 
-    fn recount(&self, part: Part, stop: &AtomicBool) -> Option<bool> {
+    fn recount(&self, part: CountedTree, stop: &AtomicBool) -> Option<bool> {
         self.counters.of(part).begin();
         let mut reached = Vec::new();
         loop {
@@ -319,10 +319,10 @@ impl Trees {
     /// Adds what `read` makes of the keys of a part and `filter` lets through.
     pub(in crate::store) fn collect(
         &self,
-        part: Part,
-        read: fn(&[u8]) -> Option<Entry>,
-        filter: &dyn Fn(&Entry) -> bool,
-        into: &mut Vec<Entry>,
+        part: CountedTree,
+        read: fn(&[u8]) -> Option<Fact>,
+        filter: &dyn Fn(&Fact) -> bool,
+        into: &mut Vec<Fact>,
     ) -> sled::Result<()> {
         for item in self.of(part) {
             into.extend(read(&item?.0).filter(filter));
@@ -331,15 +331,15 @@ impl Trees {
     }
 
     /// The tree of a part.
-    pub(in crate::store) fn of(&self, part: Part) -> &Tree {
+    pub(in crate::store) fn of(&self, part: CountedTree) -> &Tree {
         match part {
-            Part::Blob => &self.blob,
-            Part::Grant => &self.grant,
-            Part::Holding => &self.holding,
-            Part::Tag => &self.tag,
-            Part::Manifest => &self.manifest,
-            Part::Repo => &self.repo,
-            Part::Referrers => &self.referrers,
+            CountedTree::Blob => &self.blob,
+            CountedTree::Grant => &self.grant,
+            CountedTree::Holding => &self.holding,
+            CountedTree::Tag => &self.tag,
+            CountedTree::Manifest => &self.manifest,
+            CountedTree::Repo => &self.repo,
+            CountedTree::Referrers => &self.referrers,
         }
     }
 
@@ -377,24 +377,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("index");
         let (index, found) = Database::open(&folder, Arc::default());
-        assert_eq!(found, Found::Fresh("missing".to_owned()));
+        assert_eq!(found, IndexState::Fresh("missing".to_owned()));
         index.with(|trees| trees.meta.insert("version", b"berth 0")).unwrap();
         index.set_complete(true);
         index.close(7);
         drop(index);
         let (index, found) = Database::open(&folder, Arc::default());
-        assert!(matches!(found, Found::Fresh(_)), "{found:?}");
+        assert!(matches!(found, IndexState::Fresh(_)), "{found:?}");
         drop(index);
         let (index, found) = Database::open(&folder, Arc::default());
-        assert_eq!(found, Found::Unclean);
+        assert_eq!(found, IndexState::Unclean);
         index.close(7);
         drop(index);
         let (index, found) = Database::open(&folder, Arc::default());
-        assert_eq!(found, Found::Unclean, "closed before it was compared");
+        assert_eq!(found, IndexState::Unclean, "closed before it was compared");
         index.set_complete(true);
         index.close(7);
         drop(index);
-        assert_eq!(Database::open(&folder, Arc::default()).1, Found::Clean(7));
+        assert_eq!(Database::open(&folder, Arc::default()).1, IndexState::Clean(7));
     }
 
     #[test]
@@ -404,13 +404,13 @@ mod tests {
         let go_on = AtomicBool::new(false);
         let key = |number: u64| Digest::of(Algorithm::Sha256, &number.to_be_bytes()).raw().to_vec();
         for number in 0..2 * STEP_RECORDS as u64 {
-            index.put(Part::Blob, &key(number), &number.to_be_bytes());
+            index.put(CountedTree::Blob, &key(number), &number.to_be_bytes());
         }
         assert!(index.audit(&go_on));
         index.with(|trees| trees.blob.remove(key(700))).unwrap();
-        let before = index.sum(Part::Blob).bytes;
+        let before = index.sum(CountedTree::Blob).bytes;
         assert!(!index.audit(&go_on));
-        assert_eq!(index.sum(Part::Blob).bytes, before - 700);
+        assert_eq!(index.sum(CountedTree::Blob).bytes, before - 700);
         assert!(index.audit(&go_on));
         assert!(!index.audit(&AtomicBool::new(true)), "not to the end");
     }

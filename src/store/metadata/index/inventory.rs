@@ -7,69 +7,70 @@ use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use crate::oci::{Digest, Repo, Tag};
 use crate::store::metadata::index::blob_use::{BlobUse, ShortDigest, short_of_key};
 use crate::store::metadata::index::database::Database;
-use crate::store::metadata::index::key::{self, Entry};
-use crate::store::metadata::index::part::{Part, first_number, weight};
+use crate::store::metadata::index::key::{self, Fact};
+use crate::store::metadata::index::trees::{CountedTree, first_number, weight};
 use crate::store::metadata::records::{ManifestRecord, TagRecord, decode};
 
-pub(in crate::store) use crate::store::metadata::index::part::REPO_BYTES as REPO_ITSELF_BYTES;
+pub(in crate::store) use crate::store::metadata::index::trees::REPO_BYTES as REPO_ITSELF_BYTES;
 
 /// What some digests still mean to repositories.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Mentions {
-    pub(in crate::store) grants: Vec<(Repo, Digest)>,
-    pub(in crate::store) tags: Vec<(Repo, Tag)>,
+    pub grants: Vec<(Repo, Digest)>,
+    pub tags: Vec<(Repo, Tag)>,
 }
 
 /// A tag, a manifest's record, a grant or a list of referrers.
 pub(in crate::store) struct SeenRef<'a> {
     /// Stands for its name.
-    pub(in crate::store) id: u64,
-    pub(in crate::store) registry: &'a str,
+    pub id: u64,
+    pub registry: &'a str,
     /// Stands for its repository.
-    pub(in crate::store) repo_id: u64,
+    pub repo_id: u64,
     /// The content that it is about.
-    pub(in crate::store) about: ShortDigest,
+    pub about: ShortDigest,
     /// Whether it is a name by which that is asked for, rather than what goes with it.
-    pub(in crate::store) is_root: bool,
-    pub(in crate::store) bytes: u64,
+    pub is_root: bool,
+    pub bytes: u64,
     /// When it was last of use, as far as itself can tell, in seconds since 1970.
-    pub(in crate::store) used_at: u64,
+    pub used_at: u64,
 }
 
-fn id(part: Part, key: &[u8]) -> u64 {
+fn id(part: CountedTree, key: &[u8]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one((part as usize, key))
 }
 
 /// Stands for a repository.
 pub(in crate::store) fn repo_id(repo: &Repo) -> u64 {
-    id(Part::Repo, &key::repo(repo))
+    id(CountedTree::Repo, &key::repo(repo))
 }
 
-fn seen<'a>(part: Part, key: &'a [u8], value: &[u8]) -> Option<SeenRef<'a>> {
+fn seen<'a>(part: CountedTree, key: &'a [u8], value: &[u8]) -> Option<SeenRef<'a>> {
     let (repo, rest) = key::split(key)?;
     let (about, used_at) = match part {
-        Part::Tag => {
+        CountedTree::Tag => {
             let record: TagRecord = decode(value)?;
             (short_of_key(&key::digest(&record.digest))?, record.fetched_at.max(record.checked_at))
         }
-        Part::Manifest => (short_of_key(rest)?, decode::<ManifestRecord>(value)?.fetched_at),
-        Part::Referrers => (short_of_key(rest)?, value.get(8..).map_or(0, first_number)),
-        Part::Grant => (short_of_key(rest)?, 0),
-        Part::Blob | Part::Holding | Part::Repo => return None,
+        CountedTree::Manifest => (short_of_key(rest)?, decode::<ManifestRecord>(value)?.fetched_at),
+        CountedTree::Referrers => (short_of_key(rest)?, value.get(8..).map_or(0, first_number)),
+        CountedTree::Grant => (short_of_key(rest)?, 0),
+        CountedTree::Blob | CountedTree::Holding | CountedTree::Repo => return None,
     };
     Some(SeenRef {
         id: id(part, key),
         registry: key::registry(repo)?,
-        repo_id: id(Part::Repo, repo),
+        repo_id: id(CountedTree::Repo, repo),
         about,
-        is_root: matches!(part, Part::Tag | Part::Manifest),
+        is_root: matches!(part, CountedTree::Tag | CountedTree::Manifest),
         bytes: weight(part, value),
         used_at,
     })
 }
 
 /// The trees that refs are in.
-const PARTS: [Part; 4] = [Part::Tag, Part::Manifest, Part::Grant, Part::Referrers];
+const PARTS: [CountedTree; 4] =
+    [CountedTree::Tag, CountedTree::Manifest, CountedTree::Grant, CountedTree::Referrers];
 
 /// The index as a whole.
 pub(in crate::store) struct Inventory<'a> {
@@ -84,7 +85,7 @@ impl<'a> Inventory<'a> {
     /// Shows every blob, sorted. Returns whether these were all.
     pub(in crate::store) fn each_blob(&self, show: &mut dyn FnMut(ShortDigest, BlobUse)) -> bool {
         let done = self.database.with(|trees| {
-            for item in trees.of(Part::Blob) {
+            for item in trees.of(CountedTree::Blob) {
                 let (key, value) = item?;
                 if let Some(short) = short_of_key(&key) {
                     show(short, BlobUse::read(&value));
@@ -117,7 +118,7 @@ impl<'a> Inventory<'a> {
     /// Shows which registries hold which digests, in the order of these. Returns whether these were all.
     pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, ShortDigest)) -> bool {
         let done = self.database.with(|trees| {
-            for key in trees.of(Part::Holding).iter().keys() {
+            for key in trees.of(CountedTree::Holding).iter().keys() {
                 let key = key?;
                 if let (Some(registry), Some(name)) = (key::holder(&key), short_of_key(&key)) {
                     show(registry, name);
@@ -133,11 +134,11 @@ impl<'a> Inventory<'a> {
         let mut seen = HashSet::new();
         self.database.with(|trees| {
             let mut found = Vec::new();
-            for item in trees.of(Part::Manifest) {
+            for item in trees.of(CountedTree::Manifest) {
                 let (key, value) = item?;
                 let Some((_, digest)) = key::split(&key) else { continue };
-                let is_news =
-                    !trees.parts().contains_key(digest)? && trees.of(Part::Blob).contains_key(digest)?;
+                let is_news = !trees.parts().contains_key(digest)?
+                    && trees.of(CountedTree::Blob).contains_key(digest)?;
                 if is_news
                     && let Some(digest) = key::to_digest(digest)
                     && seen.insert(digest)
@@ -154,14 +155,14 @@ impl<'a> Inventory<'a> {
     pub(in crate::store) fn mentions(&self, gone: &HashSet<Digest>) -> Mentions {
         let found = self.database.with(|trees| {
             let mut found = Mentions::default();
-            for key in trees.of(Part::Grant).iter().keys() {
+            for key in trees.of(CountedTree::Grant).iter().keys() {
                 let key = key?;
                 let Some((repo, digest)) = key::split(&key) else { continue };
                 if let Some(digest) = key::to_digest(digest).filter(|digest| gone.contains(digest)) {
                     found.grants.extend(key::to_repo(repo).map(|repo| (repo, digest)));
                 }
             }
-            for item in trees.of(Part::Tag) {
+            for item in trees.of(CountedTree::Tag) {
                 let (key, value) = item?;
                 let is_gone = decode::<TagRecord>(&value).is_some_and(|record| gone.contains(&record.digest));
                 if let (true, Some((repo, _))) = (is_gone, key::split(&key)) {
@@ -188,7 +189,7 @@ impl<'a> Inventory<'a> {
     }
 
     /// The refs that these stand for.
-    pub(in crate::store) fn refs_of(&self, ids: &HashSet<u64>) -> Vec<Entry> {
+    pub(in crate::store) fn refs_of(&self, ids: &HashSet<u64>) -> Vec<Fact> {
         let found = self.database.with(|trees| {
             let mut found = Vec::new();
             for part in PARTS {
@@ -196,9 +197,9 @@ impl<'a> Inventory<'a> {
                     let item = item?;
                     if ids.contains(&id(part, &item)) {
                         found.extend(match part {
-                            Part::Tag => key::to_tag(&item),
-                            Part::Manifest => key::to_manifest(&item),
-                            Part::Grant => key::to_grant(&item),
+                            CountedTree::Tag => key::to_tag(&item),
+                            CountedTree::Manifest => key::to_manifest(&item),
+                            CountedTree::Grant => key::to_grant(&item),
                             _ => key::to_referrers(&item),
                         });
                     }

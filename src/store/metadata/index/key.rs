@@ -7,7 +7,7 @@ const SHA512_BYTES: usize = 64;
 
 /// Something that the index says is in the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Entry {
+pub(in crate::store) enum Fact {
     Blob(Digest),
     Repo(Repo),
     Tag(Repo, Tag),
@@ -92,31 +92,31 @@ pub(in crate::store) fn to_tag_name(key: &[u8]) -> Option<Tag> {
     Tag::parse(std::str::from_utf8(split(key)?.1).ok()?).ok()
 }
 
-pub(in crate::store) fn to_blob(key: &[u8]) -> Option<Entry> {
-    to_digest(key).map(Entry::Blob)
+pub(in crate::store) fn to_blob(key: &[u8]) -> Option<Fact> {
+    to_digest(key).map(Fact::Blob)
 }
 
-pub(in crate::store) fn to_repository(key: &[u8]) -> Option<Entry> {
-    to_repo(key).map(Entry::Repo)
+pub(in crate::store) fn to_repository(key: &[u8]) -> Option<Fact> {
+    to_repo(key).map(Fact::Repo)
 }
 
-pub(in crate::store) fn to_tag(key: &[u8]) -> Option<Entry> {
-    Some(Entry::Tag(to_repo(split(key)?.0)?, to_tag_name(key)?))
+pub(in crate::store) fn to_tag(key: &[u8]) -> Option<Fact> {
+    Some(Fact::Tag(to_repo(split(key)?.0)?, to_tag_name(key)?))
 }
 
-pub(in crate::store) fn to_manifest(key: &[u8]) -> Option<Entry> {
+pub(in crate::store) fn to_manifest(key: &[u8]) -> Option<Fact> {
     let (repo, digest) = split(key)?;
-    Some(Entry::Manifest(to_repo(repo)?, to_digest(digest)?))
+    Some(Fact::Manifest(to_repo(repo)?, to_digest(digest)?))
 }
 
-pub(in crate::store) fn to_grant(key: &[u8]) -> Option<Entry> {
+pub(in crate::store) fn to_grant(key: &[u8]) -> Option<Fact> {
     let (repo, digest) = split(key)?;
-    Some(Entry::Grant(to_repo(repo)?, to_digest(digest)?))
+    Some(Fact::Grant(to_repo(repo)?, to_digest(digest)?))
 }
 
-pub(in crate::store) fn to_referrers(key: &[u8]) -> Option<Entry> {
+pub(in crate::store) fn to_referrers(key: &[u8]) -> Option<Fact> {
     let (repo, digest) = split(key)?;
-    Some(Entry::Referrers(to_repo(repo)?, to_digest(digest)?))
+    Some(Fact::Referrers(to_repo(repo)?, to_digest(digest)?))
 }
 
 pub(in crate::store) fn split(key: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -136,11 +136,11 @@ mod tests {
             let about = Digest::of(Algorithm::Sha512, name.as_bytes());
             let text = Tag::parse("1.0").unwrap();
             assert_eq!(to_repo(&repo(&of)), Some(of.clone()));
-            assert_eq!(to_tag(&tag(&of, "1.0")), Some(Entry::Tag(of.clone(), text)));
+            assert_eq!(to_tag(&tag(&of, "1.0")), Some(Fact::Tag(of.clone(), text)));
             let both = repo_digest(&of, &about);
-            assert_eq!(to_manifest(&both), Some(Entry::Manifest(of.clone(), about)));
-            assert_eq!(to_grant(&both), Some(Entry::Grant(of, about)));
-            assert_eq!(to_blob(&digest(&about)), Some(Entry::Blob(about)));
+            assert_eq!(to_manifest(&both), Some(Fact::Manifest(of.clone(), about)));
+            assert_eq!(to_grant(&both), Some(Fact::Grant(of, about)));
+            assert_eq!(to_blob(&digest(&about)), Some(Fact::Blob(about)));
         };
         check("docker.io", "library/alpine");
         check("[::1]:5000", "a");
@@ -169,11 +169,11 @@ mod tests {
                 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
             ],
         };
-        let write = |entry: &Entry| match entry {
-            Entry::Blob(of) => digest(of),
-            Entry::Repo(of) => repo(of),
-            Entry::Tag(of, name) => tag(of, name.as_str()),
-            Entry::Manifest(of, about) | Entry::Grant(of, about) | Entry::Referrers(of, about) => {
+        let write = |entry: &Fact| match entry {
+            Fact::Blob(of) => digest(of),
+            Fact::Repo(of) => repo(of),
+            Fact::Tag(of, name) => tag(of, name.as_str()),
+            Fact::Manifest(of, about) | Fact::Grant(of, about) | Fact::Referrers(of, about) => {
                 repo_digest(of, about)
             }
         };

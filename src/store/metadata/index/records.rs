@@ -12,14 +12,14 @@ use crate::oci::{Digest, Registry, Repo, Tag};
 use crate::store::metadata::grants::{self, Holding, Holdings};
 use crate::store::metadata::index::Index;
 use crate::store::metadata::index::blob_use::{BlobUse, ShortDigest, short, short_of_key};
-use crate::store::metadata::index::key::{self, Entry};
-use crate::store::metadata::index::part::{Part, first_number};
+use crate::store::metadata::index::key::{self, Fact};
+use crate::store::metadata::index::trees::{CountedTree, first_number};
 use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord, decode, encode};
 
 impl Index {
     /// Notes a blob, or another use of it.
     pub(in crate::store) fn put_blob(&self, digest: &Digest, size: u64, at: u64) {
-        self.database.update(Part::Blob, &key::digest(digest), |old| {
+        self.database.update(CountedTree::Blob, &key::digest(digest), |old| {
             let old = old.map(BlobUse::read);
             Some(BlobUse::used(old, size, at, unix_seconds()).write().to_vec())
         });
@@ -31,13 +31,17 @@ impl Index {
 
     pub(in crate::store) fn blob_size(&self, digest: &Digest) -> Option<u64> {
         self.database
-            .with(|trees| trees.of(Part::Blob).get(key::digest(digest)))?
+            .with(|trees| trees.of(CountedTree::Blob).get(key::digest(digest)))?
             .map(|value| first_number(&value))
     }
 
     /// What `repo` is granted of `digest`.
     pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<Grant> {
-        decode(&self.database.with(|trees| trees.of(Part::Grant).get(key::repo_digest(repo, digest)))??)
+        decode(
+            &self
+                .database
+                .with(|trees| trees.of(CountedTree::Grant).get(key::repo_digest(repo, digest)))??,
+        )
     }
 
     /// What each registry holds of a digest.
@@ -53,7 +57,7 @@ impl Index {
     fn each_holding(&self, digest: &Digest, visit: &mut dyn FnMut(Option<&str>, &[u8])) -> Option<()> {
         let prefix = key::digest(digest);
         self.database.with(|trees| {
-            for item in trees.of(Part::Holding).scan_prefix(&prefix) {
+            for item in trees.of(CountedTree::Holding).scan_prefix(&prefix) {
                 let (key, value) = item?;
                 visit(std::str::from_utf8(&key[prefix.len()..]).ok(), &value);
             }
@@ -64,7 +68,7 @@ impl Index {
     /// Notes a grant, which is all that the repository's files say of the digest.
     pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, grant: Grant) {
         let value = encode(&grant);
-        self.database.update(Part::Grant, &key::repo_digest(repo, digest), |old| {
+        self.database.update(CountedTree::Grant, &key::repo_digest(repo, digest), |old| {
             (old != Some(&*value)).then_some(value)
         });
         self.raise_repo(repo, grant.public);
@@ -73,7 +77,7 @@ impl Index {
 
     /// Notes what a registry holds, and of what type a manifest is that it has publicly.
     fn put_holding(&self, of: &Repo, digest: &Digest, holding: Holding, public: Option<&ManifestRecord>) {
-        self.database.update(Part::Holding, &key::holding(digest, &of.registry), |old| {
+        self.database.update(CountedTree::Holding, &key::holding(digest, &of.registry), |old| {
             let (flags, record) = old.and_then(|old| old.split_first()).unwrap_or((&0, &[]));
             let mut value = vec![Holding::from_byte(*flags).and(holding).byte()];
             match public {
@@ -86,7 +90,7 @@ impl Index {
 
     pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Option<TagRecord> {
         let (key, changes) = (key::tag(repo, tag.as_str()), self.tags.changes());
-        let record = decode(&self.database.with(|trees| trees.of(Part::Tag).get(&key))??)?;
+        let record = decode(&self.database.with(|trees| trees.of(CountedTree::Tag).get(&key))??)?;
         self.tags.put(key, &record, changes);
         Some(record)
     }
@@ -98,7 +102,7 @@ impl Index {
 
     pub(in crate::store) fn put_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) {
         let key = key::tag(repo, tag.as_str());
-        self.database.put(Part::Tag, &key, &encode(record));
+        self.database.put(CountedTree::Tag, &key, &encode(record));
         self.tags.forget(&key);
         self.raise_repo(repo, record.public);
     }
@@ -112,7 +116,7 @@ impl Index {
             Some(encode(&record))
         };
         let key = key::tag(repo, tag.as_str());
-        self.database.change(|trees| trees.of(Part::Tag).update_and_fetch(&key, note).map(drop));
+        self.database.change(|trees| trees.of(CountedTree::Tag).update_and_fetch(&key, note).map(drop));
         self.tags.forget(&key);
     }
 
@@ -129,7 +133,7 @@ impl Index {
         let prefix = key::prefix(repo);
         self.database.with(|trees| {
             let mut page = Vec::new();
-            for item in trees.of(Part::Tag).range(from..) {
+            for item in trees.of(CountedTree::Tag).range(from..) {
                 let (found, _) = item?;
                 if page.len() == n || !found.starts_with(&prefix) {
                     break;
@@ -141,7 +145,11 @@ impl Index {
     }
 
     pub(in crate::store) fn manifest(&self, repo: &Repo, digest: &Digest) -> Option<ManifestRecord> {
-        decode(&self.database.with(|trees| trees.of(Part::Manifest).get(key::repo_digest(repo, digest)))??)
+        decode(
+            &self
+                .database
+                .with(|trees| trees.of(CountedTree::Manifest).get(key::repo_digest(repo, digest)))??,
+        )
     }
 
     /// The record of a manifest that some repository has publicly.
@@ -160,11 +168,11 @@ impl Index {
         if record.public {
             self.put_holding(repo, digest, Holding::of(grant), Some(record));
         }
-        self.database.put(Part::Manifest, &key::repo_digest(repo, digest), &encode(record));
+        self.database.put(CountedTree::Manifest, &key::repo_digest(repo, digest), &encode(record));
     }
 
     pub(in crate::store) fn knows(&self, repo: &Repo) -> bool {
-        self.database.with(|trees| trees.of(Part::Repo).contains_key(key::repo(repo))) == Some(true)
+        self.database.with(|trees| trees.of(CountedTree::Repo).contains_key(key::repo(repo))) == Some(true)
     }
 
     pub(in crate::store) fn put_repo(&self, repo: &Repo) {
@@ -173,7 +181,7 @@ impl Index {
 
     /// Knows a repository, and that it has something public; that stays so once it is.
     fn raise_repo(&self, repo: &Repo, public: bool) {
-        self.database.update(Part::Repo, &key::repo(repo), |old| {
+        self.database.update(CountedTree::Repo, &key::repo(repo), |old| {
             let is_less = old.is_none_or(|old| public && old != [1]);
             is_less.then(|| vec![u8::from(public)])
         });
@@ -182,14 +190,15 @@ impl Index {
     /// Notes a list of referrers of so many bytes, as a file has it.
     pub(in crate::store) fn put_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64, fetched_at: u64) {
         let value = (u128::from(bytes) << 64 | u128::from(fetched_at)).to_be_bytes();
-        self.database.put(Part::Referrers, &key::repo_digest(repo, digest), &value);
+        self.database.put(CountedTree::Referrers, &key::repo_digest(repo, digest), &value);
         self.put_repo(repo);
     }
 
     /// Whether a list of referrers is known, and of how many bytes.
     pub(in crate::store) fn referrers(&self, repo: &Repo, digest: &Digest) -> Option<u64> {
-        let value =
-            self.database.with(|trees| trees.of(Part::Referrers).get(key::repo_digest(repo, digest)))??;
+        let value = self
+            .database
+            .with(|trees| trees.of(CountedTree::Referrers).get(key::repo_digest(repo, digest)))??;
         Some(first_number(&value))
     }
 
@@ -197,9 +206,9 @@ impl Index {
     pub(in crate::store) fn referrers_of(&self, repo: &Repo) -> Vec<(Digest, u64, u64)> {
         let lists = self.database.with(|trees| {
             let mut lists = Vec::new();
-            for item in trees.of(Part::Referrers).scan_prefix(key::prefix(repo)) {
+            for item in trees.of(CountedTree::Referrers).scan_prefix(key::prefix(repo)) {
                 let (key, value) = item?;
-                if let Some(Entry::Referrers(_, digest)) = key::to_referrers(&key) {
+                if let Some(Fact::Referrers(_, digest)) = key::to_referrers(&key) {
                     lists.push((digest, first_number(&value), value.get(8..).map_or(0, first_number)));
                 }
             }
@@ -221,7 +230,7 @@ impl Index {
         let from = after.map(key::prefix).unwrap_or_default();
         self.database.with(|trees| {
             let mut page = Vec::new();
-            for item in trees.of(Part::Repo).range(from..) {
+            for item in trees.of(CountedTree::Repo).range(from..) {
                 let (name, value) = item?;
                 if page.len() == n {
                     break;
@@ -250,7 +259,7 @@ impl Index {
         }
         let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(key::digest(after)));
         self.database.with(|trees| {
-            let range = trees.of(Part::Blob).range((from, Bound::<Vec<u8>>::Unbounded)).take(n);
+            let range = trees.of(CountedTree::Blob).range((from, Bound::<Vec<u8>>::Unbounded)).take(n);
             range.map(|item| Ok(key::to_digest(&item?.0))).filter_map(Result::transpose).collect()
         })
     }
@@ -290,7 +299,7 @@ impl Index {
         visit: &mut dyn FnMut(Tag, TagRecord) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
         let read = |key: &[u8], value: &[u8]| Some((key::to_tag_name(key)?, decode(value)?));
-        self.each(repo, Part::Tag, |key, value| match read(key, value) {
+        self.each(repo, CountedTree::Tag, |key, value| match read(key, value) {
             Some((tag, record)) => visit(tag, record),
             None => Ok(()),
         })
@@ -303,10 +312,10 @@ impl Index {
         visit: &mut dyn FnMut(Digest, ManifestRecord) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
         let read = |key: &[u8], value: &[u8]| match key::to_manifest(key)? {
-            Entry::Manifest(_, digest) => Some((digest, decode(value)?)),
+            Fact::Manifest(_, digest) => Some((digest, decode(value)?)),
             _ => None,
         };
-        self.each(repo, Part::Manifest, |key, value| match read(key, value) {
+        self.each(repo, CountedTree::Manifest, |key, value| match read(key, value) {
             Some((digest, record)) => visit(digest, record),
             None => Ok(()),
         })
@@ -315,7 +324,7 @@ impl Index {
     fn each<E>(
         &self,
         repo: &Repo,
-        part: Part,
+        part: CountedTree,
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
         if !self.database.is_complete() {
@@ -334,43 +343,45 @@ impl Index {
 
     /// How many repositories there are.
     pub(in crate::store) fn repo_count(&self) -> usize {
-        self.database.with(|trees| Ok(trees.of(Part::Repo).len())).unwrap_or_default()
+        self.database.with(|trees| Ok(trees.of(CountedTree::Repo).len())).unwrap_or_default()
     }
 
     /// Everything that the index says of which `is_there` disagrees.
-    pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Entry) -> bool) -> Vec<Entry> {
+    pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Fact) -> bool) -> Vec<Fact> {
         let missing = self.database.with(|trees| {
             let mut missing = Vec::new();
-            let not_there = |entry: &Entry| !is_there(entry);
+            let not_there = |entry: &Fact| !is_there(entry);
             let mut look = |part, read| trees.collect(part, read, &not_there, &mut missing);
-            look(Part::Blob, key::to_blob)?;
-            look(Part::Tag, key::to_tag)?;
-            look(Part::Manifest, key::to_manifest)?;
-            look(Part::Grant, key::to_grant)?;
-            look(Part::Referrers, key::to_referrers)?;
+            look(CountedTree::Blob, key::to_blob)?;
+            look(CountedTree::Tag, key::to_tag)?;
+            look(CountedTree::Manifest, key::to_manifest)?;
+            look(CountedTree::Grant, key::to_grant)?;
+            look(CountedTree::Referrers, key::to_referrers)?;
             // Last: what is in a repository that is gone has been found by now.
-            look(Part::Repo, key::to_repository)?;
+            look(CountedTree::Repo, key::to_repository)?;
             Ok(missing)
         });
         missing.unwrap_or_default()
     }
 
-    pub(in crate::store) fn remove(&self, entry: &Entry) {
+    pub(in crate::store) fn remove(&self, entry: &Fact) {
         match entry {
-            Entry::Blob(digest) => self.database.take(Part::Blob, &key::digest(digest)),
-            Entry::Tag(repo, tag) => {
+            Fact::Blob(digest) => self.database.take(CountedTree::Blob, &key::digest(digest)),
+            Fact::Tag(repo, tag) => {
                 let key = key::tag(repo, tag.as_str());
-                self.database.take(Part::Tag, &key);
+                self.database.take(CountedTree::Tag, &key);
                 self.tags.forget(&key);
             }
-            Entry::Manifest(repo, digest) => {
-                self.database.take(Part::Manifest, &key::repo_digest(repo, digest))
+            Fact::Manifest(repo, digest) => {
+                self.database.take(CountedTree::Manifest, &key::repo_digest(repo, digest))
             }
-            Entry::Grant(repo, digest) => self.database.take(Part::Grant, &key::repo_digest(repo, digest)),
-            Entry::Referrers(repo, digest) => {
-                self.database.take(Part::Referrers, &key::repo_digest(repo, digest))
+            Fact::Grant(repo, digest) => {
+                self.database.take(CountedTree::Grant, &key::repo_digest(repo, digest))
             }
-            Entry::Repo(repo) => self.database.take(Part::Repo, &key::repo(repo)),
+            Fact::Referrers(repo, digest) => {
+                self.database.take(CountedTree::Referrers, &key::repo_digest(repo, digest))
+            }
+            Fact::Repo(repo) => self.database.take(CountedTree::Repo, &key::repo(repo)),
         }
     }
 
@@ -384,7 +395,7 @@ impl Index {
     /// What is known of a blob.
     pub(in crate::store) fn known(&self, digest: &Digest) -> Option<BlobUse> {
         self.database
-            .with(|trees| trees.of(Part::Blob).get(key::digest(digest)))?
+            .with(|trees| trees.of(CountedTree::Blob).get(key::digest(digest)))?
             .map(|value| BlobUse::read(&value))
     }
 
@@ -400,9 +411,9 @@ impl Index {
 
     /// The blob of a short name.
     pub(in crate::store) fn long(&self, short: ShortDigest) -> Option<Digest> {
-        let found = self
-            .database
-            .with(|trees| trees.of(Part::Blob).scan_prefix(short.to_be_bytes()).keys().next().transpose())?;
+        let found = self.database.with(|trees| {
+            trees.of(CountedTree::Blob).scan_prefix(short.to_be_bytes()).keys().next().transpose()
+        })?;
         key::to_digest(&found?)
     }
 
@@ -441,11 +452,11 @@ impl Index {
     }
 
     fn forget_holdings(&self, digest: &[u8]) {
-        let keys = self
-            .database
-            .with(|trees| trees.of(Part::Holding).scan_prefix(digest).keys().collect::<Result<Vec<_>, _>>());
+        let keys = self.database.with(|trees| {
+            trees.of(CountedTree::Holding).scan_prefix(digest).keys().collect::<Result<Vec<_>, _>>()
+        });
         for key in keys.unwrap_or_default() {
-            self.database.take(Part::Holding, &key);
+            self.database.take(CountedTree::Holding, &key);
         }
     }
 }

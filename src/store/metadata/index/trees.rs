@@ -8,7 +8,7 @@ pub(in crate::store) const REPO_BYTES: u64 = 9 * BLOCK_BYTES;
 const ENTRY_BYTES: u64 = 256;
 /// The trees whose records are counted.
 #[derive(Clone, Copy)]
-pub(in crate::store) enum Part {
+pub(in crate::store) enum CountedTree {
     Blob,
     Grant,
     Holding,
@@ -18,7 +18,7 @@ pub(in crate::store) enum Part {
     Referrers,
 }
 
-impl Part {
+impl CountedTree {
     /// Each at the place that its number says.
     pub(in crate::store) const ALL: [Self; 7] =
         [Self::Blob, Self::Grant, Self::Holding, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
@@ -28,15 +28,15 @@ impl Part {
 }
 
 /// The bytes on disk that a record stands for; of a blob, those of its content.
-pub(super) fn weight(part: Part, value: &[u8]) -> u64 {
+pub(super) fn weight(part: CountedTree, value: &[u8]) -> u64 {
     match part {
-        Part::Blob => first_number(value),
-        Part::Grant => BLOCK_BYTES,
+        CountedTree::Blob => first_number(value),
+        CountedTree::Grant => BLOCK_BYTES,
         // A file says what the record does.
-        Part::Tag | Part::Manifest => in_blocks(value.len() as u64) + ENTRY_BYTES,
-        Part::Repo => REPO_BYTES,
-        Part::Referrers => in_blocks(first_number(value)),
-        Part::Holding => 0,
+        CountedTree::Tag | CountedTree::Manifest => in_blocks(value.len() as u64) + ENTRY_BYTES,
+        CountedTree::Repo => REPO_BYTES,
+        CountedTree::Referrers => in_blocks(first_number(value)),
+        CountedTree::Holding => 0,
     }
 }
 
