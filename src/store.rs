@@ -4,46 +4,60 @@
 //!
 //! ```text
 //! <data_dir>/
-//!   blobs/{sha256,sha512}/<hex>            whole, verified, read-only; manifests too       blob.rs
-//!   partial/<algorithm>-<hex>{,.map}       downloads under way                    partial.rs, map.rs
-//!   partial/.tmp-<n>                       files being staged, swept at start              disk.rs
-//!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
-//!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
-//!   quarantine/                            damaged files, and what was in the way     quarantine.rs, obstacle.rs
-//!   pins.json                              images that stay                              pin.rs
-//!   admin-token                            opens the admin plane                      secret.rs
-//!   index/                                 derived and disposable                          index.rs
-//!   lock                                   one process at a time                           lock.rs
+//!   blobs/{sha256,sha512}/<hex>            whole, verified, read-only; manifests too    blobs.rs
+//!   partial/<registry>/<algorithm>-<hex>   downloads that are running, with their maps  blobs/partials.rs, piece_map.rs
+//!   partial/.tmp-<n>                       files being staged, swept at start           disk.rs
+//!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact           metadata/refs.rs
+//!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered later          layout.rs
+//!   quarantine/                            damaged files, and what was in the way       integrity.rs, disk/obstacle.rs
+//!   pins.json                              images that stay                             eviction/pins.rs
+//!   admin-token                            opens the admin plane                        Store::put_secret
+//!   index/                                 derived and disposable                       metadata/index.rs
+//!   lock                                   one process at a time                        disk/lock.rs
 //! ```
 //!
-//! A repository component never begins with `_`, so `_oci` is safe; the colon of a port becomes `_5000_` in a
-//! folder name, because other tools split at colons. All of it must be on one file system.
+//! A repository component never begins with `_`, so `_oci` is safe; the colon of a port becomes `_5000_` in a folder
+//! name, because other tools split at colons. All of it must be on one file system.
+//!
+//! # Rooms
+//!
+//! Each uses only those above it in this list; all are used by this file and by `requests.rs`, and by nothing outside
+//! of the store:
+//!
+//! - `error`, `malloc`, `blocking`: the errors, the allocator, and how blocking work leaves the runtime.
+//! - `disk`: the one way in which files change, and whether the disk takes that.
+//! - `blobs`: content under its digest, open files, and partial files.
+//! - `metadata`: the facts about repositories, as ref files and in the index.
+//! - `integrity`: damaged files are taken out of service; verification and scrub.
+//! - `contents`: stored blobs and manifests, opened for a request.
+//! - `eviction`: budget, pins, and what goes when there is no room.
+//! - `layout` and `partial`: OCI layouts that other tools read and write; a download and the room that it takes.
+//! - `maintenance`: the background work of all of them.
 //!
 //! # Durability
 //!
-//! Stage → hash → sync the file → rename → sync the folder; a folder that is made is synced into its parent
-//! first. So a file under its digest is whole by construction, and a ref is either the old one or the new one.
-//! The map of a partial file never names bytes that are not synced. A grant is durable before a blob appears:
-//! callers grant first, and [`Store::grant`] returns when that would survive a power loss. The index promises
-//! nothing across one.
+//! Stage → hash → sync the file → rename → sync the folder; a folder that is made is synced into its parent first. So
+//! a file under its digest is whole by construction, and a ref is either the old one or the new one. The map of a
+//! partial file never names bytes that are not synced. A grant is durable before a blob appears: callers grant first,
+//! and [`Store::grant`] returns when that would survive a power loss. The index promises nothing across one.
 //!
 //! # What is truth, and what is rebuilt
 //!
-//! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked
-//! before a miss is reported. One that is missing, broken, or of another version is removed and rebuilt from the
-//! files behind, at start or if it fails while berth runs ([`Store::run`]); only times of use and of checks
-//! are lost. A pass behind every start looks for what other tools, or a crash, have put out of line, and adopts
-//! layouts that other tools have written (`adopt.rs`). No start reads all of the index or of the files first.
+//! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked before a
+//! miss is reported. An index that is missing, broken, or of another version is removed and rebuilt from the files in
+//! the background, at start or when it fails while berth runs ([`Store::run`]); only times of use and of checks are
+//! lost. After every start a pass looks for what other tools, or a crash, have put out of line, and adopts layouts
+//! that other tools have written (`layout/adopt.rs`). No start reads all of the index or of the files first.
 //!
 //! # How much is kept
 //!
-//! [`Limits`] says how much may be kept, `budget.rs` counts, `evict.rs` plans what goes when there is no room, and
-//! `sweep.rs` carries that out. A file that is gone is a miss, not an error.
+//! [`Limits`] says how much may be kept, `eviction/budget.rs` counts, `eviction/plan.rs` plans what goes when there
+//! is no room, and `eviction/sweep.rs` carries that out. A file that is gone is a miss, not an error.
 //!
 //! # Blocking
 //!
-//! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun
-//! is finished even if its caller goes away.
+//! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun is
+//! finished even if its caller goes away.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -110,7 +124,7 @@ use metadata::index::database::IndexState;
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
-/// The parts of a store.
+/// The owners that make up a store.
 struct Inner {
     disk: Arc<Disk>,
     open_files: Arc<OpenFiles>,
@@ -126,25 +140,25 @@ struct Inner {
     rechecks: Arc<Rechecks>,
 }
 
-/// How full the store is.
+/// How full a store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all blobs.
+    /// The size of all blobs in bytes.
     pub used_bytes: u64,
-    /// Bytes of all that counts towards the budget.
+    /// Bytes of everything that counts towards the budget.
     pub budget_used_bytes: u64,
-    /// The most that these may be.
+    /// The budget in bytes.
     pub budget_bytes: u64,
-    /// Size of the file system that they are on.
+    /// Size of the file system in bytes.
     pub total_bytes: u64,
 }
 
 impl Store {
-    /// Opens a data folder, which is made if need be, and makes sure that there is an index: where a rebuild takes
-    /// long, it goes on behind, and the files answer meanwhile.
+    /// Opens a data folder, which is made if need be, and makes sure that there is an index. If a rebuild takes long,
+    /// it goes on in the background, and the files answer meanwhile.
     ///
-    /// Starts nothing else: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a data
-    /// folder that can be locked. What becomes of it is counted in `metrics`.
+    /// It starts nothing else: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a
+    /// data folder that can be locked. Failures are counted in `metrics`.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process has it; otherwise if there is no such folder, nor can one be made.
@@ -152,7 +166,7 @@ impl Store {
         Self::open_within(folder, Limits::default(), metrics).await
     }
 
-    /// The same, for who brings content: never more than `limits` allow.
+    /// Opens a data folder as [`Store::open`] does, and keeps it within `limits`.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -163,25 +177,26 @@ impl Store {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Does what is behind, until `shutdown`: renders `index.json` files, adopts, reconciles and rebuilds the
-    /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best
-    /// ended last: a change that comes later still takes effect, but the next start has to compare everything.
+    /// Does the background work until `shutdown`: renders `index.json` files, adopts, compares and rebuilds the
+    /// index, evicts, and probes a failing disk. Then it marks the index as closed in order, so it should end last: a
+    /// later change still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         self.0.maintenance.run(shutdown).await;
     }
 
-    /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
+    /// Writes down for other processes, which cannot open the data folder meanwhile, where the admin plane of this
+    /// one is.
     pub async fn announce(&self, admin: SocketAddr) {
         self.ask(move |inner| inner.metadata.process_lock().announce(admin)).await;
     }
 
-    /// Whether the disk takes what it is given.
+    /// Returns whether the disk takes what is written.
     pub fn health(&self) -> Health {
         self.0.disk.condition().health()
     }
 
-    /// Looks at stored files in the background, round after round, until `shutdown`. What is damaged is put aside,
-    /// and will be fetched again.
+    /// Verifies stored files in the background, round after round, until `shutdown`. Damaged ones are put aside, and
+    /// will be fetched again.
     pub async fn scrub(&self, rate: Rate, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = scrub::run(Arc::clone(&self.0.integrity), rate) => {}
@@ -189,18 +204,18 @@ impl Store {
         }
     }
 
-    /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it
-    /// would have without this one.
+    /// Closes a store that was opened for a command, without [`Store::run`]. The next process need not compare more
+    /// than it would have without this one.
     pub async fn close(self) {
         blocking(move || self.0.maintenance.close()).await;
     }
 
-    /// The most that may be kept.
+    /// Returns the most that may be kept, in bytes.
     pub async fn max_bytes(&self) -> u64 {
         self.ask(|inner| inner.eviction.max_bytes()).await
     }
 
-    /// How full the store is.
+    /// How full a store is.
     pub async fn usage(&self) -> Usage {
         self.ask(|inner| {
             let total = rustix::fs::statvfs(inner.disk.root());
@@ -215,23 +230,23 @@ impl Store {
         .await
     }
 
-    /// How far a pass over all files is that brings the index in line, from 0 to 1; 1 if there is none.
+    /// Returns how far a rebuild of the index from all files is, from 0 to 1; 1 if there is none.
     pub fn index_ratio(&self) -> f64 {
         self.0.maintenance.reconciler().ratio()
     }
 
-    /// Begins a look at every stored file, unless one is under way; [`Store::verification`] says how far it is.
-    /// What is damaged is put aside, and will be fetched again.
+    /// Begins to verify all stored files, unless that is running; [`Store::verification`] tells how far it is.
+    /// Damaged files are put aside, and will be fetched again.
     pub fn verify(&self) {
         self.0.verify.begin();
     }
 
-    /// How far the look at every stored file is, or what the last one has found.
+    /// Returns how far the verification of all stored files is, or the result of the last one.
     pub fn verification(&self) -> Verification {
         self.0.verify.state()
     }
 
-    /// Keeps an image from now on, whatever is here of it and whatever comes. A pin of the same image is replaced.
+    /// Pins an image: whatever is stored of it, now or later, is not evicted. A pin of the same image is replaced.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -239,7 +254,7 @@ impl Store {
         self.ask(move |inner| inner.eviction.pin(&pin)).await
     }
 
-    /// Takes a pin back. Returns whether there was one that [`Store::pin`] made.
+    /// Removes a pin. Returns whether there was one that [`Store::pin`] made.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -247,18 +262,19 @@ impl Store {
         self.ask(move |inner| inner.eviction.unpin(&image)).await
     }
 
-    /// From now on other limits count, and the configuration has other pins. Returns at once; what is too much goes
-    /// behind.
+    /// Replaces the limits and the pins of the configuration. Returns at once; the background eviction removes what
+    /// is too much.
     pub fn set_limits(&self, limits: Limits) {
         self.0.eviction.set_limits(limits);
     }
 
-    /// Every pin, those of the configuration first, and what it keeps.
+    /// Returns every pin and what it keeps, those of the configuration first.
     pub async fn pins(&self) -> Vec<Pinned> {
         self.ask(|inner| inner.eviction.pinned()).await
     }
 
-    /// Puts `content` into the file `name` of the data folder, in the place of any file or link that is there.
+    /// Writes `content` into the file `name` of the data folder, which only berth's own user may read. It replaces
+    /// any file or link.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -276,7 +292,7 @@ impl Store {
 }
 
 impl Inner {
-    /// Takes the lock, sweeps what a killed process left, and finds an index or begins one.
+    /// Takes the lock of a data folder, removes what a killed process left, and opens the parts of the store.
     fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let opened_at = unix_seconds();
         let disk = Arc::new(Disk::open(folder, metrics)?);

@@ -1,10 +1,13 @@
 //! `blobs/<algorithm>/<hex>`: whole, verified, immutable content.
 //!
-//! Berth writes here only by renaming a synced file whose digest is proven, with mode 0444. Other tools write
-//! here too, through the `blobs` link of a layout (`skopeo copy … oci:…`), or when a backup is put back, and
-//! nobody vouches for them. The write permission tells the two apart: **a file that anybody may write to is
-//! hashed before it is served**, then synced and made read-only; if the hash is wrong, the file counts as
-//! absent, and is left alone because it may still be growing.
+//! Berth writes here only by renaming a synced file whose digest is verified, with mode 0440. Other tools write here
+//! too, through the `blobs` link of a layout (`skopeo copy … oci:…`), or when a backup is put back, and nobody
+//! vouches for them. The write permission tells the two apart: **a file that anybody may write to is hashed before it
+//! is served**, then synced and made read-only; if the hash is wrong, the file counts as absent, and is left alone
+//! because it may still be growing.
+//!
+//! In this room are also the table of open files, and partial files with their maps. It uses the disk only; metadata
+//! and all rooms above use it.
 
 pub(in crate::store) mod blob_file;
 #[expect(unsafe_code, reason = "maps files: the module says why that is sound")]

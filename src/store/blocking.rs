@@ -1,4 +1,4 @@
-//! Work that blocks, away from the runtime.
+//! Blocking work, on threads outside the runtime.
 
 /// Runs blocking work on a thread outside the runtime. A panic in it is resumed in the caller.
 pub(in crate::store) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -1,4 +1,7 @@
-//! Stored blobs and manifests, opened: sound as far as is known, and at hand from then on.
+//! Stored blobs and manifests, opened for a request: sound as far as is known, and kept open for the next request.
+//!
+//! It is above blobs, metadata and integrity, because a file that is opened may turn out to be damaged, or to have
+//! another size than the index knows. Requests, eviction and adoption use it.
 
 use std::sync::Arc;
 
@@ -18,7 +21,7 @@ use crate::store::metadata::index::key::Fact;
 /// but may be switched off, or have more to read than a day is long.
 const UNREAD_SECONDS: u64 = 7 * 24 * 60 * 60;
 
-/// What is stored, as it is served. All methods block.
+/// Opens what is stored. All methods block.
 pub(in crate::store) struct Contents {
     blobs: Arc<Blobs>,
     open_files: Arc<OpenFiles>,
@@ -40,7 +43,7 @@ impl Contents {
         &self.blobs
     }
 
-    /// A stored blob, opened; from here on it is at hand.
+    /// Opens a stored blob, and keeps its file open for the next request.
     pub(in crate::store) fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         if let Some(looks) = self.blobs.look(digest)
             && !self.integrity.is_damaged(digest)
@@ -65,7 +68,7 @@ impl Contents {
         Ok(Some(blob))
     }
 
-    /// A stored blob, opened, unless it is known to be damaged or the disk has lost it.
+    /// Opens a stored blob, unless it is known to be damaged or the disk has lost it.
     fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
         if self.integrity.is_damaged(digest) {
             return Ok(None);
@@ -73,7 +76,7 @@ impl Contents {
         self.integrity.unless_lost(digest, self.blobs.open(digest))
     }
 
-    /// Takes a stored blob out of service if it is not what its name says. Returns whether that is so.
+    /// Takes a stored blob out of service if its content does not match its digest. Returns whether that is so.
     fn discard_unsound(&self, digest: &Digest, blob: &BlobFile) -> Result<bool, Error> {
         let is_sound = self.blobs.is_sound(digest, blob).map(Some);
         match self.integrity.unless_lost(digest, is_sound)? {
@@ -84,7 +87,7 @@ impl Contents {
         Ok(true)
     }
 
-    /// A manifest as `repo` knows it itself, or whoever has it publicly. From here on it is at hand.
+    /// Reads a manifest that `repo` has itself or that is public, and keeps it in memory for the next request.
     pub(in crate::store) fn manifest(
         &self,
         repo: &Repo,
@@ -117,13 +120,13 @@ impl Contents {
         Ok(is_new)
     }
 
-    /// Notes that the file of a blob has come.
+    /// Notes that the file of a blob was stored.
     pub(in crate::store) fn note_stored(&self, digest: &Digest, size: u64) {
         self.integrity.replaced(digest);
         self.metadata.index().put_blob(digest, size, unix_seconds());
     }
 
-    /// Removes a stored blob, if it is there. Returns how large it was. Who has it open keeps it.
+    /// Removes a stored blob, if it is there. Returns its size. Readers keep the open file.
     pub(in crate::store) fn remove(&self, digest: &Digest) -> Result<u64, Error> {
         self.open_files.forget(digest);
         let size = self.blobs.remove(digest)?;
@@ -138,7 +141,7 @@ impl Contents {
         self.open_files.is_being_read(digest)
     }
 
-    /// Writes the times of use behind, which also makes the index know blobs that another tool has brought.
+    /// Writes the times of use to the index, which also adds blobs that another tool has brought.
     pub(in crate::store) fn write_uses(&self) {
         for (digest, size, at) in self.open_files.uses() {
             // Evicted since it was used, it must not come back into the index.
@@ -148,7 +151,7 @@ impl Contents {
         }
     }
 
-    /// Unmaps what nobody has read for a while.
+    /// Unmaps files that nobody has read for a while.
     pub(in crate::store) fn rest(&self) {
         self.open_files.rest();
     }

@@ -1,12 +1,15 @@
 //! The one way in which anything under the data folder changes.
 //!
-//! A file is staged in `partial/` under a name that no reader knows, synced, renamed to where it belongs, and
-//! then the folder that got it is synced: after a power loss there is the old file or the new one, whole.
-//! A folder that berth creates is synced into its parent before anything in it may be called durable.
+//! A file is staged in `partial/` under a name that no reader knows, synced, renamed to where it belongs, and then
+//! the folder that got it is synced: after a power loss there is the old file or the new one, whole. A folder that
+//! berth creates is synced into its parent before anything in it may be called durable.
 //!
-//! Why stage in one folder, and not beside the target: what a killed process leaves is swept with one small
-//! listing at the next start, and other tools never see half a file in a layout. The price is that `blobs/`,
-//! `repos/` and `partial/` must be on one file system.
+//! Why stage in one folder, and not beside the target: what a killed process leaves is swept with one small listing
+//! at the next start, and other tools never see half a file in a layout. The price is that `blobs/`, `repos/` and
+//! `partial/` must be on one file system.
+//!
+//! In this room are also the lock of the data folder, its permissions, the health of the disk with its probe, and
+//! what happens to files that are in the way. It uses the errors only, and everything else in the store uses it.
 
 pub(in crate::store) mod files;
 pub(in crate::store) mod health;

@@ -1,21 +1,25 @@
-//! Makes room: looks at everything, has [`evict`] plan, and carries that out in small steps.
+//! Eviction: keeps the store within its limits. It looks at everything, plans, and carries the plan out in small
+//! steps.
 //!
-//! Eviction runs behind, woken by every fill, from one mark to another ([`budget`](crate::store::eviction::budget)). A fill for
-//! which there is no room all the same waits for it here, on its own blocking thread, until its share is free; if
-//! that is not to be had, it passes through unstored.
+//! It runs in the background, woken by every download, from one mark to another ([`budget`]). A download for which
+//! there is no room all the same waits for it here, on its own blocking thread, until its share is free; if that is
+//! not to be had, the content passes through unstored.
 //!
-//! What upstream merely claims to have makes nothing go: [`Eviction::admit`] looks whether there could be room at all,
+//! What upstream merely claims to have evicts nothing: [`Eviction::admit`] checks whether there could be room at all,
 //! and [`Eviction::take_room`] makes it as bytes come.
 //!
 //! # What becomes of the refs
 //!
-//! They count, and have a limit of their own within the budget, so that nothing goes for a flood of them
-//! (`sweep/refs.rs`).
+//! They count, and have a limit of their own within the budget, so that no content goes for a flood of them
+//! (`eviction/refs.rs`).
 //!
-//! Grants, manifest records and lists of referrers go with the content that they are about, and a tag goes with
-//! its manifest: otherwise a site that pulls a few new images each day would have millions of small files after
-//! some years, and lists of tags that nobody can be served. The next pull asks upstream, as it would have to
-//! anyway, and is granted again. A repository of which nothing is left goes as well, when its layout is rendered.
+//! Grants, manifest records and lists of referrers go with the content that they are about, and a tag goes with its
+//! manifest: otherwise a site that pulls a few new images each day would have millions of small files after some
+//! years, and lists of tags that nobody can be served. The next pull asks upstream, as it would have to anyway, and
+//! is granted again. A repository without refs goes as well, when its layout is rendered.
+//!
+//! This room owns the budget, the pins and the partial files. It uses contents, metadata, blobs and the disk; layouts
+//! and downloads use it.
 
 pub(in crate::store) mod budget;
 mod owners;
@@ -48,12 +52,12 @@ use crate::store::eviction::sweep_lock::{SweepGuard, SweepLock};
 use crate::store::metadata::Metadata;
 use crate::sync::lock;
 
-/// How long a fill waits for room: well within the time that its readers are given for a head.
+/// How long a download waits for room. It is well within the time that its readers have for a response head.
 const ADMISSION_MAX: Duration = Duration::from_secs(10);
-/// Looking in vain takes at most this part of the time.
+/// After a look that found nothing, its result is believed for this many times the duration of the look.
 const IN_VAIN_FACTOR: u32 = 9;
 
-/// Keeps what is stored within its limits. All methods block.
+/// Keeps the store within its limits. All methods block, unless they are `async`.
 pub(in crate::store) struct Eviction {
     disk: Arc<Disk>,
     metadata: Arc<Metadata>,
@@ -63,7 +67,7 @@ pub(in crate::store) struct Eviction {
     pins: Pins,
     refs: RefTrimmer,
     sweeping: SweepLock,
-    /// Held during a look at what could go.
+    /// Held while it is counted how much could be evicted.
     looking: Mutex<()>,
 }
 
@@ -100,7 +104,7 @@ impl Eviction {
 
     // === What comes ===
 
-    /// Stores small content; a disk without room for it is given some.
+    /// Stores small content. If the disk has no room for it, something is evicted.
     pub(in crate::store) fn put(&self, digest: &Digest, content: &[u8]) -> Result<(), Error> {
         match self.put_once(digest, content) {
             Err(error) if error.is_for_want_of_room() && self.make_room(None, content.len() as u64) => {
@@ -117,63 +121,63 @@ impl Eviction {
         Ok(())
     }
 
-    /// Counts a blob whose file has come.
+    /// Notes that the file of a blob was stored.
     pub(in crate::store) fn note_stored(&self, digest: &Digest, size: u64) {
         self.contents.note_stored(digest, size);
         self.budget.wake();
     }
 
-    /// Notes that there is one more ref. If these are too many now, that is looked after behind.
+    /// Notes that there may be one more ref. If there are too many, the background eviction removes some.
     pub(in crate::store) fn note_ref(&self) {
         if self.metadata.index().refs_bytes() > self.refs_max() {
             self.budget.wake();
         }
     }
 
-    /// A partial file has become a blob of `size` bytes.
+    /// Notes that a partial file has become a blob of `size` bytes.
     pub(in crate::store) fn landed(&self, key: &PartialKey, size: u64) {
         self.disk.condition().succeeded(size);
         self.budget.landed(key, || self.note_stored(&key.digest, size));
     }
 
-    /// Where the file of a blob belongs.
+    /// Returns the path of the file of a blob.
     pub(in crate::store) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.contents.blobs().path(digest)
     }
 
-    /// A partial file takes room for so many of its bytes from now on.
+    /// Sets the room of a partial file to that of `bytes` and its map.
     pub(in crate::store) fn count_partial(&self, key: &PartialKey, bytes: u64) {
         self.budget.count_partial(key, bytes + MAP_BYTES);
     }
 
-    /// A partial file is gone.
+    /// Notes that a partial file is gone.
     pub(in crate::store) fn release(&self, key: &PartialKey) {
         self.budget.release(key);
     }
 
     // === Limits ===
 
-    /// The most that all may take, in bytes.
+    /// Returns the most that everything may take, in bytes.
     pub(in crate::store) fn max_bytes(&self) -> u64 {
         self.budget.max_bytes(self.disk.root())
     }
 
-    /// The most that refs, lists and folders of repositories may take, in bytes.
+    /// Returns the most that refs, lists and folders of repositories may take, in bytes.
     pub(in crate::store) fn refs_max(&self) -> u64 {
         RefTrimmer::max(self.max_bytes())
     }
 
-    /// Bytes of all that counts.
+    /// Returns the bytes of everything that counts towards the budget.
     pub(in crate::store) fn used_bytes(&self) -> u64 {
         self.budget.used_bytes(&|| self.metadata.index().kept_bytes())
     }
 
-    /// How much further room is taken at a time, in bytes, for what has come so far.
+    /// Returns how many bytes of further room are taken at a time after `received` bytes.
     pub(in crate::store) fn step(&self, received: u64) -> u64 {
         budget::step(received, self.max_bytes())
     }
 
-    /// From now on other limits count, and the configuration has other pins.
+    /// Replaces the limits and the pins of the configuration.
     pub(in crate::store) fn set_limits(&self, limits: Limits) {
         self.budget.set_limits(limits);
         self.pins.note_change();
@@ -184,24 +188,24 @@ impl Eviction {
         self.pins.pin(pin)
     }
 
-    /// Lets an image go its way. Returns whether it was pinned by command.
+    /// Removes the pin of an image. Returns whether it was pinned by command.
     pub(in crate::store) fn unpin(&self, image: &Image) -> Result<bool, Error> {
         self.pins.unpin(image)
     }
 
-    /// Every pin, those of the configuration first, and what it keeps.
+    /// Returns every pin and what it keeps, those of the configuration first.
     pub(in crate::store) fn pinned(&self) -> Vec<Pinned> {
         self.pins.all(&self.budget.limits().pins)
     }
 
     // === Room ===
 
-    /// Returns when eviction behind may have something to do.
+    /// Waits until the background eviction may have something to do.
     pub(in crate::store) async fn woken(&self) {
         self.budget.woken().await;
     }
 
-    /// Has eviction behind look whether there is something to do.
+    /// Has the background eviction check whether there is something to do.
     pub(in crate::store) fn wake(&self) {
         self.budget.wake();
     }
@@ -223,8 +227,8 @@ impl Eviction {
         }
     }
 
-    /// Whether a partial file of `total` bytes may begin, all of which will come if `is_whole`. Nothing goes for it
-    /// yet, and no room is taken: upstream merely says that it has so much.
+    /// Checks that there can be room for a partial file of `total` bytes, all of which will come if `is_whole`.
+    /// Nothing is evicted and no room is taken yet, because upstream merely claims that size.
     pub(in crate::store) fn admit(&self, key: &PartialKey, total: u64, is_whole: bool) -> Result<(), Error> {
         let root = self.disk.root();
         let max_bytes = self.max_bytes();
@@ -241,7 +245,7 @@ impl Eviction {
         }
     }
 
-    /// Takes room for so many bytes of a partial file, once enough has gone.
+    /// Takes room for `bytes` of a partial file and its map, and evicts what is needed.
     pub(in crate::store) fn take_room(&self, key: &PartialKey, bytes: u64) -> Result<(), Error> {
         let deadline = Instant::now() + ADMISSION_MAX;
         loop {
@@ -267,14 +271,13 @@ impl Eviction {
         error
     }
 
-    /// Lets so many bytes go for what a registry brings, because the disk itself is full. Returns whether that was
-    /// possible.
+    /// Evicts `bytes` for content of a registry, because the disk itself is full. Returns whether that was possible.
     pub(in crate::store) fn make_room(&self, registry: Option<&Registry>, bytes: u64) -> bool {
         let missing = Shortfall { least: bytes, best: bytes, is_disk_full: true, is_floor_hit: false };
         self.wait_for(registry, missing, Instant::now() + ADMISSION_MAX)
     }
 
-    /// Evicts, or waits while others do. Returns whether it is worth to look again.
+    /// Evicts, or waits while another thread does. Returns whether to try again.
     fn wait_for(&self, registry: Option<&Registry>, missing: Shortfall, deadline: Instant) -> bool {
         if let Some(guard) = self.sweeping.try_take() {
             let goal = Goal::of(missing.best);
@@ -285,7 +288,7 @@ impl Eviction {
         Instant::now() < deadline
     }
 
-    /// One look, one plan, one sweep. Returns the bytes that went: none unless `least` may go for `bringer`.
+    /// Looks, plans and sweeps once. Returns the bytes that were evicted: none unless `least` may go for `bringer`.
     fn evict(
         &self,
         bringer: Option<&Registry>,
@@ -315,7 +318,7 @@ impl Eviction {
         Sweep::new(contents, metadata, &self.partials, budget, &self.pins, &picture).run(&plan, guard, stop)
     }
 
-    /// How much could go for what a registry brings. Nothing goes.
+    /// Returns how many bytes could be evicted for content of a registry. Evicts nothing.
     fn may_go(&self, bringer: &Registry) -> u64 {
         // One look at a time: who waits for it finds what it has found.
         let _one_at_a_time = lock(&self.looking);

@@ -1,11 +1,14 @@
-//! `quarantine/<algorithm>-<hex>`: what was found damaged, for whoever wants to know how it came to that.
+//! Whether stored files still have the content that their digests say, and what happens to those that do not.
 //!
-//! A damaged blob leaves `blobs/` at once, so that the next request is a miss and fetches it again. Who is reading it is
-//! cut. What was sent before the damage was found cannot be taken back: the client's own check of the digest is what is
-//! left, and when it then asks once more, the file is verified ([`recheck`](crate::store::integrity::recheck)).
+//! A damaged blob leaves `blobs/` at once, so that the next request is a miss and fetches it again. Its readers are
+//! cut off. What was sent before the damage was found cannot be taken back: the client's own check of the digest is
+//! what is left, and when it then asks once more, the file is verified ([`recheck`]).
 //!
-//! What was [in the way](crate::store::disk::obstacle) of a file comes here, too. The folder is bounded, and evidence only: nothing is
-//! ever read from it.
+//! `quarantine/<algorithm>-<hex>` keeps damaged files for an operator who wants to know how it came to that. What was
+//! [in the way](crate::store::disk::obstacle) of a file comes there, too. The folder is bounded, and evidence only:
+//! nothing is ever read from it.
+//!
+//! This room owns the set of damaged blobs. It uses metadata, blobs and the disk; contents use it.
 
 pub(in crate::store) mod damaged;
 pub(in crate::store) mod recheck;
@@ -36,7 +39,7 @@ pub(in crate::store) struct Integrity {
     open_files: Arc<OpenFiles>,
     metadata: Arc<Metadata>,
     damaged: DamagedSet,
-    /// Several may find one file damaged at once: it is moved once.
+    /// Held while a file is moved: several readers may find it damaged at once.
     moving: Mutex<()>,
 }
 
@@ -76,8 +79,8 @@ impl Integrity {
         self.damaged.remove(digest);
     }
 
-    /// Takes a blob out of service if this failure to read it says that it is lost: the disk, or the file system
-    /// on it, does not give it back, as opposed to a lack of memory, permission or files. Returns whether it did.
+    /// Takes a blob out of service if an error of reading it says that the disk or its file system has lost it, as
+    /// opposed to a lack of memory, permission or file handles. Returns whether it did.
     pub(in crate::store) fn is_lost(&self, digest: &Digest, error: &Error) -> bool {
         let Error::Io { source, .. } = error else { return false };
         let lost = [Errno::IO, Errno::UCLEAN, Errno::BADMSG];
@@ -89,7 +92,7 @@ impl Integrity {
         true
     }
 
-    /// A blob, or none if the disk has lost it.
+    /// Returns the result of reading a blob; `None` if the disk has lost the blob.
     pub(in crate::store) fn unless_lost<T>(
         &self,
         digest: &Digest,

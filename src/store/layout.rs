@@ -1,4 +1,4 @@
-//! `_oci/`: each repository as an ordinary OCI image layout, rendered behind from the refs.
+//! `_oci/`: each repository as an ordinary OCI image layout, rendered in the background from the refs.
 //!
 //! `oci-layout` and `blobs` (a relative link to the shared folder) are made once. `index.json` names every tag,
 //! and every other manifest of the repository that no index stored there names as its child. Whatever another
@@ -21,6 +21,9 @@
 //! at 256 KiB/s on average, and whatever changes until it is a file's turn is written once. A small one follows
 //! within a second or two, that of 100,000 tags within minutes. It waits, too, while the index is not complete.
 //! At the end of the process only small ones are brought up to date; the next start knows of the others.
+//!
+//! This room owns the turns to render and to adopt. It uses eviction, contents, metadata and the disk; requests and the
+//! background work use it.
 
 mod adopt;
 mod index_json;
@@ -44,13 +47,13 @@ pub(in crate::store) struct Layouts {
     metadata: Arc<Metadata>,
     contents: Arc<Contents>,
     eviction: Arc<Eviction>,
-    /// Serialises adoption, so that one layout is hashed once. Async, because requests wait for it.
+    /// Held during an adoption, so that one layout is hashed once. It is async because requests wait for it.
     adopting: Arc<tokio::sync::Mutex<()>>,
-    /// Serialises what rewrites an `index.json`.
+    /// Held while an `index.json` is rewritten.
     rendering: Mutex<()>,
 }
 
-/// That nobody else adopts, until this is dropped.
+/// The turn to adopt. Nobody else adopts until it is dropped.
 pub(in crate::store) struct AdoptionTurn(
     #[expect(dead_code, reason = "is held")] tokio::sync::OwnedMutexGuard<()>,
 );
@@ -77,7 +80,7 @@ impl Layouts {
             .is_some_and(|found| self.metadata.is_foreign_layout(repo, &found))
     }
 
-    /// Waits until nobody else adopts. Does not block.
+    /// Waits until nobody else adopts, without blocking.
     pub(in crate::store) async fn adoption_turn(&self) -> AdoptionTurn {
         AdoptionTurn(Arc::clone(&self.adopting).lock_owned().await)
     }
@@ -88,7 +91,7 @@ impl Layouts {
         self.adopt_now(repo);
     }
 
-    /// Adopts what another tool has put into a layout, in one's turn.
+    /// Adopts what another tool has put into a layout, with a turn that was taken before.
     pub(in crate::store) fn adopt_in_turn(&self, repo: &Repo, _turn: &AdoptionTurn) {
         self.adopt_now(repo);
     }

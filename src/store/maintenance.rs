@@ -1,4 +1,7 @@
-//! The background work of a store: what is done behind its start, while it runs, and at its end.
+//! The background work of a store: after its start, while it runs, and at its end.
+//!
+//! It uses all other rooms, and only the store itself uses it. One loop renders, adopts, writes times of use and
+//! rebuilds a failed index; the probes of the disk and the eviction have loops of their own.
 
 use std::future::Future;
 use std::pin::pin;
@@ -21,25 +24,27 @@ use crate::store::metadata::index::database::IndexState;
 use crate::store::metadata::rebuild::{Reconciler, Summary, Trust};
 use crate::sync::lock;
 
-/// A repository's `index.json` is rendered at most this often.
+/// Time between two batches of rendering at least, and so between two renderings of one `index.json`.
 const RENDER_INTERVAL: Duration = Duration::from_secs(1);
-/// Small ones that are due are rendered in rounds of about this length, and after each there is a pause of so many
-/// times what it took: a store with very many is rendered less often, but nobody waits for all of them.
+/// Small `index.json` files are rendered in batches of about this length. After each batch rendering pauses for
+/// `RENDER_PAUSE_FACTOR` times its duration: a store with very many is rendered less often, but none waits for all
+/// others.
 const ROUND_MAX: Duration = Duration::from_millis(500);
 const RENDER_PAUSE_FACTOR: u32 = 3;
-/// At the end, so much time goes into rendering; the next start does the rest.
+/// Time for rendering at the end of the process. The next start renders the rest.
 const RENDER_AT_END_MAX: Duration = Duration::from_secs(4);
-/// How long a start waits for an index that is being rebuilt: that of a small store is there at once, and a large
-/// store answers from the files meanwhile.
+/// How long a start waits for an index that is being rebuilt. That of a small store takes no time, and a large store
+/// answers from the files meanwhile.
 const REBUILD_WAIT: Duration = Duration::from_secs(2);
-/// What has no hurry (times of use, mappings at rest, another try at an index) is looked after at least so often.
+/// Time between two rounds of background work at most, for what has no hurry: times of use, idle mappings, another
+/// try at an index.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
-/// Between two looks at whether there is room, when no fill asks for one.
+/// Time between two checks for room when no download asks for one.
 const EVICT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long to wait before an index that could not be rebuilt is tried again: the disk may be full for hours.
+/// Time before an index that could not be rebuilt is tried again. The disk may be full for hours.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What works in the background of a store.
+/// The background work of a store.
 pub(in crate::store) struct Maintenance {
     disk: Arc<Disk>,
     metadata: Arc<Metadata>,
@@ -47,13 +52,13 @@ pub(in crate::store) struct Maintenance {
     eviction: Arc<Eviction>,
     layouts: Arc<Layouts>,
     reconciler: Arc<Reconciler>,
-    /// What the previous process left of the index.
+    /// The state in which the previous process left the index.
     found: IndexState,
     /// When this process began, in seconds since 1970.
     opened_at: u64,
-    /// The index being rebuilt, if that takes longer than a start may.
+    /// The rebuild of the index, if it takes longer than [`REBUILD_WAIT`].
     rebuilding: Mutex<Option<JoinHandle<()>>>,
-    /// Ends background passes early.
+    /// Ends background work early once it is true.
     stop: Arc<AtomicBool>,
 }
 
@@ -72,7 +77,7 @@ impl Maintenance {
         Self { disk, metadata, contents, eviction, layouts, reconciler, found, opened_at, rebuilding, stop }
     }
 
-    /// Ends everything in the background early, once it is true.
+    /// Returns the flag that ends all background work early.
     pub(in crate::store) fn stop(&self) -> &Arc<AtomicBool> {
         &self.stop
     }
@@ -81,7 +86,7 @@ impl Maintenance {
         &self.reconciler
     }
 
-    /// Begins to fill an index that is empty, and waits for a while.
+    /// Begins to rebuild an empty index, and waits for a while.
     pub(in crate::store) async fn begin_rebuild(&self) {
         let IndexState::Fresh(reason) = &self.found else { return };
         if self.metadata.index().is_disabled() {
@@ -99,7 +104,7 @@ impl Maintenance {
         }
     }
 
-    /// Does what is behind until `shutdown`, then closes the index in order.
+    /// Does the background work until `shutdown`, and then closes the index in order.
     pub(in crate::store) async fn run(self: &Arc<Self>, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         let (first, rebuilding) = (Arc::clone(self), lock(&self.rebuilding).take());
@@ -148,7 +153,7 @@ impl Maintenance {
         .await;
     }
 
-    /// Leaves the index as it was found: in order at that time, or not.
+    /// Closes the index as it was found: in order at that time, or not.
     pub(in crate::store) fn close(&self) {
         let closed_at = match self.found {
             IndexState::Clean(closed_at) => closed_at,
@@ -159,7 +164,7 @@ impl Maintenance {
         self.metadata.index().close(closed_at);
     }
 
-    /// Makes room before it is needed, until the store is stopped.
+    /// Evicts before room is needed, until the store is stopped.
     async fn evict_behind(self: Arc<Self>) {
         while !self.stop.load(Ordering::Relaxed) {
             let round = Arc::clone(&self);
@@ -169,7 +174,7 @@ impl Maintenance {
         }
     }
 
-    /// The pass behind every start: the index against the files, and what other tools did while nobody looked.
+    /// Compares the index with the files after a start, and adopts what other tools did meanwhile.
     pub(in crate::store) fn compare(&self) {
         let (index, stop) = (self.metadata.index(), &*self.stop);
         let pass = self.reconciler.begin_pass();
@@ -196,7 +201,7 @@ impl Maintenance {
         }
     }
 
-    /// How much of the index is believed at the start, after it was read once; `None` if that was stopped.
+    /// Reads the index once, and returns how much of it is believed; `None` if that was stopped.
     fn trust(&self) -> Option<Trust> {
         let (index, stop) = (self.metadata.index(), &*self.stop);
         Some(match self.found {
@@ -225,8 +230,8 @@ impl Maintenance {
         })
     }
 
-    /// One round of what is behind. Returns when the index may next be rebuilt, and how long it took but for what
-    /// has its turns anyway.
+    /// Does one round of background work. Returns when the index may next be rebuilt, and how long the rendering of
+    /// small files took.
     pub(in crate::store) fn once(&self, rebuild_after: Instant) -> (Instant, Duration) {
         let (index, stale) = (self.metadata.index(), self.metadata.stale());
         let mut next_rebuild = rebuild_after;
@@ -262,7 +267,7 @@ impl Maintenance {
         (next_rebuild, took)
     }
 
-    /// Renders at the end what can be rendered at once, and remembers the rest.
+    /// Renders at the end what can be rendered quickly, and remembers the rest in the index.
     fn render_last(&self) {
         let until = Instant::now() + RENDER_AT_END_MAX;
         if !self.metadata.index().is_complete() {
@@ -292,7 +297,7 @@ fn log_failure(ended: Result<(), JoinError>) {
     }
 }
 
-/// Fills an empty index from the files.
+/// Rebuilds an empty index from the files.
 fn rebuild(reconciler: &Reconciler, reason: &str, stop: &AtomicBool) {
     let started = Instant::now();
     let _pass = reconciler.begin_pass();
@@ -332,7 +337,7 @@ mod tests {
     use super::*;
 
     impl Maintenance {
-        /// What the previous process left of the index.
+        /// The state in which the previous process left the index.
         pub(in crate::store) fn found(&self) -> &IndexState {
             &self.found
         }

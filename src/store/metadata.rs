@@ -1,12 +1,15 @@
-//! Who has what: each fact is a ref file first, and then a record of the index.
+//! The facts about repositories: each is a ref file first, and then a record of the index.
 //!
-//! Reading asks the index and, where that says nothing, the files: an index that is empty, broken or behind
-//! costs time and never a wrong answer. The exception is what no file names by its digest alone, that some
-//! *other* repository has it publicly: without the index that is "no", and upstream is asked.
+//! Reading asks the index and, where that says nothing, the files: an index that is empty, broken or out of date
+//! costs time and never a wrong answer. The exception is what no file names by its digest alone, that some *other*
+//! repository has it publicly: without the index that is "no", and upstream is asked.
 //!
-//! A fact that is read, merged and written, or read from a file in order to be put into the index, is held by
-//! its repository's lock meanwhile: an older value can never replace a newer one, and what the index says is
-//! durable. Reading takes no lock.
+//! A fact that is read, merged and written, or read from a file in order to be put into the index, is held by its
+//! repository's lock meanwhile: an older value can never replace a newer one, and what the index says is durable.
+//! Reading takes no lock.
+//!
+//! This room owns the refs, the index, the locks, and the list of repositories whose `index.json` is out of date. It
+//! uses blobs and the disk; all rooms above use it.
 
 mod granted;
 pub(in crate::store) mod grants;
@@ -46,15 +49,15 @@ use crate::store::metadata::refs::{Ref, Refs};
 use crate::store::metadata::stale::StaleLayouts;
 use crate::sync::lock;
 
-/// Repositories share locks beyond this many: enough that two rarely meet on one.
+/// Number of locks. Repositories share them; there are enough that two rarely wait for each other.
 const LOCKS: usize = 64;
 /// Bytes of the lists of referrers that one repository may keep: four of the largest.
 const REPO_REFERRERS_MAX: u64 = 4 * MANIFEST_BYTES_MAX as u64;
-/// Of what all refs may take, one list may take this part.
+/// One list of referrers may take one part in `REFERRERS_PART` of the room of all refs.
 const REFERRERS_PART: u64 = 4;
-/// Levels of an image that are followed: an index of indexes of indexes is more than anybody makes.
+/// Number of levels of an image that are followed. Nobody makes an index of indexes of indexes.
 pub(in crate::store) const DEPTH_MAX: usize = 4;
-/// Digests of an image that are followed: an index of 100 platforms with 100 layers each.
+/// Number of digests of an image that are followed: enough for an index of 100 platforms with 100 layers each.
 pub(in crate::store) const CLOSURE_MAX: usize = 10_000;
 
 /// The facts about repositories: their refs, the index of these, and the locks that keep the two in line. All methods
@@ -62,19 +65,19 @@ pub(in crate::store) const CLOSURE_MAX: usize = 10_000;
 pub(in crate::store) struct Metadata {
     disk: Arc<Disk>,
     blobs: Arc<Blobs>,
-    /// Is told who may be served what, and what is known no longer.
+    /// The open files, which remember what repositories are granted.
     open_files: Arc<OpenFiles>,
     refs: Refs,
     index: Index,
-    /// Whose `index.json` has not followed the refs yet.
+    /// The repositories whose `index.json` is out of date.
     stale: StaleLayouts,
-    /// Told when there is something to render or to rebuild.
+    /// Notified when there is something to render or to rebuild.
     wake: Arc<Notify>,
     locks: [Mutex<()>; LOCKS],
-    /// Serialises the reading of stored manifests for what is behind, each of which may have megabytes.
+    /// Held while background work reads a stored manifest, because each may have megabytes.
     reading: Mutex<()>,
-    /// Here, because an open partial file keeps the metadata alive; last, so that the index is closed before the
-    /// next process may open it.
+    /// The lock of the data folder. It is here because an open partial file keeps the metadata alive, and last so
+    /// that the index is closed before the next process may open it.
     process_lock: Lock,
 }
 
@@ -127,24 +130,25 @@ impl Metadata {
         &self.process_lock
     }
 
-    /// Returns when there is something to render or to rebuild.
+    /// Waits until there is something to render or to rebuild.
     pub(in crate::store) async fn wait_for_work(&self) {
         self.wake.notified().await;
     }
 
-    /// The lock of whatever changes a repository's facts.
+    /// Takes the lock under which the facts of a repository change.
     pub(in crate::store) fn lock(&self, repo: &Repo) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(repo);
         let number = usize::try_from(hash % LOCKS as u64).expect("a remainder below 64 fits");
         lock(&self.locks[number])
     }
 
-    /// Whether a repository's `index.json` is another tool's, by its fingerprint: not what was rendered or adopted last.
+    /// Whether the `index.json` with this fingerprint is another tool's: it is not the one that was last rendered or
+    /// adopted.
     pub(in crate::store) fn is_foreign_layout(&self, repo: &Repo, fingerprint: &[u8]) -> bool {
         self.index.layout(repo).is_none_or(|known| known != fingerprint)
     }
 
-    /// Notes that a repository's `index.json` is out of date, and is to follow in time.
+    /// Notes that the `index.json` of a repository is out of date and must be rendered.
     pub(in crate::store) fn mark_stale(&self, repo: &Repo) {
         if self.stale.mark(repo) {
             self.wake.notify_one();
@@ -153,8 +157,8 @@ impl Metadata {
 
     // === Manifests ===
 
-    /// What is known of a manifest: by `repo` itself, or by whoever has it publicly. Without the index only the former can
-    /// be found.
+    /// Returns the record of a manifest: that of `repo` itself, or of any repository that has it publicly. Without
+    /// the index only the former can be found.
     pub(in crate::store) fn manifest<'a>(
         &self,
         repo: &'a Repo,
@@ -183,7 +187,7 @@ impl Metadata {
         Ok(record)
     }
 
-    /// Notes what a manifest is, durably, and grants it to the repository. Returns whether that is news.
+    /// Writes the record of a manifest durably, which grants it to the repository. Returns whether the record is new.
     pub(in crate::store) fn set_manifest(
         &self,
         repo: &Repo,
@@ -212,7 +216,7 @@ impl Metadata {
         Ok(is_news)
     }
 
-    /// A manifest that is stored, read.
+    /// Reads and parses a stored manifest.
     pub(in crate::store) fn stored_manifest(
         &self,
         digest: &Digest,
@@ -224,7 +228,7 @@ impl Metadata {
         Ok(Manifest::parse(Some(media_type), &body).ok())
     }
 
-    /// What a manifest refers to: it is read once, and what it says is remembered for as long as it is here.
+    /// Returns what a manifest refers to. The manifest is read once, and the result is kept as long as it is stored.
     pub(in crate::store) fn parts(
         &self,
         digest: &Digest,
@@ -240,7 +244,8 @@ impl Metadata {
         Ok(self.note_parts(digest, manifest.as_ref()))
     }
 
-    /// Notes what a manifest refers to, and what it claims its blobs to weigh: nothing if it cannot be read.
+    /// Notes what a manifest refers to and the size that it claims for its blobs. A manifest that cannot be read
+    /// refers to nothing.
     pub(in crate::store) fn note_parts(
         &self,
         digest: &Digest,
@@ -254,7 +259,7 @@ impl Metadata {
         parts.iter().map(short).collect()
     }
 
-    /// Notes what those manifests refer to of which nobody has done so; `None` if it is not known which these are.
+    /// Notes what manifests refer to for which that is not noted yet; `None` if it is not known which these are.
     pub(in crate::store) fn note_all_parts(&self) -> Option<()> {
         for (digest, media_type) in self.index.inventory().without_parts()? {
             // Noted by this. One that the disk does not give is asked for again by the next look.
@@ -263,14 +268,14 @@ impl Metadata {
         Some(())
     }
 
-    /// Whether a blob is stored, as far as the index or a look at its file says.
+    /// Whether a blob is stored, according to the index or its file.
     pub(in crate::store) fn is_here(&self, digest: &Digest) -> bool {
         self.index.has_blob(digest) || self.blobs.size(digest).is_some()
     }
 
     // === Tags ===
 
-    /// What a tag means, without a look at what another tool may have written.
+    /// Returns the record of a tag, without adopting what another tool may have written.
     pub(in crate::store) fn tag(&self, repo: &Repo, tag: &Tag) -> Result<Option<TagRecord>, Error> {
         let known = self.index.tag(repo, tag);
         if known.is_some() && self.index.is_complete() {
@@ -291,7 +296,7 @@ impl Metadata {
         Ok(record)
     }
 
-    /// Makes a tag mean something else, durably.
+    /// Writes the record of a tag durably.
     pub(in crate::store) fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
         {
             let _guard = self.lock(repo);
@@ -302,7 +307,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// A page of tags in byte order.
+    /// Returns a page of tags in byte order.
     pub(in crate::store) fn tags(
         &self,
         repo: &Repo,
@@ -325,7 +330,7 @@ impl Metadata {
         self.index.knows(repo) || self.refs.knows(repo)
     }
 
-    /// A page of repositories in byte order of `registry/name`.
+    /// Returns a page of repositories in byte order of `registry/name`.
     pub(in crate::store) fn repositories(
         &self,
         after: Option<&Repo>,
@@ -351,7 +356,7 @@ impl Metadata {
 
     // === Referrers ===
 
-    /// How large the file is that has the list.
+    /// Returns the size of the file of a list of referrers, in bytes.
     pub(in crate::store) fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
         fs::metadata(self.refs.path(repo, Ref::Referrers(digest))).map_or(0, |metadata| metadata.len())
     }
@@ -365,8 +370,9 @@ impl Metadata {
         Ok(file.map(|file| ReferrersRecord { body: file.body.into(), fetched_at: file.fetched_at }))
     }
 
-    /// Keeps a list about a manifest that is here, and the repository's own, where all refs may take `refs_max` bytes. Any
-    /// other is not worth the disk: anybody can ask about any digest, in any repository. Returns whether it is kept.
+    /// Keeps a list of referrers if its manifest is stored and the repository's own; all refs together may take
+    /// `refs_max` bytes. Other lists are not worth the disk, because anybody can ask about any digest in any
+    /// repository. Returns whether the list is kept.
     pub(in crate::store) fn set_referrers(
         &self,
         repo: &Repo,
@@ -388,7 +394,7 @@ impl Metadata {
         Ok(true)
     }
 
-    /// Takes out the oldest lists of a repository, until it has room for one more.
+    /// Removes the oldest lists of a repository until there is room for one more.
     fn make_room_for_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64) {
         let mut lists = self.index.referrers_of(repo);
         lists.retain(|(other, ..)| other != digest);
@@ -407,7 +413,7 @@ impl Metadata {
 
     // === What goes ===
 
-    /// Takes out what refs say of content that is gone, unless that has come back or `partials` are about to bring it.
+    /// Removes the refs about content that is gone, unless that has come back or is being downloaded.
     pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>, partials: &Partials) {
         self.index.forget(gone);
         let mentions = self.index.inventory().mentions(gone);
@@ -446,7 +452,7 @@ impl Metadata {
         self.index.remove(&Fact::Referrers(repo.clone(), *digest));
     }
 
-    /// Takes refs out.
+    /// Removes these refs.
     pub(in crate::store) fn remove_refs(&self, entries: &[Fact]) {
         let mut changed: HashSet<Repo> = HashSet::new();
         for entry in entries {

@@ -16,11 +16,12 @@ use crate::store::integrity::recheck::Pending;
 use crate::store::metadata::records::{Grant, ManifestRecord, ReferrersRecord, TagRecord};
 use crate::store::partial::Partial;
 
-/// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
+/// How long a request waits for the adoption of what another tool has just written. The adoption then goes on without
+/// it.
 const ADOPTION_WAIT: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// A stored blob, opened.
+    /// Opens a stored blob.
     ///
     /// # Errors
     /// If the disk fails. A blob that is not there is `None`.
@@ -29,7 +30,7 @@ impl Store {
         self.ask(move |inner| inner.contents.blob(&digest)).await
     }
 
-    /// Whether a repository may be served a digest, as [`Store::granted`] says, and the stored blob, opened.
+    /// Returns whether a repository may be served a digest, as [`Store::granted`] does, and opens the stored blob.
     ///
     /// # Errors
     /// If the disk fails.
@@ -43,22 +44,23 @@ impl Store {
         .await
     }
 
-    /// A stored blob that `repo` may be served, if that is known without a look at disk or index. Never blocks.
+    /// Returns a stored blob that `repo` may be served, if that is known without asking disk or index. Never blocks.
     pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
         self.0.open_files.blob(repo, digest)
     }
 
-    /// A stored manifest that `repo` may be served, if that is known without a look at disk or index. Never blocks.
+    /// Returns a stored manifest that `repo` may be served, if that is known without asking disk or index. Never
+    /// blocks.
     pub fn manifest_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
         self.0.open_files.manifest(repo, digest)
     }
 
-    /// What a tag means here, if that is known without a look at disk or index. Never blocks.
+    /// Returns the record of a tag, if that is known without asking disk or index. Never blocks.
     pub fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
         self.0.metadata.index().tag_at_hand(repo, tag)
     }
 
-    /// Stores small content, such as a manifest. Content that is there already is left alone.
+    /// Stores small content, such as a manifest, unless it is stored already.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`] if it is something else; [`Error::Full`] or [`Error::Io`].
@@ -67,8 +69,9 @@ impl Store {
         self.ask(move |inner| inner.eviction.put(&digest, &content)).await
     }
 
-    /// Opens the partial file of a blob of `total` bytes, if upstream says how many, or begins one, for the transfer that is `next`; with room for
-    /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
+    /// Opens or begins the partial file of a blob for the transfer `next`. `total` is its size in bytes, if upstream
+    /// has told it; all of it will come if `is_whole`. A file of another total, or not for that transfer, is
+    /// replaced.
     ///
     /// # Errors
     /// [`Error::InUse`] while somebody else has it; [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`] if there
@@ -89,13 +92,15 @@ impl Store {
         .await
     }
 
-    /// What is there of a blob whose download has stopped, or is under way; nothing if that is not sound.
+    /// Returns the bytes of a blob whose download has stopped or is running; `None` if there are none that can be
+    /// used.
     pub async fn left(&self, key: &PartialKey) -> Option<Left> {
         let key = key.clone();
         self.ask(move |inner| inner.eviction.partials().left(&key)).await
     }
 
-    /// What a tag means here. One that is not known may have been written by another tool just now.
+    /// Returns the record of a tag. An unknown one may have been written by another tool just now, and is then
+    /// adopted.
     ///
     /// # Errors
     /// If the disk fails.
@@ -109,7 +114,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.tag(&of, &name)).await
     }
 
-    /// Makes a tag mean something else, durably.
+    /// Writes the record of a tag durably.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -123,13 +128,14 @@ impl Store {
         .await
     }
 
-    /// Notes that upstream confirmed a tag. Only the index knows, so it may be forgotten.
+    /// Notes that upstream confirmed a tag at `at`, in seconds since 1970. This is in the index only, and so may be
+    /// lost.
     pub async fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.ask(move |inner| inner.metadata.index().checked(&repo, &tag, at)).await;
     }
 
-    /// A page of at most `n` tags after `after`, in byte order.
+    /// Returns a page of at most `n` tags after `after`, in byte order.
     ///
     /// # Errors
     /// If the disk fails.
@@ -139,7 +145,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.tags(&repo, after.as_deref(), n)).await
     }
 
-    /// A stored manifest that a repository may be served: known here, or publicly elsewhere.
+    /// Returns a stored manifest that a repository may be served: its own, or one that is public.
     ///
     /// # Errors
     /// If the disk fails.
@@ -148,7 +154,7 @@ impl Store {
         self.ask(move |inner| inner.contents.manifest(&repo, &digest)).await
     }
 
-    /// The same, and whether its image claims to be larger than all that may be kept.
+    /// Returns the same as [`Store::manifest`], and whether its image claims to be larger than all that may be kept.
     ///
     /// # Errors
     /// If the disk fails.
@@ -166,7 +172,7 @@ impl Store {
         .await
     }
 
-    /// Notes what a manifest is, durably, and grants it to the repository.
+    /// Writes the record of a manifest durably, which grants it to the repository.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -192,7 +198,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.note_parts(&digest, Some(&manifest))).await;
     }
 
-    /// Upstream's list of what refers to a manifest, as it was last seen.
+    /// Returns upstream's list of what refers to a manifest, as it was last fetched.
     ///
     /// # Errors
     /// If the disk fails.
@@ -201,7 +207,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.referrers(&repo, &digest)).await
     }
 
-    /// How large the file is that has the list; none has no bytes.
+    /// Returns the size in bytes of the file of a list of referrers; zero if there is none.
     pub async fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
         let (repo, digest) = (repo.clone(), *digest);
         self.ask(move |inner| inner.metadata.referrers_bytes(&repo, &digest)).await
@@ -227,7 +233,7 @@ impl Store {
         .await
     }
 
-    /// Whether there is anything at all of a repository.
+    /// Whether anything of a repository is stored.
     ///
     /// # Errors
     /// None today: a folder that cannot be looked at counts as absent.
@@ -236,8 +242,8 @@ impl Store {
         self.ask(move |inner| Ok(inner.metadata.knows(&repo))).await
     }
 
-    /// A page of at most `n` repositories after `after`, in byte order of `registry/name`: those with anything
-    /// public, or all.
+    /// Returns a page of at most `n` repositories after `after`, in byte order of `registry/name`: those with
+    /// anything public, or all.
     ///
     /// # Errors
     /// If the disk fails.
@@ -251,7 +257,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.repositories(after.as_ref(), n, private_too)).await
     }
 
-    /// Whether a repository may be served a digest: granted to it, or public.
+    /// Whether a repository may be served a digest, because it is granted to it or public.
     ///
     /// # Errors
     /// If the disk fails.
@@ -260,7 +266,7 @@ impl Store {
         self.ask(move |inner| inner.metadata.granted(&repo, &digest)).await
     }
 
-    /// Whether a repository was granted a digest for itself alone, and nobody has it publicly.
+    /// Whether a repository was granted a digest for itself alone, and no repository has it publicly.
     ///
     /// # Errors
     /// If the disk fails.
@@ -269,8 +275,8 @@ impl Store {
         self.ask(move |inner| inner.metadata.is_private(&repo, &digest)).await
     }
 
-    /// Lets a repository be served a digest, and if that is public, every other too. Public once, it stays so.
-    /// Durable when this returns; cheap if it was granted already.
+    /// Grants a digest to a repository, and if the grant is public, to every other. What is public stays so. The
+    /// grant is durable when this returns; it is cheap if it was granted already.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`].
@@ -285,20 +291,20 @@ impl Store {
         .await
     }
 
-    /// Whether it proves a repository's right to what is stored if `speaker` says that it is there, for one of
-    /// `registries`, which are one: see the module `grants`. False also where that is not known.
+    /// Whether a claim of `speaker` for one of `registries`, the names of one registry, proves that a repository may
+    /// be served the stored content: see the module `grants`. False also if that is not known.
     pub async fn is_vouched(&self, registries: &[Registry], digest: &Digest, speaker: Speaker) -> bool {
         let (registries, digest) = (registries.to_vec(), *digest);
         self.ask(move |inner| inner.metadata.is_vouched(&registries, &digest, speaker)).await
     }
 
-    /// Whether somebody reads a stored blob, or did within the last seconds.
+    /// Whether a stored blob is being read, or was within the last seconds.
     pub fn was_read_lately(&self, digest: &Digest) -> bool {
         self.0.open_files.was_read_lately(digest)
     }
 
-    /// A client begins to read a stored blob; `whole` says which client, if it reads all of it. Returns the
-    /// verification that it should wait for before it has the end.
+    /// Notes that a client begins to read a stored blob. `whole` is the client if it reads all of it. Returns the
+    /// verification that must end before the client gets the end of the body.
     pub fn begin_reading(
         &self,
         digest: &Digest,
@@ -308,13 +314,12 @@ impl Store {
         self.0.rechecks.begin_reading(digest, file, whole)
     }
 
-    /// A reader could not read a stored blob: it is looked at, in the background.
+    /// Verifies, in the background, a stored blob that a reader could not read.
     pub fn suspect(&self, digest: &Digest) {
         self.0.verify.suspect(digest);
     }
 
-    /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether
-    /// it is worth to look again.
+    /// Adopts what another tool has put into a repository's layout, if it has. Returns whether to look again.
     async fn adopt(&self, repo: &Repo) -> bool {
         let of = repo.clone();
         if !self.ask(move |inner| inner.layouts.is_adoptable(&of)).await {

@@ -1,4 +1,4 @@
-//! The file of a blob, opened for reading, and the bytes of it that the kernel can send from where it has them.
+//! The file of a blob, opened for reading, and slices of it that the kernel sends from its own memory.
 
 use std::fs::File;
 use std::num::NonZeroU64;

@@ -1,11 +1,11 @@
-//! What is at hand: files that are open, and small manifests in memory, with who may be served them.
+//! Open files and small manifests in memory, with the repositories that may be served them.
 //!
-//! Most requests are for what was asked a moment ago. These find it here, by one look into a table: no call to the
-//! disk, to the index, or to another thread. Nothing here is truth: an entry is believed for
-//! [`BELIEVED_FOR_SECONDS`], and the next request then looks at the file as if there were none
-//! ([`Ledger::blob`](crate::store::metadata::Ledger::blob)), so that a file that somebody has removed or cut short is noticed.
+//! Most requests are for what was asked a moment ago. These find it here with one look into a table: no call to the
+//! disk, to the index, or to another thread. Nothing here is truth: an entry is used for [`BELIEVED_FOR_SECONDS`],
+//! and the next request then checks the file as if there were no entry (`Contents::blob`), so that a file that
+//! somebody has removed or cut short is noticed.
 //!
-//! Times of use are noted in the entries, and written to the index behind.
+//! Times of use are noted in the entries, and written to the index later.
 
 use std::collections::HashMap;
 use std::fs::Metadata;

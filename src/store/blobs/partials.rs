@@ -1,16 +1,17 @@
-//! The folder of partial files: `partial/<registry>/<algorithm>-<hex>`, and its [map](crate::store::blobs::piece_map).
+//! The folder of partial files: `partial/<registry>/<algorithm>-<hex>`, and its
+//! [map](crate::store::blobs::piece_map).
 //!
-//! What is there need not be the beginning: ranges are kept where they belong. It is unproven, so it is nobody's but that
-//! registry's; and of its repositories only that may read what is [left](Left) when the flight has ended for which it
-//! came, or which has a grant.
+//! The bytes that are there need not be the beginning: ranges are kept where they belong. They are unverified, so
+//! they belong to their registry alone; and of its repositories only those may read what is [left](Left) for which
+//! the bytes came, or which have a grant.
 //!
 //! Promises, also across a power loss:
 //! - The map never names bytes that are not synced. When a file must be started over, the old map is removed
-//!   for good before the new file exists, so that it can never vouch for it.
+//!   durably before the new file exists, so that it can never vouch for it.
 //! - A file is never cut or emptied: starting over means a new file, and a reader of the old one keeps it.
 //! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
 //!   failure once, and calls the lost pages clean from then on.
-//! - One handle per file. Two flights that write to one could commit what neither has verified.
+//! - There is one handle per file. Two downloads that write to one could commit what neither has verified.
 //! - Where upstream does not say how large a blob is, its file grows as bytes come, and nobody reads what is left of it:
 //!   it is for the next transfer alone, until [`PartialFile::learn`] is told the size.
 
@@ -32,31 +33,31 @@ use crate::store::disk::{Disk, FileMode};
 use crate::store::error::Error;
 use crate::sync::lock;
 
-/// Bytes that are not proven are nobody else's business.
+/// The mode of partial files. Only berth may read unverified bytes.
 const PARTIAL_MODE: u32 = 0o600;
 
-/// What a partial file is of: what one registry sends is its own until it is proven.
+/// The key of a partial file. The bytes that a registry sends are that registry's until they are verified.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PartialKey {
     /// The registry that sends it.
     pub registry: Registry,
-    /// What it is said to be.
+    /// The digest that it is said to have.
     pub digest: Digest,
 }
 
 impl PartialKey {
-    /// Of this digest, from that registry.
+    /// Makes the key of a digest that a registry sends.
     pub fn new(registry: &Registry, digest: &Digest) -> Self {
         Self { registry: registry.clone(), digest: *digest }
     }
 
-    /// What a file of the folder of partial files is of.
+    /// Reads the key from the names of a folder and of a partial file in it.
     pub(in crate::store) fn of_file(folder: &str, name: &str) -> Option<Self> {
         Some(Self { registry: Registry::from_folder(folder)?, digest: Digest::from_file_name(name)? })
     }
 }
 
-/// The keys of partial files that somebody has.
+/// The keys of the partial files that are in use.
 type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
 
 /// The folder of partial files.
@@ -65,7 +66,7 @@ pub(in crate::store) struct Partials {
     in_use: InUseKeys,
 }
 
-/// The file of a blob under way, and its map. Nobody else has it. All methods block.
+/// The file of a blob that is being downloaded, and its piece map. There is one handle per file. All methods block.
 ///
 /// Dropped, it stays on disk with what was synced, for the next flight.
 pub(in crate::store) struct PartialFile {
@@ -74,23 +75,23 @@ pub(in crate::store) struct PartialFile {
     data: BlobFile,
     map_file: File,
     map: PieceMap,
-    /// How what was there at first had come; `None` if nothing was.
+    /// The origin of the bytes found at open; `None` if there were none.
     began: Option<Origin>,
-    /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
+    /// Whether a sync has failed. What this handle wrote since the last good one can no longer be made durable.
     is_broken: bool,
     in_use: InUse,
 }
 
-/// A partial file, its map, and how what is there had come, if anything is.
+/// A partial file, the file of its map, the map, and the origin of the bytes in it, if there are any.
 type Found = (File, File, PieceMap, Option<Origin>);
 
-/// What an earlier flight has left of a blob.
+/// The bytes of a blob that an earlier download has left.
 pub struct Left {
     /// The size of the whole blob.
     pub total: u64,
     /// The bytes that are there. They are unproven.
     pub pieces: Pieces,
-    /// The file, open also when it is dropped or completed meanwhile.
+    /// The file. It stays open when it is removed or completed meanwhile.
     pub file: Arc<File>,
     origin: Origin,
 }
@@ -102,33 +103,33 @@ impl Left {
     }
 }
 
-/// A sync that was begun.
+/// A sync that has begun and that another thread may run.
 pub struct Sync {
     data: BlobFile,
     pieces: Pieces,
 }
 
-/// A sync that has come to its end, well or badly.
+/// A sync that has ended, with success or an error.
 pub struct Synced {
     pieces: Pieces,
     result: io::Result<()>,
 }
 
 impl Sync {
-    /// Waits for the disk.
+    /// Syncs the data. Blocks.
     pub fn run(self) -> Synced {
         Synced { pieces: self.pieces, result: self.data.file().sync_data() }
     }
 }
 
-/// Frees the file for the next flight.
+/// The exclusive use of a partial file, until this is dropped.
 pub(in crate::store) struct InUse {
     key: PartialKey,
     all: InUseKeys,
 }
 
 impl InUse {
-    /// None if somebody has it.
+    /// Takes a partial file; `None` if it is in use.
     fn take(key: &PartialKey, all: &InUseKeys) -> Option<Self> {
         let is_free = lock(all).insert(key.clone());
         is_free.then(|| Self { key: key.clone(), all: Arc::clone(all) })
@@ -146,7 +147,7 @@ impl Partials {
         Self { disk, in_use: Arc::default() }
     }
 
-    /// The partial files that somebody has.
+    /// Returns the keys of the partial files that are in use.
     pub(in crate::store) fn in_use(&self) -> HashSet<PartialKey> {
         lock(&self.in_use).clone()
     }
@@ -156,7 +157,7 @@ impl Partials {
         lock(&self.in_use).iter().any(|key| key.digest == *digest)
     }
 
-    /// Has a partial file for itself, before it is opened.
+    /// Takes a partial file for exclusive use, before it is opened.
     ///
     /// # Errors
     /// [`Error::InUse`] while somebody else has it.
@@ -164,7 +165,7 @@ impl Partials {
         InUse::take(key, &self.in_use).ok_or_else(|| Error::InUse { digest: Box::new(key.digest) })
     }
 
-    /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`.
+    /// Opens the partial file, or starts over if it is unusable, of another total, or not for `next`.
     pub(in crate::store) fn open(
         &self,
         in_use: InUse,
@@ -179,7 +180,7 @@ impl Partials {
         Ok(PartialFile { disk, path, data, map_file, map, began, is_broken: false, in_use })
     }
 
-    /// What is there, if no more than a look at it is wanted.
+    /// Returns the bytes that are there, for reading only.
     pub(in crate::store) fn left(&self, key: &PartialKey) -> Option<Left> {
         let path = self.path(key);
         let (file, _) = open_file(&path).ok()??;
@@ -197,7 +198,7 @@ impl Partials {
         })
     }
 
-    /// Removes maps and files that have lost each other. What is left can be resumed.
+    /// Removes maps without a file and files without a map. The others can be resumed.
     pub(in crate::store) fn sweep(&self) -> Result<(), Error> {
         for path in self.disk.partial_files()? {
             let is_map = path.extension().is_some_and(|extension| extension == "map");
@@ -227,14 +228,14 @@ impl Partials {
         Ok((data, map_file, map, began))
     }
 
-    /// Drops what an earlier flight has left. Returns that nobody else has it meanwhile; `None` if somebody has it now.
+    /// Removes the file that an earlier download has left, and returns its exclusive use; `None` if it is in use.
     pub(in crate::store) fn drop_abandoned(&self, key: &PartialKey) -> Result<Option<InUse>, Error> {
         let Some(in_use) = InUse::take(key, &self.in_use) else { return Ok(None) };
         drop_files(&self.disk, &self.path(key))?;
         Ok(Some(in_use))
     }
 
-    /// When a partial file was last written to, in seconds since 1970; never, if a clock says so that was ahead.
+    /// Returns when a partial file was last written to, in seconds since 1970; zero if that is a time in the future.
     pub(in crate::store) fn last_change(&self, key: &PartialKey) -> u64 {
         let modified = fs::metadata(self.path(key)).and_then(|metadata| metadata.modified());
         modified.map_or(0, |at| believed(seconds_of(at), unix_seconds()))
@@ -262,38 +263,38 @@ impl PartialFile {
         &self.in_use.key
     }
 
-    /// The bytes that are there and synced: what was found at open, or what [`PartialFile::sync`] has named since.
+    /// Returns the bytes that are there and synced.
     pub(in crate::store) fn have(&self) -> &Pieces {
         self.map.pieces()
     }
 
-    /// The size of the whole blob, if it is known.
+    /// Returns the size of the whole blob in bytes, if it is known.
     pub(in crate::store) fn total(&self) -> Option<u64> {
         Some(self.map.total()).filter(|total| *total != UNKNOWN)
     }
 
-    /// The whole blob has this size, which was not known before. It must not be less than what is there.
+    /// Sets the size of the whole blob, which was not known before.
     pub(in crate::store) fn learn(&mut self, total: u64) {
         self.map.set_total(total);
         self.data = self.data.of_size(total);
     }
 
-    /// Whether what was there at first, if anything, had come without a credential.
+    /// Whether the bytes found at open, if any, had come without a credential.
     pub(in crate::store) fn began_public(&self) -> bool {
         self.began.is_none_or(|origin| origin.is_public())
     }
 
-    /// Whether what was there at first, if anything, had come from parents.
+    /// Whether the bytes found at open, if any, had come from parents.
     pub(in crate::store) fn began_by_parents(&self) -> bool {
         self.began.is_none_or(|origin| origin.is_by_parents())
     }
 
-    /// The file, for readers of what is there.
+    /// Returns the file, for readers of the bytes that are there.
     pub(in crate::store) fn file(&self) -> BlobFile {
         self.data.clone()
     }
 
-    /// Writes bytes at their place; it is an error if that is beyond the total.
+    /// Writes bytes at `offset`. It is an error if they end beyond the total.
     pub(in crate::store) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > self.map.total()) {
@@ -330,7 +331,7 @@ impl PartialFile {
         })
     }
 
-    /// Whether an earlier sync has failed, so that nothing may be made of it.
+    /// Returns an error if an earlier sync has failed, so that the file must not become a blob.
     pub(in crate::store) fn refuse_if_broken(&self) -> Result<(), Error> {
         if self.is_broken {
             return Err(self.failed("trust", io::Error::other("an earlier sync has failed")));
@@ -338,7 +339,7 @@ impl PartialFile {
         Ok(())
     }
 
-    /// How long the file is, which must be all of the blob.
+    /// Returns the length of the file. It is an error if that is not the size of the blob.
     pub(in crate::store) fn whole_size(&self) -> Result<u64, Error> {
         let size = self.data.file().metadata().map_err(|source| self.failed("read", source))?.len();
         if size != self.map.total() {
@@ -347,7 +348,7 @@ impl PartialFile {
         Ok(size)
     }
 
-    /// Makes what is in it, all of which was proven, immutable and durable.
+    /// Makes the file immutable and durable, after all of it was verified.
     pub(in crate::store) fn seal(&self) -> Result<(), Error> {
         let data = self.data.file();
         data.set_permissions(FileMode::IMMUTABLE.permissions())
@@ -366,7 +367,7 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Removes the file and its map, for content that turned out to be wrong. Returns whether they are gone.
+    /// Removes the file and its map, because the content turned out to be wrong. Returns whether they are gone.
     pub(in crate::store) fn discard(&self) -> bool {
         let dropped = drop_files(&self.disk, &self.path);
         if let Err(error) = &dropped {
@@ -375,12 +376,12 @@ impl PartialFile {
         dropped.is_ok()
     }
 
-    /// Has the file system promise the room of `span`.
+    /// Reserves room for `span` in the file system.
     pub(in crate::store) fn allocate(&self, span: Span) -> io::Result<()> {
         allocate(self.data.file(), span)
     }
 
-    /// Gives back what the file system has promised of `span` and is not in `have`.
+    /// Returns the room of `span` to the file system, but for the bytes of `have`.
     pub(in crate::store) fn give_back(&self, have: &Pieces, span: Span) {
         let mut at = span.start;
         while let Some(gap) = have.gap(Span { start: at, end: span.end }) {
@@ -389,8 +390,7 @@ impl PartialFile {
         }
     }
 
-    /// Gives back what the file system has promised behind the end of the file, up to `end`. Returns whether it had
-    /// promised any.
+    /// Returns reserved room behind the end of the file, up to `end`. Returns whether there was any.
     pub(in crate::store) fn give_back_behind(&self, end: u64) -> bool {
         let length = self.data.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
         if end > length {
@@ -399,13 +399,13 @@ impl PartialFile {
         end > length
     }
 
-    /// An error of this file.
+    /// Makes an error about this file.
     pub(in crate::store) fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::io(action, &self.path, source)
     }
 }
 
-/// A file and a map that belong together and to a blob of that size.
+/// Opens a file and a map that belong together and to a blob of `total` bytes.
 fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, PieceMap)>, Error> {
     let map_path = map_path(path);
     // What anything else leads to, or does with bytes, is nobody's blob.
@@ -424,7 +424,7 @@ fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, PieceMap
     Ok(belongs.then_some((data, map_file, map)))
 }
 
-/// The length that a file must have to hold what its map names.
+/// Returns the length that a file must have to hold the bytes that its map names.
 fn named_end(map: &PieceMap) -> u64 {
     map.pieces().spans().last().map_or(0, |last| last.end)
 }
@@ -443,7 +443,7 @@ fn create_file(path: &Path) -> Result<File, Error> {
     options.open(path).map_err(|source| Error::io("create", path, source))
 }
 
-/// The map first, and for good: it must never be there with another file than its own.
+/// Removes the map first, durably, and then the file: a map must never be there with another file than its own.
 fn drop_files(disk: &Disk, path: &Path) -> Result<(), Error> {
     disk.remove(&map_path(path))?;
     disk.remove(path)

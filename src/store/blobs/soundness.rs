@@ -1,4 +1,4 @@
-//! What is known of an open file: whether it has the content that its name says.
+//! What is known of the content of an open file: whether it matches its digest.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;

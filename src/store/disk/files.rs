@@ -1,4 +1,4 @@
-//! Plain operations on files and folders, which remember nothing.
+//! Plain operations on files and folders, without any state.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};

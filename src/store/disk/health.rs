@@ -1,11 +1,11 @@
-//! Whether the disk takes what it is given.
+//! Whether the disk takes what is written.
 //!
-//! A disk that is full, read-only or failing is no outage: what is stored is served, and the rest passes through
-//! (`cache/direct.rs`). But somebody should hear of it. Every failure of a change under the data folder is noted
-//! here, and is forgotten when the same would succeed: after a change that does, or when a probe does. The probe
-//! runs in the background, at start and as long as there is something to be forgotten.
+//! A disk that is full, read-only or failing is no outage: stored content is served, and the rest passes through
+//! (`cache/direct.rs`). But an operator should know. Every failure of a change under the data folder is noted here,
+//! and is forgotten when the same would succeed: after a change that does, or after a probe
+//! ([`probe`](crate::store::disk::probe)).
 //!
-//! What is told is for everybody who may see `/readyz`: it names no file, as that could tell what is stored.
+//! The reason is shown to everybody who may read `/readyz`, so it names no file: a name could tell what is stored.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,8 @@
-//! One process per data folder.
+//! The lock of the data folder: one process at a time.
 //!
-//! An advisory lock on `<data_dir>/lock`, which the kernel drops with the process, however that ends. Another
-//! process that finds the folder taken reads from the file who has it, and where that one's admin plane is:
+//! It is an advisory lock on `<data_dir>/lock`, which the kernel releases with the process, however that ends.
+//! Another process that finds the folder locked reads from the file which process has it, and where the admin plane
+//! of that process is:
 //!
 //! ```text
 //! 4711                the process

@@ -1,13 +1,13 @@
 //! What stands where berth's own files belong: a folder, a pipe or a link in the place of a file, a file in the place
 //! of a folder.
 //!
-//! Only berth has names like these under its data folder, so what is there by another's hand is in the way. It says
-//! nothing about the disk, and it must not cost one more request to upstream than it has to: when berth needs the
-//! place, an empty folder is removed, and anything else is put into `quarantine/`, which is bounded. A file that is
-//! renamed onto a pipe, a socket, a device or a link replaces it without further ado.
+//! Only berth has names like these under its data folder, so what somebody else has put there is in the way. It says
+//! nothing about the disk, and must not cost more requests to upstream than it has to: when berth needs the place, an
+//! empty folder is removed, and anything else is moved to `quarantine/`, which is bounded. A file that is renamed
+//! onto a pipe, a socket, a device or a link simply replaces it.
 //!
 //! What is in the place of `quarantine` itself becomes `quarantine.rejected`. What cannot be moved, such as a folder
-//! that another disk is mounted on, stays, and is told of in the log each time.
+//! that another disk is mounted on, stays, and is logged each time.
 
 use std::fs;
 use std::io;

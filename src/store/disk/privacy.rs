@@ -1,9 +1,9 @@
-//! Who else on the machine may read the data folder: nobody, or one group.
+//! The permissions of the data folder: besides berth nobody may read it, or one group.
 //!
-//! Private images lie in it. The data folder itself decides ([`Mode`]): below it nothing is ever for others, and all
-//! content is for the group as well, so that a group is let in, or shut out again, by the mode of one folder. A data folder
-//! that was made before, or by hand, is closed at start, whatever its mode was, and so is what lies at its top; what lies
-//! deeper need not be touched, because nobody gets there.
+//! There are private images in it. The data folder itself decides ([`Mode`]): nothing below it is ever for other
+//! users, and all content is for the group as well, so that the mode of one folder lets a group in or shuts it out. A
+//! data folder that was made before, or by hand, is closed at start, whatever its mode was, and so is what lies at
+//! its top. What lies deeper need not be touched, because other users cannot get there.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;

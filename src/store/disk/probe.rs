@@ -1,4 +1,4 @@
-//! Tries whether a disk that fails has recovered, and at the start whether it fails.
+//! Probes the disk: at the start, and then as long as it is known to fail, until it has recovered.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;

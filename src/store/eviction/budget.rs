@@ -2,15 +2,16 @@
 //!
 //! Everything that comes from upstream counts: blobs with what their files take, partial files with what is in them
 //! and one step more, maps, refs, lists and the folders of repositories with a block each or more
-//! ([`records`](crate::store::metadata::index)). The index and the log of the process do not; the free space of the file system sees them.
+//! ([`index`](crate::store::metadata::index)). The index and the log of the process do not; the free space of the
+//! file system sees them.
 //!
 //! **Room is taken as bytes come, never for a size that is merely claimed.** A claim of more than there could be is
-//! refused for the one who makes it, and moves nothing. From then on each [`step`] is as large as what has come so
-//! far, within bounds, so that nobody evicts more by a promise than by what was really sent.
+//! refused, and evicts nothing. From then on each [`step`] is as large as what has come so far, within bounds, so
+//! that a promise evicts no more than was really sent.
 //!
-//! There are two marks below the limit. Above the upper one eviction begins, behind, and it ends at the lower one:
-//! so there is room before a fill needs it, and one look at everything pays for many files. The limit itself is
-//! hard: a fill that would go beyond it waits until that much is evicted, or passes through unstored.
+//! There are two marks below the limit. Above the upper one the background eviction begins, and it ends at the lower
+//! one: so there is room before a download needs it, and one look at everything pays for many files. The limit itself
+//! is hard: a download that would go beyond it waits until that much is evicted, or passes through unstored.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -32,23 +33,24 @@ use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::units::{self, ByteSize, Given};
 
-/// Eviction begins behind when less than this part of the budget is left, and ends when twice as much is.
+/// The background eviction begins when less than one part in `MARK` of the budget is left, and ends when twice as
+/// much is.
 const MARK: u64 = 20;
-/// Room is taken in steps of at least this, so that a small blob needs one.
+/// Bytes of room that are taken at a time at least, so that a small blob needs one step.
 const STEP_MIN: u64 = 4 << 20;
-/// And of no more than this part of the limit.
+/// No more than one part in `STEP_PART` of the limit is taken at a time.
 const STEP_PART: u64 = 10;
-/// A partial file's map.
+/// Bytes of the map of a partial file.
 pub(in crate::store) const MAP_BYTES: u64 = 2 * 4096;
-/// Registries of which it is remembered how much may go for them.
+/// Number of registries for which it is remembered how much may be evicted.
 const MAY_GO_MAX: usize = 64;
 
 /// An amount of a file system: bytes, or a share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Size {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
-    /// So many per cent of the whole file system.
+    /// Per cent of the whole file system.
     Share(f64),
 }
 
@@ -99,23 +101,23 @@ impl fmt::Display for Size {
     }
 }
 
-/// What a store may take, and what it must keep.
+/// How much a store may take, and what it must keep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Blobs and partial files together.
+    /// The most that blobs, partial files and refs may take together.
     pub max_bytes: Size,
-    /// What is left to others on the file system.
+    /// Free space that is left to others on the file system.
     pub min_free: Size,
-    /// How long what is here of an image stays after its manifest was served.
+    /// How long the stored parts of an image stay after its manifest was served.
     pub lease: Duration,
-    /// What is kept besides the pins in the data folder.
+    /// The pins of the configuration.
     pub pins: Vec<Pin>,
-    /// Registries that have a share each; all others have one together. Without it every registry has its own.
+    /// Registries that have a share each; all others have one together. `None` gives every registry its own.
     pub sharing: Option<Vec<Registry>>,
 }
 
 impl Default for Limits {
-    /// None: nothing is ever evicted.
+    /// Returns limits by which nothing is ever evicted.
     fn default() -> Self {
         Self {
             max_bytes: Size::Bytes(u64::MAX / 2),
@@ -127,33 +129,33 @@ impl Default for Limits {
     }
 }
 
-/// How many bytes are missing for something to fit.
+/// Bytes that must be evicted before something fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Shortfall {
-    /// At least this must go.
+    /// The least that must be evicted, in bytes.
     pub least: u64,
-    /// This makes room for what comes next, too.
+    /// Bytes that make room for what comes next, too.
     pub best: u64,
-    /// It is the file system that has no room, whatever the limits are.
+    /// Whether the file system itself has no room, whatever the limits are.
     pub is_disk_full: bool,
-    /// Less would be left to others than is theirs.
+    /// Whether less than `min_free` would be left to others.
     pub is_floor_hit: bool,
 }
 
 /// A partial file, and the room that it takes.
 pub(in crate::store) type PartialRoom = (PartialKey, u64);
 
-/// The limits of a store, and how near it is to them.
+/// The limits of a store, and what counts towards them.
 pub(in crate::store) struct Budget {
     limits: RwLock<Arc<Limits>>,
     metrics: Arc<Metrics>,
-    /// Room that partial files take.
+    /// Bytes of room that each partial file takes.
     partials: Mutex<HashMap<PartialKey, u64>>,
-    /// Sum of the same, to be read without the lock.
+    /// The sum of the room of partial files, to be read without the lock.
     partial_bytes: AtomicU64,
-    /// For whom no more than so many bytes may go, and until when that is believed.
+    /// The bytes that may be evicted at most for a registry, and until when that is believed.
     may_go: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
-    /// Told when eviction behind may have something to do.
+    /// Notified when the background eviction may have something to do.
     wake: Notify,
 }
 
@@ -169,27 +171,27 @@ impl Budget {
         }
     }
 
-    /// Where it is counted what goes.
+    /// Returns the metrics in which evictions are counted.
     pub(in crate::store) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Has eviction behind look whether there is something to do.
+    /// Has the background eviction check whether there is something to do.
     pub(in crate::store) fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// Returns when eviction behind may have something to do.
+    /// Waits until the background eviction may have something to do.
     pub(in crate::store) async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    /// What may be kept, as it is now.
+    /// Returns the present limits.
     pub(in crate::store) fn limits(&self) -> Arc<Limits> {
         Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on other limits count. What was found out by the old ones is forgotten.
+    /// Replaces the limits, and forgets what was found by the old ones.
     pub(in crate::store) fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
         lock(&self.may_go).clear();
@@ -209,8 +211,8 @@ impl Budget {
         }
     }
 
-    /// Bytes of all that counts. `kept_bytes`, those of all but partial files, is asked while nothing turns from one
-    /// into the other, which would count twice, or not at all.
+    /// Returns the bytes of everything that counts. `kept_bytes`, for all but partial files, is called while no
+    /// partial file becomes a blob, which would count twice or not at all.
     pub(in crate::store) fn used_bytes(&self, kept_bytes: &dyn Fn() -> u64) -> u64 {
         let _partials = lock(&self.partials);
         self.used_now(kept_bytes)
@@ -220,19 +222,19 @@ impl Budget {
         kept_bytes() + self.partial_bytes.load(Ordering::Relaxed)
     }
 
-    /// A partial file has become a blob, which `note` counts.
+    /// Removes a partial file that has become a blob, which `note` counts.
     pub(in crate::store) fn landed(&self, key: &PartialKey, note: impl FnOnce()) {
         let mut partials = lock(&self.partials);
         note();
         self.set_partial(&mut partials, key, 0);
     }
 
-    /// The most that may be used.
+    /// Returns the most that may be used, in bytes.
     pub(in crate::store) fn max_bytes(&self, root: &Path) -> u64 {
         self.limits().max_bytes.of(file_system(root).total)
     }
 
-    /// What must go before eviction behind can rest; `None` if there is room enough.
+    /// Returns what the background eviction must evict; `None` if there is room enough.
     pub(in crate::store) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Shortfall> {
         let (space, used) = (file_system(root), self.used_bytes(kept_bytes));
         let limits = self.limits();
@@ -248,7 +250,7 @@ impl Budget {
         (best > 0).then_some(Shortfall { least: 0, best, is_disk_full: false, is_floor_hit: under > 0 })
     }
 
-    /// What is missing for a partial file of so many bytes; nothing is taken.
+    /// Returns what is missing for a partial file of `bytes`. Takes no room.
     pub(in crate::store) fn shortfall(
         &self,
         root: &Path,
@@ -261,8 +263,7 @@ impl Budget {
         self.shortfall_now(root, self.used_now(kept_bytes), bytes.saturating_sub(has))
     }
 
-    /// Takes room for so many bytes of a partial file, those that it has taken already among them. Else says what is
-    /// missing for it.
+    /// Takes room for `bytes` of a partial file, including those that it has already, or returns what is missing.
     pub(in crate::store) fn reserve(
         &self,
         root: &Path,
@@ -297,12 +298,12 @@ impl Budget {
         (least > 0).then_some(Shortfall { least, best, is_disk_full, is_floor_hit: under > 0 })
     }
 
-    /// A partial file takes so much from now on.
+    /// Sets the room that a partial file takes.
     pub(in crate::store) fn count_partial(&self, key: &PartialKey, bytes: u64) {
         self.set_partial(&mut lock(&self.partials), key, bytes);
     }
 
-    /// A partial file is gone. Returns how much it had taken.
+    /// Removes a partial file. Returns the room that it took.
     pub(in crate::store) fn release(&self, key: &PartialKey) -> u64 {
         self.set_partial(&mut lock(&self.partials), key, 0)
     }
@@ -315,7 +316,7 @@ impl Budget {
         old
     }
 
-    /// The partial files of `filling`, which somebody has, then those that nobody has, and what they take.
+    /// Returns the partial files that are in use, which are those of `filling`, then the others, each with its room.
     pub(in crate::store) fn partials(
         &self,
         filling: &HashSet<PartialKey>,
@@ -325,14 +326,14 @@ impl Budget {
         all.partition(|(key, _)| filling.contains(key))
     }
 
-    /// How much may go at most for what comes from there, if that was found a moment ago.
+    /// Returns how many bytes may be evicted at most for a registry, if that was found a moment ago.
     pub(in crate::store) fn may_go(&self, bringer: Option<&Registry>) -> Option<u64> {
         let may_go = lock(&self.may_go);
         let (until, bytes) = may_go.get(&bringer.cloned())?;
         (Instant::now() < *until).then_some(*bytes)
     }
 
-    /// Notes that no more than `bytes` may go for it; to be believed for so long.
+    /// Notes that no more than `bytes` may be evicted for a registry. It is believed for `memory`.
     pub(in crate::store) fn note_may_go(&self, bringer: Option<&Registry>, bytes: u64, memory: Duration) {
         let mut may_go = lock(&self.may_go);
         if may_go.len() >= MAY_GO_MAX {
@@ -341,25 +342,25 @@ impl Budget {
         may_go.insert(bringer.cloned(), (Instant::now() + memory, bytes));
     }
 
-    /// Something has gone: what was found before is old.
+    /// Forgets what may be evicted for registries, because something was evicted.
     pub(in crate::store) fn forget_may_go(&self) {
         lock(&self.may_go).clear();
     }
 }
 
-/// How much further room is taken at a time for what has come so far.
+/// Returns how many bytes of further room are taken at a time after `received` bytes.
 pub(in crate::store) fn step(received: u64, max_bytes: u64) -> u64 {
     received.max(STEP_MIN).min(max_bytes / STEP_PART)
 }
 
-/// A file system's size, and what of it is free for us.
+/// The size of a file system and the free space for berth, in bytes.
 #[derive(Clone, Copy)]
 struct Space {
     total: u64,
     free: u64,
 }
 
-/// One that cannot be asked sets no limit: writing will tell.
+/// Asks a file system for its size. One that cannot be asked sets no limit; a write will fail.
 fn file_system(root: &Path) -> Space {
     let unlimited = Space { total: u64::MAX / 4, free: u64::MAX / 4 };
     statvfs(root).map_or(unlimited, |it| Space {

@@ -1,11 +1,11 @@
-//! The numbers that registries have while a plan is made.
+//! The numbers that registries have in one picture.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::oci::Registry;
 use crate::store::eviction::plan::stock::OwnerId;
 
-/// Stands for the registries that have no share of their own: no registry can be called so.
+/// Stands for the registries without a share of their own. No registry can have this name.
 const ALL_OTHERS: &str = "*";
 
 /// The numbers that registries have in one picture.
@@ -14,7 +14,7 @@ pub(in crate::store) struct Owners {
     /// The registries with a number of their own, if not all have one.
     sharing: Option<HashSet<String>>,
     numbers: HashMap<String, OwnerId>,
-    /// The one that was asked for last: what belongs to one registry comes together.
+    /// The registry that was asked for last. Content of one registry comes together.
     last: Option<(String, OwnerId)>,
 }
 

@@ -1,4 +1,4 @@
-//! The picture that a plan is made from: everything that is stored, whose it is, and what must stay.
+//! The picture that a plan is made from: everything that is stored, its owners, and what must stay.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,19 +15,19 @@ use crate::store::metadata::Metadata;
 use crate::store::metadata::index::Index;
 use crate::store::metadata::index::blob_use::{ShortDigest, short};
 
-/// Everything that is stored, as it was a moment ago.
+/// Everything that is stored, at one moment.
 pub(in crate::store) struct Picture {
     stock: Stock,
-    /// The names of the blobs, sorted.
+    /// The short digests of the blobs, sorted.
     names: Vec<ShortDigest>,
-    /// The names of the partial files that nobody has.
+    /// The keys of the partial files that are not in use.
     partials: Vec<PartialKey>,
-    /// Pins as they were; others mean that the plan is void.
+    /// The number of changes of the pins. If it has grown, a plan is void.
     pins: u64,
 }
 
 impl Picture {
-    /// Everything that is stored; `None` while not all of it is known.
+    /// Looks at everything that is stored; `None` while the index is not complete.
     pub(in crate::store) fn take(
         metadata: &Metadata,
         budget: &Budget,
@@ -97,12 +97,12 @@ impl Picture {
         are_all.then_some(Self { stock, names, partials, pins: pins_at })
     }
 
-    /// Whether the pins are those that it was taken with.
+    /// Whether the pins have not changed since.
     pub(in crate::store) fn has_pins(&self, pins: &Pins) -> bool {
         self.pins == pins.changes()
     }
 
-    /// What is to go for `goal`. `is_in_use` says of a blob that it must not go just now.
+    /// Plans what to evict for `goal`. `is_in_use` says whether a blob must not go just now.
     pub(in crate::store) fn plan(
         &self,
         goal: Goal,
@@ -116,18 +116,18 @@ impl Picture {
         plan::plan(&self.stock, goal, &is_number_in_use)
     }
 
-    /// The blob of a number, if it is still known.
+    /// Returns the digest of a blob's number, if the blob is still stored.
     pub(in crate::store) fn digest(&self, in_index: &Index, number: u32) -> Option<Digest> {
         in_index.long(self.names[index(number)])
     }
 
-    /// The partial file of a number.
+    /// Returns the key of a partial file's number.
     pub(in crate::store) fn partial(&self, number: u32) -> &PartialKey {
         &self.partials[index(number)]
     }
 }
 
-/// Partial files; those that nobody fills are each worth as much as their last change is young.
+/// Adds the partial files. One that is not in use has its last change as its worth.
 fn look_at_partials(
     budget: &Budget,
     partials: &Partials,

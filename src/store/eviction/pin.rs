@@ -4,31 +4,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Image, Platform};
 
-/// An image that stays: `[[pin]]`.
+/// An image that is never evicted: `[[pin]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
-    /// Which image.
+    /// The image.
     #[serde(rename = "ref")]
     pub image: Image,
-    /// Which of its platforms; none: all.
+    /// Its platforms that are kept. An empty list keeps all.
     #[serde(default)]
     pub platforms: Vec<Platform>,
 }
 
-/// A pin, and what it keeps just now.
+/// A pin and what it keeps at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pinned {
-    /// What was pinned.
+    /// The pin.
     pub pin: Pin,
-    /// Whether the configuration has it, so that no command can take it away.
+    /// Whether it is in the configuration, so that no command can remove it.
     pub configured: bool,
-    /// What its tag means here.
+    /// The manifest that its tag names here.
     pub digest: Option<Digest>,
-    /// Manifests and blobs that are here.
+    /// Number of its manifests and blobs that are stored.
     pub here: u64,
-    /// Bytes of these.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Those that it names and that are not here; of manifests that are not here nobody knows what they name.
+    /// Number of manifests and blobs that it names and that are not stored. It is not known what manifests name that
+    /// are not stored.
     pub missing: u64,
 }

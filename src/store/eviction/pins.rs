@@ -1,12 +1,12 @@
-//! Pins: images of which nothing that is here is evicted, all of them or chosen platforms.
+//! Pins: images of which nothing that is stored is evicted, all of them or chosen platforms.
 //!
 //! `<data_dir>/pins.json` is the truth about those that were made by command, and may be edited while berth is
-//! stopped. Those of the configuration are kept in memory only, with the limits of the budget. A pin of a tag follows the tag; while what the tag
-//! means now is not here whole, the image that it meant before stays as well. A pin brings nothing here: it counts
-//! from when its image is pulled.
+//! stopped. Those of the configuration are kept in memory only, with the limits of the budget. A pin of a tag follows
+//! the tag; while the image that the tag names now is not whole here, the image that it named before stays as well. A
+//! pin fetches nothing: it counts from when its image is pulled.
 //!
-//! Why one file, when other facts have one each: pins are few, and eviction needs all of them each time, of
-//! however many repositories. If it cannot be read, nobody knows what is pinned, and nothing is evicted.
+//! Why one file, when other facts have one each: pins are few, and eviction needs all of them each time, of however
+//! many repositories. If it cannot be read, nobody knows what is pinned, and nothing is evicted.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ use crate::store::metadata::records::{decode, encode};
 use crate::store::metadata::{CLOSURE_MAX, DEPTH_MAX, Metadata};
 use crate::sync::lock;
 
-/// Pins that can be made by command: more than anybody looks after.
+/// Number of pins that can be made by command: more than anybody looks after.
 const PINS_MAX: usize = 10_000;
-/// What that many take, with room for long names.
+/// Bytes of `pins.json`: what that many pins take, with room for long names.
 const PINS_BYTES_MAX: u64 = 16 << 20;
 
 /// The pins that were made by command, and what all pins keep.
@@ -32,21 +32,21 @@ pub(in crate::store) struct Pins {
     disk: Arc<Disk>,
     metadata: Arc<Metadata>,
     path: PathBuf,
-    /// None: they could not be read.
+    /// The pins; `None` if they could not be read.
     all: Mutex<Option<Vec<Pin>>>,
     changes: AtomicU64,
 }
 
-/// What eviction must leave alone, because it is pinned.
+/// What must not be evicted because it is pinned.
 #[derive(Default)]
 pub(in crate::store) struct Keep {
     /// Manifests whose closure stays.
     pub manifests: HashSet<Digest>,
-    /// Of these indexes only so many manifests are part of the closure.
+    /// The manifests that are part of the closure of an index, if not all are.
     pub chosen: HashMap<Digest, HashSet<Digest>>,
 }
 
-/// What is here of an image, and what is not.
+/// What is stored of an image, and what is missing.
 #[derive(Default)]
 struct Closure {
     manifests: usize,
@@ -54,12 +54,12 @@ struct Closure {
     bytes: u64,
     missing_manifests: u64,
     missing_blobs: u64,
-    /// What of the root itself was followed.
+    /// The parts of the root that were followed.
     chosen: HashSet<Digest>,
 }
 
 impl Closure {
-    /// Whether a client can run it: whatever manifests are here have their blobs.
+    /// Whether a client can run it: all manifests that are stored have their blobs.
     fn is_whole(&self, is_index: bool) -> bool {
         self.missing_blobs == 0 && self.manifests > usize::from(is_index)
     }
@@ -79,17 +79,17 @@ impl Pins {
         Self { disk, metadata, path, all: Mutex::new(all), changes: AtomicU64::new(0) }
     }
 
-    /// Grows with each change.
+    /// Returns the number of changes so far.
     pub(in crate::store) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Those of the configuration have changed: what is planned by the old ones must not be carried out.
+    /// Notes that pins have changed, so that no plan by the old ones is carried out.
     pub(in crate::store) fn note_change(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Changes them, durably. `change` says whether it did.
+    /// Changes the pins durably. `change` returns whether it changed anything.
     fn change(&self, change: impl FnOnce(&mut Vec<Pin>) -> bool) -> Result<bool, Error> {
         let failed = |source| Error::io("read", &self.path, source);
         let mut all = lock(&self.all);
@@ -117,7 +117,7 @@ impl Pins {
         Ok(self.pinned(pin.clone(), false))
     }
 
-    /// Lets an image go its way. Returns whether it was pinned by command.
+    /// Removes the pin of an image. Returns whether it was pinned by command.
     pub(in crate::store) fn unpin(&self, image: &Image) -> Result<bool, Error> {
         self.change(|all| {
             let before = all.len();
@@ -126,20 +126,20 @@ impl Pins {
         })
     }
 
-    /// Every pin, those of the configuration first, and what it keeps.
+    /// Returns every pin and what it keeps, those of the configuration first.
     pub(in crate::store) fn all(&self, configured: &[Pin]) -> Vec<Pinned> {
         let made = lock(&self.all).clone().unwrap_or_default();
         let configured = configured.iter().cloned().map(|pin| self.pinned(pin, true));
         configured.chain(made.into_iter().map(|pin| self.pinned(pin, false))).collect()
     }
 
-    /// The repositories of which something is pinned; `None` if that is not known.
+    /// Returns the repositories with a pinned image; `None` if the pins are not known.
     pub(in crate::store) fn repos(&self, configured: &[Pin]) -> Option<HashSet<Repo>> {
         let made = lock(&self.all).clone()?;
         Some(made.iter().chain(configured).map(|pin| pin.image.repo.clone()).collect())
     }
 
-    /// What pins keep; `None` if that is not known.
+    /// Returns what the pins keep; `None` if the pins are not known.
     pub(in crate::store) fn keep(&self, configured: &[Pin]) -> Option<Keep> {
         let made = lock(&self.all).clone()?;
         let mut keep = Keep::default();
@@ -167,7 +167,7 @@ impl Pins {
         Pinned { pin, configured, digest, here: closure.here, bytes: closure.bytes, missing }
     }
 
-    /// What a pin stands for, first what it means now.
+    /// Returns the images that a pin keeps, first the one that it names now.
     fn roots(&self, pin: &Pin) -> Vec<(Digest, Closure)> {
         let Image { repo, reference } = &pin.image;
         let mut roots = Vec::new();
@@ -232,7 +232,7 @@ impl Pins {
     }
 }
 
-/// Whether a part of a manifest is of these platforms; only the manifests of an index can be of others.
+/// Whether a part of a manifest is for one of these platforms. Only the manifests of an index can be for others.
 fn is_chosen(manifest: &Manifest, part: &Descriptor, platforms: &[Platform]) -> bool {
     let is_of = |platform: &Platform| part.platform.as_ref().is_some_and(|described| platform.is(described));
     manifest.kind != Kind::Index || platforms.is_empty() || platforms.iter().any(is_of)

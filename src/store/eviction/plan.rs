@@ -40,59 +40,59 @@ use std::collections::{BinaryHeap, HashSet};
 use crate::store::eviction::plan::shares::FairShares;
 use crate::store::eviction::plan::stock::{Stock, index};
 
-/// Uses within this long after the first are one occasion.
+/// Seconds after the first use within which further uses count as the same occasion.
 const OCCASION_SECONDS: u64 = 60 * 60;
-/// By how much later something counts as used that was asked for again.
+/// Seconds that are added to the last use of something that was asked for again.
 const AGAIN_SECONDS: u64 = 30 * 24 * 60 * 60;
 
-/// The time up to which something is worth keeping, in seconds since 1970; only comparisons have a meaning.
+/// Returns the time up to which something is worth keeping, in seconds since 1970. Only comparisons have a meaning.
 pub(in crate::store) fn worth(first_use: u64, last_use: u64) -> u64 {
     let again = last_use.saturating_sub(first_use) > OCCASION_SECONDS;
     last_use + if again { AGAIN_SECONDS } else { 0 }
 }
 
-/// How much is to go.
+/// How much is to be evicted.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Goal {
     pub bytes: u64,
-    /// The end comes before a unit by which this much more would go: room that nobody needs yet is not worth an
-    /// image that fills the half of it.
+    /// The plan ends before a unit by which this many more bytes would go: room that nobody needs yet is not worth an
+    /// image that fills half of it.
     pub excess_max: u64,
 }
 
 impl Goal {
-    /// For what needs the room.
+    /// Makes a goal of something that needs the room now.
     pub(in crate::store) fn of(bytes: u64) -> Self {
         Self { bytes, excess_max: u64::MAX }
     }
 }
 
-/// What goes together.
+/// Content that is evicted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Unit {
-    /// A manifest, then what goes with it; or a single blob that nothing needs.
+    /// A manifest and what goes with it, or a single blob that nothing needs.
     Blobs(Vec<u32>),
     /// A partial file.
     Partial(u32),
 }
 
-/// What is to go, in this order.
+/// What is to be evicted, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Plan {
     pub units: Vec<Unit>,
     pub bytes: u64,
 }
 
-/// Who wants to go: least worth first, then by number, so that a plan is the same each time.
+/// A candidate for eviction. They are ordered by worth and then by number, so that a plan is the same each time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Candidate {
     Blob(u32),
     Partial(u32),
 }
 
-/// Chooses what to remove until that much is free, or nothing is left that may go.
+/// Chooses what to evict until the goal is reached or nothing more may go.
 ///
-/// `is_in_use` says of a blob that would go that it must not just now: its whole image then stays.
+/// `is_in_use` says whether a blob must not go just now. Its whole image then stays.
 pub(in crate::store) fn plan(stock: &Stock, goal: Goal, is_in_use: &dyn Fn(u32) -> bool) -> Plan {
     let mut sorting = Sorting::new(stock);
     let mut plan = Plan::default();
@@ -119,10 +119,10 @@ pub(in crate::store) fn plan(stock: &Stock, goal: Goal, is_in_use: &dyn Fn(u32) 
 /// A plan in the making.
 struct Sorting<'a> {
     stock: &'a Stock,
-    /// How many manifests refer to a blob that are here and stay.
+    /// For each blob, how many stored manifests that stay refer to it.
     needed_by: Vec<u32>,
     held: Vec<bool>,
-    /// What was asked for within a week, itself or as a part of an image.
+    /// The blobs that were asked for within a week, themselves or as a part of an image.
     recent: Vec<bool>,
     shares: FairShares,
     waiting: BinaryHeap<Reverse<(u64, Candidate)>>,
@@ -154,8 +154,8 @@ impl<'a> Sorting<'a> {
         sorting
     }
 
-    /// The worth of an image is that of its most wanted manifest: clients may ask for the index, for a platform's
-    /// manifest, or for both. Layers do not count: other images may have made them popular.
+    /// Returns the worth of an image, which is that of its most wanted manifest: clients may ask for the index, for a
+    /// platform's manifest, or for both. Layers do not count, because other images may have made them popular.
     fn worth_of_all(&self, root: u32) -> u64 {
         let mut worth = self.stock.blobs[index(root)].worth;
         // Each once: a hostile index can name the same one a thousand times on each of several levels.
@@ -173,8 +173,8 @@ impl<'a> Sorting<'a> {
         worth
     }
 
-    /// Takes out an image, or a single blob. Returns what goes with it, itself first; nothing goes if anything of
-    /// that is in use, or another registry's to keep.
+    /// Takes out an image or a single blob. Returns it and what goes with it; `None` if any of that is in use, or
+    /// spared for another registry.
     fn remove(&mut self, root: u32, worth: u64, is_in_use: &dyn Fn(u32) -> bool) -> Option<Vec<u32>> {
         let stock = self.stock;
         let mut goes = vec![root];

@@ -1,7 +1,7 @@
-//! Carries out what [`plan::plan_refs`] plans: takes refs, and lists of referrers, of which there are too many.
+//! Keeps refs within their limit: removes those that [`plan_refs`] chooses, and lists of referrers.
 //!
 //! A ref that goes costs its repository one question to upstream when it is next asked for, as if it had never been
-//! asked. What a pin is about is left alone, and so is all of its repository.
+//! asked. All refs of a repository with a pinned image stay.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,33 +16,33 @@ use crate::store::metadata::Metadata;
 use crate::store::metadata::index::blob_use::ShortDigest;
 use crate::store::metadata::index::inventory::{REPO_ITSELF_BYTES, SeenRef, repo_id};
 
-/// Refs and lists take at most this part of the budget: on a site of ordinary images they take a hundredth.
+/// Refs and lists may take one part in `REFS_PART` of the budget. On a site of ordinary images they take a hundredth.
 const REFS_PART: u64 = 16;
-/// And may take this much of a tiny one.
+/// Bytes that refs and lists may take of a tiny budget.
 const REFS_MIN: u64 = 1 << 20;
-/// Refs of one repository: some 240,000 tags, of which `index.json` is as large as any tool would read.
+/// Bytes that the refs of one repository may take: some 240,000 tags, with an `index.json` as large as any tool would
+/// read.
 const REPO_REFS_MAX: u64 = 1 << 30;
-/// An index in an index, and the manifests of that.
+/// Levels of nested indexes that are followed.
 const NESTED_MAX: usize = 3;
-/// Refs that come between two looks whether one repository has too many, when all together do not.
+/// Bytes of refs that come between two checks whether one repository has too many, while all together do not.
 const LOOK_BYTES: u64 = REPO_REFS_MAX / 16;
 
-/// Every ref, without its name: there may be millions.
+/// Every ref without its name, because there may be millions.
 #[derive(Default)]
 struct AllRefs {
     refs: Vec<RefItem>,
-    /// What stands for the name of each.
+    /// The hash of the name of each.
     ids: Vec<u64>,
     owners: Owners,
     /// The number of each repository, and whether anything in it is whole.
     repos: HashMap<u64, (u32, bool)>,
-    /// What must not go.
+    /// Bytes of refs that must stay, by owner.
     kept: HashMap<OwnerId, u64>,
 }
 
 impl AllRefs {
-    /// All refs that there are but those of `pinned` repositories, which count and must not go; `None` if not all are
-    /// known.
+    /// Lists all refs. Those of `pinned` repositories count and must stay. `None` if not all refs are known.
     fn of(metadata: &Metadata, pinned: &HashSet<u64>) -> Option<Self> {
         let (content, now) = (Content::of(metadata)?, unix_seconds());
         let mut all = Self::default();
@@ -78,14 +78,14 @@ impl AllRefs {
 /// What is known of the content that refs are about.
 #[derive(Default)]
 struct Content {
-    /// When each blob was last used, by name, sorted.
+    /// The last use of each blob, sorted by short digest.
     uses: Vec<(ShortDigest, u64)>,
-    /// Manifests that have all that they need here.
+    /// Manifests with everything stored that they need.
     whole: HashSet<ShortDigest>,
 }
 
 impl Content {
-    /// What is known of all content; `None` if not all is known.
+    /// Reads what is known of all content; `None` if not all is known.
     fn of(metadata: &Metadata) -> Option<Self> {
         metadata.note_all_parts()?;
         let inventory = metadata.index().inventory();
@@ -117,17 +117,17 @@ impl Content {
 /// Keeps the refs within their limit.
 #[derive(Default)]
 pub(in crate::store) struct RefTrimmer {
-    /// Bytes of refs when they were last looked at, all of them.
+    /// Bytes of all refs at the last look at all of them.
     looked_at: AtomicU64,
 }
 
 impl RefTrimmer {
-    /// How many bytes refs, lists and folders of repositories may take of a budget.
+    /// Returns the bytes that refs, lists and folders of repositories may take of a budget.
     pub(in crate::store) fn max(budget_bytes: u64) -> u64 {
         (budget_bytes / REFS_PART).max(REFS_MIN)
     }
 
-    /// Takes refs out if there are too many.
+    /// Removes refs if there are too many.
     pub(in crate::store) fn trim(&self, metadata: &Metadata, budget: &Budget, pins: &Pins) {
         let (index, limits) = (metadata.index(), budget.limits());
         let (bytes, max) = (index.refs_bytes(), Self::max(budget.max_bytes(metadata.root())));

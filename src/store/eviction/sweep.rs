@@ -1,8 +1,8 @@
 //! Carries a plan out, in small steps.
 //!
-//! A plan is some seconds old when it is carried out. So before something goes it is looked at once more: a
-//! manifest that was served meanwhile keeps its image, and so does a file that is being read or filled. Nothing is
-//! synced: a file that comes back after a power loss is whole, and is found by the next start.
+//! A plan is some seconds old when it is carried out. So everything is checked once more before it goes: a manifest
+//! that was served meanwhile keeps its image, and so does a file that is being read or downloaded. Nothing is synced:
+//! a file that comes back after a power loss is whole, and is found by the next start.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use crate::store::eviction::plan::{Plan, Unit};
 use crate::store::eviction::sweep_lock::SweepGuard;
 use crate::store::metadata::Metadata;
 
-/// Images that go between two looks at who is waiting, and at what was used meanwhile.
+/// Number of images that are evicted between two notes of what was used meanwhile.
 const STEP_UNITS: usize = 32;
 
-/// A plan that is carried out, and what has gone by it.
+/// A plan being carried out, and what it has evicted.
 pub(in crate::store) struct Sweep<'a> {
     contents: &'a Contents,
     metadata: &'a Metadata,
@@ -45,7 +45,7 @@ impl<'a> Sweep<'a> {
         Self { contents, metadata, partials, budget, pins, picture, gone: HashSet::new() }
     }
 
-    /// Removes what is planned. Returns how many bytes went. `stop` ends it early.
+    /// Evicts what is planned. Returns how many bytes. `stop` ends it early.
     pub(in crate::store) fn run(mut self, plan: &Plan, guard: &SweepGuard<'_>, stop: &AtomicBool) -> u64 {
         let mut freed = 0;
         for (number, unit) in plan.units.iter().enumerate() {
@@ -96,15 +96,15 @@ impl<'a> Sweep<'a> {
         Ok(freed)
     }
 
-    /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
+    /// Removes the file that an earlier download has left, unless it is in use. Returns the room that it took.
     fn remove_partial(&self, number: u32) -> Result<u64, Error> {
         let key = self.picture.partial(number);
         let Some(_in_use) = self.partials.drop_abandoned(key)? else { return Ok(0) };
         Ok(self.budget.release(key))
     }
 
-    /// Whether it is a manifest that was served a moment ago. A layer that was is none of anybody's business: who
-    /// reads it has it open.
+    /// Whether it is a manifest that was served within the lease. Layers are not checked: their readers have them
+    /// open.
     fn is_leased(&self, digest: &Digest) -> bool {
         let lease = self.budget.limits().lease;
         let is_recent = |last_use: u64| is_within(last_use, lease, unix_seconds());
@@ -113,7 +113,7 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Whether a blob must not go just now: somebody brings it, or reads it.
+/// Whether a blob must not go just now, because it is being downloaded or read.
 pub(in crate::store) fn is_in_use(contents: &Contents, partials: &Partials, digest: &Digest) -> bool {
     partials.is_filling(digest) || contents.is_being_read(digest)
 }

@@ -1,19 +1,19 @@
-//! One eviction at a time; those who need room wait for the one that is under way.
+//! One eviction at a time: others that need room wait for the one that is running.
 
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use crate::sync::lock;
 
-/// Whether somebody is evicting.
+/// The lock that one thread at a time holds while it evicts.
 #[derive(Default)]
 pub(in crate::store) struct SweepLock {
     is_busy: Mutex<bool>,
-    /// Told when something has gone, and when nobody is evicting any more.
+    /// Notified when something was evicted, and when the lock is free.
     progress: Condvar,
 }
 
-/// That somebody is evicting, until this is dropped.
+/// The held lock; dropping it frees the lock.
 pub(in crate::store) struct SweepGuard<'a>(&'a SweepLock);
 
 impl Drop for SweepGuard<'_> {
@@ -24,7 +24,7 @@ impl Drop for SweepGuard<'_> {
 }
 
 impl SweepLock {
-    /// None while somebody else is evicting.
+    /// Takes the lock; `None` while another thread has it.
     pub(in crate::store) fn try_take(&self) -> Option<SweepGuard<'_>> {
         let mut is_busy = lock(&self.is_busy);
         if *is_busy {
@@ -34,7 +34,7 @@ impl SweepLock {
         Some(SweepGuard(self))
     }
 
-    /// Waits while somebody evicts, until something has gone, but no longer than `timeout`.
+    /// Waits while another thread evicts, until something was evicted, but no longer than `timeout`.
     pub(in crate::store) fn wait(&self, timeout: Duration) {
         let is_busy = lock(&self.is_busy);
         if *is_busy {
@@ -44,7 +44,7 @@ impl SweepLock {
 }
 
 impl SweepGuard<'_> {
-    /// Tells those who wait that something has gone.
+    /// Tells the waiting threads that something was evicted.
     pub(in crate::store) fn tell_progress(&self) {
         self.0.progress.notify_all();
     }

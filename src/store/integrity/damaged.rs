@@ -1,4 +1,4 @@
-//! Damaged blobs that could not be moved out of the way, and count as absent.
+//! Damaged blobs that could not be moved away, and count as absent.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 use crate::oci::Digest;
 use crate::sync::lock;
 
-/// Damaged blobs remembered that could not be moved. Beyond it they are found again, one by one.
+/// Number of damaged blobs that are remembered. Others are found again, one by one.
 const DAMAGED_MAX: usize = 65_536;
-/// How long a file counts as lost that the disk did not give back and that could not be moved: a disk that fails
-/// altogether may come back with everything.
+/// How long a file counts as lost that could neither be read nor moved. A disk that fails altogether may come back
+/// with everything.
 const UNREADABLE_MEMORY: Duration = Duration::from_secs(60);
 
 /// What is wrong with a stored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Damage {
-    /// Its content is not what its name says.
+    /// Its content does not match its digest.
     Changed,
-    /// The disk does not give it back.
+    /// The disk cannot read it.
     Unreadable,
 }
 
 impl Damage {
-    /// In words.
+    /// Returns the damage in words.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Changed => "its content is not what its name says",
@@ -36,12 +36,12 @@ impl Damage {
     }
 }
 
-/// Damaged blobs that stay where they are, because the disk cannot change, and count as absent.
+/// Damaged blobs that could not be moved, because the disk does not change. They count as absent.
 #[derive(Default)]
 pub(in crate::store) struct DamagedSet {
-    /// Until when; for ever if there is none.
+    /// The blobs, and until when they count as absent; `None` is for ever.
     digests: Mutex<HashMap<Digest, Option<Instant>>>,
-    /// Whether there are any: asked at every hit.
+    /// Whether there are any. It is read at every hit.
     is_any: AtomicBool,
 }
 
@@ -60,7 +60,7 @@ impl DamagedSet {
         }
     }
 
-    /// Ignores a blob from now on.
+    /// Adds a blob.
     pub(in crate::store) fn add(&self, digest: &Digest, damage: Damage) {
         let until = match damage {
             Damage::Changed => None,
@@ -73,7 +73,7 @@ impl DamagedSet {
         }
     }
 
-    /// Another file has taken its place.
+    /// Removes a blob, because another file has taken its place.
     pub(in crate::store) fn remove(&self, digest: &Digest) {
         if self.is_any.load(Ordering::Acquire) {
             let mut digests = lock(&self.digests);

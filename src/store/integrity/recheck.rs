@@ -1,11 +1,11 @@
-//! Verification behind readers: stored files are hashed again because somebody reads them.
+//! Verification for readers: stored files are hashed again because somebody reads them.
 //!
-//! A client that was sent a whole blob with a wrong digest asks for it once more, at once. So the second whole GET of a
-//! blob from one client within [`REREAD_MINUTES`] starts a verification of that file, unless one was completed and found
-//! it sound less than [`SOUND_FOR_SECONDS`] ago. Until it is over, this GET and all that would have started it as well
-//! keep back the end of the body; if the file is damaged, everybody who still reads it is cut, it goes to the
-//! [`quarantine`](crate::store::integrity), and the next request fetches it anew. A file that nobody has read for
-//! a week is verified behind its first reader, which waits for nothing.
+//! A client that was sent a whole blob with a wrong digest asks for it once more, at once. So the second whole GET of
+//! a blob from one client within [`REREAD_MINUTES`] starts a verification of that file, unless one has found it sound
+//! less than [`SOUND_FOR_SECONDS`] ago. Until it has ended, this GET and all others that would have started it keep
+//! back the end of the body; if the file is damaged, all its readers are cut off, it goes to the
+//! [quarantine](crate::store::integrity), and the next request fetches it anew. A file that nobody has read for a
+//! week is verified while its first reader reads it; that reader waits for nothing.
 //!
 //! A verification is about the file that was opened, not about its name: what has been put in its place meanwhile is
 //! another file. A disk that fails says nothing about the content: there is no verdict then, and whoever reads the
@@ -13,9 +13,9 @@
 //!
 //! # What it costs
 //! A hit of a file that was found sound costs a comparison, any other whole GET a look into a table of fixed size
-//! without a lock. Behind that are a table of the files that were verified, and at most [`WORKERS_MAX`] threads of low
-//! priority that exist while there is something to hash. Many clients may be one: behind one address, or with one
-//! login. All of them together cause one verification an hour of a file as it is.
+//! without a lock. Beyond that there are a table of the files that were verified, and at most [`WORKERS_MAX`] threads
+//! of low priority that exist while there is something to hash. Many clients may look like one: behind one address,
+//! or with one login. All of them together cause one verification an hour of an unchanged file.
 
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -41,41 +41,44 @@ use crate::store::integrity::verify::read_gently;
 use crate::sync::lock;
 use crate::telemetry::metrics::Verified;
 
-/// Within how many minutes a second GET counts as a repetition: the first one is noted when it begins, and a large
-/// layer may take a quarter of an hour over a slow line.
+/// Minutes within which a second GET counts as a repetition. The first one is noted when it begins, and a large layer
+/// may take a quarter of an hour over a slow line.
 const REREAD_MINUTES: u64 = 30;
-/// How long a file counts as sound after a verification.
+/// Seconds for which a file counts as sound after a verification.
 const SOUND_FOR_SECONDS: u64 = 60 * 60;
-/// How long a file is left alone after a verification that came to no verdict.
+/// Seconds for which a file is not verified again after a verification without a verdict.
 const UNKNOWN_FOR_SECONDS: u64 = 60;
-/// How long a reader waits for a verdict with the end of its body: container runtimes give up after thirty seconds
-/// without a byte.
+/// How long a reader waits for a verdict before it gets the end of its body. Container runtimes give up after thirty
+/// seconds without a byte.
 const VERDICT_WAIT_MAX: Duration = Duration::from_secs(15);
-/// Whole GETs remembered, in 256 KiB. Each has one place; another GET may take it, and a repetition is then missed.
+/// Number of whole GETs that are remembered, in 256 KiB. Each has one place; if another GET takes that, a repetition
+/// is missed.
 const SEEN: usize = 32 * 1024;
-/// Files remembered as verified, in some two megabytes: more than are read by many clients within an hour.
+/// Number of files that are remembered as verified, in some two megabytes: more than many clients read within an
+/// hour.
 const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
-/// Files hashed at once: one that is very large must not keep all others waiting.
+/// Number of files that are hashed at once, so that a very large one does not keep all others waiting.
 const WORKERS_MAX: usize = 2;
-/// Files that wait to be hashed; each is open. Others are not verified now.
+/// Number of files that wait to be hashed; each is open. Others are not verified now.
 const WAITING_MAX: usize = 64;
-/// By how much a worker yields to the threads that serve: three to one, so that there is a verdict in time even so.
+/// Niceness of a worker. It yields to the threads that serve at three to one, so that there is still a verdict in
+/// time.
 const NICENESS: i32 = 5;
-/// Bytes hashed between two looks whether to stop.
+/// Bytes hashed between two checks whether to stop.
 const STEP_BYTES: usize = 256 * 1024;
 
-/// A verification that is under way.
+/// A verification that is running.
 pub struct Pending(watch::Receiver<bool>);
 
 impl Pending {
-    /// Waits until it is over, but not for longer than a client can be kept waiting.
+    /// Waits until it has ended, but not longer than a client can be kept waiting.
     pub async fn ended(&mut self) {
         // Its worker may also have been stopped: then there is no verdict.
         let _ = timeout(VERDICT_WAIT_MAX, self.0.wait_for(|is_over| *is_over)).await;
     }
 }
 
-/// Which file is meant, as it is.
+/// The identity and state of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Looks {
     inode: u64,
@@ -92,33 +95,33 @@ impl Looks {
     }
 }
 
-/// What came of verifying a file.
+/// The result of verifying a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Sound,
     Damaged,
-    /// The disk failed, or berth is stopped.
+    /// There is no verdict, because the disk failed or berth is stopped.
     Unknown,
 }
 
 /// What is known of a file.
 enum State {
     Running(watch::Receiver<bool>),
-    /// Since when, in seconds of [`Rechecks`].
+    /// It ended with this verdict at this time, in seconds on the clock of [`Rechecks`].
     Ended(Verdict, u64),
 }
 
-/// What is done about a file that is to be verified.
+/// What to do with a file that should be verified.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Begin,
-    /// It is sound, until then.
+    /// It counts as sound until this time.
     Sound(u64),
-    /// It has just been tried in vain.
+    /// It was tried in vain a moment ago.
     LeaveAlone,
 }
 
-/// Judges the last verification of a file that looks the same, at the time `now`.
+/// Decides by the last verification of an unchanged file, at the time `now`.
 fn next(verdict: Verdict, ended_at: u64, now: u64) -> Next {
     let age = now.saturating_sub(ended_at);
     match verdict {
@@ -128,7 +131,7 @@ fn next(verdict: Verdict, ended_at: u64, now: u64) -> Next {
     }
 }
 
-/// Whole GETs of a while ago, by client and digest.
+/// Recent whole GETs, by client and digest.
 struct Seen(Box<[AtomicU64]>);
 
 impl Seen {
@@ -139,7 +142,7 @@ impl Seen {
         Self((0..SEEN).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Notes a GET. Returns whether there was one of the same key a while ago.
+    /// Notes a GET. Returns whether there was one of the same key within [`REREAD_MINUTES`].
     fn note(&self, key: u64, minute: u64) -> bool {
         let place = usize::try_from(key & (SEEN as u64 - 1)).unwrap_or_default();
         let (entry, old) = ((key & !Self::MINUTE) | (minute & Self::MINUTE), &self.0[place]);
@@ -186,13 +189,13 @@ impl Rechecks {
         Self { integrity, stop, began: Instant::now(), keys: RandomState::new(), seen, known, queue }
     }
 
-    /// In seconds since some time before the process began: none is zero, nor within a while of it.
+    /// Returns the time in seconds since some time before the process began, so that it is never close to zero.
     fn now(&self) -> u64 {
         self.began.elapsed().as_secs() + 2 * SOUND_FOR_SECONDS
     }
 
-    /// A client begins to read a stored blob; `whole` says which client, if it reads all of it. Returns the
-    /// verification that it should wait for before it has the end.
+    /// Notes that a client begins to read a stored blob. `whole` is the client if it reads all of it. Returns the
+    /// verification that must end before the client gets the end of the body.
     pub(in crate::store) fn begin_reading(
         self: &Arc<Self>,
         digest: &Digest,
@@ -215,7 +218,7 @@ impl Rechecks {
         self.recheck(digest, file, why).filter(|_| is_reread)
     }
 
-    /// Verifies a file in the background, unless that is under way or has been done.
+    /// Verifies a file in the background, unless that is running or was done a moment ago.
     fn recheck(self: &Arc<Self>, digest: &Digest, file: &BlobFile, why: Verified) -> Option<Pending> {
         let (looks, now) = (Looks::of(file.file()).ok()?, self.now());
         let mut known = lock(&self.known);
@@ -243,7 +246,7 @@ impl Rechecks {
         Some(Pending(is_over))
     }
 
-    /// Takes a job, unless there are too many. Returns whether it did.
+    /// Queues a job, unless too many wait. Returns whether it did.
     fn queue_up(self: &Arc<Self>, job: Job) -> bool {
         let mut queue = lock(&self.queue);
         if queue.waiting.len() >= WAITING_MAX {
@@ -263,7 +266,7 @@ impl Rechecks {
         true
     }
 
-    /// Hashes what there is to be hashed, the smallest first: its readers are the first at the end.
+    /// Hashes the files that wait, the smallest first, because its readers get to the end first.
     fn work(&self) {
         // Best effort: a sandbox may forbid it.
         let _ = rustix::process::nice(NICENESS);
@@ -285,7 +288,7 @@ impl Rechecks {
         }
     }
 
-    /// Acts on a verdict, and then tells those who wait for it.
+    /// Acts on a verdict, and then tells the readers that wait for it.
     fn conclude(&self, job: &Job, verdict: Verdict) {
         match verdict {
             Verdict::Sound => {
@@ -332,7 +335,7 @@ impl Job {
         Ok(None)
     }
 
-    /// Takes the file out of service, if it still has its name.
+    /// Takes the file out of service, if it is still the one under its name.
     fn discard(&self) {
         let named = self.integrity.blobs().path(&self.digest).symlink_metadata();
         if named.is_ok_and(|named| (named.ino(), named.dev()) == (self.looks.inode, self.looks.device)) {

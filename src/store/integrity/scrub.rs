@@ -1,8 +1,8 @@
-//! The scrub: in the background, slowly and for ever, stored files are looked at as
+//! The scrub: verifies stored files in the background, slowly and for ever, as
 //! [`verify`](crate::store::integrity::verify) does.
 //!
-//! A round goes through the index in the order of digests, and how far it is stands there, so that a restart
-//! does not begin anew; where that is lost, nothing is but time. There is at most a round a day.
+//! A round goes through the index in the order of digests, and notes there how far it is, so that a restart does not
+//! begin anew; if that note is lost, only time is lost. There is at most one round a day.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -20,15 +20,15 @@ use crate::store::integrity::Integrity;
 use crate::store::integrity::verify::{Hashing, Verdict, conclude};
 use crate::units::{ByteRate, Given};
 
-/// 200 GiB in seven hours, for half a per cent of a core.
+/// The default rate in bytes per second: 200 GiB in seven hours, for half a per cent of a core.
 const BYTES_PER_SECOND: u64 = 8 << 20;
-/// From the beginning of a round to the beginning of the next.
+/// Seconds from the beginning of a round to the beginning of the next.
 const ROUND_INTERVAL_SECONDS: u64 = 24 * 60 * 60;
-/// Between two looks whether a round is due, and whether the index can be asked.
+/// Time between two checks whether a round is due and the index complete.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// How often it is noted how far a round is.
+/// Time between two notes of how far a round is.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
-/// Digests taken from the index at once.
+/// Number of digests that are read from the index at once.
 const PAGE: usize = 256;
 /// What a file costs at least: opening one is work for the disk, too.
 const FILE_BYTES_MIN: u64 = 64 * 1024;
@@ -63,12 +63,12 @@ impl fmt::Display for Rate {
     }
 }
 
-/// How far the scrub is.
+/// A round of the scrub, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Round {
-    /// In seconds since 1970.
+    /// When it began, in seconds since 1970.
     began_at: u64,
-    /// The last blob that was looked at; none when the round is over.
+    /// The last blob that was verified; `None` when the round has ended.
     at: Option<Digest>,
 }
 
@@ -77,7 +77,7 @@ impl Round {
         Self { began_at, at }
     }
 
-    /// The round to go on with, or to begin.
+    /// Returns the round to continue or to begin, if one is due.
     fn due(last: Option<Self>, now: u64) -> Option<Self> {
         match last {
             Some(Self { at: Some(_), .. }) => last,

@@ -1,9 +1,9 @@
-//! A look at every stored file: does it still have the content that its name says?
+//! Verification of stored files: do they still have the content that their digests say?
 //!
-//! Berth never changes a file in `blobs/`, but disks, other tools and people do. What is found damaged goes to
-//! [`quarantine`](crate::store::integrity). Content that is in memory is hashed from there, so a sector that has gone
-//! bad under a page that is still cached is found later; pages that come from the disk for this alone are
-//! dropped again, because a look at everything must not push out what is served.
+//! Berth never changes a file in `blobs/`, but disks, other tools and people do. Damaged files go to the
+//! [quarantine](crate::store::integrity). Content that is in memory is hashed from there, so a sector that has gone
+//! bad under a page that is still cached is found later; pages that are read from the disk for this alone are dropped
+//! again, because a verification of everything must not push out what is served.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -23,51 +23,51 @@ use crate::store::integrity::Integrity;
 use crate::store::integrity::damaged::Damage;
 use crate::sync::lock;
 
-/// Bytes hashed in one step: large enough that system calls do not count, small enough to stop at once.
+/// Bytes hashed in one step: enough that the cost of system calls does not matter, and few enough to stop at once.
 const STEP_BYTES: usize = 256 * 1024;
-/// Damaged blobs that are named; all are counted.
+/// Number of damaged blobs that are listed; all are counted.
 const NAMED_MAX: usize = 1000;
 
-/// How far a look at everything is, and what it has found.
+/// How far a verification of all stored files is, and what it has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
-    /// Whether it is under way.
+    /// Whether it is running.
     pub running: bool,
-    /// Whether it came to its end, or was stopped.
+    /// Whether it came to its end, rather than being stopped.
     pub complete: bool,
-    /// Files that were there when it began.
+    /// Number of files that were there when it began.
     pub blobs_total: u64,
-    /// Files that it has looked at.
+    /// Number of files that it has verified.
     pub blobs: u64,
-    /// Bytes that it has hashed.
+    /// Number of bytes that it has hashed.
     pub bytes: u64,
-    /// Files that were damaged.
+    /// Number of damaged files.
     pub damaged: u64,
-    /// The first of these.
+    /// The first damaged files.
     pub findings: Vec<Finding>,
-    /// Files that another tool is still writing, or that are no blobs: berth serves none of them.
+    /// Number of files that another tool is still writing, or that are no blobs. Berth serves none of them.
     pub foreign: u64,
-    /// Files that could not be looked at, for want of permission or of memory.
+    /// Number of files that could not be read for want of permission or memory.
     pub skipped: u64,
 }
 
 /// A damaged blob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Its name.
+    /// Its digest.
     pub digest: Digest,
     /// What is wrong with it.
     pub damage: Damage,
 }
 
-/// What a look at one file has found.
+/// The result of verifying one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Verdict {
     Sound,
     Damaged(Damage),
-    /// Not berth's, or not yet.
+    /// The file is not berth's, or not yet.
     Foreign,
-    /// Gone meanwhile.
+    /// The file is gone.
     Gone,
 }
 
@@ -81,7 +81,7 @@ pub(in crate::store) struct Hashing {
 }
 
 impl Hashing {
-    /// Begins, unless it is known without hashing what comes of it.
+    /// Begins to hash a file; returns the verdict instead if that is known without hashing.
     pub(in crate::store) fn begin(blobs: &Blobs, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
         let path = blobs.path(digest);
         let Some((file, metadata)) = open_file(&path)? else {
@@ -99,7 +99,7 @@ impl Hashing {
         Ok(Ok(Self { digest: *digest, file, verifier, at: 0, chunk: vec![0; STEP_BYTES] }))
     }
 
-    /// Hashes some more. Returns how many bytes; none at the end.
+    /// Hashes the next bytes. Returns how many; zero at the end.
     pub(in crate::store) fn step(&mut self) -> io::Result<usize> {
         let count = read_gently(&self.file, &mut self.chunk, self.at)?;
         self.verifier.update(&self.chunk[..count]);
@@ -107,13 +107,13 @@ impl Hashing {
         Ok(count)
     }
 
-    /// What came of it, once all is hashed.
+    /// Returns the verdict after all bytes are hashed.
     pub(in crate::store) fn end(self) -> Verdict {
         if self.verifier.finish() == self.digest { Verdict::Sound } else { Verdict::Damaged(Damage::Changed) }
     }
 }
 
-/// Reads some bytes, and leaves in memory only what was there before.
+/// Reads bytes without leaving more of the file in memory than before.
 pub(in crate::store) fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
     let mut slices = [IoSliceMut::new(chunk)];
     let in_memory = preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT);
@@ -133,8 +133,8 @@ pub(in crate::store) fn read_gently(file: &File, chunk: &mut [u8], at: u64) -> i
     Ok(count)
 }
 
-/// Looks at one blob, and takes it out of service if it is damaged. `step` hears of every piece; it says whether
-/// to go on, else there is no verdict.
+/// Verifies one blob, and takes it out of service if it is damaged. `step` is called with the size of every piece; if
+/// it returns false, there is no verdict.
 pub(in crate::store) fn look(
     integrity: &Integrity,
     digest: &Digest,
@@ -155,8 +155,8 @@ pub(in crate::store) fn look(
     conclude(integrity, digest, verdict).map(Some)
 }
 
-/// Takes a blob out of service if it was found damaged. A disk that does not give content back has lost it; any
-/// other failure says nothing about the content.
+/// Takes a blob out of service if it was found damaged, or if the disk cannot read it. Any other failure says nothing
+/// about the content.
 pub(in crate::store) fn conclude(
     integrity: &Integrity,
     digest: &Digest,
@@ -176,23 +176,23 @@ pub(in crate::store) fn conclude(
     Ok(verdict)
 }
 
-/// The looks at stored files that somebody asks for: at all of them, and at one that could not be read.
+/// Verifies stored files on request: all of them, or one that a reader could not read.
 pub(in crate::store) struct Verify {
     integrity: Arc<Integrity>,
-    /// The look at every stored file that is under way, or the last one.
+    /// The verification of all files that is running, or the last one.
     state: Mutex<Verification>,
-    /// Held while a blob is looked at that a reader could not read.
+    /// Held while a blob is verified that a reader could not read.
     suspect: Arc<tokio::sync::Mutex<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Verify {
-    /// `stop` ends a look early.
+    /// `stop` ends a verification early.
     pub(in crate::store) fn new(integrity: Arc<Integrity>, stop: Arc<AtomicBool>) -> Self {
         Self { integrity, state: Mutex::default(), suspect: Arc::default(), stop }
     }
 
-    /// A reader could not read a stored blob: it is looked at, in the background.
+    /// Verifies, in the background, a blob that a reader could not read.
     pub(in crate::store) fn suspect(self: &Arc<Self>, digest: &Digest) {
         self.integrity.open_files().forget(digest);
         // One at a time: where it is the disk that fails, every blob is suspect, and readers come again.
@@ -207,7 +207,7 @@ impl Verify {
         });
     }
 
-    /// Begins a look at every stored file, unless one is under way.
+    /// Begins to verify all stored files, unless that is running.
     pub(in crate::store) fn begin(self: &Arc<Self>) {
         {
             let mut state = lock(&self.state);
@@ -220,13 +220,13 @@ impl Verify {
         tokio::task::spawn_blocking(move || run(&verify.integrity, &verify.state, &verify.stop));
     }
 
-    /// How far the look at every stored file is, or what the last one has found.
+    /// Returns how far the verification of all stored files is, or the result of the last one.
     pub(in crate::store) fn state(&self) -> Verification {
         lock(&self.state).clone()
     }
 }
 
-/// Looks at every stored file, in no order. `stop` ends it early.
+/// Verifies every stored file, in no order. `stop` ends it early.
 fn run(integrity: &Integrity, state: &Mutex<Verification>, stop: &AtomicBool) {
     let _ended = Ended(state);
     let counted = for_each(integrity, stop, |_| lock(state).blobs_total += 1);
@@ -263,7 +263,7 @@ fn look_and_note(integrity: &Integrity, digest: &Digest, state: &Mutex<Verificat
     state.blobs += 1;
 }
 
-/// The digests that there are files for, while they are read from the folder: there may be millions.
+/// Visits the digests of stored files while they are read from the folders: there may be millions.
 fn for_each(integrity: &Integrity, stop: &AtomicBool, mut each: impl FnMut(Digest)) -> Result<(), Error> {
     for algorithm in Algorithm::ALL {
         let folder = integrity.blobs().folder(algorithm);
@@ -283,7 +283,7 @@ fn for_each(integrity: &Integrity, stop: &AtomicBool, mut each: impl FnMut(Diges
     Ok(())
 }
 
-/// However it ends, it is not under way any more.
+/// Marks a verification as not running when it is dropped.
 struct Ended<'a>(&'a Mutex<Verification>);
 
 impl Drop for Ended<'_> {

@@ -1,15 +1,15 @@
 //! Adoption: what another tool has put into a layout becomes tags, manifests and grants.
 //!
-//! `skopeo copy docker://… oci:<data_dir>/repos/<registry>/<name>/_oci:<tag>` is enough to make an image
-//! servable. An entry of a foreign `index.json` with a name becomes a tag if there is no ref of that name, or if
-//! `index.json` is newer than the ref and says otherwise. An entry without one becomes a manifest.
+//! `skopeo copy docker://… oci:<data_dir>/repos/<registry>/<name>/_oci:<tag>` is enough to make an image servable. An
+//! entry of a foreign `index.json` with a name becomes a tag if there is no ref of that name, or if `index.json` is
+//! newer than the ref and says otherwise. An entry without a name becomes a manifest.
 //!
-//! Nothing is taken on trust: every manifest and every blob of its closure is hashed before it is granted (to
-//! this repository only, never publicly), and what is missing is not granted. A `blobs` folder that is none of
-//! berth's links is emptied into the shared one, file by file as each is proven, and then becomes the link.
+//! Nothing is taken on trust: every manifest and every blob of its closure is hashed before it is granted (to this
+//! repository only, never publicly), and what is missing is not granted. A `blobs` folder that is not berth's link is
+//! emptied into the shared one, file by file as each is verified, and then becomes the link.
 //!
-//! A tool that copies file by file may write `index.json` first. So a young one with entries that cannot be
-//! adopted is looked at again; once it has been left alone for a while, what is missing counts as missing.
+//! A tool that copies file by file may write `index.json` first. So a young one with entries that cannot be adopted
+//! is read again; once it has not changed for a while, what is missing counts as missing.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -29,18 +29,18 @@ use crate::store::metadata::records::{Grant, ManifestRecord, Previous, Proof, Ta
 use crate::store::metadata::refs::Ref;
 use crate::store::metadata::{CLOSURE_MAX, DEPTH_MAX, Metadata};
 
-/// How long after its last change an `index.json` counts as finished.
+/// Time after the last change of an `index.json` from which on it counts as finished.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
-/// What another tool has put into a repository's layout is for that repository.
+/// The grant of what another tool has put into a repository's layout: it is for that repository alone.
 const ADOPTED: Grant = Grant { public: false, proof: Some(Proof::Adopted), speaker: Speaker::Registry };
 
-/// What became of an entry.
+/// The result of adopting an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// The refs say the same, or something newer.
     Known,
     Adopted,
-    /// Not here, or not what it says: perhaps not yet.
+    /// The content is missing or wrong, perhaps because it is not complete yet.
     Missing,
 }
 
@@ -55,7 +55,8 @@ pub(in crate::store) struct Adoption<'a> {
     modified: SystemTime,
 }
 
-/// Adopts what another tool has put into the layout of `repo`. Returns how many entries were adopted. One at a time.
+/// Adopts what another tool has put into the layout of `repo`. Returns how many entries were adopted. It must not run
+/// twice at once.
 pub(in crate::store) fn adopt(
     disk: &Disk,
     metadata: &Metadata,
@@ -148,9 +149,9 @@ impl Adoption<'_> {
         written.is_none_or(|written| is_newer(self.modified, written, SystemTime::now()))
     }
 
-    /// Grants a manifest and what is here of all that it refers to. `None` if the manifest itself is not here.
+    /// Grants a manifest and the stored content that it refers to. `None` if the manifest itself is not stored.
     ///
-    /// Children first: the manifest's own record, which makes it known, is written when the rest is done.
+    /// Children come first: the record of the manifest itself, which makes it known, is written last.
     fn adopt_closure(
         &self,
         root: &Digest,
@@ -192,9 +193,9 @@ impl Adoption<'_> {
         Ok(records.into_iter().next().filter(|(digest, _)| digest == root).map(|(_, record)| record))
     }
 
-    /// Empties a `blobs` folder of another tool into the shared one, so that the next render can put the link
-    /// there. What is not what its name says, and is not being written any more, is put aside as a whole.
-    /// Returns whether nothing is left to wait for.
+    /// Moves the files of another tool's `blobs` folder into the shared one, so that the next render can put the link
+    /// there. If wrong files remain that nobody writes any more, the folder is put aside. Returns whether nothing is
+    /// left to wait for.
     fn merge_blobs(&self, folder: &Path) -> Result<bool, Error> {
         if !fs::symlink_metadata(folder).is_ok_and(|metadata| metadata.is_dir()) {
             return Ok(true);
@@ -232,9 +233,9 @@ impl Adoption<'_> {
     }
 }
 
-/// Whether an `index.json` that was written at `modified` has a later word on a tag than its ref. A clock that was ahead
-/// says nothing: what another tool has written then counts as written now, and is rendered anew with a time that has
-/// been; a ref that was written then is older than any such file.
+/// Whether an `index.json` that was written at `modified` is newer than a ref that was written at `written`. Times in
+/// the future come from a clock that was ahead: such an `index.json` counts as written now, and is rendered anew with
+/// a time in the past; such a ref is older than any `index.json` of the present.
 fn is_newer(modified: SystemTime, written: SystemTime, now: SystemTime) -> bool {
     let is_ahead = |time: SystemTime| age(seconds_of(time), seconds_of(now)).is_none();
     match (is_ahead(modified), is_ahead(written)) {
@@ -243,7 +244,7 @@ fn is_newer(modified: SystemTime, written: SystemTime, now: SystemTime) -> bool 
     }
 }
 
-/// Whether a file has been left alone for long enough to be finished. Nobody waits for a time of the future to come.
+/// Whether a file has not changed for long enough to be finished. A time in the future counts as long ago.
 fn is_settled(modified: SystemTime) -> bool {
     let age = age(seconds_of(modified), unix_seconds());
     age.is_none_or(|age| Duration::from_secs(age) > SETTLED_AFTER)

@@ -1,8 +1,8 @@
-//! `index.json` as it stands, read entry by entry: one with 100,000 of them is as large as a small image.
+//! `index.json` as it is, read entry by entry: one with 100,000 of them is as large as a small image.
 //!
-//! Other programs write it, and what they put there stays as the text that it is: nothing is built but of the one entry
-//! that is looked at. An entry, and all that stands beside the entries, has a limit; a file beyond it is not read, and
-//! so must not be replaced either.
+//! Other programs write it, and what they put there stays as the text that it is: only the entry that is being read
+//! is parsed. An entry, and all that stands beside the entries, has a limit; a file beyond it is not read, and so
+//! must not be replaced either.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -23,21 +23,21 @@ use crate::store::error::Error;
 
 /// The annotation that makes an entry a tag (image-spec, "annotations").
 pub(in crate::store) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// 200,000 tags take some 50 MB; of one beyond this nothing is read.
+/// Bytes of the largest `index.json` that is read. 200,000 tags take some 50 MB.
 const INDEX_JSON_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Longest entry, and longest member beside the entries: tools write some hundred bytes.
+/// Bytes of the longest entry, and of the longest member beside the entries. Tools write some hundred bytes.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
-/// Most that may stand beside the entries.
+/// Bytes of all members beside the entries.
 const OTHERS_BYTES_MAX: usize = 1024 * 1024;
-/// Read at a time.
+/// Size of the read buffer in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
-/// What is done with each entry.
+/// Is called with each entry.
 type Visit<'a> = &'a mut dyn FnMut(IndexEntry) -> Result<(), Error>;
-/// The members of an object as they came.
+/// The members of a JSON object as they are in the file.
 pub(in crate::store) type Members = BTreeMap<String, Box<RawValue>>;
 
-/// An `index.json` that is there.
+/// An opened `index.json`.
 pub(in crate::store) struct IndexJson {
     fingerprint: Vec<u8>,
     modified: SystemTime,
@@ -45,14 +45,14 @@ pub(in crate::store) struct IndexJson {
     file: File,
 }
 
-/// What an `index.json` turned out to be.
+/// The content of an `index.json` besides its entries.
 #[derive(Debug)]
 pub(in crate::store) enum Content {
-    /// An index, with this beside its entries.
+    /// It is an index with these members beside its entries.
     Index(Members),
-    /// No JSON object: nobody's entries.
+    /// It is no JSON object, and has no entries.
     NoJson,
-    /// Beyond the limits: leave it as it is.
+    /// It is beyond the limits, and must not be replaced.
     TooLong,
 }
 
@@ -60,14 +60,14 @@ pub(in crate::store) enum Content {
 #[derive(Debug)]
 pub(in crate::store) struct IndexEntry {
     pub text: Box<RawValue>,
-    /// None of an algorithm that berth cannot verify.
+    /// The digest; `None` if berth cannot verify its algorithm.
     pub digest: Option<Digest>,
-    /// What it is called; perhaps nothing that can be a tag.
+    /// Its name, which need not be a valid tag.
     pub name: Option<String>,
     pub media_type: String,
     /// Whether it has annotations.
     pub is_annotated: bool,
-    /// Whether it says nothing but what berth itself would say.
+    /// Whether it has nothing but what berth itself would write.
     pub is_plain: bool,
 }
 
@@ -93,13 +93,13 @@ impl IndexEntry {
         }
     }
 
-    /// The tag that it names, if it has a name and that can be one.
+    /// Returns its name if that is a valid tag.
     pub(in crate::store) fn tag(&self) -> Option<Tag> {
         Tag::parse(self.name.as_ref()?).ok()
     }
 }
 
-/// An entry as it came, with these facts for those that it states.
+/// Returns the members of an entry with this digest, media type and size.
 pub(in crate::store) fn restated(
     entry: &RawValue,
     digest: &Digest,
@@ -113,7 +113,7 @@ pub(in crate::store) fn restated(
     Ok(members)
 }
 
-/// Opens an `index.json`. The looks are taken first: what is written meanwhile will look different.
+/// Opens an `index.json`. Its fingerprint is taken first, so that a file that is written meanwhile has another one.
 pub(in crate::store) fn open(path: &Path) -> Result<Option<IndexJson>, Error> {
     let Some((found, metadata)) = fingerprint(path).zip(fs::metadata(path).ok()) else { return Ok(None) };
     let Some(modified) = metadata.modified().ok().filter(|_| metadata.len() <= INDEX_JSON_BYTES_MAX) else {
@@ -123,7 +123,8 @@ pub(in crate::store) fn open(path: &Path) -> Result<Option<IndexJson>, Error> {
     Ok(Some(IndexJson { fingerprint: found, modified, path: path.to_owned(), file }))
 }
 
-/// What tells one version of a file from the next: inode, size and time of modification; `None` if it is no file.
+/// Returns what tells one version of a file from the next: inode, size and time of modification. `None` if it is no
+/// file.
 pub(in crate::store) fn fingerprint(path: &Path) -> Option<Vec<u8>> {
     let of = |metadata: &Metadata| {
         let numbers = [metadata.ino(), metadata.len(), metadata.mtime().cast_unsigned()];
@@ -134,7 +135,7 @@ pub(in crate::store) fn fingerprint(path: &Path) -> Option<Vec<u8>> {
 }
 
 impl IndexJson {
-    /// What tells this version from the next.
+    /// Returns what tells this version from the next.
     pub(in crate::store) fn fingerprint(&self) -> &[u8] {
         &self.fingerprint
     }
@@ -163,14 +164,14 @@ impl IndexJson {
         }
     }
 
-    /// That it is to be left as it is.
+    /// Makes the error that it is too long to be replaced.
     pub(in crate::store) fn too_long(path: &Path) -> Error {
         let source = "more of another tool's in it than berth keeps track of: it is left as it is";
         Error::io("replace", path, io::Error::other(source))
     }
 }
 
-/// A file of which only so many bytes are read until more are allowed.
+/// A reader that fails after `left` bytes, unless more are allowed meanwhile.
 struct Metered<'a> {
     reader: BufReader<Take<File>>,
     left: &'a Cell<usize>,
@@ -189,7 +190,7 @@ impl Read for Metered<'_> {
     }
 }
 
-/// The whole object.
+/// Reads the whole JSON object.
 struct Whole<'a, 'b> {
     visit: Visit<'a>,
     failed: &'b mut Option<Error>,
@@ -224,7 +225,7 @@ impl<'de> Visitor<'de> for Whole<'_, '_> {
     }
 }
 
-/// The list of entries, or nothing.
+/// Reads the list of entries, or `null`.
 struct Entries<'a, 'b> {
     visit: Visit<'a>,
     failed: &'b mut Option<Error>,

@@ -1,4 +1,4 @@
-//! Renders the `index.json` of a repository from what its refs say.
+//! Renders the `index.json` of a repository from its refs.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -26,32 +26,33 @@ use crate::store::metadata::index::key::Fact;
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// File times are coarser than the clock: by milliseconds on local disks, by a second or two on some others.
+/// The time by which file times may lag behind the clock: milliseconds on local disks, a second or two on some
+/// others.
 const CLOCK_GRAIN: Duration = Duration::from_secs(2);
-/// Most entries of other tools, in bytes, that are carried over from one `index.json` to the next.
+/// Bytes of entries of other tools that are carried over from one `index.json` to the next.
 const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// So many children of indexes are looked at for one `index.json`. What is not found to be a child gets an entry of its
-/// own, which is one more than needed.
+/// Number of children of indexes that are read for one `index.json`. Beyond it a child may get an entry of its own,
+/// which it does not need.
 const CHILDREN_LOOKED_AT_MAX: usize = 1_000_000;
-/// What of an `index.json` that is to be replaced is not berth's to say.
+/// The parts of an old `index.json` that are not berth's, and stay.
 #[derive(Default)]
 struct Kept {
-    /// What stands beside the entries.
+    /// The members beside the entries.
     others: Members,
-    /// Entries that stand for something that is not in the refs.
+    /// Entries for something that is not in the refs.
     entries: Vec<Box<RawValue>>,
     digests: HashSet<Digest>,
-    /// Entries of the refs' own with something added to them.
+    /// Entries for refs, to which another tool has added something.
     extended: HashMap<(Digest, Option<String>), Box<RawValue>>,
-    /// Of all these entries.
+    /// Bytes of all these entries.
     bytes: usize,
 }
 
-/// Which of a repository's manifests its indexes name.
+/// The manifests of a repository that its indexes name.
 struct Children {
     /// All manifests of the repository, sorted.
     manifests: Vec<ShortDigest>,
-    /// Which of them are named.
+    /// Whether each of them is named.
     are_named: Vec<bool>,
 }
 
@@ -67,7 +68,7 @@ impl Children {
     }
 }
 
-/// An entry without anything added.
+/// An entry to which nothing is added.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Plain<'a> {
@@ -83,7 +84,7 @@ pub(in crate::store) struct Rendering<'a> {
     disk: &'a Disk,
     metadata: &'a Metadata,
     repo: &'a Repo,
-    /// Its `index.json`.
+    /// The path of its `index.json`.
     path: PathBuf,
 }
 
@@ -92,7 +93,7 @@ impl<'a> Rendering<'a> {
         Self { disk, metadata, repo, path: metadata.refs().index_json(repo) }
     }
 
-    /// Renders what has changed. Other tools' entries must have been adopted before.
+    /// Renders what has changed. Entries of other tools must have been adopted before.
     pub(in crate::store) fn run(&self) -> Result<(), Error> {
         let (metadata, repo, path) = (self.metadata, self.repo, &self.path);
         if !metadata.index().is_complete() {
@@ -124,7 +125,7 @@ impl<'a> Rendering<'a> {
         Ok(())
     }
 
-    /// Removes the folder of a repository of which everything was evicted. Returns whether that is so.
+    /// Removes the folder of a repository if it has no refs any more. Returns whether that is so.
     fn clear_repository(&self) -> Result<bool, Error> {
         let _guard = self.metadata.lock(self.repo);
         if !self.metadata.refs().is_empty(self.repo)? {
@@ -140,7 +141,7 @@ impl<'a> Rendering<'a> {
         Ok(true)
     }
 
-    /// What makes the folder a layout: the marker file and the link to the blobs.
+    /// Makes the folder a layout, with the marker file and the link to the blobs.
     fn furnish(&self) -> Result<(), Error> {
         let layout = self.metadata.refs().layout(self.repo);
         let marker = layout.join("oci-layout");
@@ -157,7 +158,7 @@ impl<'a> Rendering<'a> {
         }
     }
 
-    /// What stays of an `index.json`.
+    /// Returns the parts of an old `index.json` that stay.
     fn kept(&self, old: IndexJson) -> Result<Kept, Error> {
         let path = self.path.clone();
         let mut kept = Kept::default();
@@ -194,8 +195,8 @@ impl<'a> Rendering<'a> {
         }
     }
 
-    /// Whether an entry stands for something that is not in the refs: another name than a tag of theirs, content
-    /// that they do not have, or notes on a manifest without a name.
+    /// Whether an entry is for something that is not in the refs: an unknown tag, unknown content, or annotations of
+    /// a manifest without a name.
     fn is_foreign_entry(&self, entry: &IndexEntry) -> bool {
         match entry.name {
             Some(_) => entry.tag().is_none_or(|tag| self.metadata.index().tag(self.repo, &tag).is_none()),
@@ -206,7 +207,7 @@ impl<'a> Rendering<'a> {
         }
     }
 
-    /// What the repository's stored indexes name as their children and it has: these need no entry of their own.
+    /// Returns the manifests of the repository that its stored indexes name. They need no entry of their own.
     fn children(&self) -> Result<Children, Error> {
         let (mut manifests, mut indexes) = (Vec::new(), Vec::new());
         complete(self.metadata.index().each_manifest(self.repo, &mut |digest, record| {
@@ -233,8 +234,8 @@ impl<'a> Rendering<'a> {
         Ok(children)
     }
 
-    /// The new `index.json`: what the refs say, and what of the old one is not theirs to say. An entry a line, and
-    /// the entries last, because there may be many.
+    /// Writes the new `index.json`: the refs, and the parts of the old one that stay. Each entry has a line, and the
+    /// entries come last, because there may be many.
     fn compose(&self, kept: &Kept, children: &Children, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "{{\"schemaVersion\":2,\"mediaType\":\"{INDEX_TYPE}\"")?;
         for (name, value) in &kept.others {
@@ -275,7 +276,7 @@ impl<'a> Rendering<'a> {
     }
 }
 
-/// Entries, one a line.
+/// Writes entries, one a line.
 struct Lines<'a> {
     out: &'a mut dyn Write,
     has_any: bool,
@@ -305,12 +306,12 @@ impl Lines<'_> {
     }
 }
 
-/// What was visited of the index must have been all.
+/// Returns an error unless all of the index was visited.
 fn complete(visited: Option<io::Result<()>>) -> io::Result<()> {
     visited.unwrap_or_else(|| Err(io::Error::other("the index has failed meanwhile")))
 }
 
-/// Whether a file has just the content that `write` would write.
+/// Whether a file has exactly the content that `write` would write.
 fn is_same(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) -> Result<bool, Error> {
     let Some(file) = files::open(path, OFlags::empty())? else { return Ok(false) };
     let mut old = Compared { old: BufReader::new(file), differs: false };
@@ -321,7 +322,7 @@ fn is_same(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) -> Res
     }
 }
 
-/// Takes no more than what is in a file already.
+/// A writer that fails on the first byte that differs from a file.
 struct Compared<R> {
     old: R,
     differs: bool,
@@ -341,7 +342,7 @@ impl<R: io::Read> Write for Compared<R> {
     }
 }
 
-/// From a layout up to the data folder and down to its blobs.
+/// Returns the relative path from a layout to the shared blobs.
 fn link_target(layout: &Path, root: &Path) -> PathBuf {
     let depth = layout.strip_prefix(root).map_or(0, |below| below.components().count());
     std::iter::repeat_n("..", depth).collect::<PathBuf>().join("blobs")

@@ -1,5 +1,5 @@
-//! Which repositories are granted a digest: asked of index and files, and granted for good. What follows from what
-//! registries hold is decided in [`grants`](crate::store::metadata::grants).
+//! Which repositories are granted a digest: asks index and files, and grants durably. What follows from what
+//! registries hold is decided in [`grants`].
 
 use crate::oci::{Digest, Registry, Repo, Speaker};
 use crate::store::blobs::open_files::Whose;
@@ -10,7 +10,7 @@ use crate::store::metadata::records::{Grant, GrantFile, ManifestRecord, Proof};
 use crate::store::metadata::refs::Ref;
 
 impl Metadata {
-    /// Whether `repo` may be served `digest`: its own, or public anywhere.
+    /// Whether `repo` may be served `digest`: by its own grant, or because it is public.
     pub(in crate::store) fn granted(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
         let stands = self.own_grant_stands(repo, digest)?;
         let whose = if self.index.is_public(digest) {
@@ -47,7 +47,7 @@ impl Metadata {
         }
     }
 
-    /// Whether `repo` has this from an upstream that knew who asks, and nobody has it publicly.
+    /// Whether `repo` has this with a credential, and no repository has it publicly.
     pub(in crate::store) fn is_private(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
         if self.index.is_public(digest) {
             return Ok(false);
@@ -55,7 +55,8 @@ impl Metadata {
         Ok(self.known_grant(repo, digest)?.is_some_and(|grant| !grant.public))
     }
 
-    /// Whether what `speaker` says for one of `registries`, which are one, proves a repository's right to what is stored.
+    /// Whether a claim of `speaker` for one of `registries` proves that a repository may be served the stored
+    /// content. `registries` are the names of one registry.
     pub(in crate::store) fn is_vouched(
         &self,
         registries: &[Registry],
@@ -66,8 +67,8 @@ impl Metadata {
         holdings.is_some_and(|holdings| grants::is_vouched(&holdings, registries, speaker))
     }
 
-    /// Grants for good. Where the index or, under the lock, a file says so already, that is durable. Returns whether the
-    /// index did not say so before.
+    /// Grants a digest durably. A grant that the index or a file has already is durable. Returns whether the index
+    /// did not have it.
     pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest, grant: Grant) -> Result<bool, Error> {
         let grant = self.believed(digest, grant);
         if self.index.grant(repo, digest).is_some_and(|have| merged(have, grant) == have) {
@@ -83,7 +84,8 @@ impl Metadata {
         Ok(true)
     }
 
-    /// A grant as far as it is believed: a parent does not make public what came with a login of this berth's own.
+    /// Returns a grant as far as it is believed: a parent cannot make public what came with a login of this berth's
+    /// own.
     pub(in crate::store) fn believed(&self, digest: &Digest, grant: Grant) -> Grant {
         if !grant.public || grant.speaker != Speaker::Parent {
             return grant;
@@ -93,7 +95,7 @@ impl Metadata {
         Grant { public: !has_own_login, ..grant }
     }
 
-    /// What this repository's files say of its right to a digest, put into the index.
+    /// Reads the grant of a repository from its files, and puts it into the index.
     fn own_grant(&self, repo: &Repo, digest: &Digest) -> Result<Option<Grant>, Error> {
         if !self.refs.exists(repo, Ref::Blob(digest)) && !self.refs.exists(repo, Ref::Manifest(digest)) {
             return Ok(None);
@@ -116,7 +118,7 @@ impl Metadata {
         })
     }
 
-    /// What each registry holds of a digest; from the files where the index does not know it all.
+    /// Returns what each registry holds of a digest, from the files if the index is not complete.
     fn holdings(&self, digest: &Digest) -> Result<Holdings, Error> {
         if self.index.is_complete()
             && let Some(holdings) = self.index.holdings(digest)

@@ -1,17 +1,17 @@
 //! Which repositories may be served a digest: each by a grant of its own, or all because it is public.
 //!
-//! **What a registry merely claims changes nothing for anybody but its own repositories, until the digest is proven by
-//! bytes that this registry sent.** So a grant says how it was proven, and by whom; the index knows for each digest which
-//! registries hold it ([`Holding`]). What one registry holds is shared among its own repositories by that registry's
-//! word; another registry must send the content itself.
+//! **What a registry merely claims changes nothing for anybody but its own repositories, until the digest is proven
+//! by bytes that this registry sent.** So a grant says how it was proven, and by which server; the index knows for
+//! each digest which registries hold it ([`Holding`]). What one registry holds is shared among its own repositories
+//! by that registry's word; another registry must send the content itself.
 //!
-//! Content is public if somebody has sent it without a credential. A parent may say so of what it has fetched, but not of
-//! what this berth has fetched with a login.
+//! Content is public if a server has sent it without a credential. A parent may say so of what it has fetched, but
+//! not of what this berth has fetched with a login.
 //!
-//! Berths before this one took a claim for a proof. Their grants stand where one registry alone holds a digest: nobody
-//! else can have claimed it. Where several hold content that came with a credential, none of these grants is believed
-//! until it is proven again. One that stands is written anew when it is first used, so that it goes on standing when
-//! another registry comes to hold the same.
+//! Earlier versions of berth took a claim for a proof. Their grants stand where one registry alone holds a digest: no
+//! other can have claimed it. Where several hold content that came with a credential, none of these grants is
+//! believed until it is proven again. A grant that stands is written anew when it is first used, so that it still
+//! stands when another registry comes to hold the same content.
 
 use crate::oci::{Registry, Speaker};
 use crate::store::metadata::records::{Grant, Proof};
@@ -21,17 +21,17 @@ use crate::store::metadata::records::{Grant, Proof};
 pub(in crate::store) struct Holding(u8);
 
 impl Holding {
-    /// It was sent, without a credential.
+    /// The content was sent without a credential.
     const PUBLIC: u8 = 1;
-    /// A grant that is proven, for one repository alone.
+    /// There is a proven grant for one repository alone.
     const PRIVATE: u8 = 1 << 1;
-    /// A public grant of an earlier berth.
+    /// There is a public grant of an earlier version of berth.
     const PUBLIC_UNPROVEN: u8 = 1 << 2;
-    /// A grant of an earlier berth for one repository alone.
+    /// There is a grant of an earlier version for one repository alone.
     const PRIVATE_UNPROVEN: u8 = 1 << 3;
-    /// Fetched with a login of this berth's own, or perhaps so.
+    /// The content was, or may have been, fetched with a login of this berth's own.
     const OWN_LOGIN: u8 = 1 << 4;
-    /// Sent by a parent.
+    /// The content was sent by a parent.
     const BY_PARENT: u8 = 1 << 5;
 
     pub(in crate::store) fn of(grant: Grant) -> Self {
@@ -61,7 +61,7 @@ impl Holding {
         Self(self.0 | other.0)
     }
 
-    /// Whether any of it was fetched with a login of this berth's own, or perhaps so.
+    /// Whether any of it was, or may have been, fetched with a login of this berth's own.
     pub(in crate::store) fn is_by_own_login(self) -> bool {
         self.has(Self::OWN_LOGIN)
     }
@@ -78,7 +78,8 @@ impl Holding {
 /// What each registry holds of a digest.
 pub(in crate::store) type Holdings = Vec<(Registry, Holding)>;
 
-/// Whether grants of earlier berths are believed: not where several registries hold what came with a credential.
+/// Whether grants of earlier versions are believed. They are not if several registries hold content that came with a
+/// credential.
 pub(in crate::store) fn unproven_stand(holdings: &Holdings) -> bool {
     let is_private = |(_, holding): &(Registry, Holding)| {
         holding.has(Holding::PRIVATE | Holding::PRIVATE_UNPROVEN | Holding::OWN_LOGIN)
@@ -86,7 +87,7 @@ pub(in crate::store) fn unproven_stand(holdings: &Holdings) -> bool {
     holdings.len() <= 1 || !holdings.iter().any(is_private)
 }
 
-/// Whether somebody has proven that it is for everybody.
+/// Whether some registry has sent it without a credential.
 pub(in crate::store) fn is_sent_publicly(holdings: &Holdings) -> bool {
     holdings.iter().any(|(_, holding)| holding.has(Holding::PUBLIC))
 }
@@ -98,9 +99,9 @@ pub(in crate::store) fn is_public(holdings: &Holdings) -> bool {
             && holdings.iter().any(|(_, holding)| holding.has(Holding::PUBLIC_UNPROVEN))
 }
 
-/// Whether a claim that `speaker` makes for one of `registries`, which are one, is a proof for that repository: what the
-/// registry holds it may show to more of its repositories. A parent does not vouch for what came with a login of this
-/// berth's own, nor a fallback for anything.
+/// Whether a claim that `speaker` makes for a repository of a registry proves its right. A registry may show what it
+/// holds to more of its repositories; `registries` are its names. A parent does not vouch for content that came with
+/// a login of this berth's own, and a fallback vouches for nothing.
 pub(in crate::store) fn is_vouched(holdings: &Holdings, registries: &[Registry], speaker: Speaker) -> bool {
     let own = holdings.iter().filter(|(registry, _)| registries.contains(registry));
     let held = own.fold(Holding::default(), |all, (_, holding)| all.and(*holding));
@@ -113,7 +114,7 @@ pub(in crate::store) fn is_vouched(holdings: &Holdings, registries: &[Registry],
     }
 }
 
-/// What `new` adds to what is granted already.
+/// Returns the grant that `old` and `new` make together.
 pub(in crate::store) fn merged(old: Grant, new: Grant) -> Grant {
     let public = old.public && old.proof.is_some() || new.public || old.public && new.proof.is_none();
     // That it came with a login of this berth's own must not be forgotten for a parent's word.

@@ -44,21 +44,21 @@ use crate::store::metadata::index::inventory::Inventory;
 use crate::store::metadata::index::tag_cache::TagCache;
 use crate::store::metadata::index::trees::{BLOCK_BYTES, CountedTree};
 
-/// A disposable memory of what the files say.
+/// The index of the files: derived and disposable.
 pub(in crate::store) struct Index {
     database: Database,
     tags: TagCache,
 }
 
 impl Index {
-    /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer. `failed` is told
-    /// when the index has failed, so that somebody rebuilds it.
+    /// Opens the index that is there, or an empty one instead, or none if even that fails: the files still answer.
+    /// `failed` is notified when the index has failed, so that it is rebuilt.
     pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, IndexState) {
         let (database, found) = Database::open(folder, failed);
         (Self { database, tags: TagCache::new() }, found)
     }
 
-    /// Replaces whatever is there by an empty index. Returns whether there is one now.
+    /// Replaces the index by an empty one. Returns whether that was possible.
     pub(in crate::store) fn start_over(&self) -> bool {
         let is_there = self.database.start_over();
         self.tags.clear();
@@ -69,53 +69,55 @@ impl Index {
         self.database.is_disabled()
     }
 
-    /// Whether it says what the files say: not while it is being filled, nor after an unclean stop until it is compared.
+    /// Whether the index agrees with the files. False while it is rebuilt, and after an unclean stop until it is
+    /// compared.
     pub(in crate::store) fn is_complete(&self) -> bool {
         self.database.is_complete()
     }
 
-    /// Says whether it says what the files say.
+    /// Sets whether the index agrees with the files.
     pub(in crate::store) fn set_complete(&self, is_complete: bool) {
         self.database.set_complete(is_complete);
     }
 
-    /// Writes everything out and, unless it has not been compared yet, marks the index as closed in order.
+    /// Flushes the index and marks it as closed in order at `at`, unless it has not been compared yet.
     pub(in crate::store) fn close(&self, at: u64) {
         self.database.close(at);
     }
 
-    /// Reads every record once, so that what is broken breaks now, and brings the sums in line. Returns whether
-    /// they were right, and so nothing was lost.
+    /// Reads every record once, so that broken ones are found now, and corrects the sums. Returns whether the sums
+    /// were right, so that no record was lost.
     pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
         self.database.audit(stop)
     }
 
-    /// Notes the sums, for the next start.
+    /// Writes the sums down for the next start.
     pub(in crate::store) fn note_sums(&self) {
         self.database.note_sums();
     }
 
-    /// Everything at once.
+    /// Returns a view for those who read all of the index.
     pub(in crate::store) fn inventory(&self) -> Inventory<'_> {
         Inventory::of(&self.database)
     }
 
-    /// Bytes of all blobs. After an unclean stop it is what was last noted, until they are counted.
+    /// Returns the bytes of all blobs. After an unclean stop this is what was last noted, until the records are
+    /// counted.
     pub(in crate::store) fn used_bytes(&self) -> u64 {
         self.database.sum(CountedTree::Blob).bytes
     }
 
-    /// How many blobs there are, with the same reservation.
+    /// Returns the number of blobs, with the same reservation.
     pub(in crate::store) fn blob_count(&self) -> u64 {
         self.database.sum(CountedTree::Blob).records
     }
 
-    /// Bytes that blobs and refs take on disk, with the same reservation.
+    /// Returns the bytes that blobs and refs take on disk, with the same reservation.
     pub(in crate::store) fn kept_bytes(&self) -> u64 {
         self.used_bytes() + self.blob_count() * BLOCK_BYTES + self.refs_bytes()
     }
 
-    /// Bytes that refs, lists and folders of repositories take, with the same reservation.
+    /// Returns the bytes that refs, lists and folders of repositories take, with the same reservation.
     pub(in crate::store) fn refs_bytes(&self) -> u64 {
         CountedTree::REFS.iter().map(|part| self.database.sum(*part).bytes).sum()
     }

@@ -1,11 +1,11 @@
-//! How far a pass over all files is: a log line every few seconds, and a ratio for whoever asks.
+//! How far a pass over all files is: a log line every few seconds, and a ratio for the metrics.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::sync::lock;
 
-/// Between two log lines of a pass.
+/// Time between two log lines of a pass.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// The pass that is under way, if one is.
@@ -15,17 +15,18 @@ pub(in crate::store) struct PassProgress(Mutex<Option<Pass>>);
 struct Pass {
     total: u64,
     done: u64,
-    /// When it was last said how far it is.
+    /// When the progress was last logged.
     said: Instant,
 }
 
 impl PassProgress {
-    /// A pass over `total` files begins.
+    /// Begins a pass over `total` files.
     pub(in crate::store) fn begin(&self, total: u64) {
         *lock(&self.0) = Some(Pass { total, done: 0, said: Instant::now() });
     }
 
-    /// One file is done. What is counted twice, or came meanwhile, makes a pass no more than complete.
+    /// Notes that one file is done. Files that are counted twice or came meanwhile do not make a pass more than
+    /// complete.
     pub(in crate::store) fn step(&self) {
         let mut pass = lock(&self.0);
         let Some(pass) = &mut *pass else { return };
@@ -42,7 +43,7 @@ impl PassProgress {
         *lock(&self.0) = None;
     }
 
-    /// From 0 to 1, and 1 if there is nothing to do.
+    /// Returns how far the pass is, from 0 to 1; 1 if there is none.
     pub(in crate::store) fn ratio(&self) -> f64 {
         match &*lock(&self.0) {
             // Exact to more digits than anybody reads.

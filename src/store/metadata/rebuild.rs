@@ -1,12 +1,12 @@
 //! Brings the index in line with the files: all of it when it is new, what differs when it is old.
 //!
-//! What nobody can have changed since the index was closed in order is not looked at: the folders say so, so that
-//! a start costs next to nothing, whatever the number of files. The rest is visited file by file, without ever
-//! holding the names of a folder in memory.
+//! What nobody can have changed since the index was closed in order is not read: the times of folders tell, so that a
+//! start costs next to nothing, whatever the number of files. The rest is visited file by file, without ever holding
+//! the names of a folder in memory.
 //!
-//! Additions come first, then removals. What berth itself takes out of the refs, it does under the repository's
-//! lock, so a record is put or removed under that lock and after another look at its file: whatever happens
-//! meanwhile, the last one to write the index has seen the newest file.
+//! Additions come first, then removals. Berth itself removes refs under the repository's lock, so a record is put or
+//! removed under that lock and after another look at its file: whatever happens meanwhile, the last one to write the
+//! index has seen the newest file.
 
 use std::collections::HashSet;
 use std::fs;
@@ -28,16 +28,17 @@ use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord};
 use crate::store::metadata::refs::{Ref, RefKind};
 use crate::sync::lock;
 
-/// File times are coarser than the clock, and set by it some time before a write is done.
+/// Seconds by which the time of a change may lie before the change: file times are coarser than the clock, and set
+/// before a write is done.
 const CLOCK_GRAIN_SECONDS: u64 = 5;
 
 /// How much of the index is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Trust {
-    /// What it has is right where a folder of refs has not changed since then (in seconds since 1970): every
-    /// replaced, added and removed file changes its folder. Otherwise every file is read.
+    /// The index is right about folders of refs that have not changed since this time, in seconds since 1970: every
+    /// replaced, added and removed file changes its folder. The files of other folders are read.
     Since(u64),
-    /// What it has may be old anywhere, so every file is read.
+    /// The index may be wrong anywhere, so every file is read.
     Nothing,
 }
 
@@ -55,23 +56,23 @@ impl Trust {
         }
     }
 
-    /// Whether a folder and those above it, down from the data folder, are all as they were: a folder may also
-    /// be exchanged as a whole, which only the one above it shows.
+    /// Whether a folder and all above it, up to the data folder, are unchanged. A folder may also be exchanged as a
+    /// whole, which only the one above it shows.
     fn covers_all(self, folder: &Path, root: &Path) -> bool {
         folder.ancestors().take_while(|path| *path != root).all(|path| self.covers(path))
     }
 }
 
-/// What a pass found.
+/// The result of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Summary {
-    /// Records that the index has now and did not have, or not so.
+    /// Number of records that the pass has added or changed.
     pub added: usize,
-    /// Records whose files are gone.
+    /// Number of records that it has removed because their files are gone.
     pub removed: usize,
 }
 
-/// What a pass need not look at: the index has it, and nobody else has changed it.
+/// What a pass need not compare: it is in the index, and nobody else has changed it.
 #[derive(Default)]
 struct Unchanged {
     blobs: HashSet<Algorithm>,
@@ -105,17 +106,17 @@ impl Reconciler {
         Self { metadata, progress: PassProgress::default(), passing: Mutex::default() }
     }
 
-    /// Waits until no other pass is under way, and keeps others from beginning.
+    /// Waits until no other pass runs, and keeps others from beginning.
     pub(in crate::store) fn begin_pass(&self) -> MutexGuard<'_, ()> {
         lock(&self.passing)
     }
 
-    /// How far a pass over all files is, from 0 to 1; 1 if there is none.
+    /// Returns how far a pass over all files is, from 0 to 1; 1 if there is none.
     pub(in crate::store) fn ratio(&self) -> f64 {
         self.progress.ratio()
     }
 
-    /// Compares everything once. `stop` ends it early, without harm.
+    /// Compares the index with all files once. `stop` ends it early, without harm.
     pub(in crate::store) fn reconcile(&self, trust: Trust, stop: &AtomicBool) -> Result<Summary, Error> {
         if trust == Trust::Nothing {
             self.progress.begin(self.count_files(stop)?);
@@ -171,7 +172,7 @@ impl Reconciler {
         Ok(summary)
     }
 
-    /// How many files there are to be read.
+    /// Counts the files that are to be read.
     fn count_files(&self, stop: &AtomicBool) -> Result<u64, Error> {
         let mut count = 0;
         for algorithm in Algorithm::ALL {
@@ -247,7 +248,7 @@ impl Reconciler {
         Ok(added)
     }
 
-    /// A list is as long as its file, and as old: nothing else of it is to be known.
+    /// Puts a list of referrers into the index: its size and age are those of its file.
     fn learn_referrers(&self, repo: &Repo, digest: &Digest) -> bool {
         let _guard = self.metadata.lock(repo);
         let Some((bytes, modified_at)) = self.metadata.refs().size_and_time(repo, Ref::Referrers(digest))

@@ -1,7 +1,7 @@
-//! What the ref files say: one JSON object each, without a version, read tolerantly.
+//! The content of ref files: one JSON object each, without a version, read tolerantly.
 //!
-//! Fields that a file lacks take their default and fields that it has in excess are ignored, so that an older
-//! or newer berth can read the same data folder. The same encodings serve as values in the index.
+//! Missing fields take their default and unknown fields are ignored, so that an older or newer berth can read the
+//! same data folder. The same encodings serve as values in the index.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, Registry, Speaker};
 
-/// What a tag means here, and since when.
+/// What a tag names, and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagRecord {
     /// The manifest that the tag names.
@@ -27,7 +27,7 @@ pub struct TagRecord {
     /// Whether it came from upstream without a credential.
     #[serde(default)]
     pub public: bool,
-    /// What the tag meant before, served if upstream dies before the new image is complete.
+    /// The manifest that the tag named before. It is served if upstream fails before the new image is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Previous>>,
 }
@@ -53,7 +53,7 @@ pub struct ManifestRecord {
     /// Whether it came from upstream without a credential. Once true, it stays true.
     #[serde(default)]
     pub public: bool,
-    /// Who sent it.
+    /// The server that sent it.
     #[serde(default)]
     pub speaker: Speaker,
     /// When it was fetched, in seconds since 1970.
@@ -62,7 +62,7 @@ pub struct ManifestRecord {
 }
 
 impl ManifestRecord {
-    /// The grant that it implies: manifests come by the transfer of their own registry.
+    /// Returns the grant that it implies: a manifest comes by a transfer from its own registry.
     pub(in crate::store) fn grant(&self) -> Grant {
         Grant { public: self.public, proof: Some(Proof::Sent), speaker: self.speaker }
     }
@@ -77,7 +77,7 @@ pub struct ReferrersRecord {
     pub fetched_at: u64,
 }
 
-/// [`ReferrersRecord`] as a file has it: the body is JSON text, so it fits in a JSON string.
+/// [`ReferrersRecord`] as it is in a file. The body is JSON text, and so a JSON string can hold it.
 #[derive(Deserialize)]
 pub(in crate::store) struct ReferrersFile {
     #[serde(default)]
@@ -85,23 +85,23 @@ pub(in crate::store) struct ReferrersFile {
     pub body: String,
 }
 
-/// The same to be written, without a copy of what may be megabytes.
+/// [`ReferrersFile`] for writing, without a copy of a body that may have megabytes.
 #[derive(Serialize)]
 pub(in crate::store) struct NewReferrersFile<'a> {
     pub fetched_at: u64,
     pub body: &'a str,
 }
 
-/// That a repository may be served a digest.
+/// The right of a repository to be served a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Whether it came without a credential, so that every other repository may be served it too.
     #[serde(default)]
     pub public: bool,
-    /// How it was proven; none: by a berth that took a claim for a proof.
+    /// How it was proven; `None` if an earlier version of berth took a claim for a proof.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
-    /// By whom.
+    /// The server that proved it.
     #[serde(default)]
     pub speaker: Speaker,
 }
@@ -110,17 +110,17 @@ pub struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proof {
-    /// A berth before this one granted it, when no other registry held the content.
+    /// An earlier version of berth granted it when no other registry held the content.
     Kept,
     /// Another tool has put it into the repository's layout.
     Adopted,
-    /// The registry, which holds it, says of this repository that it is there, with the right size.
+    /// The registry, which holds it, has said that this repository has it, with the right size.
     Stated,
-    /// It has sent all of it for this repository.
+    /// The registry has sent all of it for this repository.
     Sent,
 }
 
-/// [`Grant`] as a file has it, with the registry that proved it.
+/// [`Grant`] as it is in a file, with the registry that proved it.
 #[derive(Serialize)]
 pub(in crate::store) struct GrantFile<'a> {
     #[serde(flatten)]
@@ -134,12 +134,12 @@ impl<'a> GrantFile<'a> {
     }
 }
 
-/// One record as bytes, for a file or for the index.
+/// Encodes a record for a file or for the index.
 pub(in crate::store) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     serde_json::to_vec(record).expect("a struct of plain fields always serialises")
 }
 
-/// Reads what [`encode`] wrote; anything else is as good as absent.
+/// Decodes a record that [`encode`] wrote; `None` for anything else.
 pub(in crate::store) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }

@@ -7,7 +7,8 @@
 //! refs/referrers/<algorithm>-<hex> ReferrersFile
 //! ```
 //!
-//! Everything here is a plain file operation without memory; what a file says is in [`record`](crate::store::metadata::records).
+//! Everything here is a plain file operation without memory; what a file says is in
+//! [`records`](crate::store::metadata::records).
 //! A repository's folders may nest (`a` and `a/b` are both names), which is why its files are all below `_oci`,
 //! a component that no name can have.
 
@@ -27,10 +28,10 @@ use crate::store::disk::{Disk, FileMode};
 use crate::store::error::Error;
 use crate::store::metadata::records::{Grant, ManifestRecord, TagRecord, decode, encode};
 
-/// The largest record is a list of referrers: as large as a manifest, written as a JSON string, whose escapes
-/// can double it.
+/// Bytes of the largest ref. It is a list of referrers: as large as a manifest, and written as a JSON string, whose
+/// escapes can double it.
 const REF_BYTES_MAX: u64 = 2 * MANIFEST_BYTES_MAX as u64 + 4096;
-/// The folder of a repository that is a layout.
+/// Name of the folder of a repository that is an OCI layout.
 const LAYOUT: &str = "_oci";
 
 /// One fact about a repository, as a file.
@@ -42,7 +43,7 @@ pub(in crate::store) enum Ref<'a> {
     Referrers(&'a Digest),
 }
 
-/// A folder of facts.
+/// The kind of a fact. Each has a folder.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) enum RefKind {
     Tags,
@@ -55,7 +56,7 @@ impl RefKind {
     pub(in crate::store) const ALL: [Self; 4] = [Self::Tags, Self::Manifests, Self::Blobs, Self::Referrers];
 }
 
-/// What is done with each of many; false ends it.
+/// Is called for each of many; returns false to end the visit.
 pub(in crate::store) type VisitRef<'a, T> = &'a mut dyn FnMut(T) -> Result<bool, Error>;
 
 /// The ref files of all repositories. Clones are of the same files.
@@ -69,23 +70,23 @@ impl Refs {
         Self { disk }
     }
 
-    /// The layout of a repository.
+    /// Returns the folder of a repository's layout.
     pub(in crate::store) fn layout(&self, repo: &Repo) -> PathBuf {
         let registry = self.disk.root().join("repos").join(repo.registry.to_folder());
         registry.join(repo.name.as_str()).join(LAYOUT)
     }
 
-    /// The file of a repository's layout that other tools read.
+    /// Returns the path of a repository's `index.json`.
     pub(in crate::store) fn index_json(&self, repo: &Repo) -> PathBuf {
         self.layout(repo).join("index.json")
     }
 
-    /// How large that file is; none has no bytes.
+    /// Returns the size of a repository's `index.json` in bytes; zero if there is none.
     pub(in crate::store) fn index_json_bytes(&self, repo: &Repo) -> u64 {
         fs::metadata(self.index_json(repo)).map_or(0, |metadata| metadata.len())
     }
 
-    /// The folder of one kind of facts.
+    /// Returns the folder of one kind of facts.
     pub(in crate::store) fn folder(&self, repo: &Repo, kind: RefKind) -> PathBuf {
         self.layout(repo).join(match kind {
             RefKind::Tags => "refs/tags",
@@ -104,7 +105,7 @@ impl Refs {
         }
     }
 
-    /// Reads one fact. A file that nobody can read is as good as absent, and will be written anew.
+    /// Reads one fact. A file that cannot be decoded counts as absent, and will be written anew.
     pub(in crate::store) fn read<T: DeserializeOwned>(
         &self,
         repo: &Repo,
@@ -119,7 +120,7 @@ impl Refs {
         Ok(record)
     }
 
-    /// Writes one fact, at once and for good.
+    /// Writes one fact atomically and durably.
     pub(in crate::store) fn write<T: Serialize>(
         &self,
         repo: &Repo,
@@ -129,7 +130,7 @@ impl Refs {
         self.disk.replace(&self.path(repo, of), &encode(record), FileMode::PLAIN)
     }
 
-    /// Takes a fact back. Not synced: after a power loss it may be there again, and says nothing wrong.
+    /// Removes a fact. This is not synced: after a power loss the fact may be there again, and is not wrong.
     pub(in crate::store) fn remove(&self, repo: &Repo, of: Ref<'_>) {
         let path = self.path(repo, of);
         if let Err(error) = fs::remove_file(&path)
@@ -139,7 +140,7 @@ impl Refs {
         }
     }
 
-    /// Whether nothing is said of a repository any more.
+    /// Whether a repository has no facts any more.
     pub(in crate::store) fn is_empty(&self, repo: &Repo) -> Result<bool, Error> {
         for kind in RefKind::ALL {
             if let Some(name) = files::names(&self.folder(repo, kind))?.next() {
@@ -149,7 +150,7 @@ impl Refs {
         Ok(true)
     }
 
-    /// Removes the folders of a repository of which nothing is left, and those above it that become empty.
+    /// Removes the folders of a repository without facts, and those above it that become empty.
     pub(in crate::store) fn clear(&self, repo: &Repo) {
         let layout = self.layout(repo);
         for folder in
@@ -170,18 +171,18 @@ impl Refs {
         self.path(repo, of).exists()
     }
 
-    /// How long the file of a fact is, and when it was written, in seconds since 1970.
+    /// Returns the size of the file of a fact in bytes, and when it was written, in seconds since 1970.
     pub(in crate::store) fn size_and_time(&self, repo: &Repo, of: Ref<'_>) -> Option<(u64, u64)> {
         let metadata = fs::symlink_metadata(self.path(repo, of)).ok()?;
         Some((metadata.len(), u64::try_from(metadata.mtime()).unwrap_or(0)))
     }
 
-    /// When a fact was written.
+    /// Returns when a fact was written.
     pub(in crate::store) fn modified(&self, repo: &Repo, of: Ref<'_>) -> Option<SystemTime> {
         fs::metadata(self.path(repo, of)).ok()?.modified().ok()
     }
 
-    /// A repository's tags, in byte order.
+    /// Returns the tags of a repository in byte order.
     pub(in crate::store) fn tags(&self, repo: &Repo) -> Result<Vec<Tag>, Error> {
         let mut tags = Vec::new();
         self.each_tag(repo, &mut |tag| {
@@ -192,12 +193,12 @@ impl Refs {
         Ok(tags)
     }
 
-    /// A repository's tags one by one, in no order, for as long as `visit` returns true: there may be many.
+    /// Visits the tags of a repository one by one, in no order: there may be many.
     pub(in crate::store) fn each_tag(&self, repo: &Repo, visit: VisitRef<'_, Tag>) -> Result<(), Error> {
         self.each(repo, RefKind::Tags, |name| Tag::parse(name).ok(), visit)
     }
 
-    /// The digests that a repository has facts of one kind about, in the same way.
+    /// Visits the digests that a repository has facts of one kind about, one by one, in no order.
     pub(in crate::store) fn each_digest(
         &self,
         repo: &Repo,
@@ -224,7 +225,7 @@ impl Refs {
         Ok(())
     }
 
-    /// How many files of facts a repository has, whatever they are.
+    /// Counts the files of facts of a repository.
     pub(in crate::store) fn count(&self, repo: &Repo) -> Result<u64, Error> {
         let mut count = 0;
         for kind in RefKind::ALL {
@@ -233,7 +234,7 @@ impl Refs {
         Ok(count)
     }
 
-    /// Whether any fact of a repository is public, from the files.
+    /// Whether any fact of a repository is public, according to the files.
     pub(in crate::store) fn is_any_public(&self, repo: &Repo) -> Result<bool, Error> {
         let mut is_public = false;
         self.each_digest(repo, RefKind::Manifests, &mut |digest| {
@@ -252,12 +253,12 @@ impl Refs {
         Ok(is_public)
     }
 
-    /// Whether there is a layout for the repository, be it another tool's.
+    /// Whether the repository has a layout, also one of another tool.
     pub(in crate::store) fn knows(&self, repo: &Repo) -> bool {
         self.layout(repo).is_dir()
     }
 
-    /// Every repository that has a layout, in the byte order of `registry/name`.
+    /// Returns every repository that has a layout, in byte order of `registry/name`.
     pub(in crate::store) fn repositories(&self) -> Result<Vec<Repo>, Error> {
         let root = self.disk.root().join("repos");
         let mut found = Vec::new();
@@ -270,7 +271,7 @@ impl Refs {
     }
 }
 
-/// Finds the repositories of one registry, with a list of folders still to look at rather than recursion.
+/// Finds the repositories of one registry, with a list of waiting folders rather than recursion.
 fn walk(registry_folder: &Path, registry: &Registry, found: &mut Vec<Repo>) -> Result<(), Error> {
     let mut waiting = vec![String::new()];
     while let Some(name) = waiting.pop() {

@@ -1,7 +1,10 @@
-//! Which repositories' `index.json` does not show yet what their refs say, and when each is to be rendered.
+//! The repositories whose `index.json` does not show their refs yet, and when each is to be rendered.
 //!
 //! A small one may be rendered at once. A large one waits for its turn: all large ones together are written at
 //! [`LARGE_BYTES_PER_SECOND`] on average.
+//!
+//! Why this is here and not with the layouts: a change of the refs makes an `index.json` stale, whichever room made
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,9 +14,9 @@ use crate::oci::Repo;
 use crate::store::metadata::refs::Refs;
 use crate::sync::lock;
 
-/// An `index.json` of more bytes than this, of some 4,000 tags, waits for its turn.
+/// Bytes of an `index.json`, of some 4,000 tags, beyond which it waits for its turn.
 const LARGE_BYTES: u64 = 1024 * 1024;
-/// Bytes of large ones that are written in a second, on average.
+/// Bytes of large `index.json` files that are written per second, on average.
 const LARGE_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// The repositories whose `index.json` is out of date.
@@ -40,7 +43,8 @@ impl StaleLayouts {
         is_news
     }
 
-    /// When a repository may be rendered: at once, or if that writes much, after all of that kind that came first.
+    /// Returns when a repository may be rendered: at once, or if its `index.json` is large, after all large ones
+    /// before it.
     fn turn(&self, repo: &Repo) -> Instant {
         let (now, takes) = (Instant::now(), self.render_time(repo));
         if takes.is_zero() {
@@ -57,7 +61,7 @@ impl StaleLayouts {
         self.refs.index_json_bytes(repo) > LARGE_BYTES
     }
 
-    /// How long the writing of a repository's `index.json` is to take from the others' time.
+    /// Returns how long a repository's `index.json` delays the next large one.
     pub(in crate::store) fn render_time(&self, repo: &Repo) -> Duration {
         match self.refs.index_json_bytes(repo) {
             bytes if bytes > LARGE_BYTES => Duration::from_secs(bytes / LARGE_BYTES_PER_SECOND),
@@ -70,7 +74,7 @@ impl StaleLayouts {
         lock(&self.due).remove(repo);
     }
 
-    /// The repository that has been due for longest, which counts as rendered.
+    /// Takes the repository that has been due for longest, if one is due.
     pub(in crate::store) fn take_due(&self) -> Option<Repo> {
         let mut all = lock(&self.due);
         let (repo, due) = all.iter().min_by_key(|(_, due)| **due)?;
@@ -82,12 +86,12 @@ impl StaleLayouts {
         Some(repo)
     }
 
-    /// All that are to be rendered some time, which count as rendered.
+    /// Takes all repositories, also those that are not due yet.
     pub(in crate::store) fn take_all(&self) -> Vec<Repo> {
         std::mem::take(&mut *lock(&self.due)).into_keys().collect()
     }
 
-    /// When the next repository is to be rendered.
+    /// Returns when the next repository is to be rendered.
     pub(in crate::store) fn next_due(&self) -> Option<Instant> {
         lock(&self.due).values().min().copied()
     }

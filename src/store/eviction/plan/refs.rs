@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use crate::store::eviction::plan::shares::fair_share;
 use crate::store::eviction::plan::stock::OwnerId;
 
-/// Once there are too many, so many parts in [`DOWN_OF`] of what may be is left: a look at all of them is to last.
+/// Once there are too many refs, they are reduced to `DOWN_TO` parts in [`DOWN_OF`] of the limit, so that a look at
+/// all of them lasts.
 const DOWN_TO: u64 = 7;
 const DOWN_OF: u64 = 8;
 
@@ -28,16 +29,16 @@ pub(in crate::store) struct RefItem {
     pub is_whole: bool,
 }
 
-/// How much all refs may take, and how much those of one repository.
+/// Bytes that all refs may take, and those of one repository.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct RefLimits {
     pub all: u64,
     pub repo: u64,
-    /// What a repository itself takes as long as there is anything of it.
+    /// Bytes that a repository itself takes as long as it has refs.
     pub repo_itself: u64,
 }
 
-/// What there is of something, how much of it is to go, and how many refs there are.
+/// The bytes of refs of one owner or repository, how many of them are to go, and the number of refs.
 #[derive(Clone, Copy, Default)]
 struct Amount {
     bytes: u64,
@@ -52,7 +53,8 @@ impl Amount {
     }
 }
 
-/// The numbers of those that go. `kept`: bytes of each owner that must not, such as what pins need.
+/// Returns the indices of the refs to remove. `kept` has the bytes of each owner that must stay, such as those of
+/// pins.
 pub(in crate::store) fn plan_refs(
     refs: &[RefItem],
     kept: &HashMap<OwnerId, u64>,

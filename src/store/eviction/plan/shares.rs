@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use crate::store::eviction::plan::stock::{OwnerId, Stock, index};
 
-/// Content that was used within this time is asked for: what a site pulls again every week is what it lives on.
+/// Content that was used within this time counts as asked for. What a site pulls again every week is what it lives
+/// on.
 pub(in crate::store) const RECENT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Who has more than a fair share keeps three quarters of that at least. The rest is play: images go whole, and the one
-/// that brings must be able to reach its own share.
+/// The part of a fair share that an owner with more than that keeps. The rest is needed because images go whole, and
+/// the one that brings content must be able to reach its own share.
 const SPARED: (u64, u64) = (3, 4);
 
-/// What each owner has of content that is asked for, and what it keeps of it.
+/// The bytes that each owner has of content that is asked for, and those that it keeps.
 #[derive(Debug)]
 pub(in crate::store) struct FairShares {
     left: Vec<u64>,
@@ -25,7 +26,7 @@ pub(in crate::store) struct FairShares {
 }
 
 impl FairShares {
-    /// `recent`: which blobs are asked for.
+    /// Computes the shares. `recent` says which blobs are asked for.
     pub(in crate::store) fn new(stock: &Stock, recent: &[bool]) -> Self {
         let mut held = stock.filling.clone();
         let mut left = vec![0; held.len()];
@@ -52,7 +53,7 @@ impl FairShares {
         Self { left, spared }
     }
 
-    /// Lets these go, if everybody keeps what is to be spared. Nothing is noted if not.
+    /// Takes these blobs from their owners, if each keeps what is spared for it. Returns whether they may go.
     pub(in crate::store) fn let_go(&mut self, stock: &Stock, recent: &[bool], goes: &[u32]) -> bool {
         let asked_for = || goes.iter().map(|number| index(*number)).filter(|number| recent[*number]);
         let mut takes: Vec<(OwnerId, u64)> = Vec::new();
@@ -76,13 +77,13 @@ impl FairShares {
     }
 }
 
-/// Who has most, and so brings, where nobody is named: of real owners only.
+/// Returns the owner with the most bytes, which counts as the one that brings content if none is named.
 fn largest(held: &[u64]) -> Option<OwnerId> {
     let owners = (0..).zip(held).filter(|(number, bytes)| *number != OwnerId::NOBODY.0 && **bytes > 0);
     owners.max_by_key(|(_, bytes)| **bytes).map(|(number, _)| OwnerId(number))
 }
 
-/// The level up to which each has what it needs, if one more needs as much as it can get.
+/// Returns the level up to which each of `needs` is met, if one more owner takes as much as it can get.
 pub(in crate::store) fn fair_share(limit: u64, needs: &[u64]) -> u64 {
     let mut needs = needs.to_vec();
     needs.sort_unstable();

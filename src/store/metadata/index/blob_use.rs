@@ -1,17 +1,17 @@
-//! What the index knows of a blob, and the short name of a digest.
+//! What the index knows of a blob, and short digests.
 //!
-//! A short name is the first 16 bytes of a key: the algorithm, and 15 bytes of the hash, which no two digests
-//! share. The trees are walked in the order of their keys, so short names come sorted.
+//! A short digest is the first 16 bytes of a key: the algorithm, and 15 bytes of the hash, which no two digests
+//! share. The trees are walked in the order of their keys, so short digests come sorted.
 
 use crate::clock::age;
 use crate::oci::Digest;
 use crate::store::metadata::index::key;
 use crate::store::metadata::index::trees::first_number;
 
-/// A digest, as short as it can be told from all others.
+/// A digest, shortened to the bytes that tell it from all others.
 pub(in crate::store) type ShortDigest = u128;
 
-/// One blob as the index knows it.
+/// The size of a blob in bytes, and its first and last use in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct BlobUse {
     pub size: u64,
@@ -28,7 +28,7 @@ pub(in crate::store) fn short_of_key(key: &[u8]) -> Option<ShortDigest> {
 }
 
 impl BlobUse {
-    /// A record as it stands; one of an earlier berth lacks the first use.
+    /// Reads a record. One of an earlier version lacks the first use.
     pub(in crate::store) fn read(value: &[u8]) -> Self {
         let number = |at: usize| value.get(at..).map(first_number);
         let last_use = number(8).unwrap_or(0);
@@ -36,8 +36,8 @@ impl BlobUse {
         Self { size: first_number(value), last_use, first_use }
     }
 
-    /// What is known after a use at `at`. No time that is noted lies ahead of `now`: of a use that was noted by a wrong
-    /// clock it is known only that it has been.
+    /// Returns the record after a use at `at`. No time in it lies after `now`: of a use that a wrong clock has noted
+    /// it is only known that it was.
     pub(in crate::store) fn used(old: Option<Self>, size: u64, at: u64, now: u64) -> Self {
         let at = at.min(now);
         let old = old.map(|old| old.believed(now));
@@ -45,12 +45,12 @@ impl BlobUse {
         Self { size, last_use, first_use: old.map_or(at, |old| old.first_use) }
     }
 
-    /// Whether a use was noted by a clock that was ahead.
+    /// Whether a clock that was ahead has noted a use.
     pub(in crate::store) fn is_ahead(self, now: u64) -> bool {
         [self.first_use, self.last_use].into_iter().any(|at| age(at, now).is_none())
     }
 
-    /// The same with times that have been: a use at a time of the future counts as one of now.
+    /// Returns the record with uses in the future replaced by uses at `now`.
     pub(in crate::store) fn believed(self, now: u64) -> Self {
         let last_use = self.last_use.min(now);
         Self { last_use, first_use: self.first_use.min(last_use), ..self }

@@ -1,26 +1,27 @@
-//! How much is in the trees, known without counting, and checked by counting behind.
+//! How much is in the trees, known without counting, and checked by counting in the background.
 //!
 //! sled may lose records without a word, and reading all of them takes seconds for every million: too long for a
-//! start. So each record is counted as it comes and goes, the sums are noted when the index is closed, and behind
-//! every start [`audit`](crate::store::metadata::index::database::Database::audit) reads all there is and compares. It does so in small steps and in the order of the
-//! keys; what changes meanwhile at a key that it has passed changes both sums, so the two agree to the record.
+//! start. So each record is counted as it comes and goes, the sums are noted when the index is closed, and after
+//! every start [`audit`](crate::store::metadata::index::database::Database::audit) reads all records and compares. It
+//! does so in small steps and in the order of the keys; what changes meanwhile at a key that it has passed changes
+//! both sums, so the two agree to the record.
 
 use std::sync::{Mutex, MutexGuard};
 
 use crate::store::metadata::index::trees::{CountedTree, first_number};
 use crate::sync::lock;
 
-/// Of a sum as it is noted.
+/// Bytes of an encoded sum.
 const SUM_BYTES: usize = 16;
 
-/// How many records there are, and how many bytes they stand for.
+/// The number of records, and the bytes on disk that they stand for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Sum {
     pub records: u64,
     pub bytes: u64,
 }
 
-/// The sum of a tree, and the recount that is under way.
+/// The sum of a tree, and the recount that is running, if one is.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Tally {
     sum: Sum,
@@ -29,7 +30,7 @@ pub(in crate::store) struct Tally {
 
 #[derive(Debug, Default)]
 struct Recount {
-    /// The last key that was counted.
+    /// The last key that the recount has read.
     reached: Vec<u8>,
     sum: Sum,
 }
@@ -57,7 +58,7 @@ impl Sum {
 }
 
 impl Tally {
-    /// A record has come, gone or changed; numbers are the bytes that it stands for.
+    /// Notes that a record has come, gone or changed. `old` and `new` are the bytes that it stood and stands for.
     pub(in crate::store) fn replace(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
         self.sum.replace(old, new);
         if let Some(recount) = self.recount.as_mut().filter(|recount| key <= &*recount.reached) {
@@ -83,17 +84,17 @@ impl Tally {
         }
     }
 
-    /// Ends a recount that did not come to its end.
+    /// Ends a recount without a result.
     pub(in crate::store) fn abandon(&mut self) {
         self.recount = None;
     }
 
-    /// The last key that a recount has counted.
+    /// Returns the last key that the recount has read.
     pub(in crate::store) fn reached(&self) -> Option<&[u8]> {
         Some(&self.recount.as_ref()?.reached)
     }
 
-    /// Believes what was counted. Returns whether that is news, if it was counted to the end.
+    /// Ends a recount and takes its sum. Returns whether the sum before was right; `None` if there is no recount.
     pub(in crate::store) fn end(&mut self) -> Option<bool> {
         let counted = self.recount.take()?.sum;
         let was_right = counted == self.sum;
@@ -102,22 +103,22 @@ impl Tally {
     }
 }
 
-/// The tallies of all parts.
+/// The tallies of all counted trees.
 #[derive(Default)]
 pub(in crate::store) struct Counters([Mutex<Tally>; CountedTree::ALL.len()]);
 
 impl Counters {
-    /// The tally of a part, which nobody else changes meanwhile.
+    /// Locks the tally of a tree.
     pub(in crate::store) fn of(&self, part: CountedTree) -> MutexGuard<'_, Tally> {
         lock(&self.0[part as usize])
     }
 
-    /// All sums, in the order of [`CountedTree::ALL`].
+    /// Encodes all sums, in the order of [`CountedTree::ALL`].
     pub(in crate::store) fn to_bytes(&self) -> Vec<u8> {
         self.0.iter().flat_map(|tally| lock(tally).sum.to_bytes()).collect()
     }
 
-    /// Begins with these sums.
+    /// Replaces all sums by encoded ones.
     pub(in crate::store) fn set_sums(&self, sums: &[u8]) {
         for (at, tally) in self.0.iter().enumerate() {
             let sum = sums.chunks(SUM_BYTES).nth(at).map_or_else(Sum::default, Sum::from_bytes);

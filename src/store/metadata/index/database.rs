@@ -1,10 +1,10 @@
-//! The database of the index, behind a fence. The only file that names sled.
+//! The database of the index, behind a fence. This is the only file that names sled.
 //!
-//! sled 0.34 syncs with `sync_file_range` and so promises nothing across a power loss, and on garbage it may
-//! return an error, panic, or quietly lose records. Hence: **no answer is ever an error, only "don't know"** (`None`), for
-//! which the caller looks at the files; every call is behind `catch_unwind`; the first failure disables the database until
-//! it is started over; and all records can be read and counted ([`Database::audit`]), so that what is broken breaks then,
-//! and what is lost is missed.
+//! sled 0.34 syncs with `sync_file_range` and so promises nothing across a power loss, and on garbage it may return
+//! an error, panic, or quietly lose records. Hence: **no answer is ever an error, only "don't know"** (`None`), for
+//! which the caller reads the files; every call is behind `catch_unwind`; the first failure disables the database
+//! until it is started over; and all records can be read and counted ([`Database::audit`]), so that broken ones fail
+//! then, and lost ones are missed.
 
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -19,42 +19,42 @@ use crate::store::metadata::index::guard::{catch, clear_away, drop_quietly};
 use crate::store::metadata::index::key::Fact;
 use crate::store::metadata::index::trees::{CountedTree, first_number, weight};
 
-/// Another version of the trees is not migrated but rebuilt.
+/// The version of the trees. Trees of another version are not migrated but rebuilt.
 const VERSION: &[u8] = b"berth 3";
-/// sled's own default lets its cache grow to 1 GiB. What is not in it is in the kernel's; and beside it sled keeps
-/// some 50 bytes a record in memory.
+/// Bytes of sled's cache, whose default is 1 GiB. Pages outside of it are in the kernel's cache; besides, sled keeps
+/// some 50 bytes per record in memory.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// How long sled may keep records in memory only; they can all be found again. At each flush of a store more than half of
-/// whose segments are free, as after a rebuild, sled moves half a megabyte that nobody has changed, for ever: once a second
-/// that would be 45 GB a day of an idle berth.
+/// Milliseconds for which sled may keep records in memory only; all of them can be rebuilt. At each flush of a store
+/// more than half of whose segments are free, as after a rebuild, sled moves half a megabyte that nobody has changed:
+/// once a second that would be 45 GB a day of an idle berth.
 const FLUSH_EVERY_MS: u64 = 30_000;
 
-/// How the index was found.
+/// The state in which the index was found at the start.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::store) enum IndexState {
-    /// Closed in order, at this many seconds since 1970: believed, but for what changed afterwards.
+    /// It was closed in order, at this time in seconds since 1970. It is right but for later changes.
     Clean(u64),
-    /// Left by a process that was killed: to be compared with the files.
+    /// A process that was killed has left it. It must be compared with the files.
     Unclean,
-    /// Empty now, to be filled from the files, for this reason.
+    /// It is empty now, for this reason, and must be filled from the files.
     Fresh(String),
 }
 
-/// Records read at a time: nobody else can put one into that tree meanwhile.
+/// Number of records that a recount reads at a time. Nobody else can put one into that tree meanwhile.
 const STEP_RECORDS: usize = 500;
 
-/// Trees of records, each of which may be lost.
+/// A database of trees of records. Any record may be lost.
 pub(in crate::store) struct Database {
     folder: PathBuf,
     trees: RwLock<Option<Arc<Trees>>>,
-    /// Whether it says what the files say: not while it is being filled, nor after an unclean stop until it
-    /// is compared. Until then it is no word on lists, nor on what can change.
+    /// Whether it agrees with the files. False while it is rebuilt, and after an unclean stop until it is compared;
+    /// then lists, and records that can change, are not read from it.
     is_complete: AtomicBool,
-    /// Whether it is marked as closed in order, which the next change takes back.
+    /// Whether it is marked as closed in order. The next change removes the mark.
     is_closed: AtomicBool,
-    /// What is in each [`CountedTree`].
+    /// The sums of each [`CountedTree`].
     counters: Counters,
-    /// Told when it has failed, so that somebody rebuilds it.
+    /// Notified when it has failed, so that it is rebuilt.
     failed: Arc<Notify>,
 }
 
@@ -74,7 +74,7 @@ pub(in crate::store) struct Trees {
 }
 
 impl Database {
-    /// Opens what is there, or an empty one instead, or none if even that fails: the files still answer.
+    /// Opens the database that is there, or an empty one instead, or none if even that fails.
     pub(in crate::store) fn open(folder: &Path, failed: Arc<Notify>) -> (Self, IndexState) {
         let database = Self {
             folder: folder.to_owned(),
@@ -100,7 +100,7 @@ impl Database {
         (database, found)
     }
 
-    /// Replaces whatever is there by an empty index. Returns whether there is one now.
+    /// Replaces the database by an empty one. Returns whether that was possible.
     pub(in crate::store) fn start_over(&self) -> bool {
         self.is_complete.store(false, Ordering::Release);
         drop_quietly(self.trees.write().unwrap_or_else(PoisonError::into_inner).take());
@@ -128,12 +128,12 @@ impl Database {
         self.is_complete.load(Ordering::Acquire) && !self.is_disabled()
     }
 
-    /// Says whether it says what the files say.
+    /// Sets whether it agrees with the files.
     pub(in crate::store) fn set_complete(&self, is_complete: bool) {
         self.is_complete.store(is_complete, Ordering::Release);
     }
 
-    /// Writes everything out and, unless it has not been compared yet, marks the index as closed in order.
+    /// Flushes everything and marks the database as closed in order at `at`, unless it has not been compared yet.
     pub(in crate::store) fn close(&self, at: u64) {
         if !self.is_complete() {
             return;
@@ -147,13 +147,12 @@ impl Database {
         self.is_closed.store(true, Ordering::Release);
     }
 
-    /// How many records a part has, and how many bytes they stand for. After an unclean stop it is what was last noted,
-    /// until they are counted.
+    /// Returns the sum of a tree. After an unclean stop this is what was last noted, until the records are counted.
     pub(in crate::store) fn sum(&self, part: CountedTree) -> Sum {
         self.counters.of(part).sum()
     }
 
-    /// Asks sled to change something, after which the index is not closed in order any more.
+    /// Has sled change something. The database is not closed in order any more then.
     pub(in crate::store) fn change<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
         if self.is_closed.swap(false, Ordering::AcqRel) {
             self.with(|trees| {
@@ -164,7 +163,7 @@ impl Database {
         self.with(ask)
     }
 
-    /// Asks sled. The first time that it fails, it is not asked again.
+    /// Asks sled. After the first failure it is not asked again.
     pub(in crate::store) fn with<T>(&self, ask: impl FnOnce(&Trees) -> sled::Result<T>) -> Option<T> {
         let trees = self.trees.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         match catch(|| ask(&trees)) {
@@ -185,7 +184,7 @@ impl Database {
         self.insert(part, &mut counted, key, value);
     }
 
-    /// Puts what `change` makes of the record that is there, if it makes anything. Nobody else changes that meanwhile.
+    /// Replaces a record by what `change` returns, if it returns anything. Nobody else changes the record meanwhile.
     pub(in crate::store) fn update(
         &self,
         part: CountedTree,
@@ -213,8 +212,8 @@ impl Database {
         }
     }
 
-    /// Reads every record once, so that what is broken breaks now, and brings the sums in line. Returns whether
-    /// they were right, and so nothing was lost.
+    /// Reads every record once, so that broken ones are found now, and corrects the sums. Returns whether the sums
+    /// were right, so that no record was lost.
     pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
         let mut was_right = true;
         for part in CountedTree::ALL {
@@ -255,7 +254,7 @@ impl Database {
         }
     }
 
-    /// Notes the sums, for the next start.
+    /// Writes the sums down for the next start.
     pub(in crate::store) fn note_sums(&self) {
         let sums = self.counters.to_bytes();
         self.with(|trees| trees.meta.insert("sums", sums));
@@ -265,7 +264,7 @@ impl Database {
         *self.trees.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(trees));
     }
 
-    /// Asks these trees no more; others may have taken their place already.
+    /// Takes failed trees out of use, unless others have taken their place already.
     fn disable(&self, failed: &Arc<Trees>) {
         let mut trees = self.trees.write().unwrap_or_else(PoisonError::into_inner);
         if trees.as_ref().is_some_and(|trees| Arc::ptr_eq(trees, failed)) {
@@ -277,7 +276,7 @@ impl Database {
 }
 
 impl Trees {
-    /// Opens an index that another process has left: its sums, and when it was closed in order.
+    /// Opens the trees that another process has left. Returns also their sums, and when they were closed in order.
     fn load(folder: &Path) -> sled::Result<(Self, Vec<u8>, Option<u64>)> {
         let trees = Self::open(folder)?;
         if trees.meta.get("version")?.as_deref() != Some(VERSION) {
@@ -316,7 +315,7 @@ impl Trees {
         })
     }
 
-    /// Adds what `read` makes of the keys of a part and `filter` lets through.
+    /// Adds the facts that `read` makes of the keys of a tree and that pass `filter`.
     pub(in crate::store) fn collect(
         &self,
         part: CountedTree,
@@ -330,7 +329,7 @@ impl Trees {
         Ok(())
     }
 
-    /// The tree of a part.
+    /// Returns a counted tree.
     pub(in crate::store) fn of(&self, part: CountedTree) -> &Tree {
         match part {
             CountedTree::Blob => &self.blob,

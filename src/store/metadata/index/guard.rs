@@ -1,4 +1,4 @@
-//! A fence around a database that may panic, and the removal of one that is broken.
+//! A fence around a database that may panic, and the removal of a broken one.
 
 use std::fmt::Display;
 use std::fs;
@@ -6,9 +6,9 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// Runs what may fail or panic, and says why it did.
+/// Runs work that may fail or panic, and returns the reason if it does.
 ///
-/// Asserted to be unwind safe: whatever the closure shares is the database, which is not asked again after.
+/// It is asserted to be unwind safe: the closure shares only the database, which is not asked again after a failure.
 pub(in crate::store) fn catch<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
@@ -20,13 +20,13 @@ pub(in crate::store) fn catch<T, E: Display>(work: impl FnOnce() -> Result<T, E>
     }
 }
 
-/// Drops what flushes when it is dropped, and fails in the same ways then.
+/// Drops a value that flushes when it is dropped, and may fail or panic then.
 pub(in crate::store) fn drop_quietly<T>(it: T) {
     let _ = catch_unwind(AssertUnwindSafe(move || drop(it)));
 }
 
-/// Removes a database, or the file in its place. It is renamed first: one that is still closing down goes on
-/// writing to files that nobody will look for.
+/// Removes a database, or the file in its place. It is renamed first, because one that is still closing down goes on
+/// writing to its files.
 pub(in crate::store) fn clear_away(path: &Path) -> io::Result<()> {
     let aside = path.with_extension("broken");
     remove(&aside)?;

@@ -1,5 +1,5 @@
-//! The index read as a whole, for eviction: everything at once, by short names. There may be millions of records, so they
-//! are shown and not handed out.
+//! The index read as a whole, for eviction: everything at once, by short digests. There may be millions of records,
+//! so they are shown one by one and not collected.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
@@ -13,7 +13,7 @@ use crate::store::metadata::records::{ManifestRecord, TagRecord, decode};
 
 pub(in crate::store) use crate::store::metadata::index::trees::REPO_BYTES as REPO_ITSELF_BYTES;
 
-/// What some digests still mean to repositories.
+/// The grants and tags that name some digests.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Mentions {
     pub grants: Vec<(Repo, Digest)>,
@@ -22,17 +22,17 @@ pub(in crate::store) struct Mentions {
 
 /// A tag, a manifest's record, a grant or a list of referrers.
 pub(in crate::store) struct SeenRef<'a> {
-    /// Stands for its name.
+    /// A hash of its name.
     pub id: u64,
     pub registry: &'a str,
-    /// Stands for its repository.
+    /// A hash of its repository.
     pub repo_id: u64,
     /// The content that it is about.
     pub about: ShortDigest,
-    /// Whether it is a name by which that is asked for, rather than what goes with it.
+    /// Whether clients ask for the content by it, as by a tag or a manifest's record.
     pub is_root: bool,
     pub bytes: u64,
-    /// When it was last of use, as far as itself can tell, in seconds since 1970.
+    /// When it was last of use as far as its record tells, in seconds since 1970.
     pub used_at: u64,
 }
 
@@ -40,7 +40,7 @@ fn id(part: CountedTree, key: &[u8]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one((part as usize, key))
 }
 
-/// Stands for a repository.
+/// Returns the hash of a repository that [`SeenRef`] has.
 pub(in crate::store) fn repo_id(repo: &Repo) -> u64 {
     id(CountedTree::Repo, &key::repo(repo))
 }
@@ -68,11 +68,11 @@ fn seen<'a>(part: CountedTree, key: &'a [u8], value: &[u8]) -> Option<SeenRef<'a
     })
 }
 
-/// The trees that refs are in.
+/// The trees of refs.
 const PARTS: [CountedTree; 4] =
     [CountedTree::Tag, CountedTree::Manifest, CountedTree::Grant, CountedTree::Referrers];
 
-/// The index as a whole.
+/// A view of all of the index.
 pub(in crate::store) struct Inventory<'a> {
     database: &'a Database,
 }
@@ -82,7 +82,7 @@ impl<'a> Inventory<'a> {
         Self { database }
     }
 
-    /// Shows every blob, sorted. Returns whether these were all.
+    /// Shows every blob, sorted by short digest. Returns whether all were shown.
     pub(in crate::store) fn each_blob(&self, show: &mut dyn FnMut(ShortDigest, BlobUse)) -> bool {
         let done = self.database.with(|trees| {
             for item in trees.of(CountedTree::Blob) {
@@ -96,7 +96,8 @@ impl<'a> Inventory<'a> {
         done.is_some()
     }
 
-    /// Shows what every manifest refers to and claims that to weigh, sorted. Returns whether these were all.
+    /// Shows for every manifest the size that it claims and what it refers to, sorted by short digest. Returns
+    /// whether all were shown.
     pub(in crate::store) fn each_parts(
         &self,
         show: &mut dyn FnMut(ShortDigest, u64, &[ShortDigest]),
@@ -115,7 +116,7 @@ impl<'a> Inventory<'a> {
         done.is_some()
     }
 
-    /// Shows which registries hold which digests, in the order of these. Returns whether these were all.
+    /// Shows which registries hold which digests, sorted by short digest. Returns whether all were shown.
     pub(in crate::store) fn each_holding_of_all(&self, show: &mut dyn FnMut(&str, ShortDigest)) -> bool {
         let done = self.database.with(|trees| {
             for key in trees.of(CountedTree::Holding).iter().keys() {
@@ -129,7 +130,7 @@ impl<'a> Inventory<'a> {
         done.is_some()
     }
 
-    /// The manifests of which nobody has noted what they refer to, with their media types.
+    /// Returns the stored manifests for which it is not noted what they refer to, with their media types.
     pub(in crate::store) fn without_parts(&self) -> Option<Vec<(Digest, String)>> {
         let mut seen = HashSet::new();
         self.database.with(|trees| {
@@ -151,7 +152,7 @@ impl<'a> Inventory<'a> {
         })
     }
 
-    /// What refs still say of digests that are gone.
+    /// Returns the refs about digests that are gone.
     pub(in crate::store) fn mentions(&self, gone: &HashSet<Digest>) -> Mentions {
         let found = self.database.with(|trees| {
             let mut found = Mentions::default();
@@ -174,7 +175,7 @@ impl<'a> Inventory<'a> {
         found.unwrap_or_default()
     }
 
-    /// Shows every ref. Returns whether these were all.
+    /// Shows every ref. Returns whether all were shown.
     pub(in crate::store) fn each_ref(&self, show: &mut dyn FnMut(SeenRef<'_>)) -> bool {
         let done = self.database.with(|trees| {
             for part in PARTS {
@@ -188,7 +189,7 @@ impl<'a> Inventory<'a> {
         done.is_some()
     }
 
-    /// The refs that these stand for.
+    /// Returns the refs with these hashes.
     pub(in crate::store) fn refs_of(&self, ids: &HashSet<u64>) -> Vec<Fact> {
         let found = self.database.with(|trees| {
             let mut found = Vec::new();

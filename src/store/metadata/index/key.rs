@@ -5,7 +5,7 @@ use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
 const SHA256_BYTES: usize = 32;
 const SHA512_BYTES: usize = 64;
 
-/// Something that the index says is in the files.
+/// A fact that the index has and that a file should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Fact {
     Blob(Digest),
@@ -31,7 +31,7 @@ pub(in crate::store) fn repo(repo: &Repo) -> Vec<u8> {
     repo.to_string().into_bytes()
 }
 
-/// What all keys of a repository's records begin with.
+/// Returns the prefix of the keys of a repository's records.
 pub(in crate::store) fn prefix(of: &Repo) -> Vec<u8> {
     let mut key = repo(of);
     key.push(0);
@@ -50,14 +50,14 @@ pub(in crate::store) fn repo_digest(of: &Repo, about: &Digest) -> Vec<u8> {
     key
 }
 
-/// What one registry holds of a digest.
+/// Returns the key of what one registry holds of a digest.
 pub(in crate::store) fn holding(of: &Digest, registry: &Registry) -> Vec<u8> {
     let mut key = digest(of);
     key.extend_from_slice(registry.as_str().as_bytes());
     key
 }
 
-/// The registry of such a key.
+/// Reads the registry from the key of a holding.
 pub(in crate::store) fn holder(holding: &[u8]) -> Option<&str> {
     let bytes = match holding.first()? {
         1 => SHA256_BYTES,
@@ -83,7 +83,7 @@ pub(in crate::store) fn to_repo(key: &[u8]) -> Option<Repo> {
     Some(Repo { registry: Registry::parse(registry).ok()?, name: RepoName::parse(name).ok()? })
 }
 
-/// The registry of a repository's key.
+/// Reads the registry from the key of a repository.
 pub(in crate::store) fn registry(repo: &[u8]) -> Option<&str> {
     std::str::from_utf8(repo).ok()?.split_once('/').map(|(registry, _)| registry)
 }

@@ -35,7 +35,7 @@ impl Index {
             .map(|value| first_number(&value))
     }
 
-    /// What `repo` is granted of `digest`.
+    /// Returns the grant of a digest to a repository.
     pub(in crate::store) fn grant(&self, repo: &Repo, digest: &Digest) -> Option<Grant> {
         decode(
             &self
@@ -44,7 +44,7 @@ impl Index {
         )
     }
 
-    /// What each registry holds of a digest.
+    /// Returns what each registry holds of a digest.
     pub(in crate::store) fn holdings(&self, digest: &Digest) -> Option<Holdings> {
         let mut holdings = Holdings::new();
         self.each_holding(digest, &mut |registry, value| {
@@ -65,7 +65,7 @@ impl Index {
         })
     }
 
-    /// Notes a grant, which is all that the repository's files say of the digest.
+    /// Puts a grant, which stands for all that the repository's files say of the digest.
     pub(in crate::store) fn put_grant(&self, repo: &Repo, digest: &Digest, grant: Grant) {
         let value = encode(&grant);
         self.database.update(CountedTree::Grant, &key::repo_digest(repo, digest), |old| {
@@ -75,7 +75,7 @@ impl Index {
         self.put_holding(repo, digest, Holding::of(grant), None);
     }
 
-    /// Notes what a registry holds, and of what type a manifest is that it has publicly.
+    /// Adds to what a registry holds of a digest, and puts the record of a manifest that it has publicly.
     fn put_holding(&self, of: &Repo, digest: &Digest, holding: Holding, public: Option<&ManifestRecord>) {
         self.database.update(CountedTree::Holding, &key::holding(digest, &of.registry), |old| {
             let (flags, record) = old.and_then(|old| old.split_first()).unwrap_or((&0, &[]));
@@ -95,7 +95,7 @@ impl Index {
         Some(record)
     }
 
-    /// A tag's record, if it was read a moment ago and is the whole truth.
+    /// Returns a tag's record if it is cached and the index is complete.
     pub(in crate::store) fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
         self.tags.get(&key::tag(repo, tag.as_str())).filter(|_| self.database.is_complete())
     }
@@ -107,7 +107,8 @@ impl Index {
         self.raise_repo(repo, record.public);
     }
 
-    /// Notes that upstream confirmed a tag; a record that meanwhile moved keeps what it moved to.
+    /// Notes that upstream confirmed a tag at `at`, in seconds since 1970. A tag that moved meanwhile keeps its new
+    /// manifest.
     pub(in crate::store) fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
         let note = |value: Option<&[u8]>| {
             let value = value?;
@@ -120,7 +121,7 @@ impl Index {
         self.tags.forget(&key);
     }
 
-    /// A page of tags in byte order; `None` if the list would not be the whole one.
+    /// Returns a page of tags in byte order; `None` if the index is not complete.
     pub(in crate::store) fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Option<Vec<Tag>> {
         if !self.database.is_complete() {
             return None;
@@ -152,7 +153,7 @@ impl Index {
         )
     }
 
-    /// The record of a manifest that some repository has publicly.
+    /// Returns the record of a manifest that some repository has publicly.
     pub(in crate::store) fn public_manifest(&self, digest: &Digest) -> Option<ManifestRecord> {
         let mut record = None;
         self.each_holding(digest, &mut |_, value| {
@@ -179,7 +180,7 @@ impl Index {
         self.raise_repo(repo, false);
     }
 
-    /// Knows a repository, and that it has something public; that stays so once it is.
+    /// Puts a repository and whether it has anything public, which stays so once it is.
     fn raise_repo(&self, repo: &Repo, public: bool) {
         self.database.update(CountedTree::Repo, &key::repo(repo), |old| {
             let is_less = old.is_none_or(|old| public && old != [1]);
@@ -187,14 +188,14 @@ impl Index {
         });
     }
 
-    /// Notes a list of referrers of so many bytes, as a file has it.
+    /// Puts a list of referrers: its size in bytes, and when it was fetched, in seconds since 1970.
     pub(in crate::store) fn put_referrers(&self, repo: &Repo, digest: &Digest, bytes: u64, fetched_at: u64) {
         let value = (u128::from(bytes) << 64 | u128::from(fetched_at)).to_be_bytes();
         self.database.put(CountedTree::Referrers, &key::repo_digest(repo, digest), &value);
         self.put_repo(repo);
     }
 
-    /// Whether a list of referrers is known, and of how many bytes.
+    /// Returns the size of a list of referrers in bytes, if it is known.
     pub(in crate::store) fn referrers(&self, repo: &Repo, digest: &Digest) -> Option<u64> {
         let value = self
             .database
@@ -202,7 +203,7 @@ impl Index {
         Some(first_number(&value))
     }
 
-    /// The lists of referrers that a repository has: about what, of how many bytes, and when they were fetched.
+    /// Returns the lists of referrers of a repository: the digest, the size in bytes, and when it was fetched.
     pub(in crate::store) fn referrers_of(&self, repo: &Repo) -> Vec<(Digest, u64, u64)> {
         let lists = self.database.with(|trees| {
             let mut lists = Vec::new();
@@ -217,7 +218,7 @@ impl Index {
         lists.unwrap_or_default()
     }
 
-    /// A page of repositories in byte order; `None` if the list would not be the whole one.
+    /// Returns a page of repositories in byte order; `None` if the index is not complete.
     pub(in crate::store) fn repositories(
         &self,
         after: Option<&Repo>,
@@ -243,7 +244,7 @@ impl Index {
         })
     }
 
-    /// What a repository's `index.json` looked like when it was last in line with the refs.
+    /// Returns the fingerprint of the `index.json` that was last rendered or adopted.
     pub(in crate::store) fn layout(&self, repo: &Repo) -> Option<Vec<u8>> {
         Some(self.database.with(|trees| trees.layout().get(key::repo(repo)))??.to_vec())
     }
@@ -252,7 +253,8 @@ impl Index {
         self.database.change(|trees| trees.layout().insert(key::repo(repo), looks));
     }
 
-    /// A page of at most `n` blobs after `after`, in the order of their keys; `None` if there would be gaps.
+    /// Returns a page of at most `n` blobs after `after`, in the order of their keys; `None` if the index is not
+    /// complete.
     pub(in crate::store) fn blobs(&self, after: Option<&Digest>, n: usize) -> Option<Vec<Digest>> {
         if !self.database.is_complete() {
             return None;
@@ -264,25 +266,26 @@ impl Index {
         })
     }
 
-    /// How far the scrub is: when its round began, in seconds since 1970, and the last blob that it looked at.
+    /// Returns when the round of the scrub began, in seconds since 1970, and the last blob that it has read.
     pub(in crate::store) fn scrub_round(&self) -> Option<(u64, Option<Digest>)> {
         let value = self.database.with(|trees| trees.meta().get("scrub"))??;
         Some((first_number(&value), key::to_digest(value.get(8..)?)))
     }
 
-    /// Notes how far the scrub is. Not a change of what the index says of the files: it stays closed in order if it was.
+    /// Notes how far the scrub is. This changes nothing that the index says of the files, so it stays closed in
+    /// order.
     pub(in crate::store) fn set_scrub_round(&self, began_at: u64, at: Option<&Digest>) {
         let mut value = began_at.to_be_bytes().to_vec();
         value.extend(at.map(key::digest).unwrap_or_default());
         self.database.with(|trees| trees.meta().insert("scrub", value));
     }
 
-    /// Remembers across a restart that a repository's `index.json` has not followed its refs.
+    /// Remembers across a restart that a repository's `index.json` is out of date.
     pub(in crate::store) fn put_behind(&self, repo: &Repo) {
         self.database.change(|trees| trees.behind().insert(key::repo(repo), &[]));
     }
 
-    /// The repositories that were remembered so; they are remembered no longer.
+    /// Takes the repositories that were remembered as out of date.
     pub(in crate::store) fn take_behind(&self) -> Vec<Repo> {
         let behind = self.database.with(|trees| {
             let names: Vec<_> = trees.behind().iter().keys().collect::<Result<_, _>>()?;
@@ -292,7 +295,7 @@ impl Index {
         behind.unwrap_or_default().iter().filter_map(|name| key::to_repo(name)).collect()
     }
 
-    /// A repository's tags one by one, in byte order; `None` if they would not be all.
+    /// Visits a repository's tags in byte order; `None` if the index is not complete.
     pub(in crate::store) fn each_tag<E>(
         &self,
         repo: &Repo,
@@ -305,7 +308,7 @@ impl Index {
         })
     }
 
-    /// A repository's manifests one by one, in the order of their digests; `None` if they would not be all.
+    /// Visits a repository's manifests in the order of their digests; `None` if the index is not complete.
     pub(in crate::store) fn each_manifest<E>(
         &self,
         repo: &Repo,
@@ -341,12 +344,12 @@ impl Index {
         })
     }
 
-    /// How many repositories there are.
+    /// Returns the number of repositories.
     pub(in crate::store) fn repo_count(&self) -> usize {
         self.database.with(|trees| Ok(trees.of(CountedTree::Repo).len())).unwrap_or_default()
     }
 
-    /// Everything that the index says of which `is_there` disagrees.
+    /// Returns the facts of the index for which `is_there` is false.
     pub(in crate::store) fn missing(&self, is_there: &dyn Fn(&Fact) -> bool) -> Vec<Fact> {
         let missing = self.database.with(|trees| {
             let mut missing = Vec::new();
@@ -392,15 +395,14 @@ impl Index {
         grants::is_sent_publicly(&holdings) || self.database.is_complete() && grants::is_public(&holdings)
     }
 
-    /// What is known of a blob.
+    /// Returns the size and the uses of a blob.
     pub(in crate::store) fn known(&self, digest: &Digest) -> Option<BlobUse> {
         self.database
             .with(|trees| trees.of(CountedTree::Blob).get(key::digest(digest)))?
             .map(|value| BlobUse::read(&value))
     }
 
-    /// Puts times that have been in the place of those that a clock noted which was ahead: from `now` on these blobs
-    /// age like all others.
+    /// Notes a use at `now` for blobs whose uses lie in the future, so that they age like all others from now on.
     pub(in crate::store) fn put_uses(&self, blobs: &[ShortDigest], now: u64) {
         for digest in blobs.iter().filter_map(|short| self.long(*short)) {
             if let Some(known) = self.known(&digest) {
@@ -409,7 +411,7 @@ impl Index {
         }
     }
 
-    /// The blob of a short name.
+    /// Returns the digest of a short digest, if there is such a blob.
     pub(in crate::store) fn long(&self, short: ShortDigest) -> Option<Digest> {
         let found = self.database.with(|trees| {
             trees.of(CountedTree::Blob).scan_prefix(short.to_be_bytes()).keys().next().transpose()
@@ -417,32 +419,32 @@ impl Index {
         key::to_digest(&found?)
     }
 
-    /// Notes what a manifest refers to, and what it claims that to weigh.
+    /// Puts what a manifest refers to, and the size in bytes that it claims for that.
     pub(in crate::store) fn put_parts(&self, manifest: &Digest, claimed_bytes: u64, parts: &[Digest]) {
         let mut value = claimed_bytes.to_be_bytes().to_vec();
         value.extend(parts.iter().flat_map(|part| short(part).to_be_bytes()));
         self.database.change(|trees| trees.parts().insert(key::digest(manifest), value));
     }
 
-    /// What a manifest refers to, if that has been noted.
+    /// Returns what a manifest refers to, if that is noted.
     pub(in crate::store) fn parts(&self, manifest: &Digest) -> Option<Vec<ShortDigest>> {
         let value = self.database.with(|trees| trees.parts().get(key::digest(manifest)))??;
         Some(value.get(8..).unwrap_or_default().chunks_exact(16).filter_map(short_of_key).collect())
     }
 
-    /// What a manifest claims its blobs to weigh, if that was noted.
+    /// Returns the size in bytes that a manifest claims for its blobs, if that is noted.
     pub(in crate::store) fn claimed(&self, manifest: &Digest) -> Option<u64> {
         self.database
             .with(|trees| trees.parts().get(key::digest(manifest)))?
             .map(|value| first_number(&value))
     }
 
-    /// Whether it is a manifest that refers to anything.
+    /// Whether it is a manifest for which it is noted what it refers to.
     pub(in crate::store) fn has_parts(&self, manifest: &Digest) -> bool {
         self.database.with(|trees| trees.parts().contains_key(key::digest(manifest))) == Some(true)
     }
 
-    /// Forgets what only the index says of these digests, which are gone.
+    /// Removes records that only the index has about digests that are gone.
     pub(in crate::store) fn forget(&self, gone: &HashSet<Digest>) {
         for digest in gone {
             let key = key::digest(digest);

@@ -1,7 +1,7 @@
 //! Tag records that were read a moment ago: most requests for a tag are for one of few.
 //!
-//! A record is put in by who has read it from the database, unless a change came in between, and taken out by
-//! whoever changes it, after the change: so none stays that is older than the database.
+//! A record is put in after it was read from the database, unless a change came in between, and removed after every
+//! change: so none stays that is older than the database.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -12,14 +12,14 @@ use crate::bounded;
 use crate::store::metadata::records::TagRecord;
 use crate::sync::lock;
 
-/// Records at hand: some two megabytes.
+/// Number of records in the cache, which take some two megabytes.
 const RECORDS_MAX: usize = 8192;
 
 pub(in crate::store) struct TagCache(Mutex<Records>);
 
 struct Records {
     by_key: LruCache<Vec<u8>, Arc<TagRecord>>,
-    /// Counts changes.
+    /// The number of changes so far.
     changes: u64,
 }
 
@@ -33,12 +33,12 @@ impl TagCache {
         lock(&self.0).by_key.get(key).cloned()
     }
 
-    /// To be asked before a record is read that is then put in.
+    /// Returns the number of changes. It is read before a record that is then put in.
     pub(in crate::store) fn changes(&self) -> u64 {
         lock(&self.0).changes
     }
 
-    /// Puts in what was read after `changes`.
+    /// Puts in a record that was read after `changes`, unless anything changed since.
     pub(in crate::store) fn put(&self, key: Vec<u8>, record: &TagRecord, changes: u64) {
         let mut records = lock(&self.0);
         if records.changes == changes {
@@ -46,14 +46,14 @@ impl TagCache {
         }
     }
 
-    /// The record of `key` has changed.
+    /// Removes the record of `key`, which has changed.
     pub(in crate::store) fn forget(&self, key: &[u8]) {
         let mut records = lock(&self.0);
         records.changes += 1;
         records.by_key.pop(key);
     }
 
-    /// Any may have changed.
+    /// Removes all records, any of which may have changed.
     pub(in crate::store) fn clear(&self) {
         let mut records = lock(&self.0);
         records.changes += 1;

@@ -1,10 +1,11 @@
 //! The trees whose records are counted, and what a record stands for on disk.
 
-/// What a file takes at least, and on average half of which is lost in its last block.
+/// Bytes that a file takes at least on disk. On average half of this is lost in its last block.
 pub(in crate::store) const BLOCK_BYTES: u64 = 4096;
-/// What a repository itself takes: its folders with `oci-layout` and a small `index.json`: a block each, one level of names.
+/// Bytes that a repository itself takes: a block each for its folders, one level of names, `oci-layout` and a small
+/// `index.json`.
 pub(in crate::store) const REPO_BYTES: u64 = 9 * BLOCK_BYTES;
-/// What a tag or manifest takes of `index.json`.
+/// Bytes that a tag or manifest takes in `index.json`.
 const ENTRY_BYTES: u64 = 256;
 /// The trees whose records are counted.
 #[derive(Clone, Copy)]
@@ -19,15 +20,15 @@ pub(in crate::store) enum CountedTree {
 }
 
 impl CountedTree {
-    /// Each at the place that its number says.
+    /// All trees, each at the index of its number.
     pub(in crate::store) const ALL: [Self; 7] =
         [Self::Blob, Self::Grant, Self::Holding, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
-    /// What is said of content, rather than the content itself.
+    /// The trees of facts about content, rather than of content itself.
     pub(in crate::store) const REFS: [Self; 5] =
         [Self::Grant, Self::Tag, Self::Manifest, Self::Repo, Self::Referrers];
 }
 
-/// The bytes on disk that a record stands for; of a blob, those of its content.
+/// Returns the bytes on disk that a record stands for; for a blob, those of its content.
 pub(super) fn weight(part: CountedTree, value: &[u8]) -> u64 {
     match part {
         CountedTree::Blob => first_number(value),
@@ -40,12 +41,12 @@ pub(super) fn weight(part: CountedTree, value: &[u8]) -> u64 {
     }
 }
 
-/// What a file of so many bytes takes.
+/// Returns the bytes that a file of this size takes on disk.
 fn in_blocks(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(BLOCK_BYTES)
 }
 
-/// The big-endian number that a value begins with; zero if it is too short.
+/// Reads the big-endian number that a value begins with; zero if it is too short.
 pub(in crate::store) fn first_number(value: &[u8]) -> u64 {
     let bytes = value.get(..8).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_be_bytes)
