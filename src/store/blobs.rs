@@ -80,7 +80,7 @@ impl Blobs {
     }
 
     /// Returns the metadata of the file of a blob, if there is one that nobody may write to.
-    pub(in crate::store) fn look(&self, digest: &Digest) -> Option<Metadata> {
+    pub(in crate::store) fn sealed_metadata(&self, digest: &Digest) -> Option<Metadata> {
         let metadata = std::fs::symlink_metadata(self.path(digest)).ok()?;
         (metadata.is_file() && !is_writable(&metadata)).then_some(metadata)
     }

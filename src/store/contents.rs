@@ -45,7 +45,7 @@ impl Contents {
 
     /// Opens a stored blob, and keeps its file open for the next request.
     pub(in crate::store) fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
-        if let Some(looks) = self.blobs.look(digest)
+        if let Some(looks) = self.blobs.sealed_metadata(digest)
             && !self.integrity.is_damaged(digest)
             && let Some(blob) = self.open_files.confirm(digest, &looks)
         {
@@ -55,7 +55,7 @@ impl Contents {
         self.open_files.forget(digest);
         let Some(blob) = self.open_blob(digest)? else { return Ok(None) };
         // A file that somebody has cut short would be served as a whole one of that length.
-        let known = self.metadata.index().known(digest);
+        let known = self.metadata.index().blob_use(digest);
         let was_changed = known.is_some_and(|known| known.size != blob.size);
         if was_changed && self.discard_unsound(digest, &blob)? {
             return Ok(None);
@@ -152,8 +152,8 @@ impl Contents {
     }
 
     /// Unmaps files that nobody has read for a while.
-    pub(in crate::store) fn rest(&self) {
-        self.open_files.rest();
+    pub(in crate::store) fn unmap_idle(&self) {
+        self.open_files.unmap_idle();
     }
 }
 

@@ -135,9 +135,9 @@ impl Eviction {
     }
 
     /// Notes that a partial file has become a blob of `size` bytes.
-    pub(in crate::store) fn landed(&self, key: &PartialKey, size: u64) {
+    pub(in crate::store) fn committed(&self, key: &PartialKey, size: u64) {
         self.disk.condition().succeeded(size);
-        self.budget.landed(key, || self.note_stored(&key.digest, size));
+        self.budget.committed(key, || self.note_stored(&key.digest, size));
     }
 
     /// Returns the path of the file of a blob.
@@ -211,13 +211,13 @@ impl Eviction {
     }
 
     /// Evicts down to the lower mark. `stop` ends it early.
-    pub(in crate::store) fn run_behind(&self, stop: &AtomicBool) {
+    pub(in crate::store) fn run_in_background(&self, stop: &AtomicBool) {
         if let Some(_guard) = self.sweeping.try_take() {
             self.trim_refs();
         }
         while !stop.load(Ordering::Relaxed)
             && let Some(missing) =
-                self.budget.behind(self.disk.root(), &|| self.metadata.index().kept_bytes())
+                self.budget.background_shortfall(self.disk.root(), &|| self.metadata.index().kept_bytes())
             && let Some(guard) = self.sweeping.try_take()
         {
             let goal = Goal { bytes: missing.best, excess_max: self.max_bytes() / 2 };
@@ -238,7 +238,7 @@ impl Eviction {
         let kept_bytes = || self.metadata.index().kept_bytes();
         let bytes = total.saturating_add(MAP_BYTES);
         match self.budget.shortfall(root, &kept_bytes, key, bytes) {
-            Some(missing) if is_whole && self.may_go(&key.registry) < missing.least => {
+            Some(missing) if is_whole && self.evictable(&key.registry) < missing.least => {
                 Err(self.no_room(key, missing))
             }
             _ => Ok(()),
@@ -299,7 +299,7 @@ impl Eviction {
     ) -> u64 {
         let least = least.max(1);
         let budget = &self.budget;
-        if budget.may_go(bringer).is_some_and(|bytes| bytes < least) {
+        if budget.evictable(bringer).is_some_and(|bytes| bytes < least) {
             return 0;
         }
         // No content goes to make up for them.
@@ -309,20 +309,20 @@ impl Eviction {
         let Some(picture) = self.look(bringer) else { return 0 };
         let plan = picture.plan(goal, self.metadata.index(), &|digest| self.is_in_use(digest));
         if plan.bytes < least {
-            budget.note_may_go(bringer, plan.bytes, started.elapsed() * IN_VAIN_FACTOR);
+            budget.note_evictable(bringer, plan.bytes, started.elapsed() * IN_VAIN_FACTOR);
             tracing::debug!(missing = least, may_go = plan.bytes, "no room can be made");
             return 0;
         }
-        budget.forget_may_go();
+        budget.forget_evictable();
         let (contents, metadata) = (&*self.contents, &*self.metadata);
         Sweep::new(contents, metadata, &self.partials, budget, &self.pins, &picture).run(&plan, guard, stop)
     }
 
     /// Returns how many bytes could be evicted for content of a registry. Evicts nothing.
-    fn may_go(&self, bringer: &Registry) -> u64 {
+    fn evictable(&self, bringer: &Registry) -> u64 {
         // One look at a time: who waits for it finds what it has found.
         let _one_at_a_time = lock(&self.looking);
-        if let Some(bytes) = self.budget.may_go(Some(bringer)) {
+        if let Some(bytes) = self.budget.evictable(Some(bringer)) {
             return bytes;
         }
         let started = Instant::now();
@@ -330,7 +330,7 @@ impl Eviction {
         let Some(picture) = self.look(Some(bringer)) else { return 0 };
         let everything =
             picture.plan(Goal::of(u64::MAX), self.metadata.index(), &|digest| self.is_in_use(digest));
-        self.budget.note_may_go(Some(bringer), everything.bytes, started.elapsed() * IN_VAIN_FACTOR);
+        self.budget.note_evictable(Some(bringer), everything.bytes, started.elapsed() * IN_VAIN_FACTOR);
         everything.bytes
     }
 

@@ -115,7 +115,7 @@ impl Integrity {
         // From now on: the move may take its time.
         self.damaged.add(digest, damage);
         match damage {
-            Damage::Changed => self.open_files.condemn(digest),
+            Damage::Changed => self.open_files.mark_damaged(digest),
             // What is in memory can still be read.
             Damage::Unreadable => self.open_files.forget(digest),
         }

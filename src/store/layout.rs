@@ -9,7 +9,7 @@
 //! When nothing is left of a repository, neither entries nor refs, its folder goes too.
 //!
 //! What berth has rendered or adopted last is remembered by its fingerprint (inode, size, time) in the index; an
-//! `index.json` that looks different is another tool's. It also carries a time of modification from before the
+//! `index.json` with another fingerprint is another tool's. It also carries a time of modification from before the
 //! refs were read. So it never seems newer than a ref that it does not show yet, and adoption cannot take a tag
 //! back, even if that fingerprint is lost.
 //!

@@ -119,7 +119,7 @@ impl Maintenance {
             blocking(compare_all).await;
         });
         let probes = tokio::spawn(probe::run(Arc::clone(&self.disk)));
-        let evicting = tokio::spawn(Arc::clone(self).evict_behind());
+        let evicting = tokio::spawn(Arc::clone(self).evict_in_background());
         let mut rebuild_after = Instant::now();
         loop {
             let idle = Instant::now() + IDLE_INTERVAL;
@@ -165,10 +165,10 @@ impl Maintenance {
     }
 
     /// Evicts before room is needed, until the store is stopped.
-    async fn evict_behind(self: Arc<Self>) {
+    async fn evict_in_background(self: Arc<Self>) {
         while !self.stop.load(Ordering::Relaxed) {
             let round = Arc::clone(&self);
-            blocking(move || round.eviction.run_behind(&round.stop)).await;
+            blocking(move || round.eviction.run_in_background(&round.stop)).await;
             // Others fill the disk, too, and leases end, without telling anybody.
             let _ = tokio::time::timeout(EVICT_INTERVAL, self.eviction.woken()).await;
         }
@@ -184,7 +184,7 @@ impl Maintenance {
             reconcile(&self.reconciler, trust, stop);
         }
         drop(pass);
-        for repo in index.take_behind() {
+        for repo in index.take_stale_layouts() {
             self.metadata.mark_stale(&repo);
         }
         for repo in self.metadata.refs().repositories().unwrap_or_default() {
@@ -245,7 +245,7 @@ impl Maintenance {
             next_rebuild = Instant::now() + REBUILD_INTERVAL;
         }
         self.contents.write_uses();
-        self.contents.rest();
+        self.contents.unmap_idle();
         index.note_sums();
         let mut took = Duration::ZERO;
         // Without the whole index nobody knows whose an `index.json` is, or what it is to show. What is stale stays so.
@@ -276,7 +276,7 @@ impl Maintenance {
         }
         for repo in self.metadata.stale().take_all() {
             if self.metadata.stale().is_large(&repo) || Instant::now() > until {
-                self.metadata.index().put_behind(&repo);
+                self.metadata.index().put_stale_layout(&repo);
             } else {
                 self.render(&repo);
             }

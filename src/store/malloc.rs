@@ -1,9 +1,9 @@
-//! Memory that was freed, given back to the system.
+//! Returns freed memory to the system.
 //!
-//! A pass over a large store allocates and frees millions of records between others that stay, on a thread that
-//! does nothing else afterwards. glibc keeps such memory for that thread: at a million blobs 80 MiB that nobody
-//! used stayed resident, a quarter of all (`benches/run scale`). Other allocators were tried: mimalloc holds five
-//! times as much of a small store, and jemalloc takes longer to build than all the rest.
+//! A pass over a large store allocates and frees millions of records between others that stay, on a thread that does
+//! nothing else afterwards. glibc keeps such memory for that thread: at a million blobs 80 MiB that nobody used
+//! stayed resident, a quarter of all (`benches/run scale`). Other allocators were tried: mimalloc holds five times as
+//! much of a small store, and jemalloc takes longer to build than all the rest.
 
 /// Size of an allocation, in bytes, from which on its memory goes back to the system when it is freed. Serving a blob
 /// allocates less at once; reading the largest manifests and lists allocates more, on any thread.

@@ -1,8 +1,11 @@
-//! A blob under way, and the room that it takes: from the budget, and from the file system as far as that can promise it.
+//! A blob that is being downloaded, and the room that it takes: of the budget, and of the file system as far as that can
+//! reserve it.
 //!
-//! Where it is plain that there can be no room for a blob, that is said before a reader has been told anything. The room
-//! itself is taken step by step as bytes come ([`Partial::make_room`]), and given back when no more do. The file is that of
+//! If there can be no room for a blob, that is an error before its readers get a head. The room itself is taken step by
+//! step as bytes come ([`Partial::make_room`]), and returned when no more come. The file is one of
 //! [`partials`](crate::store::blobs::partials).
+//!
+//! It is above blobs, which know no budget, and eviction, which opens no downloads. The cache uses it.
 
 use std::sync::Arc;
 
@@ -20,9 +23,9 @@ use crate::store::eviction::Eviction;
 /// Bytes of room that are taken at a time for a blob that is asked for in parts. Most of these stay small.
 const PART_STEP: u64 = 1 << 20;
 
-/// A blob under way. All methods block.
+/// A blob that is being downloaded. All methods block.
 ///
-/// Dropped, it stays on disk with what was synced, for the next flight.
+/// When it is dropped, it stays on disk with what was synced, for the next download.
 pub struct Partial {
     file: PartialFile,
     /// Number of its bytes for which room was taken.
@@ -138,7 +141,7 @@ impl Partial {
         self.file.give_back_behind(self.allocated);
         self.noted(self.file.seal())?;
         self.file.become_blob(&self.eviction.blob_path(&digest))?;
-        self.eviction.landed(self.file.key(), size);
+        self.eviction.committed(self.file.key(), size);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl Store {
     /// If the disk fails.
     pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<BlobFile>), Error> {
         let (repo, digest) = (repo.clone(), *digest);
-        // In this order: what is granted is noted with what is at hand.
+        // In this order: a grant is noted with an open file.
         self.ask(move |inner| {
             let blob = inner.contents.blob(&digest)?;
             Ok((inner.metadata.granted(&repo, &digest)?, blob))

@@ -1,11 +1,12 @@
 //! Files of blobs mapped into memory, so that the kernel can send them without a copy through a buffer of ours.
 //!
-//! Unsafe code (the only other is one call, in [`crate::store::malloc`]). The measured need: reading into a buffer and sending from there moves every
-//! byte twice, and half of a hit's time was that copy (`benches/run hot`).
+//! This is unsafe code (the only other in the store is in [`malloc`](crate::store::malloc)). The measured need: reading
+//! into a buffer and sending from there moves every byte twice, and half of a hit's time was that copy
+//! (`benches/run hot`).
 //!
 //! # Why this is sound
-//! A mapping is handed out as [`Bytes`], a plain slice for whoever has it. Two things could break that promise:
-//! - *The file changes.* What is mapped is under its digest: written by nobody once it has that name, mode 0444,
+//! A mapping is handed out as [`Bytes`], a plain slice for anybody. Two things could break that promise:
+//! - *The file changes.* What is mapped is under its digest: written by nobody once it has that name, with mode 0440,
 //!   and removed rather than rewritten. A file that is still coming is mapped as well; of that, bytes are handed
 //!   out once they are written, and what is written is not written again but with the same bytes of a blob asked
 //!   twice. Whoever overwrites a file all the same makes a client's digest check fail, as it would with any other

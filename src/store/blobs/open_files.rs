@@ -165,7 +165,7 @@ impl OpenFiles {
     }
 
     /// Forgets a blob whose file was found damaged, and cuts its readers off.
-    pub(in crate::store) fn condemn(&self, digest: &Digest) {
+    pub(in crate::store) fn mark_damaged(&self, digest: &Digest) {
         if let Some(item) = self.blobs.item(digest) {
             item.what.soundness().note_damaged();
         }
@@ -198,7 +198,7 @@ impl OpenFiles {
     }
 
     /// Unmaps files that nobody has read for a while.
-    pub(in crate::store) fn rest(&self) {
+    pub(in crate::store) fn unmap_idle(&self) {
         let now = unix_seconds();
         let mut resting = Vec::new();
         self.blobs.each(|_, item| {

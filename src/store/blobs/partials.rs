@@ -68,7 +68,7 @@ pub(in crate::store) struct Partials {
 
 /// The file of a blob that is being downloaded, and its piece map. There is one handle per file. All methods block.
 ///
-/// Dropped, it stays on disk with what was synced, for the next flight.
+/// When it is dropped, it stays on disk with what was synced, for the next download.
 pub(in crate::store) struct PartialFile {
     disk: Arc<Disk>,
     path: PathBuf,
@@ -408,7 +408,7 @@ impl PartialFile {
 /// Opens a file and a map that belong together and to a blob of `total` bytes.
 fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, PieceMap)>, Error> {
     let map_path = map_path(path);
-    // What anything else leads to, or does with bytes, is nobody's blob.
+    // A link, a pipe or the like is no partial file.
     let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
     if !is_file(path) || !is_file(&map_path) {
         return Ok(None);

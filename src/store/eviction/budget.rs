@@ -43,7 +43,7 @@ const STEP_PART: u64 = 10;
 /// Bytes of the map of a partial file.
 pub(in crate::store) const MAP_BYTES: u64 = 2 * 4096;
 /// Number of registries for which it is remembered how much may be evicted.
-const MAY_GO_MAX: usize = 64;
+const EVICTABLE_MAX: usize = 64;
 
 /// An amount of a file system: bytes, or a share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -154,7 +154,7 @@ pub(in crate::store) struct Budget {
     /// The sum of the room of partial files, to be read without the lock.
     partial_bytes: AtomicU64,
     /// The bytes that may be evicted at most for a registry, and until when that is believed.
-    may_go: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
+    evictable: Mutex<HashMap<Option<Registry>, (Instant, u64)>>,
     /// Notified when the background eviction may have something to do.
     wake: Notify,
 }
@@ -166,7 +166,7 @@ impl Budget {
             metrics,
             partials: Mutex::default(),
             partial_bytes: AtomicU64::new(0),
-            may_go: Mutex::default(),
+            evictable: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -194,7 +194,7 @@ impl Budget {
     /// Replaces the limits, and forgets what was found by the old ones.
     pub(in crate::store) fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
-        lock(&self.may_go).clear();
+        lock(&self.evictable).clear();
         self.wake();
     }
 
@@ -223,7 +223,7 @@ impl Budget {
     }
 
     /// Removes a partial file that has become a blob, which `note` counts.
-    pub(in crate::store) fn landed(&self, key: &PartialKey, note: impl FnOnce()) {
+    pub(in crate::store) fn committed(&self, key: &PartialKey, note: impl FnOnce()) {
         let mut partials = lock(&self.partials);
         note();
         self.set_partial(&mut partials, key, 0);
@@ -235,7 +235,11 @@ impl Budget {
     }
 
     /// Returns what the background eviction must evict; `None` if there is room enough.
-    pub(in crate::store) fn behind(&self, root: &Path, kept_bytes: &dyn Fn() -> u64) -> Option<Shortfall> {
+    pub(in crate::store) fn background_shortfall(
+        &self,
+        root: &Path,
+        kept_bytes: &dyn Fn() -> u64,
+    ) -> Option<Shortfall> {
         let (space, used) = (file_system(root), self.used_bytes(kept_bytes));
         let limits = self.limits();
         let max = limits.max_bytes.of(space.total);
@@ -327,24 +331,24 @@ impl Budget {
     }
 
     /// Returns how many bytes may be evicted at most for a registry, if that was found a moment ago.
-    pub(in crate::store) fn may_go(&self, bringer: Option<&Registry>) -> Option<u64> {
-        let may_go = lock(&self.may_go);
-        let (until, bytes) = may_go.get(&bringer.cloned())?;
+    pub(in crate::store) fn evictable(&self, bringer: Option<&Registry>) -> Option<u64> {
+        let evictable = lock(&self.evictable);
+        let (until, bytes) = evictable.get(&bringer.cloned())?;
         (Instant::now() < *until).then_some(*bytes)
     }
 
     /// Notes that no more than `bytes` may be evicted for a registry. It is believed for `memory`.
-    pub(in crate::store) fn note_may_go(&self, bringer: Option<&Registry>, bytes: u64, memory: Duration) {
-        let mut may_go = lock(&self.may_go);
-        if may_go.len() >= MAY_GO_MAX {
-            may_go.clear();
+    pub(in crate::store) fn note_evictable(&self, bringer: Option<&Registry>, bytes: u64, memory: Duration) {
+        let mut evictable = lock(&self.evictable);
+        if evictable.len() >= EVICTABLE_MAX {
+            evictable.clear();
         }
-        may_go.insert(bringer.cloned(), (Instant::now() + memory, bytes));
+        evictable.insert(bringer.cloned(), (Instant::now() + memory, bytes));
     }
 
     /// Forgets what may be evicted for registries, because something was evicted.
-    pub(in crate::store) fn forget_may_go(&self) {
-        lock(&self.may_go).clear();
+    pub(in crate::store) fn forget_evictable(&self) {
+        lock(&self.evictable).clear();
     }
 }
 
@@ -436,7 +440,7 @@ mod tests {
     #[test]
     fn eviction_behind_begins_at_one_mark_and_ends_at_another() {
         let (budget, root) = (budget(1000), Path::new("/"));
-        assert_eq!(budget.behind(root, &|| 950), None);
-        assert_eq!(budget.behind(root, &|| 951), Some(shortfall(0, 51)));
+        assert_eq!(budget.background_shortfall(root, &|| 950), None);
+        assert_eq!(budget.background_shortfall(root, &|| 951), Some(shortfall(0, 51)));
     }
 }

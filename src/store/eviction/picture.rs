@@ -118,7 +118,7 @@ impl Picture {
 
     /// Returns the digest of a blob's number, if the blob is still stored.
     pub(in crate::store) fn digest(&self, in_index: &Index, number: u32) -> Option<Digest> {
-        in_index.long(self.names[index(number)])
+        in_index.full_digest(self.names[index(number)])
     }
 
     /// Returns the key of a partial file's number.

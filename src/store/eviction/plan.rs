@@ -1,5 +1,5 @@
-//! What goes when there is no room: a pure plan. [`sweep`](crate::store::eviction) makes the picture that it is made from,
-//! and carries it out.
+//! What goes when there is no room: a pure plan. It is made from a picture (`eviction/picture.rs`), and carried out
+//! by the sweep (`eviction/sweep.rs`).
 //!
 //! # The rule, for operators
 //!
@@ -9,26 +9,24 @@
 //!    ([`worth`]): what is pulled once, such as the builds of a pipeline, does not push out what is pulled daily.
 //! 3. What no image needs (a layer that other images used later than the last that went, an abandoned download)
 //!    waits for its turn by the same rule.
-//!
 //! 4. What another registry has been asked for within a week is spared, up to that registry's fair share: see
 //!    [`shares`]. Among the content of one registry there is no such thing.
 //!
 //! What a manifest names that another registry alone has is not part of its image here.
 //!
-//! Never: what is held, which are the present closures of pins and of manifests that were served a moment ago,
-//! and what is being read or filled.
+//! Held content never goes: the closures of pins, and of manifests that were served a moment ago, and what is being
+//! read or downloaded.
 //!
 //! # Why so
 //!
-//! Plain least-recently-used per blob forgets what is popular whenever many images are pulled once, and keeps
-//! layers whose manifests are gone. The simulator in `evict/tests.rs` compares: bytes fetched again are some
-//! 0.75 to 0.85 of what plain LRU needs, whether 30 or 1,000 images are pulled in a day, and Belady's optimum,
-//! which knows the future, is at 0.5. Counting every use (with decay) gained nothing over counting "again", and a
-//! roll-out on a hundred nodes is one occasion, not a hundred. The bonus ends: an image that was popular once is
-//! not kept for ever.
+//! Plain least-recently-used per blob forgets what is popular whenever many images are pulled once, and keeps layers
+//! whose manifests are gone. The simulator in `plan/tests.rs` compares: bytes fetched again are some 0.75 to 0.85 of
+//! what plain LRU needs, whether 30 or 1,000 images are pulled in a day, and Belady's optimum, which knows the
+//! future, is at 0.5. Counting every use (with decay) gained nothing over counting "again", and a roll-out on a
+//! hundred nodes is one occasion, not a hundred. The bonus ends: an image that was popular once is not kept for ever.
 //!
-//! The size of an image is no reason to keep it or to let it go: a byte costs as much to fetch again whatever
-//! it belongs to.
+//! The size of an image is no reason to keep it or to let it go: a byte costs as much to fetch again whatever it
+//! belongs to.
 
 pub(in crate::store) mod refs;
 pub(in crate::store) mod shares;
@@ -198,7 +196,7 @@ impl<'a> Sorting<'a> {
             }
         }
         let stays_whole = goes.iter().any(|number| is_in_use(*number));
-        if stays_whole || !self.shares.let_go(stock, &self.recent, &goes) {
+        if stays_whole || !self.shares.take(stock, &self.recent, &goes) {
             for part in goes.iter().flat_map(|number| stock.own_parts_of(*number)) {
                 self.needed_by[index(part)] += 1;
             }

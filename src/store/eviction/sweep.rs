@@ -109,7 +109,7 @@ impl<'a> Sweep<'a> {
         let lease = self.budget.limits().lease;
         let is_recent = |last_use: u64| is_within(last_use, lease, unix_seconds());
         self.metadata.index().has_parts(digest)
-            && self.metadata.index().known(digest).is_some_and(|known| is_recent(known.last_use))
+            && self.metadata.index().blob_use(digest).is_some_and(|known| is_recent(known.last_use))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::oci::Digest;
 use crate::store::blocking::blocking;
 use crate::store::error::Error;
 use crate::store::integrity::Integrity;
-use crate::store::integrity::verify::{Hashing, Verdict, conclude};
+use crate::store::integrity::verify::{FileVerdict, Hashing, conclude};
 use crate::units::{ByteRate, Given};
 
 /// The default rate in bytes per second: 200 GiB in seven hours, for half a per cent of a core.
@@ -160,7 +160,7 @@ async fn note(integrity: &Arc<Integrity>, round: Round) {
 }
 
 /// Hashes one stored file, a little at a time.
-async fn look(integrity: &Arc<Integrity>, digest: &Digest, pace: &mut Pace) -> Result<Verdict, Error> {
+async fn look(integrity: &Arc<Integrity>, digest: &Digest, pace: &mut Pace) -> Result<FileVerdict, Error> {
     let (asked, of) = (Arc::clone(integrity), *digest);
     let mut begun = blocking(move || Hashing::begin(asked.blobs(), &of)).await;
     let mut bytes = 0;

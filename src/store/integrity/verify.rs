@@ -62,7 +62,7 @@ pub struct Finding {
 
 /// The result of verifying one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Verdict {
+pub(in crate::store) enum FileVerdict {
     Sound,
     Damaged(Damage),
     /// The file is not berth's, or not yet.
@@ -82,16 +82,19 @@ pub(in crate::store) struct Hashing {
 
 impl Hashing {
     /// Begins to hash a file; returns the verdict instead if that is known without hashing.
-    pub(in crate::store) fn begin(blobs: &Blobs, digest: &Digest) -> Result<Result<Self, Verdict>, Error> {
+    pub(in crate::store) fn begin(
+        blobs: &Blobs,
+        digest: &Digest,
+    ) -> Result<Result<Self, FileVerdict>, Error> {
         let path = blobs.path(digest);
         let Some((file, metadata)) = open_file(&path)? else {
             let is_there = path.symlink_metadata().is_ok();
-            return Ok(Err(if is_there { Verdict::Foreign } else { Verdict::Gone }));
+            return Ok(Err(if is_there { FileVerdict::Foreign } else { FileVerdict::Gone }));
         };
         if is_writable(&metadata) {
             // It is hashed there, and is berth's from then on.
             let is_proven = blobs.open(digest)?.is_some();
-            return Ok(Err(if is_proven { Verdict::Sound } else { Verdict::Foreign }));
+            return Ok(Err(if is_proven { FileVerdict::Sound } else { FileVerdict::Foreign }));
         }
         // Read-ahead would bring pages that cannot be told from those that others have read.
         let _ = fadvise(&file, 0, None, Advice::Random);
@@ -108,8 +111,12 @@ impl Hashing {
     }
 
     /// Returns the verdict after all bytes are hashed.
-    pub(in crate::store) fn end(self) -> Verdict {
-        if self.verifier.finish() == self.digest { Verdict::Sound } else { Verdict::Damaged(Damage::Changed) }
+    pub(in crate::store) fn end(self) -> FileVerdict {
+        if self.verifier.finish() == self.digest {
+            FileVerdict::Sound
+        } else {
+            FileVerdict::Damaged(Damage::Changed)
+        }
     }
 }
 
@@ -139,7 +146,7 @@ pub(in crate::store) fn look(
     integrity: &Integrity,
     digest: &Digest,
     mut step: impl FnMut(usize) -> bool,
-) -> Result<Option<Verdict>, Error> {
+) -> Result<Option<FileVerdict>, Error> {
     let verdict = match Hashing::begin(integrity.blobs(), digest) {
         Ok(Ok(mut hashing)) => loop {
             match hashing.step() {
@@ -160,16 +167,16 @@ pub(in crate::store) fn look(
 pub(in crate::store) fn conclude(
     integrity: &Integrity,
     digest: &Digest,
-    looked: Result<Verdict, Error>,
-) -> Result<Verdict, Error> {
+    looked: Result<FileVerdict, Error>,
+) -> Result<FileVerdict, Error> {
     let verdict = match looked {
         Err(error) => match integrity.is_lost(digest, &error) {
-            true => Verdict::Damaged(Damage::Unreadable),
+            true => FileVerdict::Damaged(Damage::Unreadable),
             false => return Err(error),
         },
-        Ok(Verdict::Damaged(damage)) => {
+        Ok(FileVerdict::Damaged(damage)) => {
             integrity.quarantine(digest, damage);
-            Verdict::Damaged(damage)
+            FileVerdict::Damaged(damage)
         }
         Ok(verdict) => verdict,
     };
@@ -247,9 +254,9 @@ fn look_and_note(integrity: &Integrity, digest: &Digest, state: &Mutex<Verificat
     let mut state = lock(state);
     match looked {
         Ok(None) => return,
-        Ok(Some(Verdict::Sound | Verdict::Gone)) => {}
-        Ok(Some(Verdict::Foreign)) => state.foreign += 1,
-        Ok(Some(Verdict::Damaged(damage))) => {
+        Ok(Some(FileVerdict::Sound | FileVerdict::Gone)) => {}
+        Ok(Some(FileVerdict::Foreign)) => state.foreign += 1,
+        Ok(Some(FileVerdict::Damaged(damage))) => {
             state.damaged += 1;
             if state.findings.len() < NAMED_MAX {
                 state.findings.push(Finding { digest: *digest, damage });

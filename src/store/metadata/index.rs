@@ -185,7 +185,7 @@ mod tests {
         assert!(index.inventory().each_blob(&mut |short, known| shown.push((short, known))));
         assert!(shown.is_sorted_by_key(|(short, _)| *short) && shown.len() == digests.len());
         for digest in &digests {
-            assert_eq!(index.long(short(digest)), Some(*digest));
+            assert_eq!(index.full_digest(short(digest)), Some(*digest));
         }
         let mut parts = Vec::new();
         assert!(index.inventory().each_parts(&mut |short, bytes, of| parts.push((

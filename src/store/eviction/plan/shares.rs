@@ -1,9 +1,9 @@
-//! Whose turn it is to give way: what of other registries' content is spared when one of them brings something.
+//! Fair shares: what of other registries' content is spared when one of them needs room.
 //!
-//! Nothing is set aside for anybody. A registry that nobody else competes with may use all there is; what others have
-//! and nobody has asked for within [`RECENT`] goes by its age alone. But of what they *have* been asked for,
-//! each keeps its fair share, the most wanted of it: the one that brings can take from another only what that has
-//! beyond its share. So no flood, of whatever bytes, empties the cache of everybody else.
+//! Nothing is set aside for anybody. A registry that no other competes with may use all there is; what others have
+//! and nobody has asked for within [`RECENT`] goes by its age alone. But of what they *have* been asked for, each
+//! keeps its fair share, the most wanted of it: the one that needs room can take from another only what that has
+//! beyond its share. So no flood, of whatever bytes, empties the cache of all others.
 //!
 //! A fair share is by water filling: what a registry does not need of an equal part is left to the others.
 
@@ -54,7 +54,7 @@ impl FairShares {
     }
 
     /// Takes these blobs from their owners, if each keeps what is spared for it. Returns whether they may go.
-    pub(in crate::store) fn let_go(&mut self, stock: &Stock, recent: &[bool], goes: &[u32]) -> bool {
+    pub(in crate::store) fn take(&mut self, stock: &Stock, recent: &[bool], goes: &[u32]) -> bool {
         let asked_for = || goes.iter().map(|number| index(*number)).filter(|number| recent[*number]);
         let mut takes: Vec<(OwnerId, u64)> = Vec::new();
         for blob in asked_for().map(|number| stock.blobs[number]) {

@@ -109,8 +109,8 @@ pub(in crate::store) struct Counters([Mutex<Tally>; CountedTree::ALL.len()]);
 
 impl Counters {
     /// Locks the tally of a tree.
-    pub(in crate::store) fn of(&self, part: CountedTree) -> MutexGuard<'_, Tally> {
-        lock(&self.0[part as usize])
+    pub(in crate::store) fn of(&self, tree: CountedTree) -> MutexGuard<'_, Tally> {
+        lock(&self.0[tree as usize])
     }
 
     /// Encodes all sums, in the order of [`CountedTree::ALL`].

@@ -148,8 +148,8 @@ impl Database {
     }
 
     /// Returns the sum of a tree. After an unclean stop this is what was last noted, until the records are counted.
-    pub(in crate::store) fn sum(&self, part: CountedTree) -> Sum {
-        self.counters.of(part).sum()
+    pub(in crate::store) fn sum(&self, tree: CountedTree) -> Sum {
+        self.counters.of(tree).sum()
     }
 
     /// Has sled change something. The database is not closed in order any more then.
@@ -179,36 +179,36 @@ impl Database {
     }
 
     /// Puts a record, and counts it.
-    pub(in crate::store) fn put(&self, part: CountedTree, key: &[u8], value: &[u8]) {
-        let mut counted = self.counters.of(part);
-        self.insert(part, &mut counted, key, value);
+    pub(in crate::store) fn put(&self, tree: CountedTree, key: &[u8], value: &[u8]) {
+        let mut counted = self.counters.of(tree);
+        self.insert(tree, &mut counted, key, value);
     }
 
     /// Replaces a record by what `change` returns, if it returns anything. Nobody else changes the record meanwhile.
     pub(in crate::store) fn update(
         &self,
-        part: CountedTree,
+        tree: CountedTree,
         key: &[u8],
         change: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
     ) {
-        let mut counted = self.counters.of(part);
-        let Some(old) = self.with(|trees| trees.of(part).get(key)) else { return };
+        let mut counted = self.counters.of(tree);
+        let Some(old) = self.with(|trees| trees.of(tree).get(key)) else { return };
         if let Some(value) = change(old.as_deref()) {
-            self.insert(part, &mut counted, key, &value);
+            self.insert(tree, &mut counted, key, &value);
         }
     }
 
     /// Removes a record, and counts that.
-    pub(in crate::store) fn take(&self, part: CountedTree, key: &[u8]) {
-        let mut counted = self.counters.of(part);
-        if let Some(Some(old)) = self.change(|trees| trees.of(part).remove(key)) {
-            counted.replace(key, Some(weight(part, &old)), None);
+    pub(in crate::store) fn take(&self, tree: CountedTree, key: &[u8]) {
+        let mut counted = self.counters.of(tree);
+        if let Some(Some(old)) = self.change(|trees| trees.of(tree).remove(key)) {
+            counted.replace(key, Some(weight(tree, &old)), None);
         }
     }
 
-    fn insert(&self, part: CountedTree, counted: &mut Tally, key: &[u8], value: &[u8]) {
-        if let Some(old) = self.change(|trees| trees.of(part).insert(key, value)) {
-            counted.replace(key, old.map(|old| weight(part, &old)), Some(weight(part, value)));
+    fn insert(&self, tree: CountedTree, counted: &mut Tally, key: &[u8], value: &[u8]) {
+        if let Some(old) = self.change(|trees| trees.of(tree).insert(key, value)) {
+            counted.replace(key, old.map(|old| weight(tree, &old)), Some(weight(tree, value)));
         }
     }
 
@@ -216,8 +216,8 @@ impl Database {
     /// were right, so that no record was lost.
     pub(in crate::store) fn audit(&self, stop: &AtomicBool) -> bool {
         let mut was_right = true;
-        for part in CountedTree::ALL {
-            was_right &= self.recount(part, stop) == Some(true);
+        for tree in CountedTree::ALL {
+            was_right &= self.recount(tree, stop) == Some(true);
         }
         let others = self.with(|trees| {
             for item in &trees.layout {
@@ -228,17 +228,17 @@ impl Database {
         was_right && others.is_some()
     }
 
-    fn recount(&self, part: CountedTree, stop: &AtomicBool) -> Option<bool> {
-        self.counters.of(part).begin();
+    fn recount(&self, tree: CountedTree, stop: &AtomicBool) -> Option<bool> {
+        self.counters.of(tree).begin();
         let mut reached = Vec::new();
         loop {
-            let mut counted = self.counters.of(part);
+            let mut counted = self.counters.of(tree);
             let mut records = 0;
             let step = self.with(|trees| {
                 let from = (Bound::Excluded(&*reached), Bound::Unbounded);
-                for item in trees.of(part).range::<&[u8], _>(from).take(STEP_RECORDS) {
+                for item in trees.of(tree).range::<&[u8], _>(from).take(STEP_RECORDS) {
                     let (key, value) = item?;
-                    counted.count(&key, weight(part, &value));
+                    counted.count(&key, weight(tree, &value));
                     records += 1;
                 }
                 Ok(())
@@ -318,20 +318,20 @@ impl Trees {
     /// Adds the facts that `read` makes of the keys of a tree and that pass `filter`.
     pub(in crate::store) fn collect(
         &self,
-        part: CountedTree,
+        tree: CountedTree,
         read: fn(&[u8]) -> Option<Fact>,
         filter: &dyn Fn(&Fact) -> bool,
         into: &mut Vec<Fact>,
     ) -> sled::Result<()> {
-        for item in self.of(part) {
+        for item in self.of(tree) {
             into.extend(read(&item?.0).filter(filter));
         }
         Ok(())
     }
 
     /// Returns a counted tree.
-    pub(in crate::store) fn of(&self, part: CountedTree) -> &Tree {
-        match part {
+    pub(in crate::store) fn of(&self, tree: CountedTree) -> &Tree {
+        match tree {
             CountedTree::Blob => &self.blob,
             CountedTree::Grant => &self.grant,
             CountedTree::Holding => &self.holding,

@@ -281,12 +281,12 @@ impl Index {
     }
 
     /// Remembers across a restart that a repository's `index.json` is out of date.
-    pub(in crate::store) fn put_behind(&self, repo: &Repo) {
+    pub(in crate::store) fn put_stale_layout(&self, repo: &Repo) {
         self.database.change(|trees| trees.behind().insert(key::repo(repo), &[]));
     }
 
     /// Takes the repositories that were remembered as out of date.
-    pub(in crate::store) fn take_behind(&self) -> Vec<Repo> {
+    pub(in crate::store) fn take_stale_layouts(&self) -> Vec<Repo> {
         let behind = self.database.with(|trees| {
             let names: Vec<_> = trees.behind().iter().keys().collect::<Result<_, _>>()?;
             trees.behind().clear()?;
@@ -396,7 +396,7 @@ impl Index {
     }
 
     /// Returns the size and the uses of a blob.
-    pub(in crate::store) fn known(&self, digest: &Digest) -> Option<BlobUse> {
+    pub(in crate::store) fn blob_use(&self, digest: &Digest) -> Option<BlobUse> {
         self.database
             .with(|trees| trees.of(CountedTree::Blob).get(key::digest(digest)))?
             .map(|value| BlobUse::read(&value))
@@ -404,15 +404,15 @@ impl Index {
 
     /// Notes a use at `now` for blobs whose uses lie in the future, so that they age like all others from now on.
     pub(in crate::store) fn put_uses(&self, blobs: &[ShortDigest], now: u64) {
-        for digest in blobs.iter().filter_map(|short| self.long(*short)) {
-            if let Some(known) = self.known(&digest) {
+        for digest in blobs.iter().filter_map(|short| self.full_digest(*short)) {
+            if let Some(known) = self.blob_use(&digest) {
                 self.put_blob(&digest, known.size, now);
             }
         }
     }
 
     /// Returns the digest of a short digest, if there is such a blob.
-    pub(in crate::store) fn long(&self, short: ShortDigest) -> Option<Digest> {
+    pub(in crate::store) fn full_digest(&self, short: ShortDigest) -> Option<Digest> {
         let found = self.database.with(|trees| {
             trees.of(CountedTree::Blob).scan_prefix(short.to_be_bytes()).keys().next().transpose()
         })?;

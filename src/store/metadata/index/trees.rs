@@ -29,8 +29,8 @@ impl CountedTree {
 }
 
 /// Returns the bytes on disk that a record stands for; for a blob, those of its content.
-pub(super) fn weight(part: CountedTree, value: &[u8]) -> u64 {
-    match part {
+pub(super) fn weight(tree: CountedTree, value: &[u8]) -> u64 {
+    match tree {
         CountedTree::Blob => first_number(value),
         CountedTree::Grant => BLOCK_BYTES,
         // A file says what the record does.
