@@ -4,163 +4,161 @@
 //!
 //! ```text
 //! <data_dir>/
-//!   blobs/{sha256,sha512}/<hex>            whole, verified, read-only; manifests too       blob.rs
-//!   partial/<algorithm>-<hex>{,.map}       downloads under way                    partial.rs, map.rs
-//!   partial/.tmp-<n>                       files being staged, swept at start              disk.rs
-//!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact              refs.rs
-//!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered behind          layout.rs
-//!   quarantine/                            damaged files, and what was in the way     quarantine.rs, obstacle.rs
-//!   pins.json                              images that stay                              pin.rs
-//!   admin-token                            opens the admin plane                      secret.rs
-//!   index/                                 derived and disposable                          index.rs
-//!   lock                                   one process at a time                           lock.rs
+//!   blobs/{sha256,sha512}/<hex>            whole, verified, read-only; manifests too    blobs.rs
+//!   partial/<registry>/<algorithm>-<hex>   downloads that are running, with their maps  blobs/partials.rs, piece_map.rs
+//!   partial/.tmp-<n>                       files being staged, swept at start           disk.rs
+//!   repos/<registry>/<name>/_oci/refs/     the truth: one small file per fact           metadata/refs.rs
+//!   repos/<registry>/<name>/_oci/          an OCI image layout, rendered later          layout.rs
+//!   quarantine/                            damaged files, and what was in the way       integrity.rs, disk/obstacle.rs
+//!   pins.json                              images that stay                             eviction/pins.rs
+//!   admin-token                            opens the admin plane                        Store::put_secret
+//!   index/                                 derived and disposable                       metadata/index.rs
+//!   lock                                   one process at a time                        disk/lock.rs
 //! ```
 //!
-//! A repository component never begins with `_`, so `_oci` is safe; the colon of a port becomes `_5000_` in a
-//! folder name, because other tools split at colons. All of it must be on one file system.
+//! A repository component never begins with `_`, so `_oci` is safe; the colon of a port becomes `_5000_` in a folder
+//! name, because other tools split at colons. All of it must be on one file system.
+//!
+//! # Rooms
+//!
+//! Each uses only those above it in this list; all are used by this file and by `requests.rs`, and by nothing outside
+//! of the store:
+//!
+//! - `error`, `malloc`, `blocking`: the errors, the allocator, and how blocking work leaves the runtime.
+//! - `disk`: the one way in which files change, and whether the disk takes that.
+//! - `blobs`: content under its digest, open files, and partial files.
+//! - `metadata`: the facts about repositories, as ref files and in the index.
+//! - `integrity`: damaged files are taken out of service; verification and scrub.
+//! - `contents`: stored blobs and manifests, opened for a request.
+//! - `eviction`: budget, pins, and what goes when there is no room.
+//! - `layout` and `partial`: OCI layouts that other tools read and write; a download and the room that it takes.
+//! - `maintenance`: the background work of all of them.
 //!
 //! # Durability
 //!
-//! Stage → hash → sync the file → rename → sync the folder; a folder that is made is synced into its parent
-//! first. So a file under its digest is whole by construction, and a ref is either the old one or the new one.
-//! The map of a partial file never names bytes that are not synced. A grant is durable before a blob appears:
-//! callers grant first, and [`Store::grant`] returns when that would survive a power loss. The index promises
-//! nothing across one.
+//! Stage → hash → sync the file → rename → sync the folder; a folder that is made is synced into its parent first. So
+//! a file under its digest is whole by construction, and a ref is either the old one or the new one. The map of a
+//! partial file never names bytes that are not synced. A grant is durable before a blob appears: callers grant first,
+//! and [`Store::grant`] returns when that would survive a power loss. The index promises nothing across one.
 //!
 //! # What is truth, and what is rebuilt
 //!
-//! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked
-//! before a miss is reported. One that is missing, broken, or of another version is removed and rebuilt from the
-//! files behind, at start or if it fails while berth runs ([`Store::run`]); only times of use and of checks
-//! are lost. A pass behind every start looks for what other tools, or a crash, have put out of line, and adopts
-//! layouts that other tools have written (`adopt.rs`). No start reads all of the index or of the files first.
+//! The files are the truth. The index answers what must be fast; where it says nothing, the files are asked before a
+//! miss is reported. An index that is missing, broken, or of another version is removed and rebuilt from the files in
+//! the background, at start or when it fails while berth runs ([`Store::run`]); only times of use and of checks are
+//! lost. After every start a pass looks for what other tools, or a crash, have put out of line, and adopts layouts
+//! that other tools have written (`layout/adopt.rs`). No start reads all of the index or of the files first.
 //!
 //! # How much is kept
 //!
-//! [`Limits`] says how much may be kept, `budget.rs` counts, `evict.rs` plans what goes when there is no room, and
-//! `sweep.rs` carries that out. A file that is gone is a miss, not an error.
+//! [`Limits`] says how much may be kept, `eviction/budget.rs` counts, `eviction/plan.rs` plans what goes when there
+//! is no room, and `eviction/sweep.rs` carries that out. A file that is gone is a miss, not an error.
 //!
 //! # Blocking
 //!
-//! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun
-//! is finished even if its caller goes away.
+//! Everything here touches the disk, so every method leaves the runtime by `spawn_blocking`. Work that has begun is
+//! finished even if its caller goes away.
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use tokio::task::JoinHandle;
+use rustix::process::{Resource, getrlimit};
 
-use crate::oci::{Digest, Document, Manifest, Repo, Tag};
+use crate::clock::unix_seconds;
+use crate::oci::{Algorithm, Image};
 use crate::telemetry::Metrics;
 
-mod adopt;
-mod blob;
-mod budget;
+mod blobs;
+mod blocking;
+mod contents;
 mod disk;
-mod entries;
 mod error;
-mod evict;
-mod grants;
-mod health;
-mod index;
+mod eviction;
+mod integrity;
 mod layout;
-mod ledger;
-mod lock;
-mod map;
-#[expect(unsafe_code, reason = "maps files: the module says why that is sound")]
-mod mapping;
-mod obstacle;
-mod opened;
-mod partial;
-mod pieces;
-mod pin;
-mod privacy;
-mod progress;
-mod quarantine;
-mod rebuild;
-mod recheck;
-mod record;
-mod refs;
-mod scrub;
-mod secret;
-mod sweep;
+mod maintenance;
 #[expect(unsafe_code, reason = "asks the allocator for something that has no safe name")]
-mod trim;
-mod upkeep;
-mod verify;
+mod malloc;
+mod metadata;
+mod partial;
+mod requests;
 
-pub use budget::{InvalidSize, Limits, Size};
+pub use blobs::blob_file::{BlobFile, Mapped, MappedWeak};
+pub use blobs::partials::{Left, PartialKey, Sync, Synced};
+pub use blobs::piece_map::Next;
+pub use blobs::range_set::Pieces;
+pub use disk::health::Health;
+pub use disk::privacy::{Mode, close_to_others};
 pub use error::Error;
-pub use health::Health;
-pub use map::Next;
-pub use opened::{BlobFile, Mapped, MappedWeak};
-pub use partial::{Left, Partial, PartialKey, Sync, Synced};
-pub use pieces::Pieces;
-pub use pin::{Pin, Pinned};
-pub use privacy::{Mode, close_to_others};
-pub use quarantine::Damage;
-pub use recheck::Pending;
-pub use record::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
-pub use scrub::Rate;
-pub use trim::keep_large_apart;
-pub use verify::{Finding, Verification};
+pub use eviction::budget::{InvalidSize, Limits, Size};
+pub use eviction::pin::{Pin, Pinned};
+pub use integrity::damaged::Damage;
+pub use integrity::recheck::Pending;
+pub use integrity::scrub::Rate;
+pub use integrity::verify::{Finding, Verification};
+pub use malloc::keep_large_apart;
+pub use metadata::records::{Grant, ManifestRecord, Previous, Proof, ReferrersRecord, TagRecord};
+pub use partial::Partial;
 
-use index::Found;
-use ledger::Ledger;
-use partial::Partials;
-use recheck::Rechecks;
-use sweep::Sweeper;
-
-/// How long a request waits for the adoption of what another tool has just written; the adoption goes on.
-const ADOPTION_WAIT: Duration = Duration::from_secs(5);
+use blobs::Blobs;
+use blobs::open_files::OpenFiles;
+use blobs::partials::Partials;
+use blocking::blocking;
+use contents::Contents;
+use disk::lock::Lock;
+use disk::{Disk, FileMode};
+use eviction::Eviction;
+use integrity::Integrity;
+use integrity::recheck::Rechecks;
+use integrity::scrub;
+use integrity::verify::Verify;
+use layout::Layouts;
+use maintenance::Maintenance;
+use metadata::Metadata;
+use metadata::index::database::IndexState;
 
 /// The store of one data folder. Clones share it.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
+/// The owners that make up a store.
 struct Inner {
-    ledger: Arc<Ledger>,
-    partials: Partials,
-    /// What the previous process left of the index.
-    found: Found,
-    /// When this one began, in seconds since 1970.
-    opened_at: u64,
-    /// The index being rebuilt, if that takes longer than a start may.
-    rebuilding: Mutex<Option<JoinHandle<()>>>,
-    /// Ends background passes early.
-    stop: Arc<AtomicBool>,
-    /// The look at every stored file that is under way, or the last one.
-    verification: Mutex<Verification>,
-    /// Held while a blob is looked at that a reader could not read.
-    suspect: Arc<tokio::sync::Mutex<()>>,
+    disk: Arc<Disk>,
+    open_files: Arc<OpenFiles>,
+    metadata: Arc<Metadata>,
+    contents: Arc<Contents>,
+    integrity: Arc<Integrity>,
+    eviction: Arc<Eviction>,
+    layouts: Arc<Layouts>,
+    maintenance: Arc<Maintenance>,
+    /// The looks at stored files that somebody asks for.
+    verify: Arc<Verify>,
     /// Verifications behind readers.
     rechecks: Arc<Rechecks>,
 }
 
-/// How full the store is.
+/// How full a store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all blobs.
+    /// The size of all blobs in bytes.
     pub used_bytes: u64,
-    /// Bytes of all that counts towards the budget.
+    /// Bytes of everything that counts towards the budget.
     pub budget_used_bytes: u64,
-    /// The most that these may be.
+    /// The budget in bytes.
     pub budget_bytes: u64,
-    /// Size of the file system that they are on.
+    /// Size of the file system in bytes.
     pub total_bytes: u64,
 }
 
 impl Store {
-    /// Opens a data folder, which is made if need be, and makes sure that there is an index: where a rebuild takes
-    /// long, it goes on behind, and the files answer meanwhile.
+    /// Opens a data folder, which is made if need be, and makes sure that there is an index. If a rebuild takes long,
+    /// it goes on in the background, and the files answer meanwhile.
     ///
-    /// Starts nothing else: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a data
-    /// folder that can be locked. What becomes of it is counted in `metrics`.
+    /// It starts nothing else: see [`Store::run`]. A disk that is full, read-only or failing is no error if it has a
+    /// data folder that can be locked. Failures are counted in `metrics`.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process has it; otherwise if there is no such folder, nor can one be made.
@@ -168,331 +166,213 @@ impl Store {
         Self::open_within(folder, Limits::default(), metrics).await
     }
 
-    /// The same, for who brings content: never more than `limits` allow.
+    /// Opens a data folder as [`Store::open`] does, and keeps it within `limits`.
     ///
     /// # Errors
     /// As [`Store::open`].
     pub async fn open_within(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let folder = folder.to_owned();
-        let inner = blocking(move || upkeep::open(&folder, limits, metrics)).await?;
-        upkeep::begin_rebuild(&inner).await;
+        let inner = blocking(move || Inner::open(&folder, limits, metrics)).await?;
+        inner.maintenance.begin_rebuild().await;
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Does what is behind, until `shutdown`: renders `index.json` files, adopts, reconciles and rebuilds the
-    /// index, and tries whether a failing disk has recovered. Then marks the index as closed in order, so it is best
-    /// ended last: a change that comes later still takes effect, but the next start has to compare everything.
+    /// Does the background work until `shutdown`: renders `index.json` files, adopts, compares and rebuilds the
+    /// index, evicts, and probes a failing disk. Then it marks the index as closed in order, so it should end last: a
+    /// later change still takes effect, but the next start has to compare everything.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
-        upkeep::run(&self.0, shutdown).await;
+        self.0.maintenance.run(shutdown).await;
     }
 
-    /// Tells other processes, which cannot have the data folder meanwhile, where to ask this one.
+    /// Writes down for other processes, which cannot open the data folder meanwhile, where the admin plane of this
+    /// one is.
     pub async fn announce(&self, admin: SocketAddr) {
-        self.ask(move |ledger| ledger.process_lock.announce(admin)).await;
+        self.ask(move |inner| inner.metadata.process_lock().announce(admin)).await;
     }
 
-    /// Whether the disk takes what it is given.
+    /// Returns whether the disk takes what is written.
     pub fn health(&self) -> Health {
-        self.0.ledger.disk.condition.health()
+        self.0.disk.condition().health()
     }
 
-    /// Looks at stored files in the background, round after round, until `shutdown`. What is damaged is put aside,
-    /// and will be fetched again.
+    /// Verifies stored files in the background, round after round, until `shutdown`. Damaged ones are put aside, and
+    /// will be fetched again.
     pub async fn scrub(&self, rate: Rate, shutdown: impl Future<Output = ()>) {
         tokio::select! {
-            () = scrub::run(Arc::clone(&self.0.ledger), rate) => {}
+            () = scrub::run(Arc::clone(&self.0.integrity), rate) => {}
             () = shutdown => {}
         }
     }
 
-    /// Ends what was opened for a command, without [`Store::run`]: the next process need not compare more than it
-    /// would have without this one.
+    /// Closes a store that was opened for a command, without [`Store::run`]. The next process need not compare more
+    /// than it would have without this one.
     pub async fn close(self) {
-        blocking(move || upkeep::close(&self.0)).await;
+        blocking(move || self.0.maintenance.close()).await;
     }
 
-    /// A stored blob, opened.
-    ///
-    /// # Errors
-    /// If the disk fails. A blob that is not there is `None`.
-    pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, Error> {
-        let digest = *digest;
-        self.ask(move |ledger| ledger.blob(&digest)).await
-    }
-
-    /// Whether a repository may be served a digest, as [`Store::granted`] says, and the stored blob, opened.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn find(&self, repo: &Repo, digest: &Digest) -> Result<(bool, Option<BlobFile>), Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        // In this order: what is granted is noted with what is at hand.
-        self.ask(move |ledger| {
-            let blob = ledger.blob(&digest)?;
-            Ok((ledger.granted(&repo, &digest)?, blob))
-        })
-        .await
-    }
-
-    /// A stored blob that `repo` may be served, if that is known without a look at disk or index. Never blocks.
-    pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<BlobFile> {
-        self.0.ledger.opened.blob(repo, digest)
-    }
-
-    /// A stored manifest that `repo` may be served, if that is known without a look at disk or index. Never blocks.
-    pub fn manifest_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Arc<Document>> {
-        self.0.ledger.opened.manifest(repo, digest)
-    }
-
-    /// What a tag means here, if that is known without a look at disk or index. Never blocks.
-    pub fn tag_at_hand(&self, repo: &Repo, tag: &Tag) -> Option<Arc<TagRecord>> {
-        self.0.ledger.index.tag_at_hand(repo, tag)
-    }
-
-    /// Stores small content, such as a manifest. Content that is there already is left alone.
-    ///
-    /// # Errors
-    /// [`Error::DigestMismatch`] if it is something else; [`Error::Full`] or [`Error::Io`].
-    pub async fn put(&self, digest: &Digest, content: Bytes) -> Result<(), Error> {
-        let (inner, digest) = (Arc::clone(&self.0), *digest);
-        blocking(move || Sweeper::of(&inner).put(&digest, &content)).await
-    }
-
-    /// Opens the partial file of a blob of `total` bytes, if upstream says how many, or begins one, for the transfer that is `next`; with room for
-    /// everything if `is_whole`. What is there of another total, or not for that transfer, is dropped.
-    ///
-    /// # Errors
-    /// [`Error::InUse`] while somebody else has it; [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`] if there
-    /// can be no room for it; [`Error::Io`].
-    pub async fn partial(
-        &self,
-        key: &PartialKey,
-        total: Option<u64>,
-        next: Next<'_>,
-        is_whole: bool,
-    ) -> Result<Partial, Error> {
-        let (inner, key, repo) = (Arc::clone(&self.0), key.clone(), next.repo.clone());
-        let Next { is_granted, is_public, is_by_parents, speaker, .. } = next;
-        blocking(move || {
-            let next = Next { repo: &repo, is_granted, is_public, is_by_parents, speaker };
-            inner.partials.open(Arc::clone(&inner.ledger), &key, total, &next, is_whole)
-        })
-        .await
-    }
-
-    /// What is there of a blob whose download has stopped, or is under way; nothing if that is not sound.
-    pub async fn left(&self, key: &PartialKey) -> Option<Left> {
-        let (inner, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || inner.partials.left(&key)).await
-    }
-
-    /// What a tag means here. One that is not known may have been written by another tool just now.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn tag(&self, repo: &Repo, tag: &Tag) -> Result<Option<TagRecord>, Error> {
-        let (of, name) = (repo.clone(), tag.clone());
-        let found = self.ask(move |ledger| ledger.tag(&of, &name)).await?;
-        if found.is_some() || !self.adopt(repo).await {
-            return Ok(found);
-        }
-        let (of, name) = (repo.clone(), tag.clone());
-        self.ask(move |ledger| ledger.tag(&of, &name)).await
-    }
-
-    /// Makes a tag mean something else, durably.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn set_tag(&self, repo: &Repo, tag: &Tag, record: &TagRecord) -> Result<(), Error> {
-        let (repo, tag, record) = (repo.clone(), tag.clone(), record.clone());
-        self.ask(move |ledger| ledger.set_tag(&repo, &tag, &record)).await
-    }
-
-    /// Notes that upstream confirmed a tag. Only the index knows, so it may be forgotten.
-    pub async fn checked(&self, repo: &Repo, tag: &Tag, at: u64) {
-        let (repo, tag) = (repo.clone(), tag.clone());
-        self.ask(move |ledger| ledger.index.checked(&repo, &tag, at)).await;
-    }
-
-    /// A page of at most `n` tags after `after`, in byte order.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn tags(&self, repo: &Repo, after: Option<&str>, n: usize) -> Result<Vec<Tag>, Error> {
-        self.adopt(repo).await;
-        let (repo, after) = (repo.clone(), after.map(str::to_owned));
-        self.ask(move |ledger| ledger.tags(&repo, after.as_deref(), n)).await
-    }
-
-    /// A stored manifest that a repository may be served: known here, or publicly elsewhere.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn manifest(&self, repo: &Repo, digest: &Digest) -> Result<Option<Arc<Document>>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.manifest(&repo, &digest)).await
-    }
-
-    /// The same, and whether its image claims to be larger than all that may be kept.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn manifest_weighed(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-    ) -> Result<Option<(Arc<Document>, bool)>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| {
-            let document = ledger.manifest(&repo, &digest)?;
-            Ok(document.map(|document| (document, ledger.claims_too_much(&digest))))
-        })
-        .await
-    }
-
-    /// Notes what a manifest is, durably, and grants it to the repository.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`].
-    pub async fn set_manifest(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        record: &ManifestRecord,
-    ) -> Result<(), Error> {
-        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
-        self.ask(move |ledger| ledger.set_manifest(&repo, &digest, &record)).await
-    }
-
-    /// Notes what a stored manifest refers to.
-    pub async fn note_parts(&self, digest: &Digest, manifest: &Manifest) {
-        let (digest, manifest) = (*digest, manifest.clone());
-        self.ask(move |ledger| ledger.note_parts(&digest, Some(&manifest))).await;
-    }
-
-    /// The most that may be kept.
+    /// Returns the most that may be kept, in bytes.
     pub async fn max_bytes(&self) -> u64 {
-        self.ask(|ledger| ledger.budget.max_bytes(ledger.disk.root())).await
+        self.ask(|inner| inner.eviction.max_bytes()).await
     }
 
-    /// Upstream's list of what refers to a manifest, as it was last seen.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn referrers(&self, repo: &Repo, digest: &Digest) -> Result<Option<ReferrersRecord>, Error> {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.referrers(&repo, &digest)).await
-    }
-
-    /// How large the file is that has the list; none has no bytes.
-    pub async fn referrers_bytes(&self, repo: &Repo, digest: &Digest) -> u64 {
-        let (repo, digest) = (repo.clone(), *digest);
-        self.ask(move |ledger| ledger.referrers_bytes(&repo, &digest)).await
-    }
-
-    /// Keeps upstream's list of what refers to a manifest.
-    ///
-    /// # Errors
-    /// [`Error::Full`] or [`Error::Io`], the latter also for a body that is not UTF-8 and so no JSON.
-    pub async fn set_referrers(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        record: &ReferrersRecord,
-    ) -> Result<(), Error> {
-        let (repo, digest, record) = (repo.clone(), *digest, record.clone());
-        self.ask(move |ledger| ledger.set_referrers(&repo, &digest, &record)).await
-    }
-
-    /// Whether there is anything at all of a repository.
-    ///
-    /// # Errors
-    /// None today: a folder that cannot be looked at counts as absent.
-    pub async fn knows(&self, repo: &Repo) -> Result<bool, Error> {
-        let repo = repo.clone();
-        self.ask(move |ledger| Ok(ledger.knows(&repo))).await
-    }
-
-    /// A page of at most `n` repositories after `after`, in byte order of `registry/name`: those with anything
-    /// public, or all.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub async fn repositories(
-        &self,
-        after: Option<&Repo>,
-        n: usize,
-        private_too: bool,
-    ) -> Result<Vec<Repo>, Error> {
-        let after = after.cloned();
-        self.ask(move |ledger| ledger.repositories(after.as_ref(), n, private_too)).await
-    }
-
-    /// How full the store is.
+    /// How full a store is.
     pub async fn usage(&self) -> Usage {
-        self.ask(|ledger| {
-            let total = rustix::fs::statvfs(ledger.disk.root());
+        self.ask(|inner| {
+            let total = rustix::fs::statvfs(inner.disk.root());
             let total_bytes = total.map_or(0, |total| total.f_blocks.saturating_mul(total.f_frsize));
-            let used_bytes = ledger.index.used_bytes();
             Usage {
-                used_bytes,
-                budget_used_bytes: ledger.budget.used_bytes(&|| ledger.index.kept_bytes()),
-                budget_bytes: ledger.budget.max_bytes(ledger.disk.root()).min(total_bytes),
+                used_bytes: inner.metadata.index().used_bytes(),
+                budget_used_bytes: inner.eviction.used_bytes(),
+                budget_bytes: inner.eviction.max_bytes().min(total_bytes),
                 total_bytes,
             }
         })
         .await
     }
 
-    /// How far a pass over all files is that brings the index in line, from 0 to 1; 1 if there is none.
+    /// Returns how far a rebuild of the index from all files is, from 0 to 1; 1 if there is none.
     pub fn index_ratio(&self) -> f64 {
-        self.0.ledger.progress.ratio()
+        self.0.maintenance.reconciler().ratio()
     }
 
-    /// Adopts what another tool has put into a repository's layout, if anything looks like it. Returns whether
-    /// it is worth to look again.
-    async fn adopt(&self, repo: &Repo) -> bool {
-        let of = repo.clone();
-        if !self.ask(move |ledger| ledger.is_adoptable(&of)).await {
-            return false;
+    /// Begins to verify all stored files, unless that is running; [`Store::verification`] tells how far it is.
+    /// Damaged files are put aside, and will be fetched again.
+    pub fn verify(&self) {
+        self.0.verify.begin();
+    }
+
+    /// Returns how far the verification of all stored files is, or the result of the last one.
+    pub fn verification(&self) -> Verification {
+        self.0.verify.state()
+    }
+
+    /// Pins an image: whatever is stored of it, now or later, is not evicted. A pin of the same image is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn pin(&self, pin: Pin) -> Result<Pinned, Error> {
+        self.ask(move |inner| inner.eviction.pin(&pin)).await
+    }
+
+    /// Removes a pin. Returns whether there was one that [`Store::pin`] made.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn unpin(&self, image: Image) -> Result<bool, Error> {
+        self.ask(move |inner| inner.eviction.unpin(&image)).await
+    }
+
+    /// Replaces the limits and the pins of the configuration. Returns at once; the background eviction removes what
+    /// is too much.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.eviction.set_limits(limits);
+    }
+
+    /// Returns every pin and what it keeps, those of the configuration first.
+    pub async fn pins(&self) -> Vec<Pinned> {
+        self.ask(|inner| inner.eviction.pinned()).await
+    }
+
+    /// Writes `content` into the file `name` of the data folder, which only berth's own user may read. It replaces
+    /// any file or link.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`].
+    pub async fn put_secret(&self, name: &'static str, content: String) -> Result<(), Error> {
+        self.ask(move |inner| {
+            inner.disk.replace(&inner.disk.root().join(name), content.as_bytes(), FileMode::SECRET)
+        })
+        .await
+    }
+
+    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
+        let inner = Arc::clone(&self.0);
+        blocking(move || question(&inner)).await
+    }
+}
+
+impl Inner {
+    /// Takes the lock of a data folder, removes what a killed process left, and opens the parts of the store.
+    fn open(folder: &Path, limits: Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let opened_at = unix_seconds();
+        let disk = Arc::new(Disk::open(folder, metrics)?);
+        let lock = Lock::take(disk.root())?;
+        let partials = Partials::new(Arc::clone(&disk));
+        if let Err(error) = prepare(&disk, &partials) {
+            // Whatever it is: what is there can be served, and the rest passes through.
+            disk.condition().failed(0, &error);
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the data folder cannot be put in order"
+            );
         }
-        let repo = repo.clone();
-        let adoption = async {
-            let turn = Arc::clone(&self.0.ledger.adopting).lock_owned().await;
-            self.ask(move |ledger| {
-                let _turn = turn;
-                if let Err(error) = ledger.adopt(&repo) {
-                    tracing::warn!(%repo, error = &error as &dyn std::error::Error, "cannot adopt a layout");
-                }
-            })
-            .await;
-        };
-        // Too long for a request: it is answered from what is known so far.
-        let _ = tokio::time::timeout(ADOPTION_WAIT, adoption).await;
-        true
-    }
-
-    async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Ledger) -> T + Send + 'static) -> T {
-        let ledger = Arc::clone(&self.0.ledger);
-        blocking(move || question(&ledger)).await
+        let blobs = Arc::new(Blobs::new(Arc::clone(&disk)));
+        let open_files = Arc::new(OpenFiles::new(getrlimit(Resource::Nofile).current));
+        let (metadata, found) =
+            Metadata::open(Arc::clone(&disk), lock, Arc::clone(&blobs), Arc::clone(&open_files));
+        let metadata = Arc::new(metadata);
+        if !matches!(found, IndexState::Clean(_)) {
+            // What a killed process renamed and had no time to sync is found by this one, and counts as durable.
+            let synced = std::fs::File::open(disk.root()).map(rustix::fs::syncfs);
+            tracing::debug!(?synced, "synced the file system after an unclean stop");
+        }
+        let integrity = Arc::new(Integrity::new(
+            Arc::clone(&disk),
+            Arc::clone(&blobs),
+            Arc::clone(&open_files),
+            Arc::clone(&metadata),
+        ));
+        let contents = Arc::new(Contents::new(
+            blobs,
+            Arc::clone(&open_files),
+            Arc::clone(&metadata),
+            Arc::clone(&integrity),
+        ));
+        let parts = || (Arc::clone(&disk), Arc::clone(&metadata), Arc::clone(&contents));
+        let (of_disk, facts, served) = parts();
+        let eviction = Arc::new(Eviction::new(of_disk, facts, served, partials, limits));
+        let (of_disk, facts, served) = parts();
+        let layouts = Arc::new(Layouts::new(of_disk, facts, served, Arc::clone(&eviction)));
+        let (of_disk, facts, served) = parts();
+        let (evicting, rendering) = (Arc::clone(&eviction), Arc::clone(&layouts));
+        let maintenance =
+            Arc::new(Maintenance::new(of_disk, facts, served, evicting, rendering, found, opened_at));
+        let stop = maintenance.stop();
+        let verify = Arc::new(Verify::new(Arc::clone(&integrity), Arc::clone(stop)));
+        let rechecks = Arc::new(Rechecks::new(Arc::clone(&integrity), Arc::clone(stop)));
+        Ok(Self {
+            disk,
+            open_files,
+            metadata,
+            contents,
+            integrity,
+            eviction,
+            layouts,
+            maintenance,
+            verify,
+            rechecks,
+        })
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.maintenance.stop().store(true, Ordering::Relaxed);
     }
 }
 
-/// Runs what blocks away from the runtime. A panic in it is the caller's.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // Never "cancelled": that is only for work that a stopping runtime has not begun, and then nobody
-        // is here to see it.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+/// The folders, without what a killed process left in them.
+fn prepare(disk: &Disk, partials: &Partials) -> Result<(), Error> {
+    for algorithm in Algorithm::ALL {
+        disk.ensure(&disk.root().join("blobs").join(algorithm.as_str()))?;
     }
+    disk.ensure(&disk.root().join("repos"))?;
+    disk.ensure(&disk.partials())?;
+    let count = disk.sweep()?;
+    if count > 0 {
+        tracing::info!(count, "removed files that a killed process had staged");
+    }
+    partials.sweep()
 }
 
 #[cfg(test)]

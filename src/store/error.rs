@@ -18,23 +18,23 @@ pub enum Error {
         path: PathBuf,
         /// What was tried.
         action: &'static str,
-        /// The operating system's word.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// More than the whole budget, by what upstream says of it: serve without storing.
+    /// Upstream says that the content is larger than the whole budget: serve without storing.
     #[error("{bytes} bytes are more than the {max_bytes} of max_bytes")]
     TooLarge {
-        /// How large it is, or its image.
+        /// Size of the content, or of its image.
         bytes: u64,
-        /// The budget.
+        /// The budget in bytes.
         max_bytes: u64,
     },
-    /// Nothing more may go to make room within the budget: serve without storing.
+    /// Nothing more may be evicted to make room within the budget: serve without storing.
     #[error(
         "{least} bytes are missing within max_bytes and min_free, and nothing more may be evicted for it"
     )]
     NoRoom {
-        /// So many bytes.
+        /// Number of bytes that are missing.
         least: u64,
     },
     /// Another process holds the data folder: do not start.
@@ -42,20 +42,20 @@ pub enum Error {
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// The process that wrote itself into it.
+        /// The process whose id is in the lock file.
         pid: Option<u32>,
-        /// Where that process can be asked, if it said so.
+        /// The address of the admin plane of that process, if it is in the lock file.
         admin: Option<SocketAddr>,
     },
     /// The content is not what its digest says: nothing was stored.
     #[error("digest mismatch: expected {expected}, got {actual}")]
     DigestMismatch {
-        /// What was asked for.
+        /// The digest that was asked for.
         expected: Box<Digest>,
-        /// What the content is.
+        /// The digest of the content.
         actual: Box<Digest>,
     },
-    /// This digest is being filled by somebody who still holds its partial file.
+    /// Another download of this digest still holds its partial file.
     #[error("{digest} is already being filled")]
     InUse {
         /// The digest of the partial file.
@@ -68,14 +68,14 @@ pub enum Error {
         path: PathBuf,
         /// What was tried.
         action: &'static str,
-        /// The operating system's word.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Tells a disk that is merely full, or read-only, from one that fails.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    /// Makes an error of a failed operation: `Full` if the disk is merely full or read-only, else `Io`.
+    pub(in crate::store) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull
@@ -86,24 +86,24 @@ impl Error {
         }
     }
 
-    /// The disk has no room for it.
-    pub(super) fn disk_full(path: &Path) -> Self {
+    /// Makes the error of a disk that has no room for `path`.
+    pub(in crate::store) fn disk_full(path: &Path) -> Self {
         let source = io::Error::new(io::ErrorKind::StorageFull, "nothing more may be evicted for it");
         Self::Full { path: path.to_owned(), action: "make room for", source }
     }
 
-    /// Whether it is by berth's own limits that something is not kept, and the disk is sound.
+    /// Whether berth's own limits are the reason that something is not kept, and the disk is sound.
     pub fn is_by_limits(&self) -> bool {
         matches!(self, Self::TooLarge { .. } | Self::NoRoom { .. })
     }
 
     /// Whether more room would help.
-    pub(super) fn is_for_want_of_room(&self) -> bool {
+    pub(in crate::store) fn is_for_want_of_room(&self) -> bool {
         let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         matches!(self, Self::Full { source, .. } if kinds.contains(&source.kind()))
     }
 
-    pub(super) fn mismatch(expected: &Digest, actual: Digest) -> Self {
+    pub(in crate::store) fn mismatch(expected: &Digest, actual: Digest) -> Self {
         Self::DigestMismatch { expected: Box::new(*expected), actual: Box::new(actual) }
     }
 }

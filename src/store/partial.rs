@@ -1,316 +1,88 @@
-//! `partial/<registry>/<algorithm>-<hex>`: a blob under way, owned by one flight, and its [map](super::map).
+//! A blob that is being downloaded, and the room that it takes: of the budget, and of the file system as far as that can
+//! reserve it.
 //!
-//! What is there need not be the beginning: ranges are kept where they belong. It is unproven, so it is nobody's but that
-//! registry's; and of its repositories only that may read what is [left](Left) when the flight has ended for which it
-//! came, or which has a grant.
+//! If there can be no room for a blob, that is an error before its readers get a head. The room itself is taken step by
+//! step as bytes come ([`Partial::make_room`]), and returned when no more come. The file is one of
+//! [`partials`](crate::store::blobs::partials).
 //!
-//! Promises, also across a power loss:
-//! - The map never names bytes that are not synced. When a file must be started over, the old map is removed
-//!   for good before the new file exists, so that it can never vouch for it.
-//! - A file is never cut or emptied: starting over means a new file, and a reader of the old one keeps it.
-//! - After a failed sync nothing more is named or committed through this handle: the kernel reports such a
-//!   failure once, and calls the lost pages clean from then on.
-//! - One handle per file. Two flights that write to one could commit what neither has verified.
-//! - Where it is plain that there can be no room for a blob, that is said before a reader has been told anything. The
-//!   room itself is taken step by step as bytes come ([`Partial::make_room`]), from the file system too as far as
-//!   that can promise it.
-//! - Where upstream does not say how large a blob is, its file grows as bytes come, and nobody reads what is left of it:
-//!   it is for the next transfer alone, until [`Partial::learn`] is told the size.
+//! It is above blobs, which know no budget, and eviction, which opens no downloads. The cache uses it.
 
-mod room;
+use std::sync::Arc;
 
-use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use rustix::io::Errno;
 
-use super::Error;
-use super::blob::open_file;
-use super::budget::MAP_BYTES;
-use super::disk::{self, Disk, Look};
-use super::ledger::Ledger;
-use super::map::{Map, Next, Origin, UNKNOWN};
-use super::opened::BlobFile;
-use super::pieces::Pieces;
-use super::sweep::Sweeper;
-use crate::clock::{believed, seconds_of, unix_seconds};
+use crate::oci::Digest;
 use crate::oci::range::Span;
-use crate::oci::{Digest, Registry, Repo};
-use crate::sync::lock;
+use crate::store::blobs::blob_file::BlobFile;
+use crate::store::blobs::partials::{PartialFile, PartialKey, Sync, Synced};
+use crate::store::blobs::piece_map::Next;
+use crate::store::blobs::range_set::Pieces;
+use crate::store::error::Error;
+use crate::store::eviction::Eviction;
 
-pub(super) use room::allocate;
+/// Bytes of room that are taken at a time for a blob that is asked for in parts. Most of these stay small.
+const PART_STEP: u64 = 1 << 20;
 
-/// Bytes that are not proven are nobody else's business.
-const PARTIAL_MODE: u32 = 0o600;
-
-/// What a partial file is of: what one registry sends is its own until it is proven.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PartialKey {
-    /// The registry that sends it.
-    pub registry: Registry,
-    /// What it is said to be.
-    pub digest: Digest,
-}
-
-impl PartialKey {
-    /// Of this digest, from that registry.
-    pub fn new(registry: &Registry, digest: &Digest) -> Self {
-        Self { registry: registry.clone(), digest: *digest }
-    }
-
-    /// What a file of the folder of partial files is of.
-    pub(super) fn of_file(folder: &str, name: &str) -> Option<Self> {
-        Some(Self { registry: Registry::from_folder(folder)?, digest: Digest::from_file_name(name)? })
-    }
-}
-
-/// The keys of partial files that somebody has.
-pub(super) type InUseKeys = Arc<Mutex<HashSet<PartialKey>>>;
-
-/// The folder of partial files.
-pub(super) struct Partials {
-    disk: Arc<Disk>,
-    in_use: InUseKeys,
-}
-
-/// A blob under way. All methods block.
+/// A blob that is being downloaded. All methods block.
 ///
-/// Dropped, it stays on disk with what was synced, for the next flight.
+/// When it is dropped, it stays on disk with what was synced, for the next download.
 pub struct Partial {
-    ledger: Arc<Ledger>,
-    key: PartialKey,
-    path: PathBuf,
-    data: BlobFile,
-    map_file: File,
-    map: Map,
-    /// How what was there at first had come; `None` if nothing was.
-    began: Option<Origin>,
-    /// How many of its bytes room was taken for.
+    file: PartialFile,
+    /// Number of its bytes for which room was taken.
     room: u64,
-    /// Up to where the file system has promised any.
+    /// The offset up to which the file system has reserved room.
     allocated: u64,
-    /// A sync has failed: what this handle wrote since the last good one can no longer be made durable.
-    is_broken: bool,
-    _in_use: InUse,
+    /// Last, so that the store outlives the file.
+    eviction: Arc<Eviction>,
 }
 
-/// A partial file, its map, and how what is there had come, if anything is.
-type Found = (File, File, Map, Option<Origin>);
-
-/// What an earlier flight has left of a blob.
-pub struct Left {
-    /// The size of the whole blob.
-    pub total: u64,
-    /// The bytes that are there. They are unproven.
-    pub pieces: Pieces,
-    /// The file, open also when it is dropped or completed meanwhile.
-    pub file: Arc<File>,
-    origin: Origin,
-}
-
-impl Left {
-    /// Whether all of it came for this repository of the registry.
-    pub fn is_for(&self, repo: &Repo) -> bool {
-        self.origin.is_for(repo)
-    }
-}
-
-/// A sync that was begun.
-pub struct Sync {
-    data: BlobFile,
-    pieces: Pieces,
-}
-
-/// A sync that has come to its end, well or badly.
-pub struct Synced {
-    pieces: Pieces,
-    result: io::Result<()>,
-}
-
-impl Sync {
-    /// Waits for the disk.
-    pub fn run(self) -> Synced {
-        Synced { pieces: self.pieces, result: self.data.file().sync_data() }
-    }
-}
-
-/// Frees the file for the next flight.
-struct InUse {
-    key: PartialKey,
-    all: InUseKeys,
-}
-
-impl InUse {
-    /// None if somebody has it.
-    fn take(key: &PartialKey, all: &InUseKeys) -> Option<Self> {
-        let is_free = lock(all).insert(key.clone());
-        is_free.then(|| Self { key: key.clone(), all: Arc::clone(all) })
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        lock(&self.all).remove(&self.key);
-    }
-}
-
-impl Partials {
-    pub(super) fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, in_use: Arc::default() }
-    }
-
-    /// What of it somebody has.
-    pub(super) fn in_use(&self) -> InUseKeys {
-        Arc::clone(&self.in_use)
-    }
-
-    /// The partial files of a ledger's store.
-    fn of(ledger: &Ledger) -> Self {
-        Self { disk: Arc::clone(&ledger.disk), in_use: Arc::clone(&ledger.budget.filling) }
-    }
-
-    /// Opens what is there, or starts over if that is nothing usable, of another total, or not for who is `next`; all of
-    /// it will come if `is_whole`. Of an unknown total it has room for what comes, step by step.
-    pub(super) fn open(
-        &self,
-        ledger: Arc<Ledger>,
+impl Partial {
+    /// Opens the partial file of a blob. It starts over if the file is unusable, of another total, or not for `next`.
+    /// If `is_whole`, all of the blob will come. If the total is unknown, room is taken step by step.
+    pub(in crate::store) fn open(
+        eviction: Arc<Eviction>,
         key: &PartialKey,
         total: Option<u64>,
         next: &Next<'_>,
         is_whole: bool,
-    ) -> Result<Partial, Error> {
-        let Some(in_use) = InUse::take(key, &self.in_use) else {
-            return Err(Error::InUse { digest: Box::new(key.digest) });
-        };
-        let path = self.path(key);
-        Sweeper { ledger: &ledger, partials: self }.admit(key, total.unwrap_or(0), is_whole)?;
-        let opened = self.find_or_create(&path, total.unwrap_or(UNKNOWN), next);
-        let (data, map_file, map, began) =
-            opened.inspect_err(|error| self.disk.condition.failed(total.unwrap_or(0), error))?;
-        let room = map.pieces.bytes();
-        ledger.budget.count_partial(key, room + MAP_BYTES);
-        Ok(Partial {
-            ledger,
-            key: key.clone(),
-            path,
-            data: BlobFile::new(data, total.unwrap_or(0)),
-            map_file,
-            map,
-            began,
-            room,
-            allocated: 0,
-            is_broken: false,
-            _in_use: in_use,
-        })
+    ) -> Result<Self, Error> {
+        let in_use = eviction.partials().take(key)?;
+        eviction.admit(key, total.unwrap_or(0), is_whole)?;
+        let file = eviction.partials().open(in_use, total, next)?;
+        let room = file.have().bytes();
+        eviction.count_partial(key, room);
+        Ok(Self { file, room, allocated: 0, eviction })
     }
 
-    /// What is there, if no more than a look at it is wanted.
-    pub(super) fn left(&self, key: &PartialKey) -> Option<Left> {
-        let path = self.path(key);
-        let (file, _) = open_file(&path).ok()??;
-        let map = Map::read(&open_file(&map_path(&path)).ok()??.0).filter(|map| map.total != UNKNOWN)?;
-        let opened = file.metadata().ok()?;
-        // A file that is started over gets a new map after it is there. So if this is still the file that has
-        // the name, the map is not one of a later file.
-        let is_same = fs::metadata(&path).is_ok_and(|named| named.ino() == opened.ino());
-        (is_same && named_end(&map) <= opened.len()).then(|| Left {
-            total: map.total,
-            pieces: map.pieces,
-            file: Arc::new(file),
-            origin: map.origin,
-        })
-    }
-
-    /// Removes maps and files that have lost each other. What is left can be resumed.
-    pub(super) fn sweep(&self) -> Result<(), Error> {
-        for path in self.disk.partial_files()? {
-            let is_map = path.extension().is_some_and(|extension| extension == "map");
-            let other = if is_map { path.with_extension("") } else { map_path(&path) };
-            if !other.exists() {
-                self.disk.remove_leftover(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn find_or_create(&self, path: &Path, total: u64, next: &Next<'_>) -> Result<Found, Error> {
-        let existing = open_existing(path, total)?.filter(|(_, _, map)| map.origin.may_go_on(next));
-        let (data, map_file, mut map) = match existing {
-            Some(existing) => existing,
-            None => self.disk.retry_without_folder(|| self.create(path, Map::new(total, next.origin())))?,
-        };
-        let began = (map.pieces.bytes() > 0).then_some(map.origin);
-        let origin = map.origin.and(next.origin());
-        if map.origin != origin {
-            map.origin = origin;
-            let pieces = map.pieces.clone();
-            map.advance(&map_file, &pieces).map_err(|source| Error::io("write", &map_path(path), source))?;
-        }
-        Ok((data, map_file, map, began))
-    }
-
-    /// Drops what an earlier flight has left, unless somebody has it now. Returns the room that it took.
-    pub(super) fn drop_abandoned(&self, ledger: &Ledger, key: &PartialKey) -> Result<u64, Error> {
-        let Some(_in_use) = InUse::take(key, &self.in_use) else { return Ok(0) };
-        drop_files(&self.disk, &self.path(key))?;
-        Ok(ledger.budget.release(key))
-    }
-
-    /// When a partial file was last written to, in seconds since 1970; never, if a clock says so that was ahead.
-    pub(super) fn last_change(&self, key: &PartialKey) -> u64 {
-        let modified = fs::metadata(self.path(key)).and_then(|metadata| metadata.modified());
-        modified.map_or(0, |at| believed(seconds_of(at), unix_seconds()))
-    }
-
-    pub(super) fn path(&self, key: &PartialKey) -> PathBuf {
-        self.disk.partials().join(key.registry.to_folder()).join(key.digest.file_name())
-    }
-
-    fn create(&self, path: &Path, mut map: Map) -> Result<(File, File, Map), Error> {
-        let folder = disk::parent(path);
-        self.disk.ensure(folder)?;
-        drop_files(&self.disk, path)?;
-        let data = create_file(path)?;
-        let map_path = map_path(path);
-        let map_file = create_file(&map_path)?;
-        map.advance(&map_file, &Pieces::default()).map_err(|source| Error::io("write", &map_path, source))?;
-        disk::sync_folder(folder)?;
-        Ok((data, map_file, map))
-    }
-}
-
-impl Partial {
-    /// The bytes that are there and synced: what was found at open, or what [`Partial::sync`] has named since.
+    /// Returns the bytes that are there and synced: those found at open, and those that [`Partial::sync`] has named
+    /// since.
     pub fn have(&self) -> &Pieces {
-        &self.map.pieces
+        self.file.have()
     }
 
-    /// The size of the whole blob, if it is known.
+    /// Returns the size of the whole blob in bytes, if it is known.
     pub fn total(&self) -> Option<u64> {
-        Some(self.map.total).filter(|total| *total != UNKNOWN)
+        self.file.total()
     }
 
-    /// The whole blob has this size, which was not known before. It must not be less than what is there.
+    /// Sets the size of the whole blob, which was not known before. It must not be less than what is there.
     pub fn learn(&mut self, total: u64) {
-        self.map.total = total;
-        self.data = self.data.of_size(total);
+        self.file.learn(total);
     }
 
-    /// Whether what was there at first, if anything, had come without a credential.
+    /// Whether the bytes found at open, if any, had come without a credential.
     pub fn began_public(&self) -> bool {
-        self.began.is_none_or(|origin| origin.is_public())
+        self.file.began_public()
     }
 
-    /// Whether what was there at first, if anything, had come from parents.
+    /// Whether the bytes found at open, if any, had come from parents.
     pub fn began_by_parents(&self) -> bool {
-        self.began.is_none_or(|origin| origin.is_by_parents())
+        self.file.began_by_parents()
     }
 
-    /// The file, for readers of what is there.
+    /// Returns the file, for readers of the bytes that are there.
     pub fn file(&self) -> BlobFile {
-        self.data.clone()
+        self.file.file()
     }
 
     /// Writes bytes at their place.
@@ -318,11 +90,7 @@ impl Partial {
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`], also for bytes beyond the total.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let end = offset.checked_add(bytes.len() as u64);
-        if end.is_none_or(|end| end > self.map.total) {
-            return Err(self.failed("write beyond the end of", io::ErrorKind::InvalidInput.into()));
-        }
-        self.data.file().write_all_at(bytes, offset).map_err(|source| self.failed("write", source))
+        self.noted(self.file.write_at(offset, bytes))
     }
 
     /// Syncs the data, then names `pieces` as there.
@@ -330,10 +98,8 @@ impl Partial {
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`]; afterwards this handle refuses to sync or commit.
     pub fn sync(&mut self, pieces: Pieces) -> Result<(), Error> {
-        if pieces.spans().last().is_some_and(|last| last.end > self.map.total) {
-            return Err(self.failed("sync beyond the end of", io::ErrorKind::InvalidInput.into()));
-        }
-        self.end_sync(self.begin_sync(pieces).run())
+        let synced = self.file.sync(pieces);
+        self.noted(synced)
     }
 
     /// Reads bytes that are there.
@@ -341,13 +107,12 @@ impl Partial {
     /// # Errors
     /// [`Error::Io`].
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        self.data.file().read_exact_at(bytes, offset).map_err(|source| self.failed("read", source))
+        self.noted(self.file.read_at(offset, bytes))
     }
 
-    /// Begins what [`Partial::sync`] does, for a thread that can wait: [`Sync::run`] there, then
-    /// [`Partial::end_sync`] here.
+    /// Begins a sync that another thread runs: [`Sync::run`] there, then [`Partial::end_sync`] here.
     pub fn begin_sync(&self, pieces: Pieces) -> Sync {
-        Sync { data: self.data.clone(), pieces }
+        self.file.begin_sync(pieces)
     }
 
     /// Names the bytes that were synced.
@@ -355,117 +120,101 @@ impl Partial {
     /// # Errors
     /// As [`Partial::sync`].
     pub fn end_sync(&mut self, synced: Synced) -> Result<(), Error> {
-        self.refuse_if_broken()?;
-        let Synced { pieces, result } = synced;
-        let result = result.and_then(|()| self.map.advance(&self.map_file, &pieces));
-        result.map_err(|source| {
-            self.is_broken = true;
-            self.failed("sync", source)
-        })
+        let ended = self.file.end_sync(synced);
+        self.noted(ended)
     }
 
-    /// Makes it a blob. `proven` is the digest that the caller found by hashing all of it.
+    /// Makes the file a blob. `proven` is the digest that the caller found by hashing all of it.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`] if that is another digest, and the file is dropped; [`Error::Full`] or
     /// [`Error::Io`] if the disk fails, and the file stays for another try.
     pub fn commit(self, proven: &Digest) -> Result<(), Error> {
-        self.refuse_if_broken()?;
-        if *proven != self.key.digest {
-            let error = Error::mismatch(&self.key.digest, *proven);
+        self.noted(self.file.refuse_if_broken())?;
+        let digest = self.file.key().digest;
+        if *proven != digest {
+            let error = Error::mismatch(&digest, *proven);
             self.discard();
             return Err(error);
         }
-        let data = self.data.file();
-        let size = data.metadata().map_err(|source| self.failed("read", source))?.len();
-        if size != self.map.total {
-            return Err(self.failed("commit half of", io::ErrorKind::UnexpectedEof.into()));
-        }
-        if self.allocated > size {
-            room::give_back(data, Span { start: size, end: self.allocated });
-        }
-        let disk = &self.ledger.disk;
-        data.set_permissions(Permissions::from_mode(Look::IMMUTABLE.mode))
-            .and_then(|()| data.sync_all())
-            .map_err(|source| self.failed("sync", source))?;
-        disk.rename(&self.path, &self.ledger.blobs.path(&self.key.digest))?;
-        // Syncs the folder that the file has left, too. The blob is there already, so nothing is lost if the
-        // map stays: it is swept at the next start.
-        if let Err(error) = disk.remove(&map_path(&self.path)) {
-            tracing::warn!(%error, digest = %self.key.digest, "cannot remove the map of a finished blob");
-        }
-        disk.condition.succeeded(size);
-        self.ledger.budget.landed(&self.key, || self.ledger.blob_stored(&self.key.digest, size));
+        let size = self.noted(self.file.whole_size())?;
+        self.file.give_back_behind(self.allocated);
+        self.noted(self.file.seal())?;
+        self.file.become_blob(&self.eviction.blob_path(&digest))?;
+        self.eviction.committed(self.file.key(), size);
         Ok(())
     }
 
-    /// Drops it, for content that turned out to be wrong.
+    /// Removes the file, because its content turned out to be wrong.
     pub fn discard(self) {
-        if let Err(error) = drop_files(&self.ledger.disk, &self.path) {
-            tracing::warn!(%error, digest = %self.key.digest, "cannot drop a partial file");
-        } else {
-            self.ledger.budget.release(&self.key);
+        if self.file.discard() {
+            self.eviction.release(self.file.key());
         }
     }
 
-    fn refuse_if_broken(&self) -> Result<(), Error> {
-        if self.is_broken {
-            return Err(self.failed("trust", io::Error::other("an earlier sync has failed")));
+    /// Checks that there can be room for all of the blob, of which more is wanted than at first.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::Full`].
+    pub fn admit_whole(&self) -> Result<(), Error> {
+        self.eviction.admit(self.file.key(), self.total().unwrap_or(0), true)
+    }
+
+    /// Takes room for `span`, which has just come, beside `have`, and for a step more. If `is_whole`, all of the blob
+    /// will come, mostly in order.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`], [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
+    pub fn make_room(&mut self, have: &Pieces, span: Span, is_whole: bool) -> Result<(), Error> {
+        let received = have.bytes() + span.len();
+        if received <= self.room {
+            return Ok(());
         }
+        let step = if is_whole { self.eviction.step(received) } else { PART_STEP };
+        let room = received.saturating_add(step).min(self.total().unwrap_or(u64::MAX)).max(received);
+        self.eviction.take_room(self.file.key(), room)?;
+        if is_whole {
+            let end = (span.start + (room - have.bytes())).min(self.total().unwrap_or(u64::MAX));
+            self.allocate(have, Span { start: span.start, end })?;
+            self.allocated = self.allocated.max(end);
+        }
+        self.room = room;
         Ok(())
     }
 
-    fn failed(&self, action: &'static str, source: io::Error) -> Error {
-        let error = Error::io(action, &self.path, source);
-        self.ledger.disk.condition.failed(self.total().unwrap_or(self.room), &error);
-        error
+    /// Returns the room that was taken beyond `have`, because nothing comes for a while.
+    pub fn rest(&mut self, have: &Pieces) {
+        if self.file.give_back_behind(self.allocated) {
+            self.allocated = 0;
+        }
+        if self.room > have.bytes() {
+            self.room = have.bytes();
+            self.eviction.count_partial(self.file.key(), self.room);
+        }
     }
-}
 
-/// A file and a map that belong together and to a blob of that size.
-fn open_existing(path: &Path, total: u64) -> Result<Option<(File, File, Map)>, Error> {
-    let map_path = map_path(path);
-    // What anything else leads to, or does with bytes, is nobody's blob.
-    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
-    if !is_file(path) || !is_file(&map_path) {
-        return Ok(None);
+    /// Reserves room for `span` in the file system.
+    fn allocate(&self, have: &Pieces, span: Span) -> Result<(), Error> {
+        let key = self.file.key();
+        let allocated = self.file.allocate(span).or_else(|error| match Errno::from_io_error(&error) {
+            // Others fill the disk as well: what is not needed any more gives way to what is.
+            Some(Errno::NOSPC | Errno::DQUOT) if self.eviction.make_room(Some(&key.registry), span.len()) => {
+                self.file.allocate(span)
+            }
+            _ => Err(error),
+        });
+        self.noted(allocated.map_err(|error| {
+            self.eviction.count_partial(key, have.bytes());
+            // Some file systems keep what they could find.
+            self.file.give_back(have, span);
+            self.file.failed("reserve room for", error)
+        }))
     }
-    // A commit that failed half-way has taken the right to write away.
-    let _ = fs::set_permissions(path, Permissions::from_mode(PARTIAL_MODE));
-    let Some(data) = open_to_write(path)? else { return Ok(None) };
-    let Some(map_file) = open_to_write(&map_path)? else { return Ok(None) };
-    let Some(map) = Map::read(&map_file) else { return Ok(None) };
-    let length = data.metadata().map_err(|source| Error::io("read", path, source))?.len();
-    // Longer than the blob can only be a file that somebody else has written to.
-    let belongs = map.total == total && named_end(&map) <= length && length <= total;
-    Ok(belongs.then_some((data, map_file, map)))
-}
 
-/// The length that a file must have to hold what its map names.
-fn named_end(map: &Map) -> u64 {
-    map.pieces.spans().last().map_or(0, |last| last.end)
-}
-
-fn open_to_write(path: &Path) -> Result<Option<File>, Error> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if disk::is_absent(&error) => Ok(None),
-        Err(source) => Err(Error::io("open", path, source)),
+    /// Notes a failure of the disk, and returns the result.
+    fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|error| {
+            self.eviction.disk().condition().failed(self.total().unwrap_or(self.room), error);
+        })
     }
-}
-
-fn create_file(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(PARTIAL_MODE);
-    options.open(path).map_err(|source| Error::io("create", path, source))
-}
-
-/// The map first, and for good: it must never be there with another file than its own.
-fn drop_files(disk: &Disk, path: &Path) -> Result<(), Error> {
-    disk.remove(&map_path(path))?;
-    disk.remove(path)
-}
-
-fn map_path(path: &Path) -> PathBuf {
-    path.with_extension("map")
 }

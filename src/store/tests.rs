@@ -2,14 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::time::Instant;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
 use crate::oci::range::Span;
-use crate::oci::{Algorithm, Registry, RepoName, Speaker};
+use crate::oci::{Digest, Document, Registry, Repo, RepoName, Speaker, Tag};
 
 mod layout;
 mod rebuild;
@@ -63,8 +64,8 @@ fn document(content: &str) -> Arc<Document> {
 async fn catch_up(store: &Store) {
     let inner = Arc::clone(&store.0);
     blocking(move || {
-        upkeep::compare(&inner);
-        upkeep::once(&inner, Instant::now());
+        inner.maintenance.compare();
+        inner.maintenance.once(Instant::now());
     })
     .await;
 }
@@ -177,20 +178,20 @@ async fn a_command_leaves_the_index_as_it_was_found() {
     let folder = folder();
     let store = open(&folder).await;
     store.put(&digest("x"), "x".into()).await.unwrap();
-    assert!(matches!(store.0.found, Found::Fresh(_)));
-    let at = store.0.opened_at;
+    assert!(matches!(store.0.maintenance.found(), IndexState::Fresh(_)));
+    let at = store.0.maintenance.opened_at();
     store.close().await;
     for _ in 0..2 {
         let store = open(&folder).await;
-        assert_eq!(store.0.found, Found::Clean(at));
+        assert_eq!(*store.0.maintenance.found(), IndexState::Clean(at));
         store.put(&digest("y"), "y".into()).await.unwrap();
         store.close().await;
     }
     drop(open(&folder).await);
     let store = open(&folder).await;
-    assert_eq!(store.0.found, Found::Unclean);
+    assert_eq!(*store.0.maintenance.found(), IndexState::Unclean);
     store.close().await;
-    assert_eq!(open(&folder).await.0.found, Found::Unclean);
+    assert_eq!(*open(&folder).await.0.maintenance.found(), IndexState::Unclean);
 }
 
 #[tokio::test]
@@ -382,4 +383,21 @@ async fn what_a_killed_process_left_is_swept() {
     }
     open(&folder).await;
     assert_eq!(fs::read_dir(partial).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_secret_is_readable_by_its_user_alone_and_follows_no_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Arc::default()).await.unwrap();
+    let (path, elsewhere) = (folder.path().join("secret"), folder.path().join("elsewhere"));
+    File::create(&elsewhere).unwrap().write_all(b"mine").unwrap();
+    symlink(&elsewhere, &path).unwrap();
+    store.put_secret("secret", "one".to_owned()).await.unwrap();
+    let found = fs::symlink_metadata(&path).unwrap();
+    assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600);
+    assert_eq!((fs::read(&path).unwrap(), fs::read(&elsewhere).unwrap()), (b"one".into(), b"mine".into()));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    store.put_secret("secret", "two".to_owned()).await.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"two", "a folder in its place gives way");
 }

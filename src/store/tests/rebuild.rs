@@ -50,11 +50,11 @@ async fn everything_is_there_after_a_restart() {
     settle(&store).await;
     drop(store);
     let store = open(&folder).await;
-    assert!(matches!(store.0.found, Found::Clean(_)));
+    assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)));
     assert_filled(&store).await;
     drop(store);
     let store = open(&folder).await;
-    assert_eq!(store.0.found, Found::Unclean);
+    assert_eq!(*store.0.maintenance.found(), IndexState::Unclean);
     assert_filled(&store).await;
 }
 
@@ -68,12 +68,16 @@ async fn a_spoilt_index_is_rebuilt_from_the_files() {
         drop(store);
         spoil(&folder.path().join("index"));
         let store = open(&folder).await;
-        assert!(matches!(store.0.found, Found::Fresh(_)), "{name}: {:?}", store.0.found);
+        assert!(
+            matches!(store.0.maintenance.found(), IndexState::Fresh(_)),
+            "{name}: {:?}",
+            store.0.maintenance.found()
+        );
         assert_filled(&store).await;
         settle(&store).await;
         drop(store);
         let store = open(&folder).await;
-        assert!(matches!(store.0.found, Found::Clean(_)), "{name}");
+        assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)), "{name}");
         assert_filled(&store).await;
     };
     check("deleted", &|index| fs::remove_dir_all(index).unwrap()).await;
@@ -115,7 +119,7 @@ async fn an_index_that_fails_while_running_is_rebuilt_behind() {
     let folder = folder();
     let store = open(&folder).await;
     fill(&store).await;
-    store.0.ledger.index.fail();
+    store.0.metadata.index().fail();
     // From the files alone, but for what is public elsewhere.
     let (a, b) = (repo("docker.io/library/a"), repo("localhost:5000/team/app"));
     assert_eq!(store.tags(&a, Some("1"), 10).await.unwrap(), [tag("2")]);
@@ -124,7 +128,7 @@ async fn an_index_that_fails_while_running_is_rebuilt_behind() {
     assert_eq!(store.repositories(None, 10, false).await.unwrap(), std::slice::from_ref(&a));
     assert_eq!(store.repositories(Some(&a), 10, true).await.unwrap(), [b]);
     catch_up(&store).await;
-    assert!(store.0.ledger.index.is_complete());
+    assert!(store.0.metadata.index().is_complete());
     assert_filled(&store).await;
 }
 

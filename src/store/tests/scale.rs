@@ -1,8 +1,10 @@
 //! Very many facts: what is not looked at, and what is not lost for that.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::clock::unix_seconds;
-use crate::store::rebuild::{Summary, Trust};
+use crate::store::metadata::rebuild::{Summary, Trust};
 
 /// Tags enough for an `index.json` that has to wait for its turn.
 const MANY: usize = 6000;
@@ -33,10 +35,10 @@ async fn what_nobody_can_have_changed_is_not_read() {
     // In place, so that no folder shows it.
     let spoilt = layout_of(&folder).join("refs/tags/1");
     File::options().write(true).truncate(true).open(&spoilt).unwrap().write_all(b"garbage").unwrap();
-    let ledger = Arc::clone(&store.0.ledger);
+    let reconciler = Arc::clone(store.0.maintenance.reconciler());
     let pass = async |trust| {
-        let ledger = Arc::clone(&ledger);
-        blocking(move || ledger.reconcile(trust, &AtomicBool::new(false)).unwrap()).await
+        let reconciler = Arc::clone(&reconciler);
+        blocking(move || reconciler.reconcile(trust, &AtomicBool::new(false)).unwrap()).await
     };
     let now = unix_seconds();
     assert_eq!(pass(Trust::Since(now + 60)).await, Summary::default());
@@ -62,27 +64,27 @@ async fn a_large_index_json_waits_and_the_next_start_knows() {
     let shows = |content: &str| fs::read_to_string(&path).unwrap().contains(&digest(content).to_string());
     assert!(shows("m") && !shows("moved"));
     store.set_tag(&repo, &tag("7"), &tag_record("moved", true)).await.unwrap();
-    let due = store.0.ledger.next_due().unwrap();
+    let due = store.0.metadata.stale().next_due().unwrap();
     assert!(due > Instant::now(), "not at once");
-    assert_eq!(store.0.ledger.take_due(), None);
+    assert_eq!(store.0.metadata.stale().take_due(), None);
     store.set_tag(&repo, &tag("8"), &tag_record("moved", true)).await.unwrap();
-    assert_eq!(store.0.ledger.next_due(), Some(due), "and once for both");
+    assert_eq!(store.0.metadata.stale().next_due(), Some(due), "and once for both");
     store.run(async {}).await;
     drop(store);
     assert!(!shows("moved"));
     let store = open(&folder).await;
-    assert!(matches!(store.0.found, Found::Clean(_)));
+    assert!(matches!(store.0.maintenance.found(), IndexState::Clean(_)));
     catch_up(&store).await;
-    assert_eq!(store.0.ledger.take_dirty(), std::slice::from_ref(&repo));
-    let (ledger, of) = (Arc::clone(&store.0.ledger), repo.clone());
-    blocking(move || ledger.render(&of)).await.unwrap();
+    assert_eq!(store.0.metadata.stale().take_all(), std::slice::from_ref(&repo));
+    let (layouts, of) = (Arc::clone(&store.0.layouts), repo.clone());
+    blocking(move || layouts.render(&of)).await.unwrap();
     assert!(shows("moved"));
     let text = fs::read(&path).unwrap();
     let index: serde_json::Value = serde_json::from_slice(&text).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), MANY);
     // The same again is not written again.
-    let (ledger, inode) =
-        (Arc::clone(&store.0.ledger), std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()));
-    blocking(move || ledger.render(&repo)).await.unwrap();
+    let (layouts, inode) =
+        (Arc::clone(&store.0.layouts), std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()));
+    blocking(move || layouts.render(&repo)).await.unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()), inode);
 }
