@@ -7,18 +7,21 @@
 //!
 //! What a manifest says of its layers is a claim: no more than it says, and not much, is asked for on its word.
 
+use std::sync::Arc;
+
 use memchr::memmem;
 use tracing::debug;
 
+use super::blobs::BlobFinder;
 use super::chunk::Room;
+use super::error::Error;
 use super::reader::Way;
-use super::{Cache, Error};
 use crate::context::{Client, RequestContext};
 use crate::oci::manifest::{Kind, Manifest};
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;
 use crate::oci::{Digest, Range, Ranges, Repo};
-use crate::shares::Owner;
+use crate::shares::{Owner, Shares};
 
 /// How the media types of such layers begin; a manifest without one of them has none.
 const IN_TOTO: &[u8] = b"application/vnd.in-toto";
@@ -27,24 +30,36 @@ const LAYER_BYTES_MAX: u64 = 4 << 20;
 /// Layers of one manifest that come behind it; BuildKit makes one or two.
 const LAYERS_MAX: usize = 8;
 
-impl Cache {
+/// Fetches the layers of attestations.
+#[derive(Clone)]
+pub(super) struct Attestations {
+    blobs: Arc<BlobFinder>,
+    /// Room for what is done behind answers.
+    behind: Shares,
+}
+
+impl Attestations {
+    pub(super) fn new(blobs: &Arc<BlobFinder>, behind: &Shares) -> Self {
+        Self { blobs: Arc::clone(blobs), behind: behind.clone() }
+    }
+
     /// Fetches the small layers of a new manifest behind the answer, if it is an attestation.
-    pub(super) fn bring_attestations(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
+    pub(super) fn bring(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
         if manifest.kind != Kind::Image || memmem::find(body, IN_TOTO).is_none() {
             return;
         }
         let small = manifest.blobs.iter().filter(|part| (1..=LAYER_BYTES_MAX).contains(&part.size));
         let small: Vec<_> =
             small.filter_map(|part| Some((part.digest()?, part.size))).take(LAYERS_MAX).collect();
-        let (cache, repo) = (self.clone(), repo.clone());
+        let (attestations, repo) = (self.clone(), repo.clone());
         tokio::spawn(async move {
             for (digest, bytes) in small {
                 let owner = Owner::new(&repo.registry, client);
-                let Ok(_permit) = cache.0.behind.acquire(owner, 1).await else {
+                let Ok(_permit) = attestations.behind.acquire(owner, 1).await else {
                     debug!(repository = %repo, "layers of an attestation come when they are asked for: too much else is done behind answers");
                     return;
                 };
-                if let Err(error) = cache.bring(&repo, &digest, bytes).await {
+                if let Err(error) = attestations.bring_layer(&repo, &digest, bytes).await {
                     debug!(repository = %repo, %digest, %error, "a layer of an attestation could not be fetched");
                 }
             }
@@ -52,9 +67,9 @@ impl Cache {
     }
 
     /// Has so many bytes of a blob here.
-    async fn bring(&self, repo: &Repo, digest: &Digest, bytes: u64) -> Result<(), Error> {
+    async fn bring_layer(&self, repo: &Repo, digest: &Digest, bytes: u64) -> Result<(), Error> {
         let range = Ranges::One(Range::Closed { first: 0, last: bytes.saturating_sub(1) });
-        let blob = self.find_blob(repo, digest, Some(&range), &RequestContext::default()).await?;
+        let blob = self.blobs.find(repo, digest, Some(&range), &RequestContext::default()).await?;
         if blob.is_stored() || blob.is_direct() {
             return Ok(());
         }

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::error::Error;
-use super::fairness::Hold;
+use super::fairness::{DIRECT, Hold};
 use super::flight::HOLD_BACK;
 use super::mismatches::Mismatches;
 use super::pump::Pump;
@@ -53,22 +53,62 @@ const RESTARTS_MAX: u32 = 4 * JUMPS_MAX;
 /// Bytes hashed at once of what a failed flight has left.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
+/// Makes the ways around the disk, and holds the room that they have together.
+pub(super) struct Passthroughs {
+    metrics: Arc<Metrics>,
+    room: Shares,
+    /// What came wrong.
+    mismatches: Arc<Mismatches>,
+}
+
+impl Passthroughs {
+    pub(super) fn new(metrics: &Arc<Metrics>, mismatches: &Arc<Mismatches>) -> Self {
+        let (metrics, mismatches) = (Arc::clone(metrics), Arc::clone(mismatches));
+        Self { metrics, room: Shares::new(DIRECT), mismatches }
+    }
+
+    /// The way for one blob: `key` is what that is as a transfer of its registry, `context` where the request has come from.
+    pub(super) fn of(
+        &self,
+        upstream: Arc<Upstream>,
+        name: &RepoName,
+        key: PartialKey,
+        context: &RequestContext,
+    ) -> Result<Detour, Error> {
+        Ok(Detour {
+            context: upstream.settle(context, &key.digest)?,
+            upstream,
+            name: name.clone(),
+            digest: key.digest,
+            metrics: Arc::clone(&self.metrics),
+            permits: self.room.clone(),
+            key,
+            mismatches: Arc::clone(&self.mismatches),
+        })
+    }
+}
+
 /// The way around the disk, for one blob of one repository.
 #[derive(Clone)]
 pub(super) struct Detour {
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) context: RequestContext,
-    pub(super) name: RepoName,
-    pub(super) digest: Digest,
-    pub(super) metrics: Arc<Metrics>,
+    upstream: Arc<Upstream>,
+    context: RequestContext,
+    name: RepoName,
+    digest: Digest,
+    metrics: Arc<Metrics>,
     /// Room for transfers of this kind.
-    pub(super) permits: Shares,
+    permits: Shares,
     /// What it is as a transfer of its registry, and what came wrong.
-    pub(super) key: PartialKey,
-    pub(super) mismatches: Arc<Mismatches>,
+    key: PartialKey,
+    mismatches: Arc<Mismatches>,
 }
 
 impl Detour {
+    /// Where the request goes on to.
+    pub(super) fn context(&self) -> &RequestContext {
+        &self.context
+    }
+
     /// All of the content.
     pub(super) async fn whole(self) -> Result<Direct, Error> {
         let hold = self.turn().await?;
@@ -208,7 +248,7 @@ pub(super) struct Direct {
     /// None as long as upstream has not said that.
     total: Option<u64>,
     /// A fallback sends it.
-    pub(super) is_of_fallback: bool,
+    is_of_fallback: bool,
     /// It calls itself a page.
     is_page: bool,
     /// None only while another takes its place.
@@ -231,6 +271,11 @@ pub(super) struct Direct {
 impl Direct {
     pub(super) fn total(&self) -> Option<u64> {
         self.total
+    }
+
+    /// Whether a fallback sends it.
+    pub(super) fn is_of_fallback(&self) -> bool {
+        self.is_of_fallback
     }
 
     /// The next bytes of `part`, whose start goes on with what is read of it; none where the content ends. The end of the

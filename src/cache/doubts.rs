@@ -36,11 +36,11 @@ struct Doubt {
 /// What was last heard about a tag.
 pub(super) struct Heard {
     /// Whether upstream is to be asked.
-    pub(super) word: Word,
+    pub word: Word,
     /// How it said no, if that is what it has just said.
-    pub(super) refusal: Option<Error>,
+    pub refusal: Option<Error>,
     /// Whether it has said no since it last confirmed the tag.
-    pub(super) revoked: bool,
+    pub revoked: bool,
 }
 
 impl Doubts {

@@ -1,9 +1,10 @@
 //! Why content cannot be had. Shared by everybody who waits for the same transfer, hence `Clone`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Missing;
+use crate::oci::{Image, Reference, Repo};
 use crate::{store, upstream};
 
 /// Why a request for content has no content as its answer.
@@ -119,5 +120,28 @@ impl From<upstream::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Store(Arc::new(error))
+    }
+}
+
+/// Something that is not here, in a registry that is offline by configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Where it would be.
+    pub repo: Repo,
+    /// What was asked for, or what the tag that was asked for means.
+    pub reference: Reference,
+    /// An image of the repository that needs it, if one is known.
+    pub image: Option<Image>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repo, reference, image } = self;
+        write!(f, "{} is offline by this mirror's configuration, and ", repo.registry)?;
+        match (reference, image) {
+            (Reference::Digest(digest), Some(image)) => write!(f, "{image} is missing {digest}"),
+            (Reference::Digest(digest), None) => write!(f, "{repo} is missing {digest}"),
+            (Reference::Tag(tag), _) => write!(f, "{repo}:{tag} is not here"),
+        }
     }
 }

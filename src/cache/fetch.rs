@@ -30,9 +30,9 @@ const RESUME_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What the connections of a flight share.
 pub(super) struct Line {
-    pub(super) flight: Arc<Flight>,
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) metrics: Arc<Metrics>,
+    flight: Arc<Flight>,
+    upstream: Arc<Upstream>,
+    metrics: Arc<Metrics>,
     /// How large the content is, once that is known.
     total: OnceLock<u64>,
     /// Whether the answer itself did not say that.
@@ -67,6 +67,11 @@ impl Line {
         })
     }
 
+    /// The flight that they are of.
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
     pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         lock(&self.schedule)
     }
@@ -95,7 +100,7 @@ impl Line {
     fn note(&self, stream: &BlobStream) {
         self.public.fetch_and(stream.public, Ordering::Relaxed);
         if stream.is_of_fallback {
-            self.flight.word.comes_from_fallback();
+            self.flight.word().comes_from_fallback();
         }
         let mut speaker = lock(&self.speaker);
         if *speaker != stream.speaker {
@@ -256,13 +261,13 @@ impl Fetch {
             *breaks += 1;
             let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
             let (range, total) = (by_range.then(|| range_of(span, line.bound())), line.total());
-            let name = &line.flight.origin.name;
-            let (context, digest) = (&line.flight.context, line.flight.digest());
+            let name = &line.flight.origin().name;
+            let (context, digest) = (line.flight.context(), line.flight.digest());
             match line.upstream.blob(context, name, digest, range, total, avoid).await {
                 // A credential has come, and others may be reading along because there was none.
-                Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
+                Ok(stream) if line.flight.is_public() && !stream.public => return Err(Error::GivenUp),
                 // Others read along by a parent's word, which is none about what the registry itself sends.
-                Ok(stream) if !line.flight.word.allows(stream.speaker) => return Err(Error::GivenUp),
+                Ok(stream) if !line.flight.word().allows(stream.speaker) => return Err(Error::GivenUp),
                 // Something in between answers now.
                 Ok(stream) if stream.is_page && !line.flight.is_page() => error = PAGE.into(),
                 Ok(stream) => {

@@ -21,38 +21,37 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use self::course::Course;
+use self::course::{Answer, Completion, Course, Outcome};
 
 use super::config::Complete;
 use super::error::Error;
-use super::fairness::Hold;
+use super::fairness::{COMPLETIONS, Hold};
 use super::fetch::{Line, range_of};
 use super::flight::{End, Flight, Flights, HOLD_BACK};
 use super::mismatches::Mismatches;
 use super::schedule::{self, BLOCK, Schedule};
 use super::writer::{Writer, Written};
 use crate::oci::range::Span;
-use crate::oci::{Range, Speaker};
+use crate::oci::{Range, RepoName, Speaker};
 use crate::shares::Shares;
-use crate::store::{self, Grant, Next, Partial, Pieces, Proof, Store};
+use crate::store::{self, Grant, Next, Partial, PartialKey, Pieces, Proof, Store};
 use crate::telemetry::Metrics;
-use crate::upstream::{self, BLOB_BYTES_MAX, BlobStream, PAGE, Upstream};
+use crate::upstream::{self, BLOB_BYTES_MAX, PAGE, Upstream};
 
 /// Between two looks whether a partial file is free; its last owner is gone but for a call to the disk.
 const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 /// Looks at most, so that a disk that hangs fails the flight.
 const IN_USE_LOOKS: u32 = 100;
 
-/// What fills need.
+/// Runs flights: brings content of upstreams to the store.
 pub(super) struct Filler {
-    pub(super) store: Store,
-    pub(super) flights: Arc<Flights>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) complete: Complete,
-    /// Room to fetch what nobody asked for.
-    pub(super) completions: Shares,
+    store: Store,
+    flights: Arc<Flights>,
+    metrics: Arc<Metrics>,
+    /// When what nobody asked for is fetched.
+    completion: Completion,
     /// What came wrong.
-    pub(super) mismatches: Arc<Mismatches>,
+    mismatches: Arc<Mismatches>,
 }
 
 /// How one try ended without success.
@@ -71,19 +70,6 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// Upstream's first answer.
-struct Answer {
-    stream: BlobStream,
-    /// A range was asked for, and everything is what came.
-    ignores_ranges: bool,
-}
-
-impl Answer {
-    fn new(stream: BlobStream, asked: Span) -> Self {
-        Self { ignores_ranges: stream.start < asked.start || stream.end > asked.end, stream }
-    }
-}
-
 /// What a flight begins with.
 struct Prepared {
     answer: Answer,
@@ -91,15 +77,43 @@ struct Prepared {
     schedule: Schedule,
 }
 
-/// What a flight came to.
-enum Outcome {
-    /// All of it is there.
-    Whole,
-    /// What was asked is there, and that is enough.
-    Parts,
-}
-
 impl Filler {
+    pub(super) fn new(
+        store: &Store,
+        metrics: &Arc<Metrics>,
+        mismatches: &Arc<Mismatches>,
+        complete: Complete,
+    ) -> Self {
+        Self {
+            store: store.clone(),
+            flights: Flights::new(),
+            metrics: Arc::clone(metrics),
+            completion: Completion::new(complete, Shares::new(COMPLETIONS)),
+            mismatches: Arc::clone(mismatches),
+        }
+    }
+
+    /// The same under another configuration.
+    pub(super) fn with(&self, complete: Complete) -> Self {
+        Self {
+            store: self.store.clone(),
+            flights: Arc::clone(&self.flights),
+            metrics: Arc::clone(&self.metrics),
+            completion: self.completion.with(complete),
+            mismatches: Arc::clone(&self.mismatches),
+        }
+    }
+
+    /// The flights under way.
+    pub(super) fn flights(&self) -> &Arc<Flights> {
+        &self.flights
+    }
+
+    /// For how long upstream is not to be asked for a content, because it has sent that wrong.
+    pub(super) fn distrusts(&self, key: &PartialKey, name: &RepoName) -> Option<Duration> {
+        self.mismatches.wait(key, name)
+    }
+
     /// Runs `flight` to its end: a stored blob, parts of it, or an error that its readers see.
     ///
     /// After a mismatch one more try is made over one connection, from another endpoint where there is one.
@@ -108,7 +122,7 @@ impl Filler {
         let mut current = UnderWay::new(&self, flight);
         let mut result = self.fly(&current.flight, &upstream, &[]).await;
         if let Err(Failure::Mismatch { endpoints }) = result {
-            warn!(digest = %current.flight.digest(), repository = %current.flight.origin, ?endpoints, "upstream sent content that does not match its digest; trying once more");
+            warn!(digest = %current.flight.digest(), repository = %current.flight.origin(), ?endpoints, "upstream sent content that does not match its digest; trying once more");
             if current.flight.is_announced() {
                 let next = self.flights.replace(&current.flight);
                 let flight = std::mem::replace(&mut current.flight, next);
@@ -121,16 +135,16 @@ impl Filler {
             Ok(Outcome::Parts) => End::Left,
             Err(Failure::Landed) => End::Landed,
             Err(Failure::Mismatch { .. }) => {
-                let retry_after = self.mismatches.failed(&current.flight.key, &current.flight.origin.name);
-                warn!(digest = %current.flight.digest(), repository = %current.flight.origin, seconds = retry_after.as_secs(), "upstream sent content that does not match its digest twice; it is not asked for that for a while");
+                let retry_after = self.mismatches.failed(current.flight.key(), &current.flight.origin().name);
+                warn!(digest = %current.flight.digest(), repository = %current.flight.origin(), seconds = retry_after.as_secs(), "upstream sent content that does not match its digest twice; it is not asked for that for a while");
                 End::Failed(Error::Distrusted { retry_after })
             }
             Err(Failure::Error(error)) => End::Failed(error),
         };
         if let End::Failed(Error::Displaced) = &current.end {
-            info!(digest = %current.flight.digest(), repository = %current.flight.origin, "a transfer hardly moved and gave its seat to others that wait; what it has is kept");
+            info!(digest = %current.flight.digest(), repository = %current.flight.origin(), "a transfer hardly moved and gave its seat to others that wait; what it has is kept");
         } else if let End::Failed(error) = &current.end {
-            debug!(digest = %current.flight.digest(), repository = %current.flight.origin, %error, "a transfer failed");
+            debug!(digest = %current.flight.digest(), repository = %current.flight.origin(), %error, "a transfer failed");
         }
     }
 
@@ -145,7 +159,7 @@ impl Filler {
         let Prepared { answer, partial, schedule } = prepared;
         let line = Line::new(flight, upstream, &self.metrics, &answer.stream, schedule);
         let (chunks, writing) = Writer::spawn(flight, partial);
-        let mut course = Course::new(self, &line, chunks);
+        let mut course = Course::new(&self.flights, &self.completion, &line, chunks);
         let flown = tokio::select! {
             flown = course.run(answer) => flown,
             () = flight.abandoned() => Err(Error::GivenUp),
@@ -187,7 +201,7 @@ impl Filler {
     ) -> Result<(Hold, Prepared), Failure> {
         loop {
             let permit = tokio::select! {
-                permit = self.flights.seats.acquire(flight.owner(), 1) => permit.map_err(|_| Error::Busy)?,
+                permit = self.flights.seat(flight) => permit?,
                 () = flight.abandoned() => return Err(Error::GivenUp.into()),
             };
             flight.be_seated();
@@ -208,7 +222,7 @@ impl Filler {
         avoid: &[usize],
     ) -> Result<Prepared, Failure> {
         let digest = *flight.digest();
-        let (is_granted, stored) = self.store.find(&flight.origin, &digest).await?;
+        let (is_granted, stored) = self.store.find(flight.origin(), &digest).await?;
         // What is stored for others is to be sent for this repository, too: that is its proof.
         if is_granted && stored.is_some() {
             return Err(Failure::Landed);
@@ -219,11 +233,11 @@ impl Filler {
         let stream = &answer.stream;
         // A credential has come since the flight began, and others may have joined because there was none; or they have by
         // the word of a parent, and this is not from one.
-        if flight.public && !stream.public || !flight.word.allows(stream.speaker) {
+        if flight.is_public() && !stream.public || !flight.word().allows(stream.speaker) {
             return Err(Error::GivenUp.into());
         }
         if stream.is_of_fallback {
-            flight.word.comes_from_fallback();
+            flight.word().comes_from_fallback();
         }
         let is_open = |range: &Option<Range>| matches!(range, None | Some(Range::From(_)));
         if stream.is_page && !is_second && self.has_left(flight).await {
@@ -240,7 +254,7 @@ impl Filler {
         }
         let (is_by_parents, speaker) = (upstream.has_only_parents(), stream.speaker);
         let next =
-            Next { repo: &flight.origin, is_granted, is_public: flight.public, is_by_parents, speaker };
+            Next { repo: flight.origin(), is_granted, is_public: flight.is_public(), is_by_parents, speaker };
         let partial = self.partial(flight, stream.total, next, is_whole).await?;
         let (total, have) = (stream.total.unwrap_or(BLOB_BYTES_MAX), partial.have().clone());
         let schedule = Schedule::new(total, have, upstream.connections_per_blob());
@@ -258,7 +272,7 @@ impl Filler {
 
     /// Whether an earlier flight has left some of it.
     async fn has_left(&self, flight: &Flight) -> bool {
-        self.store.left(&flight.key).await.is_some_and(|left| left.pieces.bytes() > 0)
+        self.store.left(flight.key()).await.is_some_and(|left| left.pieces.bytes() > 0)
     }
 
     /// The partial file, once whoever had it before has let go of it.
@@ -271,7 +285,7 @@ impl Filler {
     ) -> Result<Partial, store::Error> {
         let mut looks = 0;
         loop {
-            match self.store.partial(&flight.key, total, next, is_whole).await {
+            match self.store.partial(flight.key(), total, next, is_whole).await {
                 // There is one flight for it. The last one was stopped while it opened the file.
                 Err(store::Error::InUse { .. }) if looks < IN_USE_LOOKS => looks += 1,
                 other => return other,
@@ -288,8 +302,8 @@ impl Filler {
         asked: &[Option<Range>],
         avoid: &[usize],
     ) -> Result<Answer, Error> {
-        let (name, digest) = (&flight.origin.name, flight.digest());
-        let left = if avoid.is_empty() { self.store.left(&flight.key).await } else { None };
+        let (name, digest) = (&flight.origin().name, flight.digest());
+        let left = if avoid.is_empty() { self.store.left(flight.key()).await } else { None };
         if let Some(left) = left.filter(|left| left.pieces.bytes() > 0) {
             let total = left.total;
             let mut schedule = Schedule::new(total, left.pieces, upstream.connections_per_blob());
@@ -298,7 +312,7 @@ impl Filler {
             let job = schedule.next(&flight.needs(total));
             let wanted = job.map_or(Span { start: total - 1, end: total }, |job| job.span);
             match upstream
-                .blob(&flight.context, name, digest, Some(range_of(wanted, total)), Some(total), avoid)
+                .blob(flight.context(), name, digest, Some(range_of(wanted, total)), Some(total), avoid)
                 .await
             {
                 // Of another size now, or a range that makes no sense: perhaps all of it does.
@@ -312,7 +326,7 @@ impl Filler {
         let beginning = Range::Closed { first: 0, last: BLOCK - 1 };
         let second = first.is_some_and(|first| first != beginning).then_some(beginning);
         for range in first.into_iter().chain(second) {
-            match upstream.blob(&flight.context, name, digest, Some(range), None, avoid).await {
+            match upstream.blob(flight.context(), name, digest, Some(range), None, avoid).await {
                 Err(upstream::Error::Changed | upstream::Error::Malformed(_)) => {}
                 Err(upstream::Error::Unavailable { status: 400 | 501 }) => {}
                 Err(error) => return Err(error.into()),
@@ -325,7 +339,7 @@ impl Filler {
                 }
             }
         }
-        let stream = upstream.blob(&flight.context, name, digest, None, None, avoid).await?;
+        let stream = upstream.blob(flight.context(), name, digest, None, None, avoid).await?;
         Ok(Answer { stream, ignores_ranges: first.is_some() })
     }
 
@@ -340,14 +354,14 @@ impl Filler {
         let speaker = if partial.began_by_parents() { line.speaker() } else { Speaker::Registry };
         let public = line.is_public() && partial.began_public();
         let (total, sent) = (line.bound(), Grant { public, proof: Some(Proof::Sent), speaker });
-        self.mismatches.clear(&flight.key, &flight.origin.name);
+        self.mismatches.clear(flight.key(), &flight.origin().name);
         if !flight.is_announced() {
             flight.announce(partial.file(), Some(total), Pieces::prefix(total));
         }
         flight.end(End::Proven);
         let kept = async {
-            self.store.grant(&flight.origin, &digest, sent).await?;
-            for (repo, speaker) in flight.word.claimants(total) {
+            self.store.grant(flight.origin(), &digest, sent).await?;
+            for (repo, speaker) in flight.word().claimants(total) {
                 let stated = Grant { public: false, proof: Some(Proof::Stated), speaker };
                 self.store.grant(&repo, &digest, stated).await?;
             }
@@ -401,20 +415,13 @@ mod tests {
     use super::*;
     use crate::cache::flight::{Asker, Entry};
     use crate::oci::{Algorithm, Digest, Repo};
-    use crate::store::PartialKey;
 
     #[tokio::test]
     async fn a_flight_whose_task_dies_leaves_nobody_waiting() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Arc::default()).await.unwrap();
-        let filler = Filler {
-            store,
-            flights: Flights::new(),
-            metrics: Arc::new(Metrics::new()),
-            complete: Complete::Auto,
-            completions: Shares::new(crate::cache::fairness::COMPLETIONS),
-            mismatches: Arc::new(Mismatches::new(std::num::NonZeroUsize::MIN)),
-        };
+        let mismatches = Arc::new(Mismatches::new(std::num::NonZeroUsize::MIN));
+        let filler = Filler::new(&store, &Arc::new(Metrics::new()), &mismatches, Complete::Auto);
         let (digest, repo) = (Digest::of(Algorithm::Sha256, b"x"), "a/b".parse().unwrap());
         let repo = Repo::new("docker.io".parse().unwrap(), repo);
         let context = crate::context::RequestContext::default();

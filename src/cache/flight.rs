@@ -24,7 +24,6 @@
 
 mod progress;
 mod reader;
-mod several;
 #[cfg(test)]
 mod tests;
 mod word;
@@ -41,6 +40,7 @@ use self::progress::Progress;
 pub(super) use self::progress::{End, HOLD_BACK};
 pub(super) use self::reader::Reader;
 use self::word::Word;
+use super::error::Error;
 use super::fairness::{self, UNATTENDED_MAX};
 use super::places::{Place, Places};
 use super::schedule::Need;
@@ -48,8 +48,9 @@ use super::taken::Taken;
 use crate::bounded;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
+use crate::oci::ranges::Part;
 use crate::oci::{Digest, Range, Ranges, Repo};
-use crate::shares::{Owner, Shares};
+use crate::shares::{Owner, Permit, Shares};
 use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
 use crate::upstream::Claim;
@@ -59,15 +60,15 @@ const TAKEN_MAX: usize = 1024;
 
 /// One transfer of one digest from one registry.
 pub(super) struct Flight {
-    pub(super) key: PartialKey,
+    key: PartialKey,
     /// The repository whose upstream is asked.
-    pub(super) origin: Repo,
+    origin: Repo,
     /// Whether it is asked without a credential: then the whole registry may read along.
-    pub(super) public: bool,
+    is_public: bool,
     /// Who sends it, and for whom else that was claimed.
-    pub(super) word: Word,
+    word: Word,
     /// Where the request that began it has come from.
-    pub(super) context: RequestContext,
+    context: RequestContext,
     progress: watch::Sender<Progress>,
     readers: AtomicUsize,
     places: Mutex<Places>,
@@ -86,11 +87,17 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    fn new(key: PartialKey, origin: Repo, public: bool, context: RequestContext, taken: Taken) -> Arc<Self> {
+    fn new(
+        key: PartialKey,
+        origin: Repo,
+        is_public: bool,
+        context: RequestContext,
+        taken: Taken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             key,
             origin,
-            public,
+            is_public,
             word: Word::default(),
             context,
             progress: watch::Sender::new(Progress::default()),
@@ -111,47 +118,95 @@ impl Flight {
         &self.key.digest
     }
 
+    /// What it is as a transfer of its registry.
+    pub(super) fn key(&self) -> &PartialKey {
+        &self.key
+    }
+
+    /// The repository whose upstream is asked.
+    pub(super) fn origin(&self) -> &Repo {
+        &self.origin
+    }
+
+    /// Whether it is asked without a credential: then the whole registry may read along.
+    pub(super) fn is_public(&self) -> bool {
+        self.is_public
+    }
+
+    /// Who sends it, and for whom else that was claimed.
+    pub(super) fn word(&self) -> &Word {
+        &self.word
+    }
+
+    /// Where the request that began it has come from.
+    pub(super) fn context(&self) -> &RequestContext {
+        &self.context
+    }
+
     fn may_be_read_by(&self, repo: &Repo, granted: bool) -> bool {
-        granted || self.public || self.origin == *repo
+        granted || self.is_public || self.origin == *repo
+    }
+
+    /// A reader has come.
+    fn enter(&self, asked: Option<&Ranges>) -> Arc<Place> {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        let place = lock(&self.places).enter(asked);
+        self.wake();
+        place
+    }
+
+    /// A reader of several ranges says which parts of `total` bytes it reads.
+    fn decide(&self, place: &Place, parts: &[Part], total: u64) {
+        lock(&self.places).decide(place, parts, total);
+        self.wake();
+    }
+
+    /// Tells the task that something has changed for a reader.
+    fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn subscribe(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_idle.load(Ordering::Relaxed)
     }
 
     /// Upstream has answered; what there is can be read at once. `total`: how large it will be, if that is known.
     pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
-        self.progress.send_modify(|progress| {
-            progress.file = Some(file);
-            progress.total = total;
-            progress.have = have;
-        });
+        self.progress.send_modify(|progress| progress.announce(file, total, have));
     }
 
     /// What upstream sends calls itself a page: nobody is to see any of it before it is proven.
     pub(super) fn be_page(&self) {
-        self.progress.send_modify(|progress| progress.is_page = true);
+        self.progress.send_modify(Progress::be_page);
     }
 
     /// Whether it calls itself a page.
     pub(super) fn is_page(&self) -> bool {
-        self.progress.borrow().is_page
+        self.progress.borrow().is_page()
     }
 
     /// These bytes can be read, too.
     pub(super) fn advance(&self, span: Span) {
-        self.progress.send_modify(|progress| progress.have.insert(span));
+        self.progress.send_modify(|progress| progress.advance(span));
     }
 
     /// The proof is on its way.
     pub(super) fn hashed(&self, hashed: u64) {
-        self.progress.send_modify(|progress| progress.hashed = hashed);
+        self.progress.send_modify(|progress| progress.set_hashed(hashed));
     }
 
     /// Nothing changes any more.
     pub(super) fn end(&self, end: End) {
-        self.progress.send_modify(|progress| progress.end = Some(end));
+        self.progress.send_modify(|progress| progress.set_end(end));
     }
 
     /// Whether readers have been told that there is an answer.
     pub(super) fn is_announced(&self) -> bool {
-        self.progress.borrow().file.is_some()
+        self.progress.borrow().file().is_some()
     }
 
     /// What was asked since the last call.
@@ -162,12 +217,17 @@ impl Flight {
     /// What its readers still want of `total` bytes, the most urgent first.
     pub(super) fn needs(&self, total: u64) -> Vec<Need> {
         let progress = self.progress.borrow();
-        lock(&self.places).needs(total, &progress.have)
+        lock(&self.places).needs(total, progress.have())
     }
 
     /// Resolves when readers have come or left.
     pub(super) async fn stirred(&self) {
         self.wake.notified().await;
+    }
+
+    /// Keeps account of what readers have taken of this content.
+    fn taken(&self) -> Taken {
+        self.taken.clone()
     }
 
     /// Bytes that readers have taken of this content.
@@ -197,7 +257,7 @@ impl Flight {
 
     /// Bytes that are here.
     pub(super) fn bytes(&self) -> u64 {
-        self.progress.borrow().have.bytes()
+        self.progress.borrow().have().bytes()
     }
 
     /// It has a seat from here on.
@@ -224,7 +284,7 @@ impl Flight {
 
     /// Whether it goes on although nobody reads it.
     fn is_unattended(&self) -> bool {
-        let is_idle = self.is_idle.load(Ordering::Relaxed) || self.is_stopping.load(Ordering::Relaxed);
+        let is_idle = self.is_idle() || self.is_stopping.load(Ordering::Relaxed);
         self.readers.load(Ordering::Relaxed) == 0 && !is_idle
     }
 }
@@ -234,20 +294,20 @@ pub(super) struct Flights {
     table: Mutex<HashMap<PartialKey, Arc<Flight>>>,
     taken: Mutex<LruCache<PartialKey, Taken>>,
     /// Seats, one for each flight that moves bytes; the rest wait in their requests' own time.
-    pub(super) seats: Shares,
+    seats: Shares,
 }
 
 /// Who asks for a digest's flight.
 pub(super) struct Asker<'a> {
-    pub(super) repo: &'a Repo,
+    pub repo: &'a Repo,
     /// Whether the repository may have this content whoever brings it.
-    pub(super) granted: bool,
+    pub granted: bool,
     /// What its upstream has just said of it there.
-    pub(super) claim: Option<Claim>,
+    pub claim: Option<Claim>,
     /// The ranges that are asked for.
-    pub(super) asked: Option<&'a Ranges>,
+    pub asked: Option<&'a Ranges>,
     /// Where the request goes on to, which has come this way.
-    pub(super) context: &'a RequestContext,
+    pub context: &'a RequestContext,
 }
 
 /// What came of asking for a digest's flight.
@@ -270,6 +330,11 @@ impl Flights {
             taken: Mutex::new(taken),
             seats: Shares::new(fairness::FLIGHTS),
         })
+    }
+
+    /// Waits for a seat: each flight that moves bytes has one.
+    pub(super) async fn seat(&self, flight: &Flight) -> Result<Permit, Error> {
+        self.seats.acquire(flight.owner(), 1).await.map_err(|_| Error::Busy)
     }
 
     /// Joins the flight of `key`, or makes one. `public`: without a credential.
@@ -304,8 +369,8 @@ impl Flights {
     pub(super) fn total(&self, key: &PartialKey, repo: &Repo, granted: bool) -> Option<Option<u64>> {
         let flight = self.lock().get(key).cloned()?;
         let progress = flight.progress.borrow();
-        let is_told = progress.file.is_some() && flight.may_be_read_by(repo, granted);
-        is_told.then_some(progress.total)
+        let is_told = progress.file().is_some() && flight.may_be_read_by(repo, granted);
+        is_told.then_some(progress.total())
     }
 
     /// Whether a flight brings this.
@@ -315,13 +380,13 @@ impl Flights {
 
     /// Whether a flight brings this for one repository alone.
     pub(super) fn is_private(&self, key: &PartialKey) -> bool {
-        self.lock().get(key).is_some_and(|flight| !flight.public)
+        self.lock().get(key).is_some_and(|flight| !flight.is_public)
     }
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
     pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
         let (origin, context) = (flight.origin.clone(), flight.context.clone());
-        let next = Flight::new(flight.key.clone(), origin, flight.public, context, flight.taken.clone());
+        let next = Flight::new(flight.key.clone(), origin, flight.is_public, context, flight.taken.clone());
         self.lock().insert(flight.key.clone(), Arc::clone(&next));
         next
     }
@@ -363,18 +428,14 @@ impl Flights {
     }
 
     fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<&Ranges>) -> Reader {
-        flight.readers.fetch_add(1, Ordering::Relaxed);
-        let place = lock(&flight.places).enter(asked);
-        flight.wake.notify_one();
-        let progress = flight.progress.subscribe();
-        let moved_nothing = flight.is_idle.load(Ordering::Relaxed);
-        Reader { flights: Arc::clone(self), flight: Arc::clone(flight), place, progress, moved_nothing }
+        let place = flight.enter(asked);
+        Reader::new(self, flight, place)
     }
 
     /// A reader has left: a flight without readers goes on, unless too many do.
     fn reader_left(&self, flight: &Arc<Flight>, place: &Arc<Place>) {
         lock(&flight.places).leave(place);
-        flight.wake.notify_one();
+        flight.wake();
         let table = self.lock();
         if flight.readers.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;

@@ -13,15 +13,18 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::checks::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::error::Error;
-use super::freshness::{self, Confirmed, Verdict, Word};
-use super::tags::{CHECK_DEADLINE, REFERRERS_DEADLINE};
-use super::{Cache, now};
+use super::freshness::{self, Confirmed, Rules, Verdict, Word};
+use super::manifests::ManifestFinder;
+use super::upstreams::Upstreams;
+use crate::clock::unix_seconds as now;
 use crate::context::{Client, RequestContext};
 use crate::oci::{Digest, Repo, Tag, referrers};
 use crate::parsing::{self, Place};
 use crate::shares::Owner;
-use crate::store::ReferrersRecord;
+use crate::singleflight::SingleFlight;
+use crate::store::{ReferrersRecord, Store};
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, PageQuery, ReferrerList, State, TagPage, Upstream};
 
@@ -87,31 +90,47 @@ impl Referrers {
     }
 }
 
-impl Cache {
-    /// Whether what `repo` holds comes without a credential.
-    ///
-    /// # Errors
-    /// [`Error::NoUpstream`].
-    pub async fn is_public(&self, repo: &Repo) -> Result<bool, Error> {
-        Ok(self.upstream(repo)?.is_public(&repo.name).await)
+/// Makes lists under one configuration.
+#[derive(Clone)]
+pub(super) struct Lists {
+    store: Store,
+    upstreams: Arc<Upstreams>,
+    rules: Arc<Rules>,
+    manifests: Arc<ManifestFinder>,
+    /// A list of referrers is shared by requests of one level only: see [`RequestContext`].
+    asking: Arc<SingleFlight<(Repo, Digest, usize), Result<ReferrerList, Error>>>,
+}
+
+impl Lists {
+    pub(super) fn new(
+        store: &Store,
+        upstreams: &Arc<Upstreams>,
+        rules: &Arc<Rules>,
+        manifests: &Arc<ManifestFinder>,
+    ) -> Self {
+        Self {
+            store: store.clone(),
+            upstreams: Arc::clone(upstreams),
+            rules: Arc::clone(rules),
+            manifests: Arc::clone(manifests),
+            asking: Arc::default(),
+        }
     }
 
-    /// Whether this content of `repo` is for everybody: it comes without a credential, and did so when it came. Another
-    /// configuration may have had one.
-    ///
-    /// # Errors
-    /// [`Error::NoUpstream`], or [`Error::Store`].
-    pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
-        let is_public = self.is_public(repo).await? && !self.0.flights.is_private(&self.key(repo, digest));
-        Ok(is_public && !self.0.store.is_private(repo, digest).await?)
+    /// The same under another configuration.
+    pub(super) fn with(
+        &self,
+        upstreams: &Arc<Upstreams>,
+        rules: &Arc<Rules>,
+        manifests: &Arc<ManifestFinder>,
+    ) -> Self {
+        let (upstreams, rules, manifests) = (Arc::clone(upstreams), Arc::clone(rules), Arc::clone(manifests));
+        Self { upstreams, rules, manifests, ..self.clone() }
     }
 
-    /// Whether that is known from the answers of parents only.
-    ///
-    /// # Errors
-    /// [`Error::NoUpstream`].
-    pub fn has_parents(&self, repo: &Repo) -> Result<bool, Error> {
-        Ok(self.upstream(repo)?.has_parents())
+    /// Lets nobody join what the upstreams of these repositories are being asked.
+    pub(super) fn detach(&self, is_meant: impl Fn(&Repo) -> bool) {
+        self.asking.detach(|(repo, ..)| is_meant(repo));
     }
 
     /// The page of the tags of `repo` that `page` means by upstream's word; from disk, at most `n` behind `last`.
@@ -120,15 +139,15 @@ impl Cache {
     /// # Errors
     /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored. Nor is
     /// what is stored the rest of a list that began with upstream's word.
-    pub async fn tags(
+    pub(super) async fn tags(
         &self,
         repo: &Repo,
         page: &PageQuery,
         (n, last): (usize, Option<&str>),
         context: &RequestContext,
     ) -> Result<Tags, Error> {
-        let upstream = self.upstream(repo)?;
-        let is_known = !page.is_continued() && self.0.store.knows(repo).await?;
+        let upstream = self.upstreams.of(repo)?;
+        let is_known = !page.is_continued() && self.store.knows(repo).await?;
         let state = upstream.state();
         let error = if state == State::Up {
             let asked = upstream.tags(context, &repo.name, page);
@@ -152,7 +171,7 @@ impl Cache {
             return Err(error);
         }
         debug!(repository = %repo, %error, "tags are listed from disk");
-        let mut entries = self.0.store.tags(repo, last, n.saturating_add(1)).await?;
+        let mut entries = self.store.tags(repo, last, n.saturating_add(1)).await?;
         let more = entries.len() > n;
         entries.truncate(n);
         Ok(Tags::Stored(Page { entries, more, source: Source::Stale }))
@@ -163,15 +182,15 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error`], when the registry is not configured or the disk fails.
-    pub async fn referrers(
+    pub(super) async fn referrers(
         &self,
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
     ) -> Result<Option<Referrers>, Error> {
-        let upstream = self.upstream(repo)?;
+        let upstream = self.upstreams.of(repo)?;
         let context = &upstream.settle(context, digest)?;
-        let rule = self.0.rules.find(repo, &Tag::of_referrers(digest));
+        let rule = self.rules.find(repo, &Tag::of_referrers(digest));
         let mut kept = self.kept_referrers(repo, digest, context.client()).await?;
         let fetched_at = kept.as_ref().map(|kept| kept.record.fetched_at);
         let serve = async |kept: Option<Kept>, source| {
@@ -194,10 +213,10 @@ impl Cache {
                 Verdict::Serve => return serve(kept, Source::Hit).await,
                 Verdict::ServeStale | Verdict::ServeRemoved => return serve(kept, Source::Stale).await,
                 Verdict::ServeAndCheck => {
-                    let (cache, upstream) = (self.clone(), Arc::clone(&upstream));
+                    let (lists, upstream) = (self.clone(), Arc::clone(&upstream));
                     let (repo, digest, context) = (repo.clone(), *digest, context.clone());
                     tokio::spawn(async move {
-                        cache.ask_for_referrers(upstream, &repo, &digest, &context, None).await
+                        lists.ask_for_referrers(upstream, &repo, &digest, &context, None).await
                     });
                     return serve(kept, Source::Hit).await;
                 }
@@ -225,11 +244,11 @@ impl Cache {
         digest: &Digest,
         client: Client,
     ) -> Result<Option<Kept>, Error> {
-        let bytes = self.0.store.referrers_bytes(repo, digest).await;
+        let bytes = self.store.referrers_bytes(repo, digest).await;
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let owner = Owner::new(&repo.registry, client);
         let place = parsing::place(owner, bytes).await.map_err(|_| Error::Busy)?;
-        let record = self.0.store.referrers(repo, digest).await?;
+        let record = self.store.referrers(repo, digest).await?;
         Ok(record.map(|record| Kept { record, place }))
     }
 
@@ -243,8 +262,8 @@ impl Cache {
         limit: Option<Duration>,
     ) -> Result<Referrers, Error> {
         let key = (repo.clone(), *digest, context.level());
-        let (cache, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
-        let remember = self.0.rules.find(&repo, &Tag::of_referrers(&digest)).check_after;
+        let (lists, repo, digest, context) = (self.clone(), repo.clone(), *digest, context.clone());
+        let remember = self.rules.find(&repo, &Tag::of_referrers(&digest)).check_after;
         let work = |progress| async move {
             let context = context.with_progress(progress);
             let listed = upstream.referrers(&context, &repo.name, &digest, remember).await?;
@@ -258,14 +277,14 @@ impl Cache {
                 // It is of unknown age, or not what a parent would say: what is kept counts as fresh for a while.
                 return Ok(listed);
             }
-            if let Err(error) = cache.keep_referrers(&repo, &digest, &listed).await {
+            if let Err(error) = lists.keep_referrers(&repo, &digest, &listed).await {
                 warn!(repository = %repo, %digest, %error, "referrers are served but could not be stored");
             }
             Ok(listed)
         };
         let ended = match limit {
-            Some(limit) => self.0.referrers.run_within(limit, key, work).await,
-            None => Some(self.0.referrers.run(key, work).await),
+            Some(limit) => self.asking.run_within(limit, key, work).await,
+            None => Some(self.asking.run(key, work).await),
         };
         let (listed, joined) = ended.ok_or(upstream::Error::Timeout)?;
         listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, place, .. }| {
@@ -281,9 +300,9 @@ impl Cache {
     /// Stores a list. That nothing refers to a manifest is kept only if that manifest is here: anybody can ask
     /// about any digest in any repository, and such questions must not fill the disk.
     async fn keep_referrers(&self, repo: &Repo, digest: &Digest, listed: &ReferrerList) -> Result<(), Error> {
-        let store = &self.0.store;
+        let store = &self.store;
         if listed.is_empty
-            && !(store.knows(repo).await? && self.stored_manifest(repo, digest).await?.is_some())
+            && !(store.knows(repo).await? && self.manifests.stored(repo, digest).await?.is_some())
         {
             return Ok(());
         }
@@ -296,7 +315,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub async fn repositories(
+    pub(super) async fn repositories(
         &self,
         n: usize,
         last: Option<Repo>,
@@ -306,7 +325,7 @@ impl Cache {
         let mut entries = Vec::new();
         let mut last = last;
         loop {
-            let batch = self.0.store.repositories(last.as_ref(), REPOSITORIES_BATCH, private_too).await?;
+            let batch = self.store.repositories(last.as_ref(), REPOSITORIES_BATCH, private_too).await?;
             for repo in &batch {
                 if !may_have(repo) || !self.is_listed(repo, private_too).await {
                     continue;
@@ -326,7 +345,7 @@ impl Cache {
     /// Whether a repository that is here is shown in a list: what it once had for everybody may need a login today, or
     /// its registry may be gone.
     async fn is_listed(&self, repo: &Repo, private_too: bool) -> bool {
-        match self.upstream(repo) {
+        match self.upstreams.of(repo) {
             Ok(upstream) => private_too || !upstream.is_known_private(&repo.name).await,
             Err(_) => false,
         }

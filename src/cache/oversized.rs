@@ -16,16 +16,17 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::Cache;
 use super::error::Error;
+use super::upstreams::Upstreams;
 use crate::bounded;
 use crate::context::{Client, RequestContext};
 use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, Document, Registry, Repo};
 use crate::parsing;
 use crate::shares::Owner;
-use crate::store;
+use crate::store::{self, Store};
 use crate::sync::lock;
+use crate::telemetry::Metrics;
 
 /// Suspected images of one registry; the one that was asked for longest ago is forgotten first, and at worst kept.
 const IMAGES_MAX: usize = 64;
@@ -38,9 +39,18 @@ const HEADS_MAX: usize = 16;
 /// Of these at a time.
 const HEADS_AT_ONCE: usize = 4;
 
+/// Finds the images that are too large, and says why a blob is not kept.
+#[derive(Clone)]
+pub(super) struct OversizedImages {
+    store: Store,
+    metrics: Arc<Metrics>,
+    upstreams: Arc<Upstreams>,
+    suspected: Arc<Suspected>,
+}
+
 /// The images that claim to be too large.
 #[derive(Default)]
-pub(super) struct Oversized(Mutex<HashMap<Registry, Suspects>>);
+struct Suspected(Mutex<HashMap<Registry, Suspects>>);
 
 /// Those of one registry.
 struct Suspects {
@@ -65,7 +75,113 @@ struct Trial {
     stated: OnceCell<u64>,
 }
 
-impl Oversized {
+impl OversizedImages {
+    pub(super) fn new(store: &Store, metrics: &Arc<Metrics>, upstreams: &Arc<Upstreams>) -> Self {
+        Self {
+            store: store.clone(),
+            metrics: Arc::clone(metrics),
+            upstreams: Arc::clone(upstreams),
+            suspected: Arc::default(),
+        }
+    }
+
+    /// The same under another configuration.
+    pub(super) fn with(&self, upstreams: &Arc<Upstreams>) -> Self {
+        Self { upstreams: Arc::clone(upstreams), ..self.clone() }
+    }
+
+    /// A manifest has come for a repository: whether its image is to be suspected.
+    pub(super) async fn weigh(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
+        if claimed(manifest) > self.store.max_bytes().await {
+            self.suspected.suspect(repo, digest, manifest);
+        } else {
+            self.suspected.clear(repo, digest, manifest);
+        }
+    }
+
+    /// A manifest was read from disk whose image claims too much: an earlier process may have suspected it.
+    pub(super) async fn weigh_again(&self, repo: &Repo, document: &Arc<Document>) {
+        let digest = document.digest;
+        if self.suspected.knows(repo, &digest) {
+            return;
+        }
+        let (document, bytes) = (Arc::clone(document), document.body.len());
+        let Ok(_place) = parsing::place(Owner::new(&repo.registry, Client::Own), bytes).await else { return };
+        let parse = move || Manifest::parse(Some(&document.media_type), &document.body);
+        if let Ok(manifest) = parsing::parse(bytes, parse).await {
+            self.weigh(repo, &digest, &manifest).await;
+        }
+    }
+
+    /// Whether a blob is asked for that belongs to an image of this repository that is too large, by upstream's word.
+    pub(super) async fn is_oversized(&self, repo: &Repo, blob: &Digest, context: &RequestContext) -> bool {
+        for trial in self.suspected.trials(repo, blob) {
+            let max_bytes = self.store.max_bytes().await;
+            if trial.bytes <= max_bytes {
+                continue;
+            }
+            let stated = trial.stated.get_or_try_init(|| self.stated(repo, &trial, max_bytes, context)).await;
+            // Where upstream does not say, its image is like any other.
+            if stated.is_ok_and(|stated| *stated > max_bytes) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What upstream says that the largest parts of an image weigh, as soon as that is more than `enough`.
+    async fn stated(
+        &self,
+        repo: &Repo,
+        trial: &Trial,
+        enough: u64,
+        context: &RequestContext,
+    ) -> Result<u64, Error> {
+        let mut sum = 0_u64;
+        for some in trial.largest.chunks(HEADS_AT_ONCE) {
+            let mut sizes = JoinSet::new();
+            for digest in some {
+                let upstream = self.upstreams.of(repo)?.into_owned();
+                let (name, digest) = (repo.name.clone(), *digest);
+                let context = upstream.settle(context, &digest)?;
+                sizes.spawn(async move { upstream.head_blob(&context, &name, &digest).await });
+            }
+            while let Some(size) = sizes.join_next().await {
+                match size.map_err(|_| Error::GivenUp)? {
+                    Ok(size) => sum = sum.saturating_add(size),
+                    Err(error) if error.is_outage() => return Err(error.into()),
+                    Err(error) => debug!(repository = %repo, %error, "a part of a large image is not there"),
+                }
+            }
+            if sum > enough {
+                break;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Counts and says why a blob is not kept.
+    pub(super) fn note_unstored(&self, repo: &Repo, digest: &Digest, cause: &store::Error) {
+        let error = cause as &dyn std::error::Error;
+        match cause {
+            store::Error::TooLarge { .. } => self.note_oversized(repo, digest),
+            store::Error::NoRoom { .. } => {
+                info!(repository = %repo, %digest, error, "a blob passes through unstored: no room may be made for it");
+            }
+            _ => {
+                warn!(repository = %repo, %digest, error, "the disk cannot give or take a blob: it passes through unstored")
+            }
+        }
+    }
+
+    /// Counts and says that a blob is not kept for its size, or its image's.
+    pub(super) fn note_oversized(&self, repo: &Repo, digest: &Digest) {
+        self.metrics.space.too_large.inc();
+        info!(repository = %repo, %digest, "a blob passes through unstored: it, or its image, is larger than max_bytes");
+    }
+}
+
+impl Suspected {
     /// Suspects an image of a repository.
     fn suspect(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
         let mut by_size: Vec<&Descriptor> = manifest.blobs.iter().collect();
@@ -147,98 +263,6 @@ fn claimed(manifest: &Manifest) -> u64 {
     manifest.blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))
 }
 
-impl Cache {
-    /// A manifest has come for a repository: whether its image is to be suspected.
-    pub(super) async fn weigh(&self, repo: &Repo, digest: &Digest, manifest: &Manifest) {
-        if claimed(manifest) > self.0.store.max_bytes().await {
-            self.0.oversized.suspect(repo, digest, manifest);
-        } else {
-            self.0.oversized.clear(repo, digest, manifest);
-        }
-    }
-
-    /// A manifest was read from disk whose image claims too much: an earlier process may have suspected it.
-    pub(super) async fn weigh_again(&self, repo: &Repo, document: &Arc<Document>) {
-        let digest = document.digest;
-        if self.0.oversized.knows(repo, &digest) {
-            return;
-        }
-        let (document, bytes) = (Arc::clone(document), document.body.len());
-        let Ok(_place) = parsing::place(Owner::new(&repo.registry, Client::Own), bytes).await else { return };
-        let parse = move || Manifest::parse(Some(&document.media_type), &document.body);
-        if let Ok(manifest) = parsing::parse(bytes, parse).await {
-            self.weigh(repo, &digest, &manifest).await;
-        }
-    }
-
-    /// Whether a blob is asked for that belongs to an image of this repository that is too large, by upstream's word.
-    pub(super) async fn is_oversized(&self, repo: &Repo, blob: &Digest, context: &RequestContext) -> bool {
-        for trial in self.0.oversized.trials(repo, blob) {
-            let max_bytes = self.0.store.max_bytes().await;
-            if trial.bytes <= max_bytes {
-                continue;
-            }
-            let stated = trial.stated.get_or_try_init(|| self.stated(repo, &trial, max_bytes, context)).await;
-            // Where upstream does not say, its image is like any other.
-            if stated.is_ok_and(|stated| *stated > max_bytes) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// What upstream says that the largest parts of an image weigh, as soon as that is more than `enough`.
-    async fn stated(
-        &self,
-        repo: &Repo,
-        trial: &Trial,
-        enough: u64,
-        context: &RequestContext,
-    ) -> Result<u64, Error> {
-        let mut sum = 0_u64;
-        for some in trial.largest.chunks(HEADS_AT_ONCE) {
-            let mut sizes = JoinSet::new();
-            for digest in some {
-                let upstream = self.upstream(repo)?.into_owned();
-                let (name, digest) = (repo.name.clone(), *digest);
-                let context = upstream.settle(context, &digest)?;
-                sizes.spawn(async move { upstream.head_blob(&context, &name, &digest).await });
-            }
-            while let Some(size) = sizes.join_next().await {
-                match size.map_err(|_| Error::GivenUp)? {
-                    Ok(size) => sum = sum.saturating_add(size),
-                    Err(error) if error.is_outage() => return Err(error.into()),
-                    Err(error) => debug!(repository = %repo, %error, "a part of a large image is not there"),
-                }
-            }
-            if sum > enough {
-                break;
-            }
-        }
-        Ok(sum)
-    }
-
-    /// Counts and says why a blob is not kept.
-    pub(super) fn note_unstored(&self, repo: &Repo, digest: &Digest, cause: &store::Error) {
-        let error = cause as &dyn std::error::Error;
-        match cause {
-            store::Error::TooLarge { .. } => self.note_oversized(repo, digest),
-            store::Error::NoRoom { .. } => {
-                info!(repository = %repo, %digest, error, "a blob passes through unstored: no room may be made for it");
-            }
-            _ => {
-                warn!(repository = %repo, %digest, error, "the disk cannot give or take a blob: it passes through unstored")
-            }
-        }
-    }
-
-    /// Counts and says that a blob is not kept for its size, or its image's.
-    pub(super) fn note_oversized(&self, repo: &Repo, digest: &Digest) {
-        self.0.metrics.space.too_large.inc();
-        info!(repository = %repo, %digest, "a blob passes through unstored: it, or its image, is larger than max_bytes");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -268,27 +292,27 @@ mod tests {
 
     #[test]
     fn an_image_is_suspected_in_its_own_repository_and_what_another_needs_is_not() {
-        let (oversized, large) = (Oversized::default(), blob(1000));
-        oversized.suspect(&repo("a/b"), &large, &manifest(1..4));
-        let is_suspected = |name: &str, part| !oversized.trials(&repo(name), &blob(part)).is_empty();
+        let (suspected, large) = (Suspected::default(), blob(1000));
+        suspected.suspect(&repo("a/b"), &large, &manifest(1..4));
+        let is_suspected = |name: &str, part| !suspected.trials(&repo(name), &blob(part)).is_empty();
         assert!(is_suspected("a/b", 1) && is_suspected("a/b", 3));
         assert!(!is_suspected("a/b", 4) && !is_suspected("a/c", 1));
-        oversized.clear(&repo("a/c"), &blob(2000), &manifest(2..3));
+        suspected.clear(&repo("a/c"), &blob(2000), &manifest(2..3));
         assert!(is_suspected("a/b", 2), "that was in another repository");
-        oversized.clear(&repo("a/b"), &blob(2000), &manifest(2..3));
+        suspected.clear(&repo("a/b"), &blob(2000), &manifest(2..3));
         assert!(is_suspected("a/b", 1) && !is_suspected("a/b", 2));
-        oversized.clear(&repo("a/b"), &large, &manifest(1..4));
-        assert!(!is_suspected("a/b", 1) && !oversized.knows(&repo("a/b"), &large));
+        suspected.clear(&repo("a/b"), &large, &manifest(1..4));
+        assert!(!is_suspected("a/b", 1) && !suspected.knows(&repo("a/b"), &large));
     }
 
     #[test]
     fn what_is_remembered_of_a_registry_is_bounded() {
-        let oversized = Oversized::default();
+        let suspected = Suspected::default();
         for number in 0..200 {
             let parts = number * 1000..number * 1000 + 20 * number + 1;
-            oversized.suspect(&repo(&format!("a/r{number}")), &blob(number), &manifest(parts));
+            suspected.suspect(&repo(&format!("a/r{number}")), &blob(number), &manifest(parts));
         }
-        let registries = lock(&oversized.0);
+        let registries = lock(&suspected.0);
         let suspects = registries.values().next().unwrap();
         let parts: usize = suspects.images.iter().map(|(_, suspect)| suspect.parts.len()).sum();
         assert_eq!(parts, suspects.parts);

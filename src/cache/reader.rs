@@ -115,7 +115,7 @@ impl Blob {
     pub fn is_of_fallback(&self) -> bool {
         match &self.from {
             From::Flight { reader, .. } => reader.is_by_fallback(),
-            From::Direct(direct) => direct.is_of_fallback,
+            From::Direct(direct) => direct.is_of_fallback(),
             From::Stored { .. } | From::Left(..) => false,
         }
     }

@@ -1,17 +1,16 @@
 //! A check that somebody has asked for by name: now, whatever a rule or a remembered answer says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use super::Cache;
+use super::checks::{Known, TagChecks};
 use super::error::Error;
-use super::tags::{Known, check_key};
-use crate::context::RequestContext;
+use super::negative_cache::NegativeCache;
+use super::upstreams::Upstreams;
 use crate::oci::{Digest, Image, Reference, Repo, Tag};
-use crate::sync::lock;
-use crate::upstream::{self};
+use crate::store::Store;
 
 /// Tags of one repository that are checked at once, for one command.
 const TAGS_AT_ONCE: usize = 8;
@@ -70,34 +69,37 @@ impl Outcome {
     }
 }
 
-impl Cache {
+/// Makes the checks that are asked for by name, under one configuration.
+#[derive(Clone)]
+pub(super) struct Refresher {
+    store: Store,
+    upstreams: Arc<Upstreams>,
+    negative: Arc<NegativeCache>,
+    checks: Arc<TagChecks>,
+}
+
+impl Refresher {
+    pub(super) fn new(
+        store: &Store,
+        upstreams: &Arc<Upstreams>,
+        negative: &Arc<NegativeCache>,
+        checks: &Arc<TagChecks>,
+    ) -> Self {
+        Self {
+            store: store.clone(),
+            upstreams: Arc::clone(upstreams),
+            negative: Arc::clone(negative),
+            checks: Arc::clone(checks),
+        }
+    }
+
     /// Asks upstream what a tag means now. Remembered refusals of content of its repository are forgotten.
-    ///
-    /// # Errors
-    /// [`Error::NoUpstream`], and [`Error::Store`] when what is known cannot be read. Everything else is an outcome.
-    pub async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
-        let upstream = self.upstream(repo)?;
-        let upstream = &*upstream;
-        self.forget_absences(|of| of == repo);
-        self.0.doubts.forget(repo, tag);
-        let before = self.0.store.tag(repo, tag).await?.map(|record| record.digest);
-        let context = RequestContext::default();
-        let work = |progress| self.checking(upstream, repo, tag, context.clone().with_progress(progress));
-        let key = check_key(upstream, repo, tag, &context)?;
-        let until = Instant::now() + DEADLINE;
-        let check = async || {
-            let left = until.saturating_duration_since(Instant::now());
-            self.0.checks.run_within(left, key.clone(), work).await
-        };
-        let checks = async {
-            match check().await? {
-                // It had begun before, and may have been answered before whatever this is about has happened.
-                (_, true) => Some(check().await?.0),
-                (result, false) => Some(result),
-            }
-        };
-        let checked = checks.await.unwrap_or(Some(Err(upstream::Error::Timeout.into())));
-        let outcome = match (before, checked.unwrap_or(Err(Error::GivenUp))) {
+    pub(super) async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
+        let upstream = self.upstreams.of(repo)?;
+        self.negative.forget_refusals(|of| of == repo);
+        self.checks.ask_again(repo, tag);
+        let before = self.store.tag(repo, tag).await?.map(|record| record.digest);
+        let outcome = match (before, self.checks.check_anew(&upstream, repo, tag, DEADLINE).await?) {
             (_, Ok(Known { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
             (None, Ok(Known { record, .. })) => Outcome::New { digest: record.digest },
             (Some(before), Ok(Known { record, .. })) if before == record.digest => {
@@ -113,23 +115,20 @@ impl Cache {
 
     /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`; and whether there
     /// are more.
-    ///
-    /// # Errors
-    /// As [`Cache::refresh`].
-    pub async fn refresh_known(
+    pub(super) async fn refresh_known(
         &self,
         repo: &Repo,
         after: Option<&Tag>,
     ) -> Result<(Vec<Refreshed>, bool), Error> {
-        self.upstream(repo)?;
-        let mut tags = self.0.store.tags(repo, after.map(Tag::as_str), TAGS_AT_ONCE + 1).await?;
+        self.upstreams.of(repo)?;
+        let mut tags = self.store.tags(repo, after.map(Tag::as_str), TAGS_AT_ONCE + 1).await?;
         let more = tags.len() > TAGS_AT_ONCE;
         tags.truncate(TAGS_AT_ONCE);
         let checks: Vec<_> = tags
             .into_iter()
             .map(|tag| {
-                let (cache, repo) = (self.clone(), repo.clone());
-                tokio::spawn(async move { cache.refresh(&repo, &tag).await })
+                let (refresher, repo) = (self.clone(), repo.clone());
+                tokio::spawn(async move { refresher.refresh(&repo, &tag).await })
             })
             .collect();
         let mut refreshed = Vec::with_capacity(checks.len());
@@ -137,14 +136,5 @@ impl Cache {
             refreshed.push(check.await.map_err(|_| Error::GivenUp)??);
         }
         Ok((refreshed, more))
-    }
-
-    pub(super) fn forget_absences(&self, is_meant: impl Fn(&Repo) -> bool) {
-        let mut absent = lock(&self.0.absent);
-        let meant = absent.iter().map(|(key, _)| key).filter(|(of, _)| is_meant(of));
-        let meant: Vec<_> = meant.cloned().collect();
-        for key in &meant {
-            absent.pop(key);
-        }
     }
 }

@@ -40,27 +40,27 @@ const OFFSET_MAX: u64 = 1 << 40;
 /// Which part of what is missing a connection is to bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Job {
-    pub(super) id: u64,
-    pub(super) span: Span,
+    pub id: u64,
+    pub span: Span,
 }
 
 /// What a reader still wants.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
-    pub(super) span: Span,
+    pub span: Span,
     /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
-    pub(super) is_open: bool,
+    pub is_open: bool,
     /// It does not stand there yet: what is under way is not cut for it.
-    pub(super) is_ahead: bool,
+    pub is_ahead: bool,
 }
 
 /// What to do with bytes that have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Receipt {
     /// These are to be kept.
-    pub(super) keep: Option<Span>,
+    pub keep: Option<Span>,
     /// The connection has nothing more to bring.
-    pub(super) is_done: bool,
+    pub is_done: bool,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -71,9 +71,9 @@ pub(super) struct Writer {
 
 /// What a writer leaves.
 pub(super) struct Written {
-    pub(super) partial: Partial,
+    pub partial: Partial,
     /// Of the whole, if all of it is there and there was time to hash it.
-    pub(super) digest: Option<Digest>,
+    pub digest: Option<Digest>,
 }
 
 impl Writer {

@@ -8,14 +8,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::{Answer, Filler, Outcome};
+use crate::cache::config::Complete;
 use crate::cache::error::Error;
 use crate::cache::fairness::Hold;
 use crate::cache::fetch::{Fetch, Line};
-use crate::cache::flight::HOLD_BACK;
+use crate::cache::flight::{Flight, Flights, HOLD_BACK};
 use crate::cache::schedule::Need;
 use crate::cache::writer::Given;
 use crate::oci::range::Span;
+use crate::shares::{Permit, Shares};
+use crate::upstream::BlobStream;
 
 /// How long a flight waits for further ranges to be asked: those of a lazy puller come one after the other.
 const LINGER: Duration = Duration::from_secs(1);
@@ -24,22 +26,76 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long readers wait for a head while what comes would better be proven first: half of the time that there is.
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 
+/// When, and with what room, the rest of a blob is fetched that nobody asked for.
+pub(super) struct Completion {
+    policy: Complete,
+    room: Shares,
+}
+
+impl Completion {
+    pub(super) fn new(policy: Complete, room: Shares) -> Self {
+        Self { policy, room }
+    }
+
+    /// The same room under another policy.
+    pub(super) fn with(&self, policy: Complete) -> Self {
+        Self { policy, room: self.room.clone() }
+    }
+
+    /// Whether to fetch the rest of `total` bytes, of which clients have taken so many.
+    fn is_worth_it(&self, taken: u64, total: u64) -> bool {
+        self.policy.is_worth_it(taken, total)
+    }
+
+    /// Waits for room; none if the queue is full.
+    async fn acquire(&self, flight: &Flight) -> Option<Permit> {
+        self.room.acquire(flight.owner(), 1).await.ok()
+    }
+}
+
+/// Upstream's first answer.
+pub(super) struct Answer {
+    pub stream: BlobStream,
+    /// A range was asked for, and everything is what came.
+    pub ignores_ranges: bool,
+}
+
+impl Answer {
+    pub(super) fn new(stream: BlobStream, asked: Span) -> Self {
+        Self { ignores_ranges: stream.start < asked.start || stream.end > asked.end, stream }
+    }
+}
+
+/// What a flight came to.
+pub(super) enum Outcome {
+    /// All of it is there.
+    Whole,
+    /// What was asked is there, and that is enough.
+    Parts,
+}
+
 /// The async half of a fill: the connections of one flight.
 pub(super) struct Course<'a> {
-    filler: &'a Filler,
+    flights: &'a Flights,
+    completion: &'a Completion,
     line: Arc<Line>,
     chunks: mpsc::Sender<Given>,
     fetches: JoinSet<Result<(), Error>>,
     /// Held to the end of the flight, once it fetches what nobody asked for.
-    completion: Option<Hold>,
+    completing: Option<Hold>,
     began: Instant,
 }
 
 impl<'a> Course<'a> {
     /// What `chunks` takes goes to disk.
-    pub(super) fn new(filler: &'a Filler, line: &Arc<Line>, chunks: mpsc::Sender<Given>) -> Self {
-        let (line, began) = (Arc::clone(line), Instant::now());
-        Self { filler, line, chunks, fetches: JoinSet::new(), completion: None, began }
+    pub(super) fn new(
+        flights: &'a Flights,
+        completion: &'a Completion,
+        line: &Arc<Line>,
+        chunks: mpsc::Sender<Given>,
+    ) -> Self {
+        let (line, fetches, began) = (Arc::clone(line), JoinSet::new(), Instant::now());
+        Self { flights, completion, line, chunks, fetches, completing: None, began }
     }
 
     /// Brings what is asked, as long as more is asked, and the rest if that is worth it.
@@ -64,13 +120,11 @@ impl<'a> Course<'a> {
                 return Ok(Outcome::Whole);
             }
             self.pause().await?;
-            let is_worth_it = self.filler.complete.is_worth_it(line.flight.taken_bytes(), line.bound());
+            let is_worth_it = self.completion.is_worth_it(line.flight().taken_bytes(), line.bound());
             if is_worth_it && self.may_complete().await {
                 continue;
             }
-            if timeout(LINGER, line.flight.stirred()).await.is_err()
-                && self.filler.flights.retire(&line.flight)
-            {
+            if timeout(LINGER, line.flight().stirred()).await.is_err() && self.flights.retire(line.flight()) {
                 return Ok(Outcome::Parts);
             }
         }
@@ -78,11 +132,11 @@ impl<'a> Course<'a> {
 
     /// Waits for room to fetch the rest; false if there is none to be had. Also returns when more is asked.
     async fn may_complete(&mut self) -> bool {
-        let flight = &self.line.flight;
+        let flight = self.line.flight();
         tokio::select! {
-            permit = self.filler.completions.acquire(flight.owner(), 1) => {
-                let Ok(permit) = permit else { return false };
-                self.completion = Some(Hold::new(permit, flight.bytes()));
+            permit = self.completion.acquire(flight) => {
+                let Some(permit) = permit else { return false };
+                self.completing = Some(Hold::new(permit, flight.bytes()));
                 self.line.schedule().ask_whole();
                 true
             }
@@ -92,7 +146,7 @@ impl<'a> Course<'a> {
 
     /// Makes every request that is due.
     fn dispatch(&mut self) {
-        let flight = &self.line.flight;
+        let flight = self.line.flight();
         let asked = flight.asked();
         let needs: Vec<Need> = flight.needs(self.line.bound());
         let mut schedule = self.line.schedule();
@@ -109,13 +163,13 @@ impl<'a> Course<'a> {
 
     /// Waits until there may be a request to make, or a connection has failed for good.
     async fn watch(&mut self) -> Result<(), Error> {
-        let flight = &self.line.flight;
+        let flight = self.line.flight();
         flight.set_idle(false);
         if !flight.is_announced() && self.began.elapsed() >= HEAD_WAIT && !self.is_small() {
             self.chunks.send(Given::Head).await.map_err(|_| Error::GivenUp)?;
         }
         let is_lost = async {
-            match &mut self.completion {
+            match &mut self.completing {
                 Some(completion) => completion.is_lost(|| flight.bytes()).await,
                 None => std::future::pending().await,
             }
@@ -135,7 +189,7 @@ impl<'a> Course<'a> {
 
     /// Nothing is under way: what is there must survive a crash.
     async fn pause(&self) -> Result<(), Error> {
-        self.line.flight.set_idle(true);
+        self.line.flight().set_idle(true);
         self.chunks.send(Given::Pause).await.map_err(|_| Error::GivenUp)
     }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::progress::{toward, visible};
 use super::reader::STALL;
 use super::*;
 use crate::cache::error::Error;
@@ -19,12 +18,6 @@ fn file(total: u64) -> BlobFile {
     BlobFile::new(tempfile::tempfile().unwrap(), total)
 }
 
-fn progress(total: u64, there: &[(u64, u64)]) -> Progress {
-    let mut have = Pieces::default();
-    there.iter().for_each(|(start, end)| have.insert(Span { start: *start, end: *end }));
-    Progress { file: Some(file(total)), total: Some(total), have, ..Progress::default() }
-}
-
 fn digest(text: &str) -> Digest {
     Digest::of(Algorithm::Sha256, text.as_bytes())
 }
@@ -33,59 +26,6 @@ fn enter(flights: &Arc<Flights>, content: &str, name: &str, public: bool, grante
     let (repo, context) = (repo(name), RequestContext::default());
     let asker = Asker { repo: &repo, granted, claim: None, asked: None, context: &context };
     flights.enter(&PartialKey::new(&repo.registry, &digest(content)), public, &asker)
-}
-
-#[test]
-fn the_end_is_held_back_until_it_is_proven() {
-    let check = |have: u64, end: Option<End>, held: bool, expected: u64| {
-        let progress = Progress { end, ..progress(100_000, &[(0, have)]) };
-        assert_eq!(visible(&progress, 0, held), expected);
-    };
-    check(10_000, None, true, 10_000);
-    check(100_000, None, true, 100_000 - HOLD_BACK);
-    check(100_000, None, false, 100_000);
-    check(100_000, Some(End::Proven), true, 100_000);
-    check(100_000, Some(End::Failed(Error::Mismatch)), true, 100_000 - HOLD_BACK);
-    assert_eq!(visible(&Progress::default(), 0, true), 0);
-}
-
-#[test]
-fn of_a_content_of_unknown_size_the_last_that_has_come_is_held_back() {
-    let check = |have: u64, total: Option<u64>, end: Option<End>, expected: u64| {
-        let progress = Progress { end, total, ..progress(0, &[(0, have)]) };
-        assert_eq!(visible(&progress, 0, true), expected, "{have} {total:?}");
-    };
-    check(10_000, None, None, 0);
-    check(100_000, None, None, 100_000 - HOLD_BACK);
-    check(100_000, Some(200_000), None, 100_000);
-    check(100_000, Some(100_000), None, 100_000 - HOLD_BACK);
-    check(100_000, Some(100_000), Some(End::Proven), 100_000);
-}
-
-#[test]
-fn of_a_page_nothing_is_seen_before_it_is_proven() {
-    let page = Progress { is_page: true, ..progress(1 << 20, &[(0, 500_000)]) };
-    for held in [true, false] {
-        assert_eq!(visible(&page, 5, held), 0);
-        assert_eq!(toward(&page, 5, held).0, 500_000, "but it comes nearer");
-        let proven = Progress { end: Some(End::Proven), ..page.clone() };
-        assert_eq!(visible(&proven, 5, held), 500_000);
-    }
-}
-
-#[test]
-fn a_reader_sees_the_piece_that_it_stands_in() {
-    let progress = progress(1 << 20, &[(0, 10), (20, 30), (1_000_000, 1 << 20)]);
-    let check = |position: u64, held: bool, seen: u64, near: u64| {
-        assert_eq!(visible(&progress, position, held), seen, "from {position}");
-        assert_eq!(toward(&progress, position, held).0, near, "toward {position}");
-    };
-    check(5, true, 10, 10);
-    check(10, false, 10, 10);
-    check(15, false, 15, 10);
-    check(25, false, 30, 30);
-    check(1_000_000, false, 1 << 20, 1 << 20);
-    check(1_000_000, true, (1 << 20) - HOLD_BACK, 20 + (1 << 20) - 1_000_000);
 }
 
 #[test]
