@@ -14,36 +14,21 @@
 //! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
 //! content and the same work under way, and whoever has the old one goes on with it.
 
-mod attestations;
 mod blobs;
-mod checks;
-mod chunk;
 mod claims;
 mod config;
-mod direct;
-mod doubts;
+mod download;
 mod error;
 mod fairness;
-mod fetch;
-mod fill;
-mod flight;
-pub mod freshness;
-mod listing;
+mod lists;
 mod manifests;
 mod mismatches;
-mod missing;
 mod negative_cache;
+mod offline_report;
 mod oversized;
-mod places;
-mod pump;
-mod reader;
-mod refresh;
-mod schedule;
-mod speed;
+mod passthrough;
 mod tags;
-mod taken;
 mod upstreams;
-mod writer;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -56,28 +41,28 @@ use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{PageQuery, Upstream};
 
 pub use blobs::Size;
-pub use chunk::Room;
+pub use blobs::blob::{Blob, Reading, Way};
+pub use blobs::chunk::Room;
 pub use config::{Complete, Config};
 pub use error::{Error, Missing};
-pub use freshness::{OnRemoved, Rule, Rules};
-pub use listing::{Page, Referrers, Tags};
+pub use lists::{Page, Referrers, Tags};
 pub use manifests::Manifest;
-pub use reader::{Blob, Reading, Way};
-pub use refresh::{Outcome, Refreshed};
+pub use tags::freshness::{self, OnRemoved, Rule, Rules};
+pub use tags::refresh::{Outcome, Refreshed};
 
 use blobs::BlobFinder;
-use checks::TagChecks;
 use claims::Claims;
-use direct::Passthroughs;
-use fill::Filler;
-use listing::Lists;
+use download::downloader::Filler;
+use lists::Lists;
 use manifests::ManifestFinder;
 use mismatches::Mismatches;
-use missing::OfflineReports;
 use negative_cache::NegativeCache;
+use offline_report::OfflineReports;
 use oversized::OversizedImages;
-use refresh::Refresher;
-use tags::{AtHand, TagResolver};
+use passthrough::Passthroughs;
+use tags::checks::TagChecks;
+use tags::refresh::Refresher;
+use tags::resolver::{AtHand, TagResolver};
 use upstreams::Upstreams;
 
 /// Entries of each memory of what has failed: refusals, troubled repositories, wrong contents, failed checks of tags. The

@@ -4,20 +4,23 @@
 //! *stored* and granted is served; else the flight that brings it is *joined*; else the request *leads* one of its own. Where
 //! the disk or a limit is in the way of all three, the blob passes through unstored.
 
+pub(super) mod blob;
+pub(super) mod chunk;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
+use self::blob::Blob;
 use super::claims::Claims;
 use super::config::Complete;
-use super::direct::{Detour, Passthroughs};
+use super::download::downloader::Filler;
+use super::download::flight::{Asker, Entry, Flight, Flights, Reader};
 use super::error::Error;
-use super::fill::Filler;
-use super::flight::{Asker, Entry, Flight, Flights, Reader};
 use super::negative_cache::{Lookup, NegativeCache};
 use super::oversized::OversizedImages;
-use super::reader::Blob;
+use super::passthrough::{Detour, Passthroughs};
 use super::upstreams::Upstreams;
 use crate::context::RequestContext;
 use crate::oci::ranges::{Part, Selection};

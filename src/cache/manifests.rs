@@ -5,12 +5,14 @@
 //!
 //! [`MANIFEST_BYTES_MAX`]: crate::oci::manifest::MANIFEST_BYTES_MAX
 
+mod attestations;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tracing::{debug, warn};
 
-use super::attestations::Attestations;
+use self::attestations::Attestations;
 use super::blobs::BlobFinder;
 use super::claims::Claims;
 use super::error::Error;

@@ -2,7 +2,7 @@
 //!
 //! A broken edge sends the same wrong bytes to whoever asks, each time with a head that promises the right ones. A client
 //! whose body is cut comes back to the same host, so that it never asks another, and all of it is fetched again and again.
-//! So after both tries (see [`super::fill`]) a content is refused, before a head, to the repository for which it came
+//! So after both tries (see [`super::download::downloader`]) a content is refused, before a head, to the repository for which it came
 //! wrong: for [`WAIT_MIN`], and for twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right
 //! bytes ends that: a transfer that is tried after a wait, or another registry whose bytes may be shared. In memory only;
 //! the oldest are forgotten first.

@@ -20,12 +20,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::doubts::{Doubts, Heard};
-use super::error::Error;
 use super::freshness::{Rules, Word};
-use super::manifests::{Manifest, ManifestFinder};
-use super::negative_cache::NegativeCache;
-use super::upstreams::Upstreams;
+use super::recent_failures::{Doubts, Heard};
+use crate::cache::error::Error;
+use crate::cache::manifests::{Manifest, ManifestFinder};
+use crate::cache::negative_cache::NegativeCache;
+use crate::cache::upstreams::Upstreams;
 use crate::clock::{believed, later, unix_seconds as now};
 use crate::context::RequestContext;
 use crate::oci::{Reference, Repo, Tag};
@@ -35,12 +35,12 @@ use crate::telemetry::metrics::Source;
 use crate::upstream::{self, Attempts, Standing, Untold, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
-pub(super) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
+pub(in crate::cache) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
 /// How long a client waits to hear what refers to a manifest, which it can do without.
-pub(super) const REFERRERS_DEADLINE: Duration = Duration::from_secs(10);
+pub(in crate::cache) const REFERRERS_DEADLINE: Duration = Duration::from_secs(10);
 /// What a check found.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(in crate::cache) struct Known {
     pub record: TagRecord,
     /// The manifest, if it had to be fetched.
     pub fetched: Option<Manifest>,
@@ -49,7 +49,7 @@ pub(super) struct Known {
 }
 
 /// Asks upstreams what tags mean, under one configuration.
-pub(super) struct TagChecks {
+pub(in crate::cache) struct TagChecks {
     store: Store,
     upstreams: Arc<Upstreams>,
     rules: Arc<Rules>,
@@ -67,7 +67,7 @@ struct CheckWork {
 
 impl TagChecks {
     /// `max`: how many tags it remembers that speak against themselves.
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         store: &Store,
         upstreams: &Arc<Upstreams>,
         rules: &Arc<Rules>,
@@ -86,7 +86,7 @@ impl TagChecks {
     }
 
     /// The same work under another configuration.
-    pub(super) fn with(
+    pub(in crate::cache) fn with(
         &self,
         upstreams: &Arc<Upstreams>,
         rules: &Arc<Rules>,
@@ -104,13 +104,13 @@ impl TagChecks {
 
     /// Forgets what the upstreams of these repositories have refused or failed to say, and lets nobody join what they are
     /// being asked.
-    pub(super) fn forget(&self, is_meant: impl Fn(&Repo) -> bool) {
+    pub(in crate::cache) fn forget(&self, is_meant: impl Fn(&Repo) -> bool) {
         self.shared.doubts.forget_all(&is_meant);
         self.shared.checks.detach(|(repo, ..)| is_meant(repo));
     }
 
     /// What upstream last had to say about a tag, and whether it can be asked.
-    pub(super) fn heard(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Heard {
+    pub(in crate::cache) fn heard(&self, upstream: &Upstream, repo: &Repo, tag: &Tag) -> Heard {
         let heard = self.shared.doubts.about(repo, tag);
         match heard.word {
             Word::Open if upstream.state() != upstream::State::Up => Heard { word: Word::Silent, ..heard },
@@ -119,7 +119,7 @@ impl TagChecks {
     }
 
     /// Begins a check behind an answer, unless one is under way.
-    pub(super) fn begin(
+    pub(in crate::cache) fn begin(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repo: &Repo,
@@ -134,7 +134,7 @@ impl TagChecks {
     }
 
     /// Asks upstream what a tag means now, together with whoever else is asking; waits at most `deadline`.
-    pub(super) async fn check(
+    pub(in crate::cache) async fn check(
         self: &Arc<Self>,
         repo: &Repo,
         tag: &Tag,
@@ -166,12 +166,12 @@ impl TagChecks {
     }
 
     /// Upstream is to be asked about a tag, whatever it has just said.
-    pub(super) fn ask_again(&self, repo: &Repo, tag: &Tag) {
+    pub(in crate::cache) fn ask_again(&self, repo: &Repo, tag: &Tag) {
         self.shared.doubts.forget(repo, tag);
     }
 
     /// A check that begins after this was called; waits at most `limit`. What it finds is within the outer result.
-    pub(super) async fn check_anew(
+    pub(in crate::cache) async fn check_anew(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repo: &Repo,

@@ -20,14 +20,14 @@ const AHEAD_MAX: usize = 3;
 
 /// Where the readers are.
 #[derive(Default)]
-pub(super) struct Places {
+pub(in crate::cache) struct Places {
     all: Vec<Arc<Place>>,
     /// What was asked by readers that the flight has not yet heard of.
     asked: Vec<Option<Range>>,
 }
 
 /// Where a reader is in what it asked for.
-pub(super) struct Place {
+pub(in crate::cache) struct Place {
     asked: Option<Range>,
     /// If it asks for several ranges: what it reads of them, once that is known.
     several: Option<OnceLock<Several>>,
@@ -54,12 +54,12 @@ impl Place {
     }
 
     /// Its reader has all that lies before `position`.
-    pub(super) fn go_to(&self, position: u64) {
+    pub(in crate::cache) fn go_to(&self, position: u64) {
         self.position.store(position, Ordering::Relaxed);
     }
 
     /// Its reader has begun with another of its parts.
-    pub(super) fn turn_to(&self, part: usize) {
+    pub(in crate::cache) fn turn_to(&self, part: usize) {
         if let Some(several) = self.several() {
             several.at.store(part, Ordering::Relaxed);
         }
@@ -70,7 +70,7 @@ impl Place {
     }
 
     /// Whether it is still to say what it reads.
-    pub(super) fn is_undecided(&self) -> bool {
+    pub(in crate::cache) fn is_undecided(&self) -> bool {
         self.several.as_ref().is_some_and(|several| several.get().is_none())
     }
 
@@ -126,7 +126,7 @@ impl Several {
 
 impl Places {
     /// A reader has come.
-    pub(super) fn enter(&mut self, asked: Option<&Ranges>) -> Arc<Place> {
+    pub(in crate::cache) fn enter(&mut self, asked: Option<&Ranges>) -> Arc<Place> {
         let place = Arc::new(Place::new(asked));
         self.all.push(Arc::clone(&place));
         if !self.asked.contains(&place.asked) {
@@ -136,7 +136,7 @@ impl Places {
     }
 
     /// A reader of several ranges says which parts of `total` bytes it reads, in this order.
-    pub(super) fn decide(&mut self, place: &Place, parts: &[Part], total: u64) {
+    pub(in crate::cache) fn decide(&mut self, place: &Place, parts: &[Part], total: u64) {
         let Some(several) = &place.several else { return };
         if several.set(Several::new(parts, total)).is_err() {
             return;
@@ -148,23 +148,23 @@ impl Places {
     }
 
     /// A reader has left.
-    pub(super) fn leave(&mut self, place: &Arc<Place>) {
+    pub(in crate::cache) fn leave(&mut self, place: &Arc<Place>) {
         self.all.retain(|other| !Arc::ptr_eq(other, place));
     }
 
     /// What was asked since the last call.
-    pub(super) fn take_asked(&mut self) -> Vec<Option<Range>> {
+    pub(in crate::cache) fn take_asked(&mut self) -> Vec<Option<Range>> {
         std::mem::take(&mut self.asked)
     }
 
     /// Whether the flight has heard of everything.
-    pub(super) fn are_heard_of(&self) -> bool {
+    pub(in crate::cache) fn are_heard_of(&self) -> bool {
         self.asked.is_empty() && !self.all.iter().any(|place| place.is_undecided())
     }
 
     /// What the readers still want of `total` bytes of which there are those in `have`: what they stand before, in the
     /// order in which they came; then what they come to next.
-    pub(super) fn needs(&self, total: u64, have: &Pieces) -> Vec<Need> {
+    pub(in crate::cache) fn needs(&self, total: u64, have: &Pieces) -> Vec<Need> {
         let here = self.all.iter().filter_map(|place| place.need(total));
         let several = self.all.iter().filter_map(|place| place.several());
         here.chain(several.flat_map(|several| several.needs_ahead(have))).collect()

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::checks::{CHECK_DEADLINE, REFERRERS_DEADLINE};
 use super::error::Error;
-use super::freshness::{self, Confirmed, Rules, Verdict, Word};
 use super::manifests::ManifestFinder;
+use super::tags::checks::{CHECK_DEADLINE, REFERRERS_DEADLINE};
+use super::tags::freshness::{self, Confirmed, Rules, Verdict, Word};
 use super::upstreams::Upstreams;
 use crate::clock::unix_seconds as now;
 use crate::context::{Client, RequestContext};

@@ -9,7 +9,7 @@ const KNOWN_AFTER: Duration = Duration::from_millis(250);
 
 /// The speed of one connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Speed {
+pub(in crate::cache) struct Speed {
     /// When the current window began, and what has come in it.
     since: Instant,
     bytes: u64,
@@ -19,12 +19,12 @@ pub(super) struct Speed {
 
 impl Speed {
     /// Of a connection that begins now.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::cache) fn new(now: Instant) -> Self {
         Self { since: now, bytes: 0, before: None }
     }
 
     /// Bytes have come.
-    pub(super) fn came(&mut self, bytes: u64, now: Instant) {
+    pub(in crate::cache) fn came(&mut self, bytes: u64, now: Instant) {
         let passed = now.saturating_duration_since(self.since);
         if passed >= WINDOW {
             self.before = Some(within(WINDOW, self.bytes, passed));
@@ -34,7 +34,7 @@ impl Speed {
     }
 
     /// How many bytes it will bring in this time, if it goes on as it does; none if nothing is known yet.
-    pub(super) fn reach(&self, time: Duration, now: Instant) -> Option<u64> {
+    pub(in crate::cache) fn reach(&self, time: Duration, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since);
         match self.before {
             // A window that has just begun says less than the one before.

@@ -8,9 +8,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::progress::{End, Progress};
 use super::{Flight, Flights};
+use crate::cache::download::coverage::Taken;
+use crate::cache::download::positions::Place;
 use crate::cache::error::Error;
-use crate::cache::places::Place;
-use crate::cache::taken::Taken;
 use crate::context::RequestContext;
 use crate::oci::Repo;
 use crate::oci::range::Span;

@@ -11,17 +11,17 @@ const SPANS_MAX: usize = 4096;
 
 /// What readers have taken of one content, over all its flights.
 #[derive(Clone, Default)]
-pub(super) struct Taken(Arc<Mutex<Pieces>>);
+pub(in crate::cache) struct Taken(Arc<Mutex<Pieces>>);
 
 impl Taken {
-    pub(super) fn add(&self, span: Span) {
+    pub(in crate::cache) fn add(&self, span: Span) {
         let mut pieces = lock(&self.0);
         if pieces.spans().len() < SPANS_MAX {
             pieces.insert(span);
         }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::cache) fn bytes(&self) -> u64 {
         lock(&self.0).bytes()
     }
 }

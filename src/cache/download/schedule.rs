@@ -19,7 +19,7 @@ use crate::oci::range::Span;
 use crate::store::Pieces;
 
 /// Ranges are widened to multiples of this: little against a request's own time, much for a lazy puller.
-pub(super) const BLOCK: u64 = 1 << 20;
+pub(in crate::cache) const BLOCK: u64 = 1 << 20;
 /// A reader waits for a connection that will be there within this time; else it gets one of its own. A request to a
 /// registry and its storage takes less, and what slows one connection down mostly leaves another alone.
 const NEAR: Duration = Duration::from_secs(2);
@@ -39,14 +39,14 @@ const OFFSET_MAX: u64 = 1 << 40;
 
 /// Which part of what is missing a connection is to bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Job {
+pub(in crate::cache) struct Job {
     pub id: u64,
     pub span: Span,
 }
 
 /// What a reader still wants.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Need {
+pub(in crate::cache) struct Need {
     pub span: Span,
     /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
     pub is_open: bool,
@@ -56,7 +56,7 @@ pub(super) struct Need {
 
 /// What to do with bytes that have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Receipt {
+pub(in crate::cache) struct Receipt {
     /// These are to be kept.
     pub keep: Option<Span>,
     /// The connection has nothing more to bring.
@@ -85,7 +85,7 @@ impl Claim {
 }
 
 /// The state of one flight's requests.
-pub(super) struct Schedule {
+pub(in crate::cache) struct Schedule {
     total: u64,
     have: Pieces,
     asked: Pieces,
@@ -100,7 +100,7 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// Of a content of `total` bytes, of which `have` is there.
-    pub(super) fn new(total: u64, have: Pieces, connections: usize) -> Self {
+    pub(in crate::cache) fn new(total: u64, have: Pieces, connections: usize) -> Self {
         Self {
             total,
             have,
@@ -115,18 +115,18 @@ impl Schedule {
     }
 
     /// It is `now`.
-    pub(super) fn at(&mut self, now: Instant) -> &mut Self {
+    pub(in crate::cache) fn at(&mut self, now: Instant) -> &mut Self {
         self.now = now;
         self
     }
 
     /// One connection alone, from one source.
-    pub(super) fn without_sides(self) -> Self {
+    pub(in crate::cache) fn without_sides(self) -> Self {
         Self { connections: 1, sides: 0, ..self }
     }
 
     /// The content turns out to be no longer than this.
-    pub(super) fn learn(&mut self, total: u64) {
+    pub(in crate::cache) fn learn(&mut self, total: u64) {
         self.total = total;
         let mut asked = Pieces::default();
         for span in self.asked.spans() {
@@ -142,7 +142,7 @@ impl Schedule {
     /// Somebody wants this: everything, or a part with an end of its own.
     ///
     /// A reader of an open range is not given its end before the whole is proven, so it wants everything too.
-    pub(super) fn ask(&mut self, range: Option<Range>) {
+    pub(in crate::cache) fn ask(&mut self, range: Option<Range>) {
         match range {
             None => self.ask_whole(),
             Some(Range::From(first)) if first < self.total => self.ask_whole(),
@@ -160,28 +160,28 @@ impl Schedule {
         }
     }
 
-    pub(super) fn ask_whole(&mut self) {
+    pub(in crate::cache) fn ask_whole(&mut self) {
         self.asked.insert(Span::whole(self.total));
     }
 
     /// Whether everything is asked for.
-    pub(super) fn is_whole_asked(&self) -> bool {
+    pub(in crate::cache) fn is_whole_asked(&self) -> bool {
         self.asked.bytes() == self.total
     }
 
     /// Whether everything has come.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::cache) fn is_whole(&self) -> bool {
         self.have.bytes() == self.total
     }
 
     /// Makes a claim for an answer that is there already; none if all that it holds is there, or under way.
-    pub(super) fn adopt(&mut self, answer: Span) -> Option<Job> {
+    pub(in crate::cache) fn adopt(&mut self, answer: Span) -> Option<Job> {
         let free = self.free(answer)?;
         Some(self.claim(free))
     }
 
     /// The next request to make, if there is one: call it until there is none.
-    pub(super) fn next(&mut self, needs: &[Need]) -> Option<Job> {
+    pub(in crate::cache) fn next(&mut self, needs: &[Need]) -> Option<Job> {
         let span = needs.iter().find_map(|need| self.urgent(need)).or_else(|| self.behind())?;
         if let Some(cut) = self.claims.iter_mut().find(|claim| claim.holds(span.start)) {
             cut.end = span.start;
@@ -190,7 +190,7 @@ impl Schedule {
     }
 
     /// What a connection is to ask for, and whether by a range. None if that is no longer wanted.
-    pub(super) fn wanted(&mut self, id: u64) -> Option<(Span, bool)> {
+    pub(in crate::cache) fn wanted(&mut self, id: u64) -> Option<(Span, bool)> {
         let at = self.claims.iter().position(|claim| claim.id == id)?;
         if !self.ranges {
             let first = self.have.gap(Span::whole(self.total));
@@ -205,14 +205,14 @@ impl Schedule {
     }
 
     /// Upstream does not know ranges: from now on one connection brings everything.
-    pub(super) fn ignores_ranges(&mut self) {
+    pub(in crate::cache) fn ignores_ranges(&mut self) {
         self.ranges = false;
         self.ask_whole();
     }
 
     /// A connection cannot be had. If others are there, they bring what it was to bring, and no further ones are
     /// tried: upstream may not want more. False if there is no other.
-    pub(super) fn give_up(&mut self, id: u64) -> bool {
+    pub(in crate::cache) fn give_up(&mut self, id: u64) -> bool {
         if self.claims.iter().all(|claim| claim.id == id) {
             return false;
         }
@@ -222,7 +222,7 @@ impl Schedule {
     }
 
     /// Bytes have come over the connection of a claim; its answer goes on to `reach`.
-    pub(super) fn receive(&mut self, id: u64, came: Span, reach: u64) -> Receipt {
+    pub(in crate::cache) fn receive(&mut self, id: u64, came: Span, reach: u64) -> Receipt {
         let Some(index) = self.claims.iter().position(|claim| claim.id == id) else {
             return Receipt { keep: None, is_done: true };
         };
@@ -243,7 +243,7 @@ impl Schedule {
     }
 
     /// Where a connection that is about to begin will bring the first missing byte.
-    pub(super) fn begins_at(&self, id: u64) -> Option<u64> {
+    pub(in crate::cache) fn begins_at(&self, id: u64) -> Option<u64> {
         self.claims.iter().find(|claim| claim.id == id).map(|claim| claim.at)
     }
 
@@ -325,7 +325,7 @@ impl Schedule {
 }
 
 /// What to ask first of a content of unknown size; without a range: everything.
-pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
+pub(in crate::cache) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
     let beginning = (connections > 1).then_some(Range::Closed { first: 0, last: SEGMENT - 1 });
     match asked {
         None => beginning,
@@ -341,7 +341,7 @@ pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
 
 /// What to ask first for several ranges of a content of unknown size: the first of them, and behind it what comes in
 /// the same request. One to the end is asked for when all of them are known to be served.
-pub(super) fn lead(ranges: &[Range]) -> Range {
+pub(in crate::cache) fn lead(ranges: &[Range]) -> Range {
     let mut pieces = Pieces::default();
     for range in ranges {
         if let Range::Closed { first, last } = *range
@@ -360,7 +360,7 @@ pub(super) fn lead(ranges: &[Range]) -> Range {
 }
 
 /// The blocks that a part of a content of `total` bytes lies in.
-pub(super) fn widened(span: Span, total: u64) -> Span {
+pub(in crate::cache) fn widened(span: Span, total: u64) -> Span {
     Span { start: block_start(span.start), end: block_end(span.end).min(total) }
 }
 

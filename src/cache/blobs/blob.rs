@@ -15,10 +15,10 @@ use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::chunk::{self, Chunk, Room};
-use super::direct::{Detour, Direct};
-use super::error::Error;
-use super::flight::{HOLD_BACK, Reader};
-use super::taken::Taken;
+use crate::cache::download::coverage::Taken;
+use crate::cache::download::flight::{HOLD_BACK, Reader};
+use crate::cache::error::Error;
+use crate::cache::passthrough::{Detour, Direct};
 use crate::context::Client;
 use crate::oci::Digest;
 use crate::oci::range::Span;
@@ -74,7 +74,7 @@ struct Suspect {
 }
 
 impl Blob {
-    pub(super) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
+    pub(in crate::cache) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
         let suspect = Suspect { digest: *digest, store: store.clone() };
         Self {
             total: Some(file.size),
@@ -84,7 +84,7 @@ impl Blob {
     }
 
     /// `detour` is for a disk that fails before the end.
-    pub(super) fn flying(reader: Reader, file: BlobFile, source: Source, detour: Detour) -> Self {
+    pub(in crate::cache) fn flying(reader: Reader, file: BlobFile, source: Source, detour: Detour) -> Self {
         let (total, file) = match reader.known() {
             Some((total, whole)) => (Some(total), whole),
             None => (None, file),
@@ -93,11 +93,11 @@ impl Blob {
     }
 
     /// What is left has every byte that will be read.
-    pub(super) fn left(left: Left, taken: Taken) -> Self {
+    pub(in crate::cache) fn left(left: Left, taken: Taken) -> Self {
         Self { total: Some(left.total), source: Source::Hit, from: From::Left(left.file, taken) }
     }
 
-    pub(super) fn direct(direct: Direct) -> Self {
+    pub(in crate::cache) fn direct(direct: Direct) -> Self {
         Self { total: direct.total(), source: Source::Miss, from: From::Direct(Box::new(direct)) }
     }
 

@@ -5,7 +5,7 @@
 //! the repository that it is for, to those that have a grant, and to those for which the registry has just claimed the
 //! same, by [`Claim`]: these are granted it when it has landed with the size that was claimed.
 //!
-//! A [`Flight`] is a task of its own (see [`super::fill`]) that announces which pieces there are. A [`Reader`]
+//! A [`Flight`] is a task of its own (see [`super::downloader`]) that announces which pieces there are. A [`Reader`]
 //! follows at its own pace from the file and holds nothing up; where it stands is known to the flight, which
 //! fetches that first (see [`super::schedule`]). Nothing here moves bytes.
 //!
@@ -37,15 +37,15 @@ use lru::LruCache;
 use tokio::sync::{Notify, watch};
 
 use self::progress::Progress;
-pub(super) use self::progress::{End, HOLD_BACK};
-pub(super) use self::reader::Reader;
+pub(in crate::cache) use self::progress::{End, HOLD_BACK};
+pub(in crate::cache) use self::reader::Reader;
 use self::word::Word;
-use super::error::Error;
-use super::fairness::{self, UNATTENDED_MAX};
-use super::places::{Place, Places};
+use super::coverage::Taken;
+use super::positions::{Place, Places};
 use super::schedule::Need;
-use super::taken::Taken;
 use crate::bounded;
+use crate::cache::error::Error;
+use crate::cache::fairness::{self, UNATTENDED_MAX};
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;
@@ -59,7 +59,7 @@ use crate::upstream::Claim;
 const TAKEN_MAX: usize = 1024;
 
 /// One transfer of one digest from one registry.
-pub(super) struct Flight {
+pub(in crate::cache) struct Flight {
     key: PartialKey,
     /// The repository whose upstream is asked.
     origin: Repo,
@@ -114,32 +114,32 @@ impl Flight {
     }
 
     /// What it brings, by the word of whoever sends it.
-    pub(super) fn digest(&self) -> &Digest {
+    pub(in crate::cache) fn digest(&self) -> &Digest {
         &self.key.digest
     }
 
     /// What it is as a transfer of its registry.
-    pub(super) fn key(&self) -> &PartialKey {
+    pub(in crate::cache) fn key(&self) -> &PartialKey {
         &self.key
     }
 
     /// The repository whose upstream is asked.
-    pub(super) fn origin(&self) -> &Repo {
+    pub(in crate::cache) fn origin(&self) -> &Repo {
         &self.origin
     }
 
     /// Whether it is asked without a credential: then the whole registry may read along.
-    pub(super) fn is_public(&self) -> bool {
+    pub(in crate::cache) fn is_public(&self) -> bool {
         self.is_public
     }
 
     /// Who sends it, and for whom else that was claimed.
-    pub(super) fn word(&self) -> &Word {
+    pub(in crate::cache) fn word(&self) -> &Word {
         &self.word
     }
 
     /// Where the request that began it has come from.
-    pub(super) fn context(&self) -> &RequestContext {
+    pub(in crate::cache) fn context(&self) -> &RequestContext {
         &self.context
     }
 
@@ -175,53 +175,53 @@ impl Flight {
     }
 
     /// Upstream has answered; what there is can be read at once. `total`: how large it will be, if that is known.
-    pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
+    pub(in crate::cache) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
         self.progress.send_modify(|progress| progress.announce(file, total, have));
     }
 
     /// What upstream sends calls itself a page: nobody is to see any of it before it is proven.
-    pub(super) fn be_page(&self) {
+    pub(in crate::cache) fn be_page(&self) {
         self.progress.send_modify(Progress::be_page);
     }
 
     /// Whether it calls itself a page.
-    pub(super) fn is_page(&self) -> bool {
+    pub(in crate::cache) fn is_page(&self) -> bool {
         self.progress.borrow().is_page()
     }
 
     /// These bytes can be read, too.
-    pub(super) fn advance(&self, span: Span) {
+    pub(in crate::cache) fn advance(&self, span: Span) {
         self.progress.send_modify(|progress| progress.advance(span));
     }
 
     /// The proof is on its way.
-    pub(super) fn hashed(&self, hashed: u64) {
+    pub(in crate::cache) fn hashed(&self, hashed: u64) {
         self.progress.send_modify(|progress| progress.set_hashed(hashed));
     }
 
     /// Nothing changes any more.
-    pub(super) fn end(&self, end: End) {
+    pub(in crate::cache) fn end(&self, end: End) {
         self.progress.send_modify(|progress| progress.set_end(end));
     }
 
     /// Whether readers have been told that there is an answer.
-    pub(super) fn is_announced(&self) -> bool {
+    pub(in crate::cache) fn is_announced(&self) -> bool {
         self.progress.borrow().file().is_some()
     }
 
     /// What was asked since the last call.
-    pub(super) fn asked(&self) -> Vec<Option<Range>> {
+    pub(in crate::cache) fn asked(&self) -> Vec<Option<Range>> {
         lock(&self.places).take_asked()
     }
 
     /// What its readers still want of `total` bytes, the most urgent first.
-    pub(super) fn needs(&self, total: u64) -> Vec<Need> {
+    pub(in crate::cache) fn needs(&self, total: u64) -> Vec<Need> {
         let progress = self.progress.borrow();
         lock(&self.places).needs(total, progress.have())
     }
 
     /// Resolves when readers have come or left.
-    pub(super) async fn stirred(&self) {
+    pub(in crate::cache) async fn stirred(&self) {
         self.wake.notified().await;
     }
 
@@ -231,47 +231,47 @@ impl Flight {
     }
 
     /// Bytes that readers have taken of this content.
-    pub(super) fn taken_bytes(&self) -> u64 {
+    pub(in crate::cache) fn taken_bytes(&self) -> u64 {
         self.taken.bytes()
     }
 
     /// Everything is wanted now.
-    pub(super) fn want_whole(&self) {
+    pub(in crate::cache) fn want_whole(&self) {
         self.is_whole.store(true, Ordering::Release);
     }
 
     /// Whether everything is wanted.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::cache) fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::Acquire)
     }
 
     /// Whether it is moving nothing at the moment.
-    pub(super) fn set_idle(&self, is_idle: bool) {
+    pub(in crate::cache) fn set_idle(&self, is_idle: bool) {
         self.is_idle.store(is_idle, Ordering::Relaxed);
     }
 
     /// For whom it is, at which registry.
-    pub(super) fn owner(&self) -> Owner {
+    pub(in crate::cache) fn owner(&self) -> Owner {
         Owner::new(&self.origin.registry, self.context.client())
     }
 
     /// Bytes that are here.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::cache) fn bytes(&self) -> u64 {
         self.progress.borrow().have().bytes()
     }
 
     /// It has a seat from here on.
-    pub(super) fn be_seated(&self) {
+    pub(in crate::cache) fn be_seated(&self) {
         self.is_seated.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was asked to stop.
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(in crate::cache) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
     }
 
     /// Resolves when the flight should stop for want of readers.
-    pub(super) async fn abandoned(&self) {
+    pub(in crate::cache) async fn abandoned(&self) {
         while !self.is_stopping() {
             self.abandoned.notified().await;
         }
@@ -290,7 +290,7 @@ impl Flight {
 }
 
 /// The flights under way.
-pub(super) struct Flights {
+pub(in crate::cache) struct Flights {
     table: Mutex<HashMap<PartialKey, Arc<Flight>>>,
     taken: Mutex<LruCache<PartialKey, Taken>>,
     /// Seats, one for each flight that moves bytes; the rest wait in their requests' own time.
@@ -298,7 +298,7 @@ pub(super) struct Flights {
 }
 
 /// Who asks for a digest's flight.
-pub(super) struct Asker<'a> {
+pub(in crate::cache) struct Asker<'a> {
     pub repo: &'a Repo,
     /// Whether the repository may have this content whoever brings it.
     pub granted: bool,
@@ -311,7 +311,7 @@ pub(super) struct Asker<'a> {
 }
 
 /// What came of asking for a digest's flight.
-pub(super) enum Entry {
+pub(in crate::cache) enum Entry {
     /// There was none: the caller must begin to fill this one.
     Lead(Arc<Flight>, Reader),
     /// One is under way and may be read.
@@ -323,7 +323,7 @@ pub(super) enum Entry {
 }
 
 impl Flights {
-    pub(super) fn new() -> Arc<Self> {
+    pub(in crate::cache) fn new() -> Arc<Self> {
         let taken = bounded::lru(NonZeroUsize::new(TAKEN_MAX).expect("not zero"));
         Arc::new(Self {
             table: Mutex::default(),
@@ -333,12 +333,17 @@ impl Flights {
     }
 
     /// Waits for a seat: each flight that moves bytes has one.
-    pub(super) async fn seat(&self, flight: &Flight) -> Result<Permit, Error> {
+    pub(in crate::cache) async fn seat(&self, flight: &Flight) -> Result<Permit, Error> {
         self.seats.acquire(flight.owner(), 1).await.map_err(|_| Error::Busy)
     }
 
     /// Joins the flight of `key`, or makes one. `public`: without a credential.
-    pub(super) fn enter(self: &Arc<Self>, key: &PartialKey, public: bool, asker: &Asker<'_>) -> Entry {
+    pub(in crate::cache) fn enter(
+        self: &Arc<Self>,
+        key: &PartialKey,
+        public: bool,
+        asker: &Asker<'_>,
+    ) -> Entry {
         let Asker { repo, granted, claim, asked, context } = *asker;
         let mut table = self.lock();
         if let Some(flight) = table.get(key) {
@@ -361,12 +366,17 @@ impl Flights {
     }
 
     /// What readers have taken of a content.
-    pub(super) fn taken(&self, key: &PartialKey) -> Taken {
+    pub(in crate::cache) fn taken(&self, key: &PartialKey) -> Taken {
         lock(&self.taken).get_or_insert(key.clone(), Taken::default).clone()
     }
 
     /// Whether a flight brings this content and `repo` may know; then its size, if upstream has said that.
-    pub(super) fn total(&self, key: &PartialKey, repo: &Repo, granted: bool) -> Option<Option<u64>> {
+    pub(in crate::cache) fn total(
+        &self,
+        key: &PartialKey,
+        repo: &Repo,
+        granted: bool,
+    ) -> Option<Option<u64>> {
         let flight = self.lock().get(key).cloned()?;
         let progress = flight.progress.borrow();
         let is_told = progress.file().is_some() && flight.may_be_read_by(repo, granted);
@@ -374,17 +384,17 @@ impl Flights {
     }
 
     /// Whether a flight brings this.
-    pub(super) fn is_under_way(&self, key: &PartialKey) -> bool {
+    pub(in crate::cache) fn is_under_way(&self, key: &PartialKey) -> bool {
         self.lock().contains_key(key)
     }
 
     /// Whether a flight brings this for one repository alone.
-    pub(super) fn is_private(&self, key: &PartialKey) -> bool {
+    pub(in crate::cache) fn is_private(&self, key: &PartialKey) -> bool {
         self.lock().get(key).is_some_and(|flight| !flight.is_public)
     }
 
     /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
-    pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
+    pub(in crate::cache) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
         let (origin, context) = (flight.origin.clone(), flight.context.clone());
         let next = Flight::new(flight.key.clone(), origin, flight.is_public, context, flight.taken.clone());
         self.lock().insert(flight.key.clone(), Arc::clone(&next));
@@ -392,7 +402,7 @@ impl Flights {
     }
 
     /// Takes an ended flight out of the table.
-    pub(super) fn leave(&self, flight: &Arc<Flight>) {
+    pub(in crate::cache) fn leave(&self, flight: &Arc<Flight>) {
         let mut table = self.lock();
         if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             table.remove(&flight.key);
@@ -400,7 +410,7 @@ impl Flights {
     }
 
     /// Takes a flight out of the table, unless somebody has asked for more just now.
-    pub(super) fn retire(&self, flight: &Arc<Flight>) -> bool {
+    pub(in crate::cache) fn retire(&self, flight: &Arc<Flight>) -> bool {
         let mut table = self.lock();
         if !lock(&flight.places).are_heard_of() {
             return false;
@@ -412,7 +422,7 @@ impl Flights {
     }
 
     /// A flight goes back to those that wait for a seat.
-    pub(super) fn unseat(&self, flight: &Arc<Flight>) {
+    pub(in crate::cache) fn unseat(&self, flight: &Arc<Flight>) {
         let _table = self.lock();
         flight.is_seated.store(false, Ordering::Relaxed);
         if flight.readers.load(Ordering::Relaxed) == 0 {
@@ -421,7 +431,7 @@ impl Flights {
     }
 
     /// Stops every flight; their partial files stay. Returns how many there were.
-    pub(super) fn abandon_all(&self) -> usize {
+    pub(in crate::cache) fn abandon_all(&self) -> usize {
         let table = self.lock();
         table.values().for_each(|flight| flight.abandon());
         table.len()

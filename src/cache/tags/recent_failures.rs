@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::error::Error;
 use super::freshness::Word;
 use crate::bounded;
+use crate::cache::error::Error;
 use crate::oci::{Repo, Tag};
 use crate::sync::lock;
 
@@ -21,7 +21,7 @@ use crate::sync::lock;
 const MEMORY: Duration = Duration::from_secs(10);
 
 /// Of every tag that there is a doubt about.
-pub(super) struct Doubts(Mutex<LruCache<(Repo, Tag), Doubt>>);
+pub(in crate::cache) struct Doubts(Mutex<LruCache<(Repo, Tag), Doubt>>);
 
 #[derive(Default)]
 struct Doubt {
@@ -34,7 +34,7 @@ struct Doubt {
 }
 
 /// What was last heard about a tag.
-pub(super) struct Heard {
+pub(in crate::cache) struct Heard {
     /// Whether upstream is to be asked.
     pub word: Word,
     /// How it said no, if that is what it has just said.
@@ -44,12 +44,12 @@ pub(super) struct Heard {
 }
 
 impl Doubts {
-    pub(super) fn new(max: NonZeroUsize) -> Self {
+    pub(in crate::cache) fn new(max: NonZeroUsize) -> Self {
         Self(Mutex::new(bounded::lru(max)))
     }
 
     /// What was last heard; nothing if there is no doubt.
-    pub(super) fn about(&self, repo: &Repo, tag: &Tag) -> Heard {
+    pub(in crate::cache) fn about(&self, repo: &Repo, tag: &Tag) -> Heard {
         let mut doubts = lock(&self.0);
         let Some(Doubt { failed, removed, revoked }) = doubts.get(&(repo.clone(), tag.clone())) else {
             return Heard { word: Word::Open, refusal: None, revoked: false };
@@ -67,12 +67,12 @@ impl Doubts {
     }
 
     /// A check has failed.
-    pub(super) fn failed(&self, repo: &Repo, tag: &Tag) {
+    pub(in crate::cache) fn failed(&self, repo: &Repo, tag: &Tag) {
         self.change(repo, tag, |doubt| doubt.failed = Some(Instant::now()));
     }
 
     /// Upstream has said no.
-    pub(super) fn removed(&self, repo: &Repo, tag: &Tag, refusal: Error) {
+    pub(in crate::cache) fn removed(&self, repo: &Repo, tag: &Tag, refusal: Error) {
         self.change(repo, tag, |doubt| {
             doubt.removed = Some((Instant::now(), refusal));
             doubt.revoked = true;
@@ -80,14 +80,14 @@ impl Doubts {
     }
 
     /// Upstream is to be asked, whatever it has just said.
-    pub(super) fn forget(&self, repo: &Repo, tag: &Tag) {
+    pub(in crate::cache) fn forget(&self, repo: &Repo, tag: &Tag) {
         if let Some(doubt) = lock(&self.0).get_mut(&(repo.clone(), tag.clone())) {
             (doubt.failed, doubt.removed) = (None, None);
         }
     }
 
     /// The upstream of these repositories is to be asked, whatever another has said in its place.
-    pub(super) fn forget_all(&self, is_meant: impl Fn(&Repo) -> bool) {
+    pub(in crate::cache) fn forget_all(&self, is_meant: impl Fn(&Repo) -> bool) {
         for ((repo, _), doubt) in lock(&self.0).iter_mut() {
             if is_meant(repo) {
                 (doubt.failed, doubt.removed) = (None, None);
@@ -96,7 +96,7 @@ impl Doubts {
     }
 
     /// Upstream has confirmed the tag.
-    pub(super) fn clear(&self, repo: &Repo, tag: &Tag) {
+    pub(in crate::cache) fn clear(&self, repo: &Repo, tag: &Tag) {
         lock(&self.0).pop(&(repo.clone(), tag.clone()));
     }
 

@@ -1,7 +1,7 @@
 //! A fill: what is asked of one content comes from upstream to disk, whatever happens to connections on the way.
 //!
 //! Two halves run side by side. The async half asks upstream: [`Course`] decides with a [`Schedule`] what to
-//! fetch, and each connection is a [`Fetch`](super::fetch::Fetch) that resumes after every break. The other half
+//! fetch, and each connection is a [`Fetch`](super::connection::Fetch) that resumes after every break. The other half
 //! ([`super::writer`]) writes, hashes in order and announces progress. Between them is a short channel, so that
 //! a slow disk slows the upstream connections and nothing piles up in memory.
 //!
@@ -14,23 +14,21 @@
 //!
 //! A flight ends whatever happens to its task: also a panic takes it out of the table and cuts its readers.
 
-mod course;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use self::course::{Answer, Completion, Course, Outcome};
+use super::coordinator::{Answer, Completion, Course, Outcome};
 
-use super::config::Complete;
-use super::error::Error;
-use super::fairness::{COMPLETIONS, Hold};
-use super::fetch::{Line, range_of};
+use super::connection::{Line, range_of};
 use super::flight::{End, Flight, Flights, HOLD_BACK};
-use super::mismatches::Mismatches;
 use super::schedule::{self, BLOCK, Schedule};
 use super::writer::{Writer, Written};
+use crate::cache::config::Complete;
+use crate::cache::error::Error;
+use crate::cache::fairness::{COMPLETIONS, Hold};
+use crate::cache::mismatches::Mismatches;
 use crate::oci::range::Span;
 use crate::oci::{Range, RepoName, Speaker};
 use crate::shares::Shares;
@@ -44,7 +42,7 @@ const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 const IN_USE_LOOKS: u32 = 100;
 
 /// Runs flights: brings content of upstreams to the store.
-pub(super) struct Filler {
+pub(in crate::cache) struct Filler {
     store: Store,
     flights: Arc<Flights>,
     metrics: Arc<Metrics>,
@@ -78,7 +76,7 @@ struct Prepared {
 }
 
 impl Filler {
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         store: &Store,
         metrics: &Arc<Metrics>,
         mismatches: &Arc<Mismatches>,
@@ -94,7 +92,7 @@ impl Filler {
     }
 
     /// The same under another configuration.
-    pub(super) fn with(&self, complete: Complete) -> Self {
+    pub(in crate::cache) fn with(&self, complete: Complete) -> Self {
         Self {
             store: self.store.clone(),
             flights: Arc::clone(&self.flights),
@@ -105,12 +103,12 @@ impl Filler {
     }
 
     /// The flights under way.
-    pub(super) fn flights(&self) -> &Arc<Flights> {
+    pub(in crate::cache) fn flights(&self) -> &Arc<Flights> {
         &self.flights
     }
 
     /// For how long upstream is not to be asked for a content, because it has sent that wrong.
-    pub(super) fn distrusts(&self, key: &PartialKey, name: &RepoName) -> Option<Duration> {
+    pub(in crate::cache) fn distrusts(&self, key: &PartialKey, name: &RepoName) -> Option<Duration> {
         self.mismatches.wait(key, name)
     }
 
@@ -118,7 +116,7 @@ impl Filler {
     ///
     /// After a mismatch one more try is made over one connection, from another endpoint where there is one.
     /// Readers that have been told a length are cut; who comes later joins the second try.
-    pub(super) async fn run(self: Arc<Self>, flight: Arc<Flight>, upstream: Arc<Upstream>) {
+    pub(in crate::cache) async fn run(self: Arc<Self>, flight: Arc<Flight>, upstream: Arc<Upstream>) {
         let mut current = UnderWay::new(&self, flight);
         let mut result = self.fly(&current.flight, &upstream, &[]).await;
         if let Err(Failure::Mismatch { endpoints }) = result {
@@ -413,7 +411,7 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::flight::{Asker, Entry};
+    use crate::cache::download::flight::{Asker, Entry};
     use crate::oci::{Algorithm, Digest, Repo};
 
     #[tokio::test]

@@ -54,7 +54,7 @@ impl Room {
 }
 
 /// How many bytes are read at once for a connection with this room.
-pub(super) fn bytes(room: Option<&Room>) -> u64 {
+pub(in crate::cache) fn bytes(room: Option<&Room>) -> u64 {
     let most = if PIECES.load(Ordering::Relaxed) <= FEW_MAX { BYTES_OF_FEW } else { BYTES };
     room.map_or(most, |room| room.bytes().min(most)) as u64
 }
@@ -63,7 +63,7 @@ pub(super) fn bytes(room: Option<&Room>) -> u64 {
 static PIECES: AtomicUsize = AtomicUsize::new(0);
 
 /// A piece that is being read, and then on its way to the connection.
-pub(super) struct Chunk {
+pub(in crate::cache) struct Chunk {
     memory: Vec<u8>,
     /// How much of it counts.
     len: usize,
@@ -71,19 +71,19 @@ pub(super) struct Chunk {
 
 impl Chunk {
     /// Room for `len` bytes.
-    pub(super) fn of(len: usize) -> Self {
+    pub(in crate::cache) fn of(len: usize) -> Self {
         PIECES.fetch_add(1, Ordering::Relaxed);
         let spare = if len > Room::BYTES_MIN { lock(&SPARES).take(len) } else { None };
         Self { memory: spare.unwrap_or_else(|| vec![0; len]), len }
     }
 
     /// Where it is read to.
-    pub(super) fn room(&mut self) -> &mut [u8] {
+    pub(in crate::cache) fn room(&mut self) -> &mut [u8] {
         &mut self.memory[..self.len]
     }
 
     /// The first `len` bytes, which were read, or all.
-    pub(super) fn into_bytes(mut self, len: usize) -> Bytes {
+    pub(in crate::cache) fn into_bytes(mut self, len: usize) -> Bytes {
         self.len = self.len.min(len);
         Bytes::from_owner(self)
     }

@@ -131,7 +131,7 @@ pub enum StaleLimit {
 impl StaleLimit {
     /// Whether a tag that was confirmed at `at` may still be served at the time `now`, though upstream does not confirm it:
     /// also when exactly so old, or when a clock that jumped back makes it seem to be from the future.
-    pub(super) fn allows(self, at: u64, now: u64) -> bool {
+    pub(in crate::cache) fn allows(self, at: u64, now: u64) -> bool {
         match self {
             Self::Forever => true,
             Self::For(limit) => age(at, now).is_none_or(|age| Duration::from_secs(age) <= limit),

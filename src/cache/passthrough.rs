@@ -14,6 +14,8 @@
 //!
 //! Of what calls itself a page nothing goes out before the whole is proven, so that it must fit into memory.
 
+mod pump;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -24,11 +26,11 @@ use bytes::{Buf as _, Bytes};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::pump::Pump;
+use super::download::flight::HOLD_BACK;
 use super::error::Error;
 use super::fairness::{DIRECT, Hold};
-use super::flight::HOLD_BACK;
 use super::mismatches::Mismatches;
-use super::pump::Pump;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::checks::{Known, TagChecks};
-use super::error::Error;
-use super::negative_cache::NegativeCache;
-use super::upstreams::Upstreams;
+use crate::cache::error::Error;
+use crate::cache::negative_cache::NegativeCache;
+use crate::cache::upstreams::Upstreams;
 use crate::oci::{Digest, Image, Reference, Repo, Tag};
 use crate::store::Store;
 
@@ -71,7 +71,7 @@ impl Outcome {
 
 /// Makes the checks that are asked for by name, under one configuration.
 #[derive(Clone)]
-pub(super) struct Refresher {
+pub(in crate::cache) struct Refresher {
     store: Store,
     upstreams: Arc<Upstreams>,
     negative: Arc<NegativeCache>,
@@ -79,7 +79,7 @@ pub(super) struct Refresher {
 }
 
 impl Refresher {
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         store: &Store,
         upstreams: &Arc<Upstreams>,
         negative: &Arc<NegativeCache>,
@@ -94,7 +94,7 @@ impl Refresher {
     }
 
     /// Asks upstream what a tag means now. Remembered refusals of content of its repository are forgotten.
-    pub(super) async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
+    pub(in crate::cache) async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
         let upstream = self.upstreams.of(repo)?;
         self.negative.forget_refusals(|of| of == repo);
         self.checks.ask_again(repo, tag);
@@ -115,7 +115,7 @@ impl Refresher {
 
     /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`; and whether there
     /// are more.
-    pub(super) async fn refresh_known(
+    pub(in crate::cache) async fn refresh_known(
         &self,
         repo: &Repo,
         after: Option<&Tag>,

@@ -8,13 +8,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::connection::{Fetch, Line};
+use super::flight::{Flight, Flights, HOLD_BACK};
+use super::schedule::Need;
+use super::writer::Given;
 use crate::cache::config::Complete;
 use crate::cache::error::Error;
 use crate::cache::fairness::Hold;
-use crate::cache::fetch::{Fetch, Line};
-use crate::cache::flight::{Flight, Flights, HOLD_BACK};
-use crate::cache::schedule::Need;
-use crate::cache::writer::Given;
 use crate::oci::range::Span;
 use crate::shares::{Permit, Shares};
 use crate::upstream::BlobStream;
@@ -27,18 +27,18 @@ const LOOK: Duration = Duration::from_secs(1);
 const HEAD_WAIT: Duration = Duration::from_secs(10);
 
 /// When, and with what room, the rest of a blob is fetched that nobody asked for.
-pub(super) struct Completion {
+pub(in crate::cache) struct Completion {
     policy: Complete,
     room: Shares,
 }
 
 impl Completion {
-    pub(super) fn new(policy: Complete, room: Shares) -> Self {
+    pub(in crate::cache) fn new(policy: Complete, room: Shares) -> Self {
         Self { policy, room }
     }
 
     /// The same room under another policy.
-    pub(super) fn with(&self, policy: Complete) -> Self {
+    pub(in crate::cache) fn with(&self, policy: Complete) -> Self {
         Self { policy, room: self.room.clone() }
     }
 
@@ -54,20 +54,20 @@ impl Completion {
 }
 
 /// Upstream's first answer.
-pub(super) struct Answer {
+pub(in crate::cache) struct Answer {
     pub stream: BlobStream,
     /// A range was asked for, and everything is what came.
     pub ignores_ranges: bool,
 }
 
 impl Answer {
-    pub(super) fn new(stream: BlobStream, asked: Span) -> Self {
+    pub(in crate::cache) fn new(stream: BlobStream, asked: Span) -> Self {
         Self { ignores_ranges: stream.start < asked.start || stream.end > asked.end, stream }
     }
 }
 
 /// What a flight came to.
-pub(super) enum Outcome {
+pub(in crate::cache) enum Outcome {
     /// All of it is there.
     Whole,
     /// What was asked is there, and that is enough.
@@ -75,7 +75,7 @@ pub(super) enum Outcome {
 }
 
 /// The async half of a fill: the connections of one flight.
-pub(super) struct Course<'a> {
+pub(in crate::cache) struct Course<'a> {
     flights: &'a Flights,
     completion: &'a Completion,
     line: Arc<Line>,
@@ -88,7 +88,7 @@ pub(super) struct Course<'a> {
 
 impl<'a> Course<'a> {
     /// What `chunks` takes goes to disk.
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         flights: &'a Flights,
         completion: &'a Completion,
         line: &Arc<Line>,
@@ -99,7 +99,7 @@ impl<'a> Course<'a> {
     }
 
     /// Brings what is asked, as long as more is asked, and the rest if that is worth it.
-    pub(super) async fn run(&mut self, answer: Answer) -> Result<Outcome, Error> {
+    pub(in crate::cache) async fn run(&mut self, answer: Answer) -> Result<Outcome, Error> {
         let line = Arc::clone(&self.line);
         let span = Span { start: answer.stream.start, end: answer.stream.end };
         let adopted = line.schedule().adopt(span);
@@ -194,7 +194,7 @@ impl<'a> Course<'a> {
     }
 
     /// Leaves to the writer what it has been given.
-    pub(super) async fn stop(mut self) {
+    pub(in crate::cache) async fn stop(mut self) {
         self.fetches.shutdown().await;
     }
 }

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use memchr::memmem;
 use tracing::debug;
 
-use super::blobs::BlobFinder;
-use super::chunk::Room;
-use super::error::Error;
-use super::reader::Way;
+use crate::cache::blobs::BlobFinder;
+use crate::cache::blobs::blob::Way;
+use crate::cache::blobs::chunk::Room;
+use crate::cache::error::Error;
 use crate::context::{Client, RequestContext};
 use crate::oci::manifest::{Kind, Manifest};
 use crate::oci::range::Span;
@@ -32,19 +32,19 @@ const LAYERS_MAX: usize = 8;
 
 /// Fetches the layers of attestations.
 #[derive(Clone)]
-pub(super) struct Attestations {
+pub(in crate::cache) struct Attestations {
     blobs: Arc<BlobFinder>,
     /// Room for what is done behind answers.
     behind: Shares,
 }
 
 impl Attestations {
-    pub(super) fn new(blobs: &Arc<BlobFinder>, behind: &Shares) -> Self {
+    pub(in crate::cache) fn new(blobs: &Arc<BlobFinder>, behind: &Shares) -> Self {
         Self { blobs: Arc::clone(blobs), behind: behind.clone() }
     }
 
     /// Fetches the small layers of a new manifest behind the answer, if it is an attestation.
-    pub(super) fn bring(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
+    pub(in crate::cache) fn bring(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
         if manifest.kind != Kind::Image || memmem::find(body, IN_TOTO).is_none() {
             return;
         }

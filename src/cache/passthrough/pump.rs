@@ -2,7 +2,7 @@
 //! its client takes nothing and so asks for nothing.
 //!
 //! It is one chunk ahead of its client, which so slows upstream down. One that is too slow while others wait for its place
-//! (see [`super::fairness`]) ends at once, whoever of the two is slow, and its client's connection is cut.
+//! (see [`crate::cache::fairness`]) ends at once, whoever of the two is slow, and its client's connection is cut.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +10,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::error::Error;
-use super::fairness::Hold;
+use crate::cache::error::Error;
+use crate::cache::fairness::Hold;
 use crate::upstream::BlobStream;
 
 /// A transfer under way. Dropped, it ends.
-pub(super) struct Pump {
+pub(in crate::cache) struct Pump {
     chunks: mpsc::Receiver<Bytes>,
     /// None once its result is taken.
     task: Option<JoinHandle<Result<Hold, Error>>>,
@@ -23,13 +23,13 @@ pub(super) struct Pump {
 
 impl Pump {
     /// Begins to carry what `stream` brings, in the place that `hold` is.
-    pub(super) fn start(stream: BlobStream, hold: Hold) -> Self {
+    pub(in crate::cache) fn start(stream: BlobStream, hold: Hold) -> Self {
         let (sender, chunks) = mpsc::channel(1);
         Self { chunks, task: Some(tokio::spawn(carry(stream, hold, sender))) }
     }
 
     /// The next bytes; none when upstream has ended the body.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+    pub(in crate::cache) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if let Some(chunk) = self.chunks.recv().await {
             return Ok(Some(chunk));
         }
@@ -38,7 +38,7 @@ impl Pump {
     }
 
     /// Ends the transfer, and gives its place back for another.
-    pub(super) async fn stop(mut self) -> Result<Hold, Error> {
+    pub(in crate::cache) async fn stop(mut self) -> Result<Hold, Error> {
         self.chunks.close();
         while self.chunks.recv().await.is_some() {}
         self.end().await

@@ -35,7 +35,7 @@ const HASH_NEWS_BYTES: u64 = 64 << 20;
 const NEWS_BYTES: u64 = 4 << 20;
 
 /// What the writer is given.
-pub(super) enum Given {
+pub(in crate::cache) enum Given {
     /// Bytes from this offset on.
     Bytes(u64, Bytes),
     /// Nothing comes for a while: what is here must survive a crash.
@@ -49,7 +49,7 @@ pub(super) enum Given {
 }
 
 /// Takes what upstream sends.
-pub(super) struct Writer {
+pub(in crate::cache) struct Writer {
     flight: Arc<Flight>,
     partial: Partial,
     verifier: Verifier,
@@ -70,7 +70,7 @@ pub(super) struct Writer {
 }
 
 /// What a writer leaves.
-pub(super) struct Written {
+pub(in crate::cache) struct Written {
     pub partial: Partial,
     /// Of the whole, if all of it is there and there was time to hash it.
     pub digest: Option<Digest>,
@@ -78,7 +78,7 @@ pub(super) struct Written {
 
 impl Writer {
     /// Starts the thread; it ends when the channel closes. Its handle yields what it wrote.
-    pub(super) fn spawn(
+    pub(in crate::cache) fn spawn(
         flight: &Arc<Flight>,
         partial: Partial,
     ) -> (mpsc::Sender<Given>, JoinHandle<Result<Written, store::Error>>) {

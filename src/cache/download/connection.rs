@@ -10,10 +10,10 @@ use bytes::Buf as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use super::error::Error;
 use super::flight::Flight;
 use super::schedule::{Receipt, Schedule};
 use super::writer::Given;
+use crate::cache::error::Error;
 use crate::oci::range::Span;
 use crate::oci::{Range, Speaker};
 use crate::sync::lock;
@@ -29,7 +29,7 @@ const RESUME_PAUSE: Duration = Duration::from_millis(50);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What the connections of a flight share.
-pub(super) struct Line {
+pub(in crate::cache) struct Line {
     flight: Arc<Flight>,
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
@@ -47,7 +47,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         flight: &Arc<Flight>,
         upstream: &Arc<Upstream>,
         metrics: &Arc<Metrics>,
@@ -68,31 +68,31 @@ impl Line {
     }
 
     /// The flight that they are of.
-    pub(super) fn flight(&self) -> &Arc<Flight> {
+    pub(in crate::cache) fn flight(&self) -> &Arc<Flight> {
         &self.flight
     }
 
-    pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
+    pub(in crate::cache) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         lock(&self.schedule)
     }
 
     /// How large the content is, if that is known.
-    pub(super) fn total(&self) -> Option<u64> {
+    pub(in crate::cache) fn total(&self) -> Option<u64> {
         self.total.get().copied()
     }
 
     /// Behind this there is nothing of it.
-    pub(super) fn bound(&self) -> u64 {
+    pub(in crate::cache) fn bound(&self) -> u64 {
         self.total().unwrap_or(BLOB_BYTES_MAX)
     }
 
     /// Whether all that has come did so without a credential.
-    pub(super) fn is_public(&self) -> bool {
+    pub(in crate::cache) fn is_public(&self) -> bool {
         self.public.load(Ordering::Relaxed)
     }
 
     /// Who has sent it. If any of it came from the registry itself, it is the registry's.
-    pub(super) fn speaker(&self) -> Speaker {
+    pub(in crate::cache) fn speaker(&self) -> Speaker {
         *lock(&self.speaker)
     }
 
@@ -110,7 +110,7 @@ impl Line {
     }
 
     /// The endpoints that bytes came from.
-    pub(super) fn endpoints(&self) -> Vec<usize> {
+    pub(in crate::cache) fn endpoints(&self) -> Vec<usize> {
         lock(&self.endpoints).clone()
     }
 
@@ -124,7 +124,7 @@ impl Line {
 }
 
 /// One connection.
-pub(super) struct Fetch {
+pub(in crate::cache) struct Fetch {
     line: Arc<Line>,
     /// Its claim in the schedule.
     id: u64,
@@ -136,7 +136,7 @@ pub(super) struct Fetch {
 
 impl Fetch {
     /// For a claim, and the answer to it if that is there already.
-    pub(super) fn new(
+    pub(in crate::cache) fn new(
         line: &Arc<Line>,
         id: u64,
         chunks: &mpsc::Sender<Given>,
@@ -146,7 +146,7 @@ impl Fetch {
     }
 
     /// Gives the writer every byte of the claim, once and in order.
-    pub(super) async fn run(mut self) -> Result<(), Error> {
+    pub(in crate::cache) async fn run(mut self) -> Result<(), Error> {
         let mut breaks = 0;
         let mut broken = None;
         loop {
@@ -303,7 +303,7 @@ impl Fetch {
 }
 
 /// As it is asked for. One to the end is closed when it is sent, and open to who reads it here.
-pub(super) fn range_of(span: Span, total: u64) -> Range {
+pub(in crate::cache) fn range_of(span: Span, total: u64) -> Range {
     if span.end == total {
         Range::From(span.start)
     } else {
