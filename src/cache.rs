@@ -1,18 +1,29 @@
-//! The heart: hit, join, fill, revalidate, serve stale.
+//! The heart: mirrored repositories. Hit, join, download, revalidate, serve stale.
 //!
-//! [`Cache`] answers for content of a repository. What is stored and granted comes from disk. Else whoever is
-//! already bringing it is joined (`flight`), else it is brought (`fill`). Tags follow [`freshness`].
+//! [`Cache`] is the face; it answers for content of a repository. Beneath it, each part has a room and its own state:
+//!
+//! - `download` brings a blob from upstream to disk, once for all who want it; `passthrough` brings one to a single
+//!   client, unstored.
+//! - `blobs` serves blobs: stored, by joining a download, or by leading one. `claims` finds out what a repository
+//!   may have of what is stored, and `oversized` what is too large to be stored.
+//! - `manifests` does the same for manifests; `tags` says which manifest a tag means, by [`freshness`]; `lists`
+//!   has tags, referrers and repositories.
+//! - `negative_cache` and `mismatches` remember what failed; `offline_report` says what a site without upstreams
+//!   is missing.
 //!
 //! Who may be served a digest: content that came without a credential may be had by any repository. **What a registry
-//! merely claims changes nothing for anybody but its own repositories, until the digest is proven by bytes that this
+//! merely claims changes nothing for anybody but its own repositories, until the digest is verified by bytes that this
 //! registry sent.** So other content may be had by a repository for which its registry has sent it, or for which the
-//! registry, once it has, answers a HEAD with the right size. That is kept as a grant. A manifest that merely names a
-//! digest grants nothing.
+//! registry, once it has sent it to another of its repositories, answers a HEAD with the right size. That is kept as a
+//! grant. A manifest that merely names a digest grants nothing.
 //!
-//! Every transfer and every check is a task of its own: requests wait for them, and may leave.
+//! Every download and every check is a task of its own: requests wait for it, and may leave.
 //!
-//! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
-//! content and the same work under way, and whoever has the old one goes on with it.
+//! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another
+//! configuration, over the same content and the same work under way, and a request that has the old one goes on with
+//! it.
+//!
+//! This room uses the store, the upstreams and lower floors; the http room uses its face.
 
 mod blobs;
 mod claims;
@@ -52,7 +63,7 @@ pub use tags::refresh::{Outcome, Refreshed};
 
 use blobs::BlobFinder;
 use claims::Claims;
-use download::downloader::Filler;
+use download::downloader::Downloader;
 use lists::Lists;
 use manifests::ManifestFinder;
 use mismatches::Mismatches;
@@ -62,18 +73,18 @@ use oversized::OversizedImages;
 use passthrough::Passthroughs;
 use tags::checks::TagChecks;
 use tags::refresh::Refresher;
-use tags::resolver::{AtHand, TagResolver};
+use tags::resolver::{CachedTag, TagResolver};
 use upstreams::Upstreams;
 
-/// Entries of each memory of what has failed: refusals, troubled repositories, wrong contents, failed checks of tags. The
-/// oldest are forgotten first.
+/// Entries of each memory of failures: refusals, troubled repositories, contents with a wrong digest, failed checks of
+/// tags. The oldest entries are forgotten first.
 const MEMORIES_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// Content by repository, from disk or from upstream.
 #[derive(Clone)]
 pub struct Cache(Arc<Parts>);
 
-/// The parts of a cache, under one configuration. What they share with those of another is within each.
+/// The parts of a cache under one configuration. Each holds what it shares with other configurations.
 struct Parts {
     store: Store,
     metrics: Arc<Metrics>,
@@ -92,7 +103,7 @@ struct Parts {
 }
 
 impl Cache {
-    /// Content of `upstreams`, kept in `store`.
+    /// A cache of the content of `upstreams`, kept in `store`.
     pub fn new(
         store: Store,
         upstreams: Vec<Arc<Upstream>>,
@@ -105,9 +116,9 @@ impl Cache {
         let mismatches = Arc::new(Mismatches::new(MEMORIES_MAX));
         let claims = &Arc::new(Claims::new(&store, &metrics, upstreams, negative));
         let oversized = &Arc::new(OversizedImages::new(&store, &metrics, upstreams));
-        let filler = Filler::new(&store, &metrics, &mismatches, config.complete);
+        let downloader = Downloader::new(&store, &metrics, &mismatches, config.complete);
         let passthroughs = Passthroughs::new(&metrics, &mismatches);
-        let blobs = BlobFinder::new(&store, upstreams, negative, claims, oversized, filler, passthroughs);
+        let blobs = BlobFinder::new(&store, upstreams, negative, claims, oversized, downloader, passthroughs);
         let blobs = &Arc::new(blobs);
         let manifests = ManifestFinder::new(&store, &metrics, upstreams, negative, claims, oversized, blobs);
         let manifests = &Arc::new(manifests);
@@ -131,7 +142,7 @@ impl Cache {
         }))
     }
 
-    /// The same content by another configuration. Whoever has this one goes on with it.
+    /// The same content under another configuration. A request that has this cache goes on with it.
     pub fn with(&self, upstreams: Vec<Arc<Upstream>>, rules: Rules, config: &Config) -> Self {
         let (upstreams, rules) = (&Arc::new(Upstreams::new(upstreams)), &Arc::new(rules));
         let Parts { store, negative, .. } = &*self.0;
@@ -158,8 +169,8 @@ impl Cache {
         }))
     }
 
-    /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
-    /// another has taken its place.
+    /// Forgets what the upstream of a registry has refused or failed to say, and detaches what it is being asked:
+    /// another upstream has taken its place.
     pub fn forget(&self, registry: &Registry) {
         let is_all = *registry == Registry::all_unlisted();
         let is_of_registry = |of: &Registry| of == registry || is_all && of.is_unlisted();
@@ -186,9 +197,9 @@ impl Cache {
         Some(Blob::stored(stored, digest, &self.0.store))
     }
 
-    /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the ranges that are `asked` need come, if they have ends of their own; they are what must be read, in this
-    /// order. `context`: where the request has come from.
+    /// A blob of `repo`: from disk, else along with a download that is under way, else by a new one. Of a blob that is
+    /// not stored only the ranges that are `asked` for need come, if they have ends of their own; they must be read in
+    /// this order. `context` says where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -204,12 +215,11 @@ impl Cache {
                 self.0.metrics.served(Kind::Blob, blob.source);
                 Ok(blob)
             }
-            Err(error) => Err(self.0.offline.explain(repo, &Reference::Digest(*digest), error).await),
+            Err(error) => Err(self.0.offline.describe(repo, &Reference::Digest(*digest), error).await),
         }
     }
 
-    /// The size of a blob of `repo`, if upstream says that, for a HEAD, and by whose word: upstream is asked for no byte of
-    /// the content.
+    /// The size of a blob of `repo`, for a HEAD, and who says so. Upstream is asked for no byte of the content.
     ///
     /// # Errors
     /// [`Error`], as for [`Cache::blob`].
@@ -221,11 +231,12 @@ impl Cache {
     ) -> Result<(Size, Source), Error> {
         match self.0.blobs.size(repo, digest, context).await {
             Ok(found) => Ok(found),
-            Err(error) => Err(self.0.offline.explain(repo, &Reference::Digest(*digest), error).await),
+            Err(error) => Err(self.0.offline.describe(repo, &Reference::Digest(*digest), error).await),
         }
     }
 
-    /// Whether a blob is being brought or read, or was read a moment ago: who reads it in parts has yet to ask for the next.
+    /// Whether a blob is being brought or read, or was read a moment ago: a client that reads it in parts has yet to
+    /// ask for the next.
     pub fn is_going_on(&self, repo: &Repo, digest: &Digest) -> bool {
         self.0.blobs.is_going_on(repo, digest)
     }
@@ -234,9 +245,9 @@ impl Cache {
     /// a wait for anything.
     pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
         self.0.upstreams.serve(repo).then_some(())?;
-        let AtHand { digest, age, warning } = match reference {
+        let CachedTag { digest, age, warning } = match reference {
             Reference::Tag(tag) => self.0.tags.at_hand(repo, tag)?,
-            Reference::Digest(digest) => AtHand { digest: *digest, age: None, warning: None },
+            Reference::Digest(digest) => CachedTag { digest: *digest, age: None, warning: None },
         };
         let document = self.0.store.manifest_at_hand(repo, &digest)?;
         let source = if warning.is_some() { Source::Stale } else { Source::Hit };
@@ -244,7 +255,7 @@ impl Cache {
         Some(Manifest { document, source, warning, age })
     }
 
-    /// The manifest that `reference` names in `repo`. `context`: where the request has come from.
+    /// The manifest that `reference` names in `repo`. `context` says where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -263,7 +274,7 @@ impl Cache {
                 self.0.metrics.served(Kind::Manifest, manifest.source);
                 Ok(manifest)
             }
-            Err(error) => Err(self.0.offline.explain(repo, reference, error).await),
+            Err(error) => Err(self.0.offline.describe(repo, reference, error).await),
         }
     }
 
@@ -275,8 +286,8 @@ impl Cache {
         self.0.refresher.refresh(repo, tag).await
     }
 
-    /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`; and whether there
-    /// are more.
+    /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`. The flag says
+    /// whether there are more.
     ///
     /// # Errors
     /// As [`Cache::refresh`].
@@ -288,12 +299,13 @@ impl Cache {
         self.0.refresher.refresh_known(repo, after).await
     }
 
-    /// The page of the tags of `repo` that `page` means by upstream's word; from disk, at most `n` behind `last`.
-    /// `context`: where the request has come from.
+    /// The page of the tags of `repo` that `page` means, from upstream; from disk, at most `n` tags behind `last`.
+    /// `context` says where the request has come from.
     ///
     /// # Errors
-    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored. Nor is
-    /// what is stored the rest of a list that began with upstream's word.
+    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored; also
+    /// when it cannot be asked for the rest of a list that began with its answer, because what is stored is not that
+    /// rest.
     pub async fn tags(
         &self,
         repo: &Repo,
@@ -304,8 +316,8 @@ impl Cache {
         self.0.lists.tags(repo, page, (n, last), context).await
     }
 
-    /// What refers to `digest` in `repo`, by upstream's word, which is kept by the rule for the tag that stands for such
-    /// a list. None when upstream does not say and nothing is known: clients then try that tag and go on.
+    /// What refers to `digest` in `repo`, from upstream; it is kept by the rule for the tag that stands for such a
+    /// list. `None` when upstream does not say and nothing is stored: clients then try that tag and go on.
     ///
     /// # Errors
     /// [`Error`], when the registry is not configured or the disk fails.
@@ -318,8 +330,8 @@ impl Cache {
         self.0.lists.referrers(repo, digest, context).await
     }
 
-    /// At most `n` stored repositories behind `last` that `may_have` says may be pulled; those that came with a
-    /// credential, or would come with one today, only if asked for.
+    /// At most `n` stored repositories behind `last` that `may_have` says may be pulled. With `private_too` also those
+    /// that came with a credential, or would come with one today.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -341,8 +353,8 @@ impl Cache {
         Ok(self.0.upstreams.of(repo)?.is_public(&repo.name).await)
     }
 
-    /// Whether this content of `repo` is for everybody: it comes without a credential, and did so when it came. Another
-    /// configuration may have had one.
+    /// Whether this content of `repo` is public: it comes without a credential, and did so when it came. Another
+    /// configuration may have had a credential.
     ///
     /// # Errors
     /// [`Error::NoUpstream`], or [`Error::Store`].
@@ -351,7 +363,7 @@ impl Cache {
         Ok(is_public && !self.0.store.is_private(repo, digest).await?)
     }
 
-    /// Whether that is known from the answers of parents only.
+    /// Whether only the answers of parents say if `repo` is public.
     ///
     /// # Errors
     /// [`Error::NoUpstream`].
@@ -359,7 +371,7 @@ impl Cache {
         Ok(self.0.upstreams.of(repo)?.has_parents())
     }
 
-    /// Stops the transfers under way; what they have is kept for the next start.
+    /// Stops the downloads under way; what they have is kept for the next start.
     pub async fn close(&self) {
         self.0.blobs.close().await;
     }

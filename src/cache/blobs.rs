@@ -1,8 +1,11 @@
-//! Blobs: from disk, else from whoever is already bringing it, else by bringing it.
+//! Blobs: from disk, else along with a flight that is under way, else by a new one.
 //!
-//! A request for a blob goes through three steps, and through them again when what it waited for was not for it: what is
-//! *stored* and granted is served; else the flight that brings it is *joined*; else the request *leads* one of its own. Where
-//! the disk or a limit is in the way of all three, the blob passes through unstored.
+//! A request for a blob goes through three steps, and goes through them again if what it waited for turns out not to be
+//! for it. What is *stored* and granted is served. Else the request *joins* the flight that is under way. Else it
+//! *leads* a new one. Where the disk or a limit is in the way of all three, the blob passes through unstored.
+//!
+//! This room holds the bytes on their way to a client ([`blob`]) and their memory ([`chunk`]). It uses downloads,
+//! passthroughs, claims and the store; manifests use it for attestations, and the face for everything else.
 
 pub(super) mod blob;
 pub(super) mod chunk;
@@ -15,12 +18,12 @@ use tokio::time::timeout;
 use self::blob::Blob;
 use super::claims::Claims;
 use super::config::Complete;
-use super::download::downloader::Filler;
-use super::download::flight::{Asker, Entry, Flight, Flights, Reader};
+use super::download::downloader::Downloader;
+use super::download::flight::{Flight, FlightEntry, FlightReader, FlightRequest, Flights};
 use super::error::Error;
 use super::negative_cache::{Lookup, NegativeCache};
 use super::oversized::OversizedImages;
-use super::passthrough::{Detour, Passthroughs};
+use super::passthrough::{Passthrough, Passthroughs};
 use super::upstreams::Upstreams;
 use crate::context::RequestContext;
 use crate::oci::ranges::{Part, Selection};
@@ -29,22 +32,22 @@ use crate::store::{BlobFile, PartialKey, Store};
 use crate::telemetry::metrics::Source;
 use crate::upstream::{self, Claim, State, Upstream};
 
-/// Times a request looks again, because what it waited for was not for it.
+/// Times a request goes through the steps.
 const LOOKS_MAX: usize = 4;
-/// For how long a reader waits for another repository's transfer to begin: that may be kept waiting by a fallback, which
-/// this reader does not need.
+/// How long a reader waits for a flight of another repository to begin: a fallback may hold that up, which this reader
+/// does not need.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for transfers to put down what they have.
+/// How long the end of the process waits for flights to store what they have.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Between two looks at them.
+/// Pause between two checks whether all flights have ended.
 const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How large a blob is.
+/// The size of a blob, for a HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Its bytes; none where upstream has it and does not say how many they are.
+    /// The size in bytes; `None` where upstream has the blob and does not say how large it is.
     pub bytes: Option<u64>,
-    /// Whose word it is.
+    /// Who says so.
     pub speaker: Speaker,
 }
 
@@ -56,19 +59,19 @@ pub(super) struct BlobFinder {
     claims: Arc<Claims>,
     oversized: Arc<OversizedImages>,
     flights: Arc<Flights>,
-    filler: Arc<Filler>,
+    downloader: Arc<Downloader>,
     passthroughs: Arc<Passthroughs>,
 }
 
-/// What the store has of a blob that is asked for.
+/// What the first step found.
 enum Stored {
-    /// All of it, for this repository.
+    /// The blob is stored, and this repository may have it.
     Granted(Blob),
-    /// All of it, and it has just become this repository's: look again.
-    Proven,
-    /// Nothing that this repository may have as it is.
+    /// The blob is stored, and has just been granted to this repository: look again.
+    NowGranted,
+    /// Nothing is stored that this repository may have as it is.
     No {
-        /// Whether the repository may have this content whoever brings it.
+        /// Whether the repository has a grant for the content, whoever brings it.
         is_granted: bool,
     },
 }
@@ -89,7 +92,7 @@ impl BlobFinder {
         negative: &Arc<NegativeCache>,
         claims: &Arc<Claims>,
         oversized: &Arc<OversizedImages>,
-        filler: Filler,
+        downloader: Downloader,
         passthroughs: Passthroughs,
     ) -> Self {
         Self {
@@ -98,13 +101,13 @@ impl BlobFinder {
             negative: Arc::clone(negative),
             claims: Arc::clone(claims),
             oversized: Arc::clone(oversized),
-            flights: Arc::clone(filler.flights()),
-            filler: Arc::new(filler),
+            flights: Arc::clone(downloader.flights()),
+            downloader: Arc::new(downloader),
             passthroughs: Arc::new(passthroughs),
         }
     }
 
-    /// The same content and the same flights under another configuration.
+    /// The same state under another configuration.
     pub(super) fn with(
         &self,
         upstreams: &Arc<Upstreams>,
@@ -119,13 +122,13 @@ impl BlobFinder {
             claims: Arc::clone(claims),
             oversized: Arc::clone(oversized),
             flights: Arc::clone(&self.flights),
-            filler: Arc::new(self.filler.with(complete)),
+            downloader: Arc::new(self.downloader.with(complete)),
             passthroughs: Arc::clone(&self.passthroughs),
         }
     }
 
-    /// A blob of `repo`, stored or not: a disk that is full, read-only or broken is no reason to have nothing; nor is a
-    /// budget.
+    /// A blob of `repo`, stored or not: a disk that is full, read-only or broken is no reason to answer with nothing,
+    /// and neither is a budget.
     pub(super) async fn blob(
         &self,
         repo: &Repo,
@@ -157,10 +160,10 @@ impl BlobFinder {
         for _ in 0..LOOKS_MAX {
             let granted = match self.stored(request, context).await? {
                 Stored::Granted(blob) => return Ok(blob),
-                Stored::Proven => continue,
+                Stored::NowGranted => continue,
                 Stored::No { is_granted } => is_granted,
             };
-            if let Some(blob) = self.from_partial(request, granted).await {
+            if let Some(blob) = self.partial(request, granted).await {
                 return Ok(blob);
             }
             self.check_upstream(&upstream, request, context)?;
@@ -170,14 +173,16 @@ impl BlobFinder {
             }
             let public = upstream.is_public(&repo.name).await;
             let context = &upstream.settle(context, digest)?;
-            let asker = Asker { repo, granted, claim, asked, context };
-            let found = match self.flights.enter(key, public, &asker) {
-                Entry::Join(reader) => self.join(request, reader, claim, context).await?,
-                Entry::Lead(flight, reader) => {
+            let flight = FlightRequest { repo, granted, claim, asked, context };
+            let found = match self.flights.enter(key, public, &flight) {
+                FlightEntry::Follow(reader) => self.join(request, reader, claim, context).await?,
+                FlightEntry::Lead(flight, reader) => {
                     self.lead(&upstream, request, (flight, reader), context).await?
                 }
-                Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
-                Entry::Foreign => {
+                FlightEntry::Separate => {
+                    return Box::pin(self.pass_through(repo, digest, context)).await;
+                }
+                FlightEntry::NeedsGrant => {
                     claim = self.claims.measured(repo, digest, context).await?;
                     if claim.is_none() {
                         return Box::pin(self.pass_through(repo, digest, context)).await;
@@ -192,7 +197,7 @@ impl BlobFinder {
         Err(Error::Busy)
     }
 
-    /// The first step: what is stored and granted, or can be proven to be this repository's, too.
+    /// The first step: the blob is stored and granted, or can be granted by a claim.
     async fn stored(&self, request: BlobRequest<'_>, context: &RequestContext) -> Result<Stored, Error> {
         let BlobRequest { repo, digest, .. } = request;
         let (is_granted, stored) = self.store.find(repo, digest).await?;
@@ -200,8 +205,8 @@ impl BlobFinder {
             Some(stored) if is_granted => {
                 return Ok(Stored::Granted(Blob::stored(stored, digest, &self.store)));
             }
-            Some(stored) if self.claims.prove(repo, digest, stored.size, context).await? => {
-                return Ok(Stored::Proven);
+            Some(stored) if self.claims.authorize_by_head(repo, digest, stored.size, context).await? => {
+                return Ok(Stored::NowGranted);
             }
             _ if !is_granted => self.negative.check(repo, Lookup::Blob(*digest))?,
             _ => {}
@@ -209,15 +214,16 @@ impl BlobFinder {
         Ok(Stored::No { is_granted })
     }
 
-    /// Parts of a blob that earlier flights have left, if they hold all that is asked and are for this repository.
-    async fn from_partial(&self, request: BlobRequest<'_>, granted: bool) -> Option<Blob> {
+    /// A blob of which earlier flights have left parts, if these hold all that is asked for and are for this
+    /// repository.
+    async fn partial(&self, request: BlobRequest<'_>, granted: bool) -> Option<Blob> {
         let BlobRequest { repo, key, asked, .. } = request;
         let asked = asked.filter(|asked| !asked.are_open())?;
         let left = self.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
         let selection = asked.select(left.total).ok()?;
-        // What goes to the end is still to be proven.
+        // The end of an open part is still to be verified.
         let has = |part: &Part| !part.is_open && left.pieces.contains(part.span);
-        selection.parts().iter().all(has).then(|| Blob::left(left, self.flights.taken(key)))
+        selection.parts().iter().all(has).then(|| Blob::partial(left, self.flights.bytes_read(key)))
     }
 
     /// Fails if upstream is not to be asked for a blob: by configuration, or because it has just sent it wrong.
@@ -231,7 +237,7 @@ impl BlobFinder {
         if upstream.state() == State::Offline {
             return Err(upstream::Error::Offline.into());
         }
-        match self.filler.distrusts(key, &repo.name) {
+        match self.downloader.mismatch_wait(key, &repo.name) {
             Some(retry_after) => {
                 let error = Error::Distrusted { retry_after };
                 Err(self.negative.note(&self.upstreams, repo, Lookup::Blob(*digest), context, error))
@@ -240,15 +246,15 @@ impl BlobFinder {
         }
     }
 
-    /// The second step: reads along with the flight that is under way. None if that was not for this request.
+    /// The second step: reads along with the flight that is under way. `None` if that was not for this request.
     async fn join(
         &self,
         request: BlobRequest<'_>,
-        reader: Reader,
+        reader: FlightReader,
         claim: Option<Claim>,
         context: &RequestContext,
     ) -> Result<Option<Blob>, Error> {
-        let source = |reader: &Reader| {
+        let source = |reader: &FlightReader| {
             let selection = request.asked.zip(reader.total());
             let selection = selection.and_then(|(asked, total)| asked.select(total).ok());
             reader.source(selection.as_ref().map_or(&[][..], Selection::parts))
@@ -256,44 +262,43 @@ impl BlobFinder {
         self.follow(request, reader, claim, context, source).await
     }
 
-    /// The third step: begins a flight, and reads along with that.
+    /// The third step: begins a flight, and reads along with it.
     async fn lead(
         &self,
         upstream: &Arc<Upstream>,
         request: BlobRequest<'_>,
-        (flight, reader): (Arc<Flight>, Reader),
+        (flight, reader): (Arc<Flight>, FlightReader),
         context: &RequestContext,
     ) -> Result<Option<Blob>, Error> {
-        tokio::spawn(Arc::clone(&self.filler).run(flight, Arc::clone(upstream)));
+        tokio::spawn(Arc::clone(&self.downloader).run(flight, Arc::clone(upstream)));
         self.follow(request, reader, None, context, |_| Source::Miss).await
     }
 
-    /// Waits for what a flight has for a request. None: look again.
+    /// Waits for what a flight has for a request. `None`: look again.
     async fn follow(
         &self,
         request: BlobRequest<'_>,
-        mut reader: Reader,
+        mut reader: FlightReader,
         claim: Option<Claim>,
         context: &RequestContext,
-        source: impl FnOnce(&Reader) -> Source,
+        source: impl FnOnce(&FlightReader) -> Source,
     ) -> Result<Option<Blob>, Error> {
         let BlobRequest { repo, digest, .. } = request;
-        let Some(file) = self.file_of(&mut reader, claim, repo, digest).await else {
+        let Some(file) = self.wait_for_file(&mut reader, claim, repo, digest).await else {
             return Box::pin(self.pass_through(repo, digest, context)).await.map(Some);
         };
         match file {
             Ok(Some(file)) => {
                 let source = source(&reader);
-                Ok(Some(Blob::flying(reader, file, source, self.detour(repo, digest, context)?)))
+                Ok(Some(Blob::from_flight(reader, file, source, self.passthrough(repo, digest, context)?)))
             }
-            // Stored meanwhile, or stopped for want of readers just when this one came.
+            // The content was stored meanwhile, or the flight was stopped for want of readers just when this one came.
             Ok(None) | Err(Error::GivenUp) => Ok(None),
-            // What the registry says or fails at for another repository says nothing about this one. The disk is
-            // everybody's.
+            // An error of another repository's upstream says nothing about ours: try our own. A disk error is final.
             Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => Ok(None),
-            // Nor what is heard on a way round the parents.
+            // The same for a flight that bypassed the parents.
             Err(_) if reader.context().is_bypass() && !context.is_bypass() => Ok(None),
-            // Nor is a claim to have come round in a circle anybody else's.
+            // The same for a flight whose request was said to have come round in a circle.
             Err(error) if error.is_loop() && !reader.context().may_bypass() && context.may_bypass() => {
                 Ok(None)
             }
@@ -303,29 +308,29 @@ impl BlobFinder {
         }
     }
 
-    /// What a transfer brings for a reader; none if that does better to ask by itself: it reads along by a claim that is not
-    /// about what comes, or what its own registry has comes from a fallback, which may lie or stand still.
-    async fn file_of(
+    /// Waits for the file of a flight. `None` if the reader does better to ask by itself: its claim is not about what
+    /// comes, or a fallback sends what its own registry has, and may lie or stand still.
+    async fn wait_for_file(
         &self,
-        reader: &mut Reader,
+        reader: &mut FlightReader,
         claim: Option<Claim>,
         repo: &Repo,
         digest: &Digest,
     ) -> Option<Result<Option<BlobFile>, Error>> {
         let has_fallbacks = || self.upstreams.of(repo).is_ok_and(|upstream| upstream.has_fallbacks());
         if reader.is_its_own(repo) || (claim.is_none() && !has_fallbacks()) {
-            return Some(reader.file().await);
+            return Some(reader.wait_for_file().await);
         }
-        let file = timeout(OTHERS_PATIENCE, reader.file()).await.ok()?;
+        let file = timeout(OTHERS_PATIENCE, reader.wait_for_file()).await.ok()?;
         if !matches!(file, Ok(Some(_))) {
             return Some(file);
         }
         let needs_fallback = claim.is_some_and(|claim| claim.speaker == Speaker::Fallback);
-        if reader.is_by_fallback() && !needs_fallback {
+        if reader.has_fallback() && !needs_fallback {
             return None;
         }
         if let Some(claim) = claim {
-            // As long as the size is not known, no claim can have the right one.
+            // While the size is unknown, no claim can have the right one.
             let total = reader.total();
             if total != Some(claim.size) {
                 if total.is_some() {
@@ -337,27 +342,32 @@ impl BlobFinder {
         Some(file)
     }
 
-    /// A blob that is not kept.
+    /// A blob that is not stored.
     async fn pass_through(
         &self,
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
-        let detour = self.detour(repo, digest, context)?;
-        let context = detour.context().clone();
-        detour.whole().await.map(Blob::direct).map_err(|error| {
+        let passthrough = self.passthrough(repo, digest, context)?;
+        let context = passthrough.context().clone();
+        passthrough.whole().await.map(Blob::passthrough).map_err(|error| {
             self.negative.note(&self.upstreams, repo, Lookup::Blob(*digest), &context, error)
         })
     }
 
-    /// How a blob comes to a client without the disk.
-    fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
+    /// The way of a blob to a client without the disk.
+    fn passthrough(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        context: &RequestContext,
+    ) -> Result<Passthrough, Error> {
         let (upstream, key) = (self.upstreams.of(repo)?.into_owned(), self.upstreams.key(repo, digest));
         self.passthroughs.of(upstream, &repo.name, key, context)
     }
 
-    /// The size of a blob, for a HEAD: by what is stored, by the flight that brings it, or by upstream's word.
+    /// The size of a blob, for a HEAD: of what is stored, of the flight that brings it, or as upstream states it.
     pub(super) async fn size(
         &self,
         repo: &Repo,
@@ -376,7 +386,7 @@ impl BlobFinder {
             _ => self.negative.check(repo, Lookup::Blob(*digest))?,
         }
         if let Some(total) = self.flights.total(&self.upstreams.key(repo, digest), repo, granted) {
-            // A transfer may be a fallback's.
+            // A fallback may be sending the content of the flight.
             let may_be_others = !granted && upstream.has_fallbacks();
             let speaker = if may_be_others { Speaker::Fallback } else { Speaker::Registry };
             return Ok((Size { bytes: total, speaker }, Source::Join));
@@ -386,7 +396,7 @@ impl BlobFinder {
                 let source = if joined { Source::Join } else { Source::Miss };
                 Ok((Size { bytes: Some(size), speaker }, source))
             }
-            // It is there. Whoever says so may be a fallback, or a parent that passes on what that says.
+            // The blob is there. A fallback may say so, or a parent that passes on what a fallback says.
             Err(error) if error.is_unmeasured() => {
                 Ok((Size { bytes: None, speaker: Speaker::Fallback }, Source::Miss))
             }
@@ -394,7 +404,8 @@ impl BlobFinder {
         }
     }
 
-    /// Whether a blob is being brought or read, or was read a moment ago: who reads it in parts has yet to ask for the next.
+    /// Whether a blob is being brought or read, or was read a moment ago: a client that reads it in parts has yet to
+    /// ask for the next.
     pub(super) fn is_going_on(&self, repo: &Repo, digest: &Digest) -> bool {
         self.flights.is_under_way(&self.upstreams.key(repo, digest)) || self.store.was_read_lately(digest)
     }

@@ -1,8 +1,8 @@
-//! What a repository's registry says of content that it has not sent for it: a claim, and what that proves.
+//! Claims: what the registry of a repository says of content that it has not sent for it, and what that proves.
 //!
 //! Within one registry a claim with the right size is a proof: the registry may show what it holds to more of its
-//! repositories. It says nothing about what another registry sent; how large that is it does not even learn. A claim that
-//! is refuted is remembered, counted and logged.
+//! repositories. It proves nothing about what another registry sent; a registry does not even learn how large that is.
+//! A wrong claim is remembered, counted and logged.
 
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ use crate::store::{Grant, Proof, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::Claim;
 
+/// A blob of a repository, and the hop count of the requests that share a HEAD.
+type Key = (Repo, Digest, usize);
+
 /// Asks registries for claims, and judges them.
 #[derive(Clone)]
 pub(super) struct Claims {
@@ -25,8 +28,8 @@ pub(super) struct Claims {
     metrics: Arc<Metrics>,
     upstreams: Arc<Upstreams>,
     negative: Arc<NegativeCache>,
-    /// A HEAD is shared by requests of one level only: see [`RequestContext`].
-    asking: Arc<SingleFlight<(Repo, Digest, usize), Result<Claim, Error>>>,
+    /// A HEAD is shared only by requests with the same hop count: see [`RequestContext`].
+    in_flight: Arc<SingleFlight<Key, Result<Claim, Error>>>,
 }
 
 impl Claims {
@@ -41,23 +44,23 @@ impl Claims {
             metrics: Arc::clone(metrics),
             upstreams: Arc::clone(upstreams),
             negative: Arc::clone(negative),
-            asking: Arc::default(),
+            in_flight: Arc::default(),
         }
     }
 
-    /// The same under another configuration.
+    /// The same state under another configuration.
     pub(super) fn with(&self, upstreams: &Arc<Upstreams>) -> Self {
         Self { upstreams: Arc::clone(upstreams), ..self.clone() }
     }
 
-    /// Lets nobody join what the upstreams of these repositories are being asked.
+    /// Detaches what the upstreams of these repositories are being asked: later requests ask anew.
     pub(super) fn detach(&self, is_meant: impl Fn(&Repo) -> bool) {
-        self.asking.detach(|(repo, ..)| is_meant(repo));
+        self.in_flight.detach(|(repo, ..)| is_meant(repo));
     }
 
-    /// Asks the repository's own registry whether it has stored content of `stored` bytes there, if the registry may say
-    /// so: then it is granted for good. Otherwise it must be sent.
-    pub(super) async fn prove(
+    /// Asks the registry of `repo` whether it has stored content of `stored` bytes there, if the registry may say so.
+    /// If its claim is right, the content is granted for good; otherwise it must be sent.
+    pub(super) async fn authorize_by_head(
         &self,
         repo: &Repo,
         digest: &Digest,
@@ -80,15 +83,15 @@ impl Claims {
             self.refute(repo, digest);
             return Ok(false);
         }
-        // To this repository alone, even if anybody may ask there: only content that came without a credential is public,
-        // and this is a claim about it.
+        // Only this repository gets the grant, even if anybody may ask there: only content that came without a
+        // credential is public, and this is a mere claim about it.
         let stated = Grant { public: false, proof: Some(Proof::Stated), speaker };
         store.grant(repo, digest, stated).await?;
         Ok(true)
     }
 
-    /// Asks the repository's own registry whether it has a content there, and how large it is; none if it does not say
-    /// how large. That is nothing that could be right or wrong: so the content must be sent.
+    /// Asks the registry of `repo` whether it has a content there, and how large it is. `None` if it does not say how
+    /// large: such a claim can be neither right nor wrong, so the content must be sent.
     pub(super) async fn measured(
         &self,
         repo: &Repo,
@@ -102,7 +105,8 @@ impl Claims {
         }
     }
 
-    /// Asks the repository's own registry, whatever it said a moment ago; also whether another request was asking already.
+    /// Asks the registry of `repo`, whatever it said a moment ago. The flag says whether another request was asking
+    /// already.
     pub(super) async fn ask(
         &self,
         repo: &Repo,
@@ -116,7 +120,7 @@ impl Claims {
         let work = |progress| async move {
             Ok(upstream.claim_of_blob(&way.with_progress(progress), &name, &asked).await?)
         };
-        let (claim, joined) = self.asking.run(key, work).await;
+        let (claim, joined) = self.in_flight.run(key, work).await;
         match claim.unwrap_or(Err(Error::GivenUp)) {
             Ok(claim) => Ok((claim, joined)),
             Err(error) if error.is_unmeasured() => Err(error),
@@ -126,7 +130,7 @@ impl Claims {
         }
     }
 
-    /// A registry's claim about a content was wrong: it is not asked for another for a while.
+    /// Notes that the claim of a registry was wrong: it is not asked for another for a while.
     pub(super) fn refute(&self, repo: &Repo, digest: &Digest) {
         warn!(repository = %repo, %digest, "the registry says that this is there, of another size than it has: a claim that proves nothing");
         self.metrics.refuted_claims.inc();

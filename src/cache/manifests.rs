@@ -1,7 +1,7 @@
-//! Manifests by digest: from disk, else from upstream, once.
+//! Manifests by digest: from disk, else from upstream, once for all who want them.
 //!
-//! They fly in memory (bounded by [`MANIFEST_BYTES_MAX`]), are kept byte for byte with the media type they
-//! came with, and must be manifests: an HTML page with status 200 is an outage, not an image.
+//! They are fetched into memory (bounded by [`MANIFEST_BYTES_MAX`]) and stored byte for byte with the media type they
+//! came with. They must be manifests: an HTML page with status 200 is an outage, not an image.
 //!
 //! [`MANIFEST_BYTES_MAX`]: crate::oci::manifest::MANIFEST_BYTES_MAX
 
@@ -16,7 +16,7 @@ use self::attestations::Attestations;
 use super::blobs::BlobFinder;
 use super::claims::Claims;
 use super::error::Error;
-use super::fairness::PROOFS;
+use super::fairness::BACKGROUND_CHECKS;
 use super::negative_cache::{Lookup, NegativeCache};
 use super::oversized::OversizedImages;
 use super::upstreams::Upstreams;
@@ -31,19 +31,19 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{Attempts, Fetched, Standing, Upstream};
 
-/// Blobs that are looked for to tell whether an image is here whole: an index of 500 images of 100 layers has as many.
+/// Blobs that are looked up to tell whether an image is complete: an index of 500 images of 100 layers has as many.
 const BLOBS_LOOKED_FOR_MAX: usize = 50_000;
 
 /// A manifest as it is served.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// What it is.
+    /// The manifest with its headers.
     pub document: Arc<Document>,
-    /// How it was come by.
+    /// Where it comes from.
     pub source: Source,
-    /// What the client should be told in a `Warning` header.
+    /// The text of a `Warning` header for the client.
     pub warning: Option<&'static str>,
-    /// Of what was asked for by tag: for how many seconds upstream has not confirmed that, if it ever has.
+    /// For a manifest by tag: seconds since upstream last confirmed the tag, if it ever has.
     pub age: Option<u64>,
 }
 
@@ -56,14 +56,14 @@ pub(super) struct ManifestFinder {
     claims: Arc<Claims>,
     oversized: Arc<OversizedImages>,
     attestations: Attestations,
-    shared: Arc<ManifestWork>,
+    work: Arc<ManifestWork>,
 }
 
-/// The work on manifests, of all configurations.
+/// The work on manifests that all configurations share.
 struct ManifestWork {
-    /// A fetch is shared by requests of one level only: see [`RequestContext`].
+    /// A fetch is shared only by requests with the same hop count: see [`RequestContext`].
     fetches: SingleFlight<(Repo, Digest, usize), Result<Manifest, Error>>,
-    /// Room for what is done behind answers.
+    /// The limit on work in the background.
     behind: Shares,
 }
 
@@ -77,7 +77,7 @@ impl ManifestFinder {
         oversized: &Arc<OversizedImages>,
         blobs: &Arc<BlobFinder>,
     ) -> Self {
-        let behind = Shares::new(PROOFS);
+        let behind = Shares::new(BACKGROUND_CHECKS);
         Self {
             store: store.clone(),
             metrics: Arc::clone(metrics),
@@ -86,11 +86,11 @@ impl ManifestFinder {
             claims: Arc::clone(claims),
             oversized: Arc::clone(oversized),
             attestations: Attestations::new(blobs, &behind),
-            shared: Arc::new(ManifestWork { fetches: SingleFlight::default(), behind }),
+            work: Arc::new(ManifestWork { fetches: SingleFlight::default(), behind }),
         }
     }
 
-    /// The same work under another configuration.
+    /// The same state under another configuration.
     pub(super) fn with(
         &self,
         upstreams: &Arc<Upstreams>,
@@ -105,17 +105,17 @@ impl ManifestFinder {
             negative: Arc::clone(&self.negative),
             claims: Arc::clone(claims),
             oversized: Arc::clone(oversized),
-            attestations: Attestations::new(blobs, &self.shared.behind),
-            shared: Arc::clone(&self.shared),
+            attestations: Attestations::new(blobs, &self.work.behind),
+            work: Arc::clone(&self.work),
         }
     }
 
-    /// Lets nobody join what the upstreams of these repositories are being asked.
+    /// Detaches what the upstreams of these repositories are being asked: later requests ask anew.
     pub(super) fn detach(&self, is_meant: impl Fn(&Repo) -> bool) {
-        self.shared.fetches.detach(|(repo, ..)| is_meant(repo));
+        self.work.fetches.detach(|(repo, ..)| is_meant(repo));
     }
 
-    /// A manifest by digest, whatever upstream's state if it is stored.
+    /// A manifest by digest. If it is stored, the state of upstream does not matter.
     pub(super) async fn by_digest(
         self: &Arc<Self>,
         repo: &Repo,
@@ -140,7 +140,7 @@ impl ManifestFinder {
             let fetched = finder.fetch(&upstream, &context, &repo, &reference, Attempts::Rounds).await;
             fetched.map(|(manifest, _)| manifest)
         };
-        let (manifest, joined) = self.shared.fetches.run(key, work).await;
+        let (manifest, joined) = self.work.fetches.run(key, work).await;
         let mut manifest = manifest.unwrap_or(Err(Error::GivenUp)).map_err(|error| {
             self.negative.note(&self.upstreams, repo, Lookup::Manifest(digest), &context, error)
         })?;
@@ -150,7 +150,7 @@ impl ManifestFinder {
         Ok(manifest)
     }
 
-    /// A manifest that is on disk and that `repo` may have.
+    /// A manifest that is stored and that `repo` may have.
     pub(super) async fn stored(&self, repo: &Repo, digest: &Digest) -> Result<Option<Manifest>, Error> {
         let document = match self.store.manifest_at_hand(repo, digest) {
             Some(document) => Some(document),
@@ -165,7 +165,7 @@ impl ManifestFinder {
         Ok(document.map(|document| Manifest { document, source: Source::Hit, warning: None, age: None }))
     }
 
-    /// Asks upstream for a manifest, checks that it is one, and stores it; also how fresh that is.
+    /// Asks upstream for a manifest, checks that it is one, and stores it; also returns how fresh it is.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         upstream: &Upstream,
@@ -179,14 +179,14 @@ impl ManifestFinder {
         let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;
         self.metrics.received(Kind::Manifest, upstream.registry().label(), body.len() as u64);
         let digest = match reference {
-            // Upstream's part has compared it.
+            // The upstream room has compared the digest.
             Reference::Digest(digest) => *digest,
             Reference::Tag(_) => Digest::of(Algorithm::Sha256, &body),
         };
         let record = ManifestRecord {
             media_type: manifest.media_type.clone(),
             size: body.len() as u64,
-            // A type that the content does not confirm is not passed on to other repositories: it may be a lie.
+            // A media type that the content does not confirm is not passed on to other repositories: it may be a lie.
             public: public && manifest.is_type_confirmed,
             speaker,
             fetched_at: now(),
@@ -198,15 +198,20 @@ impl ManifestFinder {
                 warn!(repository = %repo, %digest, %error, "a manifest is served but could not be stored");
             }
         }
-        self.prove_behind(repo, &manifest, context.client());
+        self.authorize_parts_in_background(repo, &manifest, context.client());
         self.attestations.bring(repo, &manifest, &body, context.client());
         let document = Arc::new(Document::new(digest, manifest.media_type, body));
         Ok((Manifest { document, source: Source::Miss, warning: None, age: None }, standing))
     }
 
-    /// Asks upstream, behind the answer, for content of a new manifest that is here but not granted to its
-    /// repository, so that the image can be pulled offline later.
-    fn prove_behind(self: &Arc<Self>, repo: &Repo, manifest: &manifest::Manifest, client: Client) {
+    /// Asks upstream in the background for content of a new manifest that is stored but not granted to this repository,
+    /// so that the image can be pulled offline later.
+    fn authorize_parts_in_background(
+        self: &Arc<Self>,
+        repo: &Repo,
+        manifest: &manifest::Manifest,
+        client: Client,
+    ) {
         let manifests = manifest.manifests.iter().map(|part| (Kind::Manifest, part));
         let parts = manifests.chain(manifest.blobs.iter().map(|part| (Kind::Blob, part)));
         let parts: Vec<_> = parts.filter_map(|(kind, part)| Some((kind, part.digest()?))).collect();
@@ -214,33 +219,35 @@ impl ManifestFinder {
         tokio::spawn(async move {
             for (kind, digest) in parts {
                 let owner = Owner::new(&repo.registry, client);
-                let Ok(_permit) = finder.shared.behind.acquire(owner, 1).await else {
-                    debug!(repository = %repo, "content that is here is not proven to be this repository's too before it is asked for: too much else is being proven");
+                let Ok(_permit) = finder.work.behind.acquire(owner, 1).await else {
+                    debug!(repository = %repo, "stored content is not authorized for this repository before it is asked for: too many such checks are under way");
                     return;
                 };
-                if let Err(error) = finder.prove_part(&repo, kind, &digest).await {
-                    debug!(repository = %repo, %digest, %error, "content that is here could not be proven to be this repository's too");
+                if let Err(error) = finder.authorize_part(&repo, kind, &digest).await {
+                    debug!(repository = %repo, %digest, %error, "stored content could not be authorized for this repository");
                 }
             }
         });
     }
 
-    async fn prove_part(self: &Arc<Self>, repo: &Repo, kind: Kind, digest: &Digest) -> Result<(), Error> {
+    async fn authorize_part(self: &Arc<Self>, repo: &Repo, kind: Kind, digest: &Digest) -> Result<(), Error> {
         let (granted, Some(stored)) = self.store.find(repo, digest).await? else { return Ok(()) };
         match kind {
             Kind::Blob if granted => Ok(()),
-            Kind::Blob => {
-                self.claims.prove(repo, digest, stored.size, &RequestContext::default()).await.map(drop)
-            }
-            // It costs, and can be proven when it is asked for.
+            Kind::Blob => self
+                .claims
+                .authorize_by_head(repo, digest, stored.size, &RequestContext::default())
+                .await
+                .map(drop),
+            // A fetch costs one of few that are left. The manifest can be authorized when it is asked for.
             Kind::Manifest if self.upstreams.of(repo)?.is_short() => Ok(()),
-            // Registries do not show manifests as blobs. It is small, and brings its media type along.
+            // Registries do not show manifests as blobs. A manifest is small, and brings its media type along.
             Kind::Manifest => self.by_digest(repo, digest, &RequestContext::default()).await.map(drop),
         }
     }
 
-    /// Whether an image is here so far that a client can run it: a manifest with all its blobs, or an index
-    /// of which some manifests are here, and those whole.
+    /// Whether enough of an image is stored for a client to run it: a manifest with all its blobs, or an index of which
+    /// some manifests are stored, each with all its blobs.
     pub(super) async fn is_complete(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
         let Some(parsed) = self.parsed(repo, digest).await? else { return Ok(false) };
         if parsed.manifests.is_empty() {
@@ -248,7 +255,7 @@ impl ManifestFinder {
         }
         let (mut present, mut blobs) = (0, 0);
         for child in parsed.manifests.iter().filter_map(manifest::Descriptor::digest) {
-            // An index in an index is judged by being there: two levels are all that clients follow.
+            // Of an index in an index only the presence counts: clients follow two levels.
             if let Some(child) = self.parsed(repo, &child).await? {
                 present += 1;
                 blobs += child.blobs.len();
@@ -265,7 +272,7 @@ impl ManifestFinder {
         repo: &Repo,
         digest: &Digest,
     ) -> Result<Option<manifest::Manifest>, Error> {
-        // Its place first: it may be on disk only.
+        // First the place in memory: the manifest may be on disk only.
         let Some(blob) = self.store.blob(digest).await? else { return Ok(None) };
         let owner = Owner::new(&repo.registry, Client::Own);
         let bytes = usize::try_from(blob.size).unwrap_or(usize::MAX);
@@ -279,7 +286,7 @@ impl ManifestFinder {
         Ok(parsing::parse(bytes, parse).await)
     }
 
-    /// Whether every blob is here, and `repo` may have it.
+    /// Whether every blob is stored, and `repo` may have it.
     async fn has_blobs(&self, repo: &Repo, manifest: &manifest::Manifest) -> Result<bool, Error> {
         for digest in manifest.blobs.iter().filter_map(manifest::Descriptor::digest) {
             if !self.store.granted(repo, &digest).await? || self.store.blob(&digest).await?.is_none() {
@@ -290,7 +297,7 @@ impl ManifestFinder {
     }
 }
 
-/// Stores a manifest: the grant, then the bytes, then the record that names them.
+/// Stores a manifest: the grant first, then the bytes, then the record that names them.
 async fn keep(
     store: &Store,
     repo: &Repo,

@@ -1,9 +1,9 @@
 //! The negative cache: what upstream has just refused, and which repositories it has just failed.
 //!
-//! Upstream's "there is no such thing", or "not for you", is believed for [`ABSENCE_MEMORY`] without asking again. A claim
-//! that proved wrong is kept beside these, for as long. That content of a repository could not be had at all is kept for
-//! [`TROUBLE_MEMORY`]: so long it speaks against an image that is not complete. All of it is in memory only, and bounded;
-//! the oldest entries are forgotten first.
+//! Upstream's "there is no such thing", or "not for you", is believed for [`ABSENCE_MEMORY`] without asking again. A
+//! claim that proved wrong is kept beside these, for as long. The failure to get content of a repository at all is kept
+//! for [`TROUBLE_MEMORY`]: during that time it speaks against an image that is not complete. Everything is in memory
+//! only, and bounded; the oldest entries are forgotten first.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -55,8 +55,8 @@ impl NegativeCache {
         }
     }
 
-    /// Notes how a look-up has just failed, and returns that. What was heard on a way that others do not go is not noted;
-    /// nor may this be called with an error of [`NegativeCache::check`]: upstream would never be asked again.
+    /// Notes how a look-up has just failed, and returns the error. What was heard on a way that others do not go is not
+    /// noted. This must not be called with an error of [`NegativeCache::check`]: upstream would never be asked again.
     pub(super) fn note(
         &self,
         upstreams: &Upstreams,

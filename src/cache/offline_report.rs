@@ -1,7 +1,7 @@
-//! What an upstream that is never asked leaves missing, and which image it is missing from.
+//! Offline reports: what is missing from an upstream that is never asked, and which image needs it.
 //!
-//! Who carries images to a site without upstreams wants to know what to carry next. The look for the image is
-//! bounded, and happens only when the answer is an error.
+//! An operator who carries images to a site without upstreams wants to know what to carry next. The search for the
+//! image is bounded, and happens only when the answer is an error.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::oci::{Digest, Image, Reference, Repo, Tag, manifest};
 use crate::store::Store;
 use crate::upstream;
 
-/// Tags of a repository among whose images that of a digest is looked for.
+/// Tags of a repository whose images are searched for a digest.
 const TAGS_MAX: usize = 128;
 
-/// Manifests that are read in search of that image.
+/// Manifests that are read in that search.
 const MANIFESTS_MAX: usize = 1000;
 
 /// Says what is missing of an upstream that is never asked.
@@ -28,8 +28,8 @@ impl OfflineReports {
         Self { store: store.clone(), manifests: Arc::clone(manifests) }
     }
 
-    /// Says of what an upstream that is offline was not asked for what it is. Other errors stay as they are.
-    pub(super) async fn explain(&self, repo: &Repo, reference: &Reference, error: Error) -> Error {
+    /// Replaces the error of an upstream that is offline by a report of what is missing. Other errors stay as they are.
+    pub(super) async fn describe(&self, repo: &Repo, reference: &Reference, error: Error) -> Error {
         match &error {
             Error::Upstream(cause) if **cause == upstream::Error::Offline => {}
             _ => return error,
@@ -48,7 +48,7 @@ impl OfflineReports {
         Error::Missing(Missing { repo: repo.clone(), reference, image }.into())
     }
 
-    /// A tag of `repo` whose image needs this, as a manifest or as a blob.
+    /// A tag of `repo` whose image needs this digest, as a manifest or as a blob.
     async fn image_with(&self, repo: &Repo, digest: &Digest) -> Result<Option<Image>, Error> {
         let mut left = MANIFESTS_MAX;
         for tag in self.store.tags(repo, None, TAGS_MAX).await? {
@@ -60,7 +60,8 @@ impl OfflineReports {
         Ok(None)
     }
 
-    /// Whether the image `root` names `digest`, itself or in one of its manifests; of these so many more are read.
+    /// Whether the image `root` names `digest`, itself or in one of its manifests, of which at most `left` more are
+    /// read.
     async fn needs(
         &self,
         repo: &Repo,

@@ -63,7 +63,7 @@ impl Upstreams {
         self.of(repo).is_ok_and(|upstream| upstream.is_retired())
     }
 
-    /// The key of a content in the table of transfers: its digest, and the registry that it comes from.
+    /// The key of a content as a download: its digest, and the registry that it comes from.
     pub(super) fn key(&self, repo: &Repo, digest: &Digest) -> PartialKey {
         PartialKey::new(self.one_with(&repo.registry).first().unwrap_or(&repo.registry), digest)
     }

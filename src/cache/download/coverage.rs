@@ -1,4 +1,4 @@
-//! What clients have read of a content: it decides whether the rest of it is worth fetching.
+//! What clients have read of a content. It decides whether the rest of the content is worth fetching.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,14 +6,14 @@ use crate::oci::range::Span;
 use crate::store::Pieces;
 use crate::sync::lock;
 
-/// Separate parts of one content that are remembered as taken; further ones count for nothing.
+/// The most separate spans of one content that are kept. Further ones are not counted.
 const SPANS_MAX: usize = 4096;
 
-/// What readers have taken of one content, over all its flights.
+/// The spans of one content that clients have read, over all its flights. Clones share one account.
 #[derive(Clone, Default)]
-pub(in crate::cache) struct Taken(Arc<Mutex<Pieces>>);
+pub(in crate::cache) struct BytesRead(Arc<Mutex<Pieces>>);
 
-impl Taken {
+impl BytesRead {
     pub(in crate::cache) fn add(&self, span: Span) {
         let mut pieces = lock(&self.0);
         if pieces.spans().len() < SPANS_MAX {
@@ -21,7 +21,7 @@ impl Taken {
         }
     }
 
-    pub(in crate::cache) fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         lock(&self.0).bytes()
     }
 }

@@ -1,32 +1,31 @@
-//! One flight per digest and registry: who is moving bytes from upstream to disk, and who is reading along.
+//! Flights: one for each digest and registry. A flight is a download and the requests that read along with it.
 //!
-//! What one registry sends is its own until the digest is proven: a registry that drips, stalls or lies delays and misleads
-//! no other's clients, and what is shared among registries is what is stored. Within a registry a private flight is open to
-//! the repository that it is for, to those that have a grant, and to those for which the registry has just claimed the
-//! same, by [`Claim`]: these are granted it when it has landed with the size that was claimed.
+//! What one registry sends is its own until the digest is verified: a registry that drips, stalls or lies delays and
+//! misleads no other's clients, and what registries share is what is stored. Within a registry a private flight is open
+//! to the repository that it is for, to those that have a grant, and to those for which the registry has just made the
+//! same [`Claim`]. These are granted the content when it is stored with the size that was claimed.
 //!
-//! A [`Flight`] is a task of its own (see [`super::downloader`]) that announces which pieces there are. A [`Reader`]
-//! follows at its own pace from the file and holds nothing up; where it stands is known to the flight, which
-//! fetches that first (see [`super::schedule`]). Nothing here moves bytes.
+//! A [`Flight`] is a task of its own (see [`super::downloader`]), which announces which pieces are there. A
+//! [`FlightReader`] follows at its own pace from the file and holds nothing up. The flight knows where each reader is,
+//! and fetches that first (see [`super::schedule`]). Nothing here moves bytes.
 //!
-//! What a reader may see: everything that is written, but a reader that asked for the content to its end
-//! never gets the last [`HOLD_BACK`] bytes before the digest is proven. So no client ever holds a complete
-//! body that is wrong. Where nobody knows how long it is, these are the last bytes that have come. Of what calls itself a
-//! page nobody gets a byte before.
+//! What a reader may see is everything that is written, but for one thing: a reader that asked for the content to its
+//! end never gets the last [`HOLD_BACK`] bytes before the digest is verified. So no client ever holds a complete body
+//! that is wrong. While the size is unknown, these are the last bytes that have come. Of a response that calls itself a
+//! page no reader gets a byte before.
 //!
-//! A flight of which only parts were asked ends when they are there and nobody has asked for more for a while.
-//! Then they are read from what is left of it, without a flight, by the repository that they came for (see
-//! [`store::Left`](crate::store::Left)); of another repository the registry must first say that it may have them.
-//! What readers have taken of a content is remembered longer than a flight: it decides whether all of it is
-//! worth fetching.
+//! A flight of which only parts were asked for ends when they are there and nobody has asked for more for a while. Then
+//! they are read from the partial file, without a flight, by the repository that they came for (see
+//! [`store::Left`](crate::store::Left)). For another repository the registry must first say that it may have them. What
+//! clients have read of a content is remembered longer than a flight: it decides whether all of it is worth fetching.
 //!
-//! The table has one lock, taken for a look-up or a count and never across an await.
+//! The table has one lock, which is taken for a look-up or a count and never across an await.
 
 mod progress;
 mod reader;
+mod sharing;
 #[cfg(test)]
 mod tests;
-mod word;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -36,12 +35,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lru::LruCache;
 use tokio::sync::{Notify, watch};
 
-use self::progress::Progress;
-pub(in crate::cache) use self::progress::{End, HOLD_BACK};
-pub(in crate::cache) use self::reader::Reader;
-use self::word::Word;
-use super::coverage::Taken;
-use super::positions::{Place, Places};
+pub(super) use self::progress::FlightEnd;
+use self::progress::FlightProgress;
+pub(in crate::cache) use self::progress::HOLD_BACK;
+pub(in crate::cache) use self::reader::FlightReader;
+use self::sharing::Sharing;
+use super::coverage::BytesRead;
+use super::cursors::{Cursor, Cursors};
 use super::schedule::Need;
 use crate::bounded;
 use crate::cache::error::Error;
@@ -55,33 +55,33 @@ use crate::store::{BlobFile, PartialKey, Pieces};
 use crate::sync::lock;
 use crate::upstream::Claim;
 
-/// Contents of which it is remembered what readers took.
-const TAKEN_MAX: usize = 1024;
+/// Contents for which it is remembered what clients have read of them.
+const BYTES_READ_MAX: usize = 1024;
 
-/// One transfer of one digest from one registry.
+/// One download of one digest from one registry.
 pub(in crate::cache) struct Flight {
     key: PartialKey,
-    /// The repository whose upstream is asked.
+    /// The repository for which upstream is asked.
     origin: Repo,
-    /// Whether it is asked without a credential: then the whole registry may read along.
+    /// Whether upstream is asked without a credential: then every repository of the registry may read along.
     is_public: bool,
-    /// Who sends it, and for whom else that was claimed.
-    word: Word,
-    /// Where the request that began it has come from.
+    /// Who sends the content, and which other repositories read along by a claim.
+    sharing: Sharing,
+    /// The context with which upstream is asked: that of the request that began the flight.
     context: RequestContext,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<FlightProgress>,
     readers: AtomicUsize,
-    places: Mutex<Places>,
-    taken: Taken,
-    /// Tells the task that readers came, or left.
+    cursors: Mutex<Cursors>,
+    bytes_read: BytesRead,
+    /// Tells the task that readers came, left or moved.
     wake: Notify,
-    /// Everything was asked for, so that the proof is worth its hashing.
+    /// Everything was asked for, so the verification is worth its hashing.
     is_whole: AtomicBool,
-    /// It has a seat, and goes on when its readers leave.
-    is_seated: AtomicBool,
-    /// Nothing is under way: it merely waits a while for more to do.
+    /// It has a slot, and goes on when its readers leave.
+    has_slot: AtomicBool,
+    /// It has no connection: it waits a while for more to do.
     is_idle: AtomicBool,
-    /// Asked to stop. Set under the table's lock, so who joins later knows.
+    /// It was told to stop. Set under the lock of the table, so that later readers know.
     is_stopping: AtomicBool,
     abandoned: Notify,
 }
@@ -92,54 +92,54 @@ impl Flight {
         origin: Repo,
         is_public: bool,
         context: RequestContext,
-        taken: Taken,
+        bytes_read: BytesRead,
     ) -> Arc<Self> {
         Arc::new(Self {
             key,
             origin,
             is_public,
-            word: Word::default(),
+            sharing: Sharing::default(),
             context,
-            progress: watch::Sender::new(Progress::default()),
+            progress: watch::Sender::new(FlightProgress::default()),
             readers: AtomicUsize::new(0),
-            places: Mutex::default(),
-            taken,
+            cursors: Mutex::default(),
+            bytes_read,
             wake: Notify::new(),
             is_whole: AtomicBool::new(false),
-            is_seated: AtomicBool::new(false),
+            has_slot: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
             abandoned: Notify::new(),
         })
     }
 
-    /// What it brings, by the word of whoever sends it.
-    pub(in crate::cache) fn digest(&self) -> &Digest {
+    /// The digest of the content.
+    pub(super) fn digest(&self) -> &Digest {
         &self.key.digest
     }
 
-    /// What it is as a transfer of its registry.
-    pub(in crate::cache) fn key(&self) -> &PartialKey {
+    /// The key of the flight: the registry and the digest.
+    pub(super) fn key(&self) -> &PartialKey {
         &self.key
     }
 
-    /// The repository whose upstream is asked.
-    pub(in crate::cache) fn origin(&self) -> &Repo {
+    /// The repository for which upstream is asked.
+    pub(super) fn origin(&self) -> &Repo {
         &self.origin
     }
 
-    /// Whether it is asked without a credential: then the whole registry may read along.
-    pub(in crate::cache) fn is_public(&self) -> bool {
+    /// Whether upstream is asked without a credential: then every repository of the registry may read along.
+    pub(super) fn is_public(&self) -> bool {
         self.is_public
     }
 
-    /// Who sends it, and for whom else that was claimed.
-    pub(in crate::cache) fn word(&self) -> &Word {
-        &self.word
+    /// Who sends the content, and which other repositories read along by a claim.
+    pub(super) fn sharing(&self) -> &Sharing {
+        &self.sharing
     }
 
-    /// Where the request that began it has come from.
-    pub(in crate::cache) fn context(&self) -> &RequestContext {
+    /// The context with which upstream is asked: that of the request that began the flight.
+    pub(super) fn context(&self) -> &RequestContext {
         &self.context
     }
 
@@ -147,26 +147,26 @@ impl Flight {
         granted || self.is_public || self.origin == *repo
     }
 
-    /// A reader has come.
-    fn enter(&self, asked: Option<&Ranges>) -> Arc<Place> {
+    /// Adds a reader.
+    fn enter(&self, asked: Option<&Ranges>) -> Arc<Cursor> {
         self.readers.fetch_add(1, Ordering::Relaxed);
-        let place = lock(&self.places).enter(asked);
+        let cursor = lock(&self.cursors).enter(asked);
         self.wake();
-        place
+        cursor
     }
 
-    /// A reader of several ranges says which parts of `total` bytes it reads.
-    fn decide(&self, place: &Place, parts: &[Part], total: u64) {
-        lock(&self.places).decide(place, parts, total);
+    /// A reader of several ranges chooses these parts of a content of `total` bytes.
+    fn choose_parts(&self, cursor: &Cursor, parts: &[Part], total: u64) {
+        lock(&self.cursors).choose_parts(cursor, parts, total);
         self.wake();
     }
 
-    /// Tells the task that something has changed for a reader.
+    /// Tells the task that a reader came, left or moved.
     fn wake(&self) {
         self.wake.notify_one();
     }
 
-    fn subscribe(&self) -> watch::Receiver<Progress> {
+    fn subscribe(&self) -> watch::Receiver<FlightProgress> {
         self.progress.subscribe()
     }
 
@@ -174,104 +174,104 @@ impl Flight {
         self.is_idle.load(Ordering::Relaxed)
     }
 
-    /// Upstream has answered; what there is can be read at once. `total`: how large it will be, if that is known.
-    pub(in crate::cache) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
+    /// Upstream has answered: `have` can be read at once. `total` is the size of the content, if it is known.
+    pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
         self.progress.send_modify(|progress| progress.announce(file, total, have));
     }
 
-    /// What upstream sends calls itself a page: nobody is to see any of it before it is proven.
-    pub(in crate::cache) fn be_page(&self) {
-        self.progress.send_modify(Progress::be_page);
+    /// The response calls itself a page: no reader may see any of it before it is verified.
+    pub(super) fn mark_page(&self) {
+        self.progress.send_modify(FlightProgress::mark_page);
     }
 
-    /// Whether it calls itself a page.
-    pub(in crate::cache) fn is_page(&self) -> bool {
+    /// Whether the response calls itself a page.
+    pub(super) fn is_page(&self) -> bool {
         self.progress.borrow().is_page()
     }
 
-    /// These bytes can be read, too.
-    pub(in crate::cache) fn advance(&self, span: Span) {
+    /// The bytes of `span` can be read from now on, too.
+    pub(super) fn advance(&self, span: Span) {
         self.progress.send_modify(|progress| progress.advance(span));
     }
 
-    /// The proof is on its way.
-    pub(in crate::cache) fn hashed(&self, hashed: u64) {
+    /// Bytes from the start that are hashed by now: the verification is on its way.
+    pub(super) fn set_hashed(&self, hashed: u64) {
         self.progress.send_modify(|progress| progress.set_hashed(hashed));
     }
 
-    /// Nothing changes any more.
-    pub(in crate::cache) fn end(&self, end: End) {
+    /// Ends the flight: nothing changes any more.
+    pub(super) fn end(&self, end: FlightEnd) {
         self.progress.send_modify(|progress| progress.set_end(end));
     }
 
-    /// Whether readers have been told that there is an answer.
-    pub(in crate::cache) fn is_announced(&self) -> bool {
+    /// Whether readers have been told that there is a response.
+    pub(super) fn is_announced(&self) -> bool {
         self.progress.borrow().file().is_some()
     }
 
-    /// What was asked since the last call.
-    pub(in crate::cache) fn asked(&self) -> Vec<Option<Range>> {
-        lock(&self.places).take_asked()
+    /// Takes the ranges that were asked for since the last call.
+    pub(super) fn take_asked(&self) -> Vec<Option<Range>> {
+        lock(&self.cursors).take_asked()
     }
 
-    /// What its readers still want of `total` bytes, the most urgent first.
-    pub(in crate::cache) fn needs(&self, total: u64) -> Vec<Need> {
+    /// What the readers still want of a content of `total` bytes, the most urgent first.
+    pub(super) fn needs(&self, total: u64) -> Vec<Need> {
         let progress = self.progress.borrow();
-        lock(&self.places).needs(total, progress.have())
+        lock(&self.cursors).needs(total, progress.have())
     }
 
-    /// Resolves when readers have come or left.
-    pub(in crate::cache) async fn stirred(&self) {
+    /// Resolves when readers have come, left or moved.
+    pub(super) async fn readers_changed(&self) {
         self.wake.notified().await;
     }
 
-    /// Keeps account of what readers have taken of this content.
-    fn taken(&self) -> Taken {
-        self.taken.clone()
+    /// The account of what clients have read of this content.
+    fn bytes_read(&self) -> BytesRead {
+        self.bytes_read.clone()
     }
 
-    /// Bytes that readers have taken of this content.
-    pub(in crate::cache) fn taken_bytes(&self) -> u64 {
-        self.taken.bytes()
+    /// Bytes that clients have read of this content.
+    pub(super) fn count_read(&self) -> u64 {
+        self.bytes_read.bytes()
     }
 
-    /// Everything is wanted now.
-    pub(in crate::cache) fn want_whole(&self) {
+    /// Notes that all of the content is wanted.
+    pub(super) fn want_whole(&self) {
         self.is_whole.store(true, Ordering::Release);
     }
 
-    /// Whether everything is wanted.
-    pub(in crate::cache) fn is_whole(&self) -> bool {
+    /// Whether all of the content is wanted.
+    pub(super) fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::Acquire)
     }
 
-    /// Whether it is moving nothing at the moment.
-    pub(in crate::cache) fn set_idle(&self, is_idle: bool) {
+    /// Sets whether the flight has no connection at the moment.
+    pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.store(is_idle, Ordering::Relaxed);
     }
 
-    /// For whom it is, at which registry.
-    pub(in crate::cache) fn owner(&self) -> Owner {
+    /// The owner of the flight in shared limits: its registry and the client that began it.
+    pub(super) fn owner(&self) -> Owner {
         Owner::new(&self.origin.registry, self.context.client())
     }
 
-    /// Bytes that are here.
-    pub(in crate::cache) fn bytes(&self) -> u64 {
+    /// Bytes that can be read by now.
+    pub(super) fn bytes(&self) -> u64 {
         self.progress.borrow().have().bytes()
     }
 
-    /// It has a seat from here on.
-    pub(in crate::cache) fn be_seated(&self) {
-        self.is_seated.store(true, Ordering::Relaxed);
+    /// Notes that the flight has a slot.
+    pub(super) fn mark_slot(&self) {
+        self.has_slot.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was asked to stop.
-    pub(in crate::cache) fn is_stopping(&self) -> bool {
+    /// Whether the flight was told to stop.
+    pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
     }
 
-    /// Resolves when the flight should stop for want of readers.
-    pub(in crate::cache) async fn abandoned(&self) {
+    /// Resolves when the flight is told to stop.
+    pub(super) async fn abandoned(&self) {
         while !self.is_stopping() {
             self.abandoned.notified().await;
         }
@@ -282,7 +282,7 @@ impl Flight {
         self.abandoned.notify_one();
     }
 
-    /// Whether it goes on although nobody reads it.
+    /// Whether the flight has connections and no reader.
     fn is_unattended(&self) -> bool {
         let is_idle = self.is_idle() || self.is_stopping.load(Ordering::Relaxed);
         self.readers.load(Ordering::Relaxed) == 0 && !is_idle
@@ -292,85 +292,89 @@ impl Flight {
 /// The flights under way.
 pub(in crate::cache) struct Flights {
     table: Mutex<HashMap<PartialKey, Arc<Flight>>>,
-    taken: Mutex<LruCache<PartialKey, Taken>>,
-    /// Seats, one for each flight that moves bytes; the rest wait in their requests' own time.
-    seats: Shares,
+    bytes_read: Mutex<LruCache<PartialKey, BytesRead>>,
+    /// One slot for each flight that moves bytes. The others wait in their requests' own time.
+    slots: Shares,
 }
 
-/// Who asks for a digest's flight.
-pub(in crate::cache) struct Asker<'a> {
+/// A request to read a content along with its flight.
+pub(in crate::cache) struct FlightRequest<'a> {
+    /// The repository that the content was asked for in.
     pub repo: &'a Repo,
-    /// Whether the repository may have this content whoever brings it.
+    /// Whether the repository has a grant for the content.
     pub granted: bool,
-    /// What its upstream has just said of it there.
+    /// The claim that the registry has just made for this repository.
     pub claim: Option<Claim>,
     /// The ranges that are asked for.
     pub asked: Option<&'a Ranges>,
-    /// Where the request goes on to, which has come this way.
+    /// The context with which upstream would be asked.
     pub context: &'a RequestContext,
 }
 
-/// What came of asking for a digest's flight.
-pub(in crate::cache) enum Entry {
-    /// There was none: the caller must begin to fill this one.
-    Lead(Arc<Flight>, Reader),
-    /// One is under way and may be read.
-    Join(Reader),
-    /// One is under way with a credential that says nothing about the caller's repository.
-    Foreign,
-    /// One is under way that may itself be waiting for whoever has passed this request on (see [`RequestContext`]).
-    Apart,
+/// The answer to a [`FlightRequest`].
+pub(in crate::cache) enum FlightEntry {
+    /// There was no flight: this is one, and the caller must run it.
+    Lead(Arc<Flight>, FlightReader),
+    /// A flight is under way, and this request may read along.
+    Follow(FlightReader),
+    /// A flight is under way with a credential that says nothing about this repository: it needs a grant or a claim.
+    NeedsGrant,
+    /// A flight is under way, and this request must not wait for it: the claim does not open it, or it may itself be
+    /// waiting for the berth that has passed this request on (see [`RequestContext`]).
+    Separate,
 }
 
 impl Flights {
-    pub(in crate::cache) fn new() -> Arc<Self> {
-        let taken = bounded::lru(NonZeroUsize::new(TAKEN_MAX).expect("not zero"));
+    pub(super) fn new() -> Arc<Self> {
+        let bytes_read = bounded::lru(NonZeroUsize::new(BYTES_READ_MAX).expect("not zero"));
         Arc::new(Self {
             table: Mutex::default(),
-            taken: Mutex::new(taken),
-            seats: Shares::new(fairness::FLIGHTS),
+            bytes_read: Mutex::new(bytes_read),
+            slots: Shares::new(fairness::FLIGHTS),
         })
     }
 
-    /// Waits for a seat: each flight that moves bytes has one.
-    pub(in crate::cache) async fn seat(&self, flight: &Flight) -> Result<Permit, Error> {
-        self.seats.acquire(flight.owner(), 1).await.map_err(|_| Error::Busy)
+    /// Waits for a slot: each flight that moves bytes has one.
+    pub(super) async fn acquire_slot(&self, flight: &Flight) -> Result<Permit, Error> {
+        self.slots.acquire(flight.owner(), 1).await.map_err(|_| Error::Busy)
     }
 
-    /// Joins the flight of `key`, or makes one. `public`: without a credential.
+    /// Joins the flight of `key`, or makes one. A `public` one is asked for without a credential.
     pub(in crate::cache) fn enter(
         self: &Arc<Self>,
         key: &PartialKey,
         public: bool,
-        asker: &Asker<'_>,
-    ) -> Entry {
-        let Asker { repo, granted, claim, asked, context } = *asker;
+        request: &FlightRequest<'_>,
+    ) -> FlightEntry {
+        let FlightRequest { repo, granted, claim, asked, context } = *request;
         let mut table = self.lock();
         if let Some(flight) = table.get(key) {
             if flight.context.level() < context.hops() {
-                return Entry::Apart;
+                return FlightEntry::Separate;
             }
             if flight.may_be_read_by(repo, granted) {
-                return Entry::Join(self.reader(flight, asked));
+                return FlightEntry::Follow(self.reader(flight, asked));
             }
             return match claim {
-                None => Entry::Foreign,
-                Some(claim) if flight.word.opens_to(repo, claim) => Entry::Join(self.reader(flight, asked)),
-                Some(_) => Entry::Apart,
+                None => FlightEntry::NeedsGrant,
+                Some(claim) if flight.sharing.admits(repo, claim) => {
+                    FlightEntry::Follow(self.reader(flight, asked))
+                }
+                Some(_) => FlightEntry::Separate,
             };
         }
-        let flight = Flight::new(key.clone(), repo.clone(), public, context.clone(), self.taken(key));
+        let flight = Flight::new(key.clone(), repo.clone(), public, context.clone(), self.bytes_read(key));
         table.insert(key.clone(), Arc::clone(&flight));
         let reader = self.reader(&flight, asked);
-        Entry::Lead(flight, reader)
+        FlightEntry::Lead(flight, reader)
     }
 
-    /// What readers have taken of a content.
-    pub(in crate::cache) fn taken(&self, key: &PartialKey) -> Taken {
-        lock(&self.taken).get_or_insert(key.clone(), Taken::default).clone()
+    /// The account of what clients have read of a content.
+    pub(in crate::cache) fn bytes_read(&self, key: &PartialKey) -> BytesRead {
+        lock(&self.bytes_read).get_or_insert(key.clone(), BytesRead::default).clone()
     }
 
-    /// Whether a flight brings this content and `repo` may know; then its size, if upstream has said that.
+    /// The size of a content, if a flight brings it and `repo` may know. The inner `None`: upstream has not said it.
     pub(in crate::cache) fn total(
         &self,
         key: &PartialKey,
@@ -383,36 +387,36 @@ impl Flights {
         is_told.then_some(progress.total())
     }
 
-    /// Whether a flight brings this.
+    /// Whether a flight is under way for `key`.
     pub(in crate::cache) fn is_under_way(&self, key: &PartialKey) -> bool {
         self.lock().contains_key(key)
     }
 
-    /// Whether a flight brings this for one repository alone.
+    /// Whether a flight is under way for `key` that takes a credential.
     pub(in crate::cache) fn is_private(&self, key: &PartialKey) -> bool {
         self.lock().get(key).is_some_and(|flight| !flight.is_public)
     }
 
-    /// Puts a new flight, for a second try, in the place of `flight`, whose readers are lost.
-    pub(in crate::cache) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
+    /// Puts a new flight for the second attempt in the place of `flight`, whose readers are lost.
+    pub(super) fn replace(&self, flight: &Arc<Flight>) -> Arc<Flight> {
         let (origin, context) = (flight.origin.clone(), flight.context.clone());
-        let next = Flight::new(flight.key.clone(), origin, flight.is_public, context, flight.taken.clone());
+        let next = Flight::new(flight.key.clone(), origin, flight.is_public, context, flight.bytes_read());
         self.lock().insert(flight.key.clone(), Arc::clone(&next));
         next
     }
 
-    /// Takes an ended flight out of the table.
-    pub(in crate::cache) fn leave(&self, flight: &Arc<Flight>) {
+    /// Removes a flight that has ended from the table.
+    pub(super) fn remove(&self, flight: &Arc<Flight>) {
         let mut table = self.lock();
         if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             table.remove(&flight.key);
         }
     }
 
-    /// Takes a flight out of the table, unless somebody has asked for more just now.
-    pub(in crate::cache) fn retire(&self, flight: &Arc<Flight>) -> bool {
+    /// Removes a flight from the table, unless a reader has asked for more just now.
+    pub(super) fn remove_if_idle(&self, flight: &Arc<Flight>) -> bool {
         let mut table = self.lock();
-        if !lock(&flight.places).are_heard_of() {
+        if !lock(&flight.cursors).are_all_taken() {
             return false;
         }
         if table.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
@@ -421,40 +425,40 @@ impl Flights {
         true
     }
 
-    /// A flight goes back to those that wait for a seat.
-    pub(in crate::cache) fn unseat(&self, flight: &Arc<Flight>) {
+    /// Puts a flight back among those that wait for a slot.
+    pub(super) fn requeue(&self, flight: &Arc<Flight>) {
         let _table = self.lock();
-        flight.is_seated.store(false, Ordering::Relaxed);
+        flight.has_slot.store(false, Ordering::Relaxed);
         if flight.readers.load(Ordering::Relaxed) == 0 {
             flight.abandon();
         }
     }
 
-    /// Stops every flight; their partial files stay. Returns how many there were.
+    /// Tells every flight to stop; the partial files stay. Returns how many there were.
     pub(in crate::cache) fn abandon_all(&self) -> usize {
         let table = self.lock();
         table.values().for_each(|flight| flight.abandon());
         table.len()
     }
 
-    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<&Ranges>) -> Reader {
-        let place = flight.enter(asked);
-        Reader::new(self, flight, place)
+    fn reader(self: &Arc<Self>, flight: &Arc<Flight>, asked: Option<&Ranges>) -> FlightReader {
+        let cursor = flight.enter(asked);
+        FlightReader::new(self, flight, cursor)
     }
 
-    /// A reader has left: a flight without readers goes on, unless too many do.
-    fn reader_left(&self, flight: &Arc<Flight>, place: &Arc<Place>) {
-        lock(&flight.places).leave(place);
+    /// Removes a reader. A flight without readers goes on, unless there are too many of them.
+    fn reader_left(&self, flight: &Arc<Flight>, cursor: &Arc<Cursor>) {
+        lock(&flight.cursors).leave(cursor);
         flight.wake();
         let table = self.lock();
         if flight.readers.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        if !flight.is_seated.load(Ordering::Relaxed) {
-            // It has cost nothing yet.
+        if !flight.has_slot.load(Ordering::Relaxed) {
+            // It has cost upstream nothing yet.
             return flight.abandon();
         }
-        // The one that has been left first: among equals it is the one to end.
+        // This flight comes first: among equals it is the one to end.
         let others = table.values().filter(|other| !Arc::ptr_eq(other, flight));
         let all = std::iter::once(flight).chain(others).filter(|flight| flight.is_unattended());
         if let Some(flight) = fairness::one_too_many(all, UNATTENDED_MAX, |flight| flight.owner()) {

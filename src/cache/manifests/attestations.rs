@@ -1,11 +1,11 @@
-//! Layers of attestations, which come behind their manifest.
+//! Layers of attestations, which are fetched in the background after their manifest.
 //!
 //! BuildKit puts an attestation beside the image of each platform: a manifest whose layers are in-toto documents. Some
-//! runtimes fetch that manifest and none of its layers; others want the layers before they run the image. In a mixed fleet
-//! the first would leave an image in the cache that the others cannot pull while the registry is unreachable. So what is
-//! small of them is fetched once the manifest is.
+//! runtimes fetch that manifest and none of its layers; others want the layers before they run the image. In a mixed
+//! fleet the first would leave an image in the cache that the others cannot pull while the registry is unreachable. So
+//! the small layers are fetched once the manifest is.
 //!
-//! What a manifest says of its layers is a claim: no more than it says, and not much, is asked for on its word.
+//! What a manifest says of its layers is a claim: no more than it says, and not much, is asked for because of it.
 
 use std::sync::Arc;
 
@@ -23,18 +23,19 @@ use crate::oci::ranges::Part;
 use crate::oci::{Digest, Range, Ranges, Repo};
 use crate::shares::{Owner, Shares};
 
-/// How the media types of such layers begin; a manifest without one of them has none.
+/// How the media types of such layers begin. A manifest without this text has no such layer.
 const IN_TOTO: &[u8] = b"application/vnd.in-toto";
-/// Larger layers come when they are asked for. Provenance has a few kilobytes, most lists of packages less than this.
+/// The largest layer that is fetched, in bytes. Provenance has a few kilobytes, most lists of packages less than this;
+/// larger layers come when they are asked for.
 const LAYER_BYTES_MAX: u64 = 4 << 20;
-/// Layers of one manifest that come behind it; BuildKit makes one or two.
+/// The most layers of one manifest that are fetched; BuildKit makes one or two.
 const LAYERS_MAX: usize = 8;
 
 /// Fetches the layers of attestations.
 #[derive(Clone)]
 pub(in crate::cache) struct Attestations {
     blobs: Arc<BlobFinder>,
-    /// Room for what is done behind answers.
+    /// The limit on work in the background.
     behind: Shares,
 }
 
@@ -43,7 +44,7 @@ impl Attestations {
         Self { blobs: Arc::clone(blobs), behind: behind.clone() }
     }
 
-    /// Fetches the small layers of a new manifest behind the answer, if it is an attestation.
+    /// Fetches the small layers of a new manifest in the background, if it is an attestation.
     pub(in crate::cache) fn bring(&self, repo: &Repo, manifest: &Manifest, body: &[u8], client: Client) {
         if manifest.kind != Kind::Image || memmem::find(body, IN_TOTO).is_none() {
             return;
@@ -66,7 +67,7 @@ impl Attestations {
         });
     }
 
-    /// Has so many bytes of a blob here.
+    /// Fetches `bytes` bytes of a blob into the store.
     async fn bring_layer(&self, repo: &Repo, digest: &Digest, bytes: u64) -> Result<(), Error> {
         let range = Ranges::One(Range::Closed { first: 0, last: bytes.saturating_sub(1) });
         let blob = self.blobs.find(repo, digest, Some(&range), &RequestContext::default()).await?;

@@ -1,11 +1,11 @@
-//! A check that somebody has asked for by name: now, whatever a rule or a remembered answer says.
+//! Refreshes: checks that an operator asks for. They are made now, whatever a rule or a remembered answer says.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::checks::{Known, TagChecks};
+use super::checks::{CheckedTag, TagChecks};
 use crate::cache::error::Error;
 use crate::cache::negative_cache::NegativeCache;
 use crate::cache::upstreams::Upstreams;
@@ -14,17 +14,17 @@ use crate::store::Store;
 
 /// Tags of one repository that are checked at once, for one command.
 const TAGS_AT_ONCE: usize = 8;
-/// How long somebody waits for a check; it goes on after that.
+/// How long a command waits for a check, which goes on after that.
 const DEADLINE: Duration = Duration::from_secs(20);
 const STALE: &str = "the parent that was asked could not ask the registry";
 
-/// What came of the check of a tag.
+/// The result of a refresh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refreshed {
     /// The tag.
     #[serde(rename = "ref")]
     pub image: Image,
-    /// What upstream says.
+    /// What upstream says of it.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
@@ -33,31 +33,31 @@ pub struct Refreshed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
-    /// What was known.
+    /// The tag means what was known.
     Unchanged {
         /// What the tag means.
         digest: Digest,
     },
-    /// Something else than was known, which is served from now on.
+    /// The tag means something else than was known. That is served from now on.
     Moved {
         /// What it meant.
         from: Digest,
         /// What it means.
         to: Digest,
     },
-    /// Nothing was known.
+    /// Nothing was known of the tag.
     New {
         /// What the tag means.
         digest: Digest,
     },
     /// There is no such tag, or none for us.
     Gone {
-        /// Which of these.
+        /// The answer of upstream.
         error: String,
     },
-    /// Nothing: what is known stays as it was.
+    /// Upstream could not be asked: what is known stays as it was.
     Failed {
-        /// Why it could not be asked.
+        /// Why upstream could not be asked.
         error: String,
     },
 }
@@ -69,7 +69,7 @@ impl Outcome {
     }
 }
 
-/// Makes the checks that are asked for by name, under one configuration.
+/// Makes refreshes under one configuration.
 #[derive(Clone)]
 pub(in crate::cache) struct Refresher {
     store: Store,
@@ -100,12 +100,12 @@ impl Refresher {
         self.checks.ask_again(repo, tag);
         let before = self.store.tag(repo, tag).await?.map(|record| record.digest);
         let outcome = match (before, self.checks.check_anew(&upstream, repo, tag, DEADLINE).await?) {
-            (_, Ok(Known { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
-            (None, Ok(Known { record, .. })) => Outcome::New { digest: record.digest },
-            (Some(before), Ok(Known { record, .. })) if before == record.digest => {
+            (_, Ok(CheckedTag { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
+            (None, Ok(CheckedTag { record, .. })) => Outcome::New { digest: record.digest },
+            (Some(before), Ok(CheckedTag { record, .. })) if before == record.digest => {
                 Outcome::Unchanged { digest: before }
             }
-            (Some(from), Ok(Known { record, .. })) => Outcome::Moved { from, to: record.digest },
+            (Some(from), Ok(CheckedTag { record, .. })) => Outcome::Moved { from, to: record.digest },
             (_, Err(error)) if error.is_absence() => Outcome::Gone { error: error.to_string() },
             (_, Err(error)) => Outcome::Failed { error: error.to_string() },
         };
@@ -113,8 +113,8 @@ impl Refresher {
         Ok(Refreshed { image, outcome })
     }
 
-    /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`; and whether there
-    /// are more.
+    /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`. The flag says
+    /// whether there are more.
     pub(in crate::cache) async fn refresh_known(
         &self,
         repo: &Repo,

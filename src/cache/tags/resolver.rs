@@ -1,25 +1,15 @@
-//! Tags: what is known of them, when upstream is asked, and what is served when it cannot answer.
+//! The resolver: what a tag means, as fresh as its rule demands, and what is served when upstream cannot say.
 //!
-//! A check is a HEAD that names the digest; the manifest is then fetched by that digest, if it is not here. A HEAD that
-//! is refused is followed by a GET, whose word counts. Where there is nothing else to answer with, a check that fails is
-//! made again, as every other request is.
-//!
-//! The tag moves when the manifest is stored. Until the new image is here whole, the last whole image of the
-//! tag is remembered, and served if upstream dies in between.
-//!
-//! An upstream may give out only so many manifests. When it is down to its reserve, these are for images never seen:
-//! a tag that has moved is served as it was, as stale.
-//!
-//! Checks are shared by everybody who asks at the same time, and go on when a request stops waiting: with
-//! something to serve nobody waits longer than [`CHECK_DEADLINE`].
+//! What is stored is judged by [`freshness`]. If that asks for a check, the [checks](super::checks) ask upstream. While
+//! the new image of a tag is incomplete, the last complete image of the tag is served if upstream dies in between.
 
 use std::sync::Arc;
 
 use tracing::{debug, info};
 
-use super::checks::{CHECK_DEADLINE, Known, REFERRERS_DEADLINE, TagChecks};
-use super::freshness::{self, Confirmed, Rules, Verdict, Word};
-use super::recent_failures::Heard;
+use super::checks::{CHECK_DEADLINE, CheckedTag, REFERRERS_DEADLINE, TagChecks};
+use super::freshness::{self, Confirmed, Rules, TagVerdict, UpstreamWord};
+use super::recent_failures::LastCheck;
 use crate::cache::error::Error;
 use crate::cache::manifests::{Manifest, ManifestFinder};
 use crate::cache::negative_cache::NegativeCache;
@@ -37,12 +27,12 @@ const WARNING_PREVIOUS: &str =
     "stale: the tag has moved, but upstream is gone and the new image is incomplete";
 
 /// A tag that can be served without a wait.
-pub(in crate::cache) struct AtHand {
-    /// What it means.
+pub(in crate::cache) struct CachedTag {
+    /// The digest that the tag means.
     pub digest: Digest,
-    /// Since how many seconds it is unconfirmed.
+    /// Seconds since upstream last confirmed the tag.
     pub age: Option<u64>,
-    /// What the client should be told, if it is stale.
+    /// The text of a `Warning` header, if the tag is stale.
     pub warning: Option<&'static str>,
 }
 
@@ -75,23 +65,26 @@ impl TagResolver {
         }
     }
 
-    /// What a tag means, if that can be served as it is known, and both are known without a wait for anything.
-    pub(in crate::cache) fn at_hand(&self, repo: &Repo, tag: &Tag) -> Option<AtHand> {
+    /// What a tag means, if it can be served as it is known, and both are known without a wait for anything.
+    pub(in crate::cache) fn at_hand(&self, repo: &Repo, tag: &Tag) -> Option<CachedTag> {
         let record = self.store.tag_at_hand(repo, tag)?;
-        let heard = self.checks.heard(&*self.upstreams.of(repo).ok()?, repo, tag);
-        let confirmed = Confirmed { at: record.checked_at, revoked: heard.revoked };
-        let warning = match freshness::judge(confirmed, self.rules.find(repo, tag), now(), heard.word) {
-            Verdict::Serve => None,
-            Verdict::ServeStale => Some(WARNING_STALE),
-            Verdict::ServeRemoved => Some(WARNING_REMOVED),
-            Verdict::ServeAndCheck | Verdict::CheckFirst | Verdict::CheckOrRefuse | Verdict::Refuse => {
+        let last = self.checks.last_check(&*self.upstreams.of(repo).ok()?, repo, tag);
+        let confirmed = Confirmed { at: record.checked_at, revoked: last.revoked };
+        let warning = match freshness::judge(confirmed, self.rules.find(repo, tag), now(), last.word) {
+            TagVerdict::Serve => None,
+            TagVerdict::ServeStale => Some(WARNING_STALE),
+            TagVerdict::ServeRemoved => Some(WARNING_REMOVED),
+            TagVerdict::ServeAndCheck
+            | TagVerdict::CheckFirst
+            | TagVerdict::CheckOrRefuse
+            | TagVerdict::Refuse => {
                 return None;
             }
         };
-        // With another image to fall back on it takes a look at what is here of both.
+        // If there is another image to fall back on, the store must be asked what is there of both.
         let is_settled = record.previous.is_none()
-            || (warning.is_none() && heard.word == Word::Open && !self.negative.is_troubled(repo));
-        is_settled.then(|| AtHand { digest: record.digest, age: age(&record), warning })
+            || (warning.is_none() && last.word == UpstreamWord::Open && !self.negative.is_troubled(repo));
+        is_settled.then(|| CachedTag { digest: record.digest, age: age(&record), warning })
     }
 
     /// The manifest that a tag means, as fresh as its rule demands.
@@ -104,8 +97,8 @@ impl TagResolver {
         let upstream = self.upstreams.of(repo)?;
         let upstream = &*upstream;
         let record = self.store.tag(repo, tag).await?;
-        // After that wait: a check may have ended meanwhile, and its word counts.
-        let Heard { mut word, mut refusal, revoked } = self.checks.heard(upstream, repo, tag);
+        // This comes after that wait: a check may have ended meanwhile, and its result counts.
+        let LastCheck { mut word, mut refusal, revoked } = self.checks.last_check(upstream, repo, tag);
         let Some(record) = record else {
             return match refusal {
                 Some(refusal) => Err(refusal),
@@ -115,32 +108,32 @@ impl TagResolver {
         let confirmed = Confirmed { at: record.checked_at, revoked };
         loop {
             let deadline = match freshness::judge(confirmed, self.rules.find(repo, tag), now(), word) {
-                Verdict::Serve => {
-                    let is_sound = word == Word::Open && !self.negative.is_troubled(repo);
+                TagVerdict::Serve => {
+                    let is_sound = word == UpstreamWord::Open && !self.negative.is_troubled(repo);
                     if !is_sound && let Some(manifest) = self.last_complete(repo, tag, &record).await? {
                         return Ok(manifest);
                     }
                     return self.serve(repo, &record, None, context).await;
                 }
-                Verdict::ServeStale => {
+                TagVerdict::ServeStale => {
                     return self.serve_stale(repo, tag, &record, WARNING_STALE, context).await;
                 }
-                Verdict::ServeRemoved => {
+                TagVerdict::ServeRemoved => {
                     return self.serve_stale(repo, tag, &record, WARNING_REMOVED, context).await;
                 }
-                Verdict::ServeAndCheck => {
+                TagVerdict::ServeAndCheck => {
                     self.checks.begin(upstream, repo, tag, context);
                     return self.serve(repo, &record, None, context).await;
                 }
-                Verdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
-                Verdict::CheckFirst => Some(context.patience_to_check(CHECK_DEADLINE)),
-                Verdict::CheckOrRefuse => None,
+                TagVerdict::Refuse => return Err(refusal.unwrap_or(Error::TooOld)),
+                TagVerdict::CheckFirst => Some(context.patience_to_check(CHECK_DEADLINE)),
+                TagVerdict::CheckOrRefuse => None,
             };
             match self.checks.check(repo, tag, deadline, context).await {
                 Ok(known) => return self.answer(repo, known, context).await,
-                Err(error) if error.is_outage() => word = Word::Silent,
+                Err(error) if error.is_outage() => word = UpstreamWord::Silent,
                 Err(error) if error.is_absence() => {
-                    word = Word::Removed;
+                    word = UpstreamWord::Removed;
                     refusal = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -148,10 +141,10 @@ impl TagResolver {
         }
     }
 
-    /// A tag of which nothing is known: only upstream can say.
+    /// Resolves a tag of which nothing is known: only upstream can say.
     ///
-    /// A list of referrers is the exception: dockerd asks for it last, and an error instead of "there is none"
-    /// would end its pull.
+    /// For a list of referrers an outage counts as "there is none": dockerd asks for it last, and an error would end
+    /// its pull.
     async fn first_time(&self, repo: &Repo, tag: &Tag, context: &RequestContext) -> Result<Manifest, Error> {
         let may_be_absent = tag.is_of_referrers();
         let deadline = may_be_absent.then(|| context.patience(REFERRERS_DEADLINE));
@@ -165,8 +158,13 @@ impl TagResolver {
         }
     }
 
-    async fn answer(&self, repo: &Repo, known: Known, context: &RequestContext) -> Result<Manifest, Error> {
-        let Known { record, fetched, is_stale } = known;
+    async fn answer(
+        &self,
+        repo: &Repo,
+        known: CheckedTag,
+        context: &RequestContext,
+    ) -> Result<Manifest, Error> {
+        let CheckedTag { record, fetched, is_stale } = known;
         let warning = is_stale.then_some(WARNING_STALE);
         match fetched {
             Some(manifest) => {
@@ -190,7 +188,7 @@ impl TagResolver {
         Ok(Manifest { source, warning, age: age(record), ..manifest })
     }
 
-    /// Serves what is known although upstream does not confirm it: the last image that is whole, if there is one.
+    /// Serves a tag that upstream does not confirm: the last complete image, if the current one is not complete.
     async fn serve_stale(
         &self,
         repo: &Repo,
@@ -205,7 +203,7 @@ impl TagResolver {
         }
     }
 
-    /// The image before the current one, if that is whole and the current one is not.
+    /// The image before the current one, if it is complete and the current one is not.
     async fn last_complete(
         &self,
         repo: &Repo,
@@ -229,7 +227,7 @@ impl TagResolver {
     }
 }
 
-/// For how many seconds a tag has gone unconfirmed; none if it never was confirmed, or nobody knows when.
+/// Seconds since upstream last confirmed a tag; `None` if it never has, or nobody knows when.
 fn age(record: &TagRecord) -> Option<u64> {
     age_of(record.checked_at, now()).filter(|_| record.checked_at > 0)
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::progress::{End, Progress};
+use super::progress::{FlightEnd, FlightProgress};
 use super::{Flight, Flights};
-use crate::cache::download::coverage::Taken;
-use crate::cache::download::positions::Place;
+use crate::cache::download::coverage::BytesRead;
+use crate::cache::download::cursors::Cursor;
 use crate::cache::error::Error;
 use crate::context::RequestContext;
 use crate::oci::Repo;
@@ -18,25 +18,25 @@ use crate::oci::ranges::Part;
 use crate::store::BlobFile;
 use crate::telemetry::metrics::Source;
 
-/// A reader that sees no progress for so long is cut, so that its client can resume or fall back.
+/// Time without progress after which a reader is cut off, so that its client can resume or go elsewhere.
 pub(super) const STALL: Duration = Duration::from_secs(20);
 
 /// One request that follows a flight.
-pub(in crate::cache) struct Reader {
+pub(in crate::cache) struct FlightReader {
     flights: Arc<Flights>,
     flight: Arc<Flight>,
-    place: Arc<Place>,
-    progress: watch::Receiver<Progress>,
-    /// Whether the flight had nothing to do before this reader came.
+    cursor: Arc<Cursor>,
+    progress: watch::Receiver<FlightProgress>,
+    /// Whether the flight was idle when this reader came.
     moved_nothing: bool,
 }
 
-impl Reader {
-    /// Follows `flight` from `place` on.
-    pub(super) fn new(flights: &Arc<Flights>, flight: &Arc<Flight>, place: Arc<Place>) -> Self {
+impl FlightReader {
+    /// A reader that follows `flight`, with its `cursor` there.
+    pub(super) fn new(flights: &Arc<Flights>, flight: &Arc<Flight>, cursor: Arc<Cursor>) -> Self {
         let (flights, flight) = (Arc::clone(flights), Arc::clone(flight));
         let (progress, moved_nothing) = (flight.subscribe(), flight.is_idle());
-        Self { flights, flight, place, progress, moved_nothing }
+        Self { flights, flight, cursor, progress, moved_nothing }
     }
 
     /// The repository whose upstream the flight asks.
@@ -44,53 +44,55 @@ impl Reader {
         self.flight.origin()
     }
 
-    /// Whether the flight is as much `repo`'s as anybody's: begun for it, or for everybody.
+    /// Whether the flight was begun for `repo`, or is public and so open to every repository.
     pub(in crate::cache) fn is_its_own(&self, repo: &Repo) -> bool {
         self.flight.is_public() || self.flight.origin() == repo
     }
 
-    /// Whether a fallback has sent some of it.
-    pub(in crate::cache) fn is_by_fallback(&self) -> bool {
-        self.flight.word().is_by_fallback()
+    /// Whether a fallback has sent some of the content.
+    pub(in crate::cache) fn has_fallback(&self) -> bool {
+        self.flight.sharing().has_fallback()
     }
 
-    /// Where the request that began the flight went on to.
+    /// The context with which the flight asks upstream: that of the request that began it.
     pub(in crate::cache) fn context(&self) -> &RequestContext {
         self.flight.context()
     }
 
-    /// Waits for upstream's answer. None: the content is already stored, look again.
+    /// Waits for the answer of upstream. `None`: the content is stored already, so the caller looks again.
     ///
-    /// A flight that was stopped just before this reader came has nothing to say but its end.
-    pub(in crate::cache) async fn file(&mut self) -> Result<Option<BlobFile>, Error> {
+    /// A flight that was told to stop just before this reader came answers with its end only.
+    pub(in crate::cache) async fn wait_for_file(&mut self) -> Result<Option<BlobFile>, Error> {
         let is_stopping = self.flight.is_stopping();
-        let answered =
-            |progress: &Progress| (progress.file().is_some() && !is_stopping) || progress.end().is_some();
+        let answered = |progress: &FlightProgress| {
+            (progress.file().is_some() && !is_stopping) || progress.end().is_some()
+        };
         let progress = self.progress.wait_for(answered).await.map_err(|_| Error::GivenUp)?;
         match (progress.file(), progress.end()) {
-            (_, Some(End::Failed(error))) => Err(error.clone()),
+            (_, Some(FlightEnd::Failed(error))) => Err(error.clone()),
             (Some(file), _) => Ok(Some(file.clone())),
             (None, _) => Ok(None),
         }
     }
 
-    /// How large the content is, if that is known by now.
+    /// The size of the content in bytes, if it is known by now.
     pub(in crate::cache) fn total(&self) -> Option<u64> {
         self.progress.borrow().total()
     }
 
-    /// How large the content is, with the file of that size, if that is known by now.
+    /// The size of the content with the file of that size, if both are known by now.
     pub(in crate::cache) fn known(&self) -> Option<(u64, BlobFile)> {
         self.progress.borrow().known()
     }
 
-    /// Waits until it is known how large the content is, and says it with the file; nothing if the flight ends before.
-    pub(in crate::cache) async fn measured(&mut self) -> Option<(u64, BlobFile)> {
-        let is_known = |progress: &Progress| progress.total().is_some() || progress.end().is_some();
+    /// Waits until the size of the content is known, and returns it with the file. `None` if the flight ends before.
+    pub(in crate::cache) async fn wait_for_total(&mut self) -> Option<(u64, BlobFile)> {
+        let is_known = |progress: &FlightProgress| progress.total().is_some() || progress.end().is_some();
         self.progress.wait_for(is_known).await.ok()?.known()
     }
 
-    /// How `parts` are come by, by a reader that has just joined; what is open in them is still to be proven.
+    /// The source of `parts` for a reader that has just joined. Open parts are not a hit: their end is still to be
+    /// verified.
     pub(in crate::cache) fn source(&self, parts: &[Part]) -> Source {
         let has = |part: &Part| !part.is_open && self.has(part.span);
         if !parts.is_empty() && parts.iter().all(has) {
@@ -107,35 +109,37 @@ impl Reader {
         self.progress.borrow().have().contains(span)
     }
 
-    /// Keeps account of what readers have taken of this content.
-    pub(in crate::cache) fn taken(&self) -> Taken {
-        self.flight.taken()
+    /// The account of what clients have read of this content.
+    pub(in crate::cache) fn bytes_read(&self) -> BytesRead {
+        self.flight.bytes_read()
     }
 
-    /// Asks for these parts of a content of `total` bytes, if it came for several ranges; for none if they are refused.
-    pub(in crate::cache) fn decide(&self, parts: &[Part], total: u64) {
-        if self.place.is_undecided() {
-            self.flight.decide(&self.place, parts, total);
+    /// Chooses these parts of a content of `total` bytes, if the request was for several ranges; an empty list if they
+    /// were refused.
+    pub(in crate::cache) fn choose_parts(&self, parts: &[Part], total: u64) {
+        if self.cursor.is_undecided() {
+            self.flight.choose_parts(&self.cursor, parts, total);
         }
     }
 
-    /// Begins with another of them. What it stands before may be far from all that is under way.
-    pub(in crate::cache) fn turn_to(&self, part: usize, position: u64) {
-        self.place.turn_to(part);
-        self.place.go_to(position);
+    /// Begins with another part, which may be far from everything that is being fetched.
+    pub(in crate::cache) fn start_part(&self, part: usize, position: u64) {
+        self.cursor.start_part(part);
+        self.cursor.go_to(position);
         self.flight.wake();
     }
 
-    /// Up to where there is something to read from `position` on; `held` as for [`Reader::beyond`].
-    pub(in crate::cache) fn there(&mut self, position: u64, held: bool) -> u64 {
-        self.place.go_to(position);
+    /// The position up to which bytes can be read from `position` on; `held` as in [`FlightReader::wait_beyond`].
+    pub(in crate::cache) fn readable_to(&mut self, position: u64, held: bool) -> u64 {
+        self.cursor.go_to(position);
         self.progress.borrow_and_update().visible(position, held)
     }
 
-    /// Waits until there is something to read beyond `position`, and says up to where; `position` itself if that turns
-    /// out to be the end of a content whose size was not known. `held`: the end must wait for the proof.
-    pub(in crate::cache) async fn beyond(&mut self, position: u64, held: bool) -> Result<u64, Error> {
-        self.place.go_to(position);
+    /// Waits until bytes beyond `position` can be read, and returns the position up to which they can. Returns
+    /// `position` itself if that turns out to be the end of a content of unknown size. With `held`, the end waits for
+    /// the verification.
+    pub(in crate::cache) async fn wait_beyond(&mut self, position: u64, held: bool) -> Result<u64, Error> {
+        self.cursor.go_to(position);
         let (mut nearest, mut deadline) = (None, Instant::now() + STALL);
         loop {
             {
@@ -145,13 +149,15 @@ impl Reader {
                     return Ok(visible);
                 }
                 match progress.end() {
-                    Some(End::Failed(error)) => return Err(error.clone()),
-                    Some(End::Proven) if progress.total() == Some(position) => return Ok(position),
-                    Some(End::Proven | End::Landed | End::Left) => return Err(Error::GivenUp),
+                    Some(FlightEnd::Failed(error)) => return Err(error.clone()),
+                    Some(FlightEnd::Verified) if progress.total() == Some(position) => return Ok(position),
+                    Some(FlightEnd::Verified | FlightEnd::AlreadyStored | FlightEnd::PartialKept) => {
+                        return Err(Error::GivenUp);
+                    }
                     None => {}
                 }
-                // What comes for others is no progress here.
-                let near = Some(progress.toward(position, held));
+                // Bytes that come for other readers are no progress for this one.
+                let near = Some(progress.nearness(position, held));
                 if near != nearest {
                     (nearest, deadline) = (near, Instant::now() + STALL);
                 }
@@ -165,8 +171,8 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for FlightReader {
     fn drop(&mut self) {
-        self.flights.reader_left(&self.flight, &self.place);
+        self.flights.reader_left(&self.flight, &self.cursor);
     }
 }
