@@ -1,150 +1,109 @@
-//! The heart: hit, join, fill, revalidate, serve stale.
+//! The heart: mirrored repositories. Hit, join, download, revalidate, serve stale.
 //!
-//! [`Cache`] answers for content of a repository. What is stored and granted comes from disk. Else whoever is
-//! already bringing it is joined (`flight`), else it is brought (`fill`). Tags follow [`freshness`].
+//! [`Cache`] is the face; it answers for content of a repository. Beneath it, each part has a room and its own state:
+//!
+//! - `download` brings a blob from upstream to disk, once for all who want it; `passthrough` brings one to a single
+//!   client, unstored.
+//! - `blobs` serves blobs: stored, by joining a download, or by leading one. `claims` finds out what a repository
+//!   may have of what is stored, and `oversized` what is too large to be stored.
+//! - `manifests` does the same for manifests; `tags` says which manifest a tag means, by [`freshness`]; `lists`
+//!   has tags, referrers and repositories.
+//! - `negative_cache` and `mismatches` remember what failed; `offline_report` says what a site without upstreams
+//!   is missing.
 //!
 //! Who may be served a digest: content that came without a credential may be had by any repository. **What a registry
-//! merely claims changes nothing for anybody but its own repositories, until the digest is proven by bytes that this
+//! merely claims changes nothing for anybody but its own repositories, until the digest is verified by bytes that this
 //! registry sent.** So other content may be had by a repository for which its registry has sent it, or for which the
-//! registry, once it has, answers a HEAD with the right size. That is kept as a grant. A manifest that merely names a
-//! digest grants nothing.
+//! registry, once it has sent it to another of its repositories, answers a HEAD with the right size. That is kept as a
+//! grant. A manifest that merely names a digest grants nothing.
 //!
-//! Every transfer and every check is a task of its own: requests wait for them, and may leave.
+//! Every download and every check is a task of its own: requests wait for it, and may leave.
 //!
-//! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another, over the same
-//! content and the same work under way, and whoever has the old one goes on with it.
+//! A [`Cache`] is of one configuration: its upstreams, and its rules. [`Cache::with`] gives one of another
+//! configuration, over the same content and the same work under way, and a request that has the old one goes on with
+//! it.
+//!
+//! This room uses the store, the upstreams and lower floors; the http room uses its face.
 
-mod attestations;
-mod chunk;
+mod blobs;
 mod claims;
 mod config;
-mod direct;
-mod doubts;
+mod download;
 mod error;
 mod fairness;
-mod fetch;
-mod fill;
-mod flight;
-pub mod freshness;
-mod listing;
+mod lists;
 mod manifests;
 mod mismatches;
-mod missing;
+mod negative_cache;
+mod offline_report;
 mod oversized;
-mod places;
-mod pump;
-mod reader;
-mod refresh;
-mod schedule;
-mod size;
-mod speed;
+mod passthrough;
 mod tags;
-mod taken;
 mod upstreams;
-mod writer;
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::ops::Deref;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use lru::LruCache;
-
-use crate::bounded;
-use crate::clock::unix_seconds as now;
 use crate::context::RequestContext;
-use crate::oci::ranges::{Part, Selection};
 use crate::oci::{Digest, Ranges, Reference, Registry, Repo, Tag};
-use crate::shares::Shares;
-use crate::singleflight::SingleFlight;
-use crate::store::{PartialKey, Store};
-use crate::sync::lock;
+use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{self, Claim, ReferrerList, State, Upstream};
+use crate::upstream::{PageQuery, Upstream};
 
-pub use chunk::Room;
+pub use blobs::Size;
+pub use blobs::blob::{Blob, Reading, Way};
+pub use blobs::chunk::Room;
 pub use config::{Complete, Config};
-pub use error::Error;
-pub use freshness::{OnRemoved, Rule, Rules};
-pub use listing::{Page, Referrers, Tags};
+pub use error::{Error, Missing};
+pub use lists::{Page, Referrers, Tags};
 pub use manifests::Manifest;
-pub use missing::Missing;
-pub use reader::{Blob, Reading, Way};
-pub use refresh::{Outcome, Refreshed};
-pub use size::Size;
+pub use tags::freshness::{self, OnRemoved, Rule, Rules};
+pub use tags::refresh::{Outcome, Refreshed};
 
-use direct::Detour;
-use doubts::Doubts;
-use fill::Filler;
-use flight::{Asker, Entry, Flights};
+use blobs::BlobFinder;
+use claims::Claims;
+use download::downloader::Downloader;
+use lists::Lists;
+use manifests::ManifestFinder;
 use mismatches::Mismatches;
-use oversized::Oversized;
+use negative_cache::NegativeCache;
+use offline_report::OfflineReports;
+use oversized::OversizedImages;
+use passthrough::Passthroughs;
+use tags::checks::TagChecks;
+use tags::refresh::Refresher;
+use tags::resolver::{CachedTag, TagResolver};
+use upstreams::Upstreams;
 
-/// How long upstream's "there is no such thing", or "not for you", is believed without asking again.
-const ABSENCE_MEMORY: Duration = Duration::from_secs(10);
-/// Remembered absences and failed checks; the oldest are forgotten first.
-const MEMORIES_MAX: usize = 16_384;
-/// How long a failed transfer speaks against an image that is not complete.
-const TROUBLE_MEMORY: Duration = Duration::from_secs(10);
-/// Times a request looks again, because what it waited for was not for it.
-const LOOKS_MAX: usize = 4;
-/// How long the end of the process waits for transfers to put down what they have.
-const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Between two looks at them.
-const CLOSE_PAUSE: Duration = Duration::from_millis(20);
+/// Entries of each memory of failures: refusals, troubled repositories, contents with a wrong digest, failed checks of
+/// tags. The oldest entries are forgotten first.
+const MEMORIES_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// Content by repository, from disk or from upstream.
 #[derive(Clone)]
-pub struct Cache(Arc<Inner>);
+pub struct Cache(Arc<Parts>);
 
-/// What a configuration says, over what is the same whatever it says.
-struct Inner {
-    upstreams: HashMap<Registry, Arc<Upstream>>,
-    /// For every registry that is not among these, if any may be meant.
-    unlisted: Option<Arc<Upstream>>,
-    /// The names under which each registry is configured: see [`Upstream::is_one_with`].
-    one_with: HashMap<Registry, Vec<Registry>>,
-    rules: Rules,
-    filler: Arc<Filler>,
-    shared: Arc<Shared>,
-}
-
-impl Deref for Inner {
-    type Target = Shared;
-
-    fn deref(&self) -> &Shared {
-        &self.shared
-    }
-}
-
-struct Shared {
+/// The parts of a cache under one configuration. Each holds what it shares with other configurations.
+struct Parts {
     store: Store,
     metrics: Arc<Metrics>,
-    flights: Arc<Flights>,
-    completions: Shares,
-    // What is shared is shared by requests of one level only: see `RequestContext`.
-    manifests: SingleFlight<(Repo, Digest, usize), Result<Manifest, Error>>,
-    checks: SingleFlight<(Repo, Tag, usize), Result<tags::Known, Error>>,
-    claims: SingleFlight<(Repo, Digest, usize), Result<Claim, Error>>,
-    referrers: SingleFlight<(Repo, Digest, usize), Result<ReferrerList, Error>>,
-    /// When upstream last said that something is not there, and how, by repository and path in it: a digest
-    /// that is no blob may be a manifest.
-    absent: Mutex<LruCache<(Repo, String), (Instant, Error)>>,
-    doubts: Doubts,
+    upstreams: Arc<Upstreams>,
+    negative: Arc<NegativeCache>,
     mismatches: Arc<Mismatches>,
-    /// When content of a repository could last not be had.
-    troubled: Mutex<LruCache<Repo, Instant>>,
-    oversized: Oversized,
-    /// Room for transfers that the disk cannot take.
-    direct: Shares,
-    /// Room for questions behind an answer.
-    behind: Shares,
+    claims: Arc<Claims>,
+    oversized: Arc<OversizedImages>,
+    blobs: Arc<BlobFinder>,
+    manifests: Arc<ManifestFinder>,
+    checks: Arc<TagChecks>,
+    tags: TagResolver,
+    refresher: Refresher,
+    lists: Lists,
+    offline: OfflineReports,
 }
 
 impl Cache {
-    /// Content of `upstreams`, kept in `store`.
+    /// A cache of the content of `upstreams`, kept in `store`.
     pub fn new(
         store: Store,
         upstreams: Vec<Arc<Upstream>>,
@@ -152,91 +111,95 @@ impl Cache {
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let memories = NonZeroUsize::new(MEMORIES_MAX).expect("not zero");
-        let shared = Shared {
+        let (upstreams, rules) = (&Arc::new(Upstreams::new(upstreams)), &Arc::new(rules));
+        let negative = &Arc::new(NegativeCache::new(MEMORIES_MAX));
+        let mismatches = Arc::new(Mismatches::new(MEMORIES_MAX));
+        let claims = &Arc::new(Claims::new(&store, &metrics, upstreams, negative));
+        let oversized = &Arc::new(OversizedImages::new(&store, &metrics, upstreams));
+        let downloader = Downloader::new(&store, &metrics, &mismatches, config.complete);
+        let passthroughs = Passthroughs::new(&metrics, &mismatches);
+        let blobs = BlobFinder::new(&store, upstreams, negative, claims, oversized, downloader, passthroughs);
+        let blobs = &Arc::new(blobs);
+        let manifests = ManifestFinder::new(&store, &metrics, upstreams, negative, claims, oversized, blobs);
+        let manifests = &Arc::new(manifests);
+        let checks = TagChecks::new(&store, upstreams, rules, negative, manifests, MEMORIES_MAX);
+        let checks = &Arc::new(checks);
+        Self(Arc::new(Parts {
+            tags: TagResolver::new(&store, upstreams, rules, negative, manifests, checks),
+            refresher: Refresher::new(&store, upstreams, negative, checks),
+            lists: Lists::new(&store, upstreams, rules, manifests),
+            offline: OfflineReports::new(&store, manifests),
+            upstreams: Arc::clone(upstreams),
+            negative: Arc::clone(negative),
+            claims: Arc::clone(claims),
+            oversized: Arc::clone(oversized),
+            blobs: Arc::clone(blobs),
+            manifests: Arc::clone(manifests),
+            checks: Arc::clone(checks),
             store,
             metrics,
-            flights: Flights::new(),
-            completions: Shares::new(fairness::COMPLETIONS),
-            manifests: SingleFlight::default(),
-            checks: SingleFlight::default(),
-            claims: SingleFlight::default(),
-            referrers: SingleFlight::default(),
-            absent: Mutex::new(bounded::lru(memories)),
-            doubts: Doubts::new(memories),
-            mismatches: Arc::new(Mismatches::new(memories)),
-            troubled: Mutex::new(bounded::lru(memories)),
-            oversized: Oversized::default(),
-            direct: Shares::new(fairness::DIRECT),
-            behind: Shares::new(fairness::PROOFS),
-        };
-        Self::of(Arc::new(shared), upstreams, rules, config)
+            mismatches,
+        }))
     }
 
-    /// The same content by another configuration. Whoever has this one goes on with it.
+    /// The same content under another configuration. A request that has this cache goes on with it.
     pub fn with(&self, upstreams: Vec<Arc<Upstream>>, rules: Rules, config: &Config) -> Self {
-        Self::of(Arc::clone(&self.0.shared), upstreams, rules, config)
+        let (upstreams, rules) = (&Arc::new(Upstreams::new(upstreams)), &Arc::new(rules));
+        let Parts { store, negative, .. } = &*self.0;
+        let claims = &Arc::new(self.0.claims.with(upstreams));
+        let oversized = &Arc::new(self.0.oversized.with(upstreams));
+        let blobs = &Arc::new(self.0.blobs.with(upstreams, claims, oversized, config.complete));
+        let manifests = &Arc::new(self.0.manifests.with(upstreams, claims, oversized, blobs));
+        let checks = &Arc::new(self.0.checks.with(upstreams, rules, manifests));
+        Self(Arc::new(Parts {
+            tags: TagResolver::new(store, upstreams, rules, negative, manifests, checks),
+            refresher: Refresher::new(store, upstreams, negative, checks),
+            lists: self.0.lists.with(upstreams, rules, manifests),
+            offline: OfflineReports::new(store, manifests),
+            store: store.clone(),
+            metrics: Arc::clone(&self.0.metrics),
+            upstreams: Arc::clone(upstreams),
+            negative: Arc::clone(negative),
+            mismatches: Arc::clone(&self.0.mismatches),
+            claims: Arc::clone(claims),
+            oversized: Arc::clone(oversized),
+            blobs: Arc::clone(blobs),
+            manifests: Arc::clone(manifests),
+            checks: Arc::clone(checks),
+        }))
     }
 
-    fn of(shared: Arc<Shared>, upstreams: Vec<Arc<Upstream>>, rules: Rules, config: &Config) -> Self {
-        let filler = Filler {
-            store: shared.store.clone(),
-            flights: Arc::clone(&shared.flights),
-            metrics: Arc::clone(&shared.metrics),
-            complete: config.complete,
-            completions: shared.completions.clone(),
-            mismatches: Arc::clone(&shared.mismatches),
-        };
-        let (mut unlisted, upstreams): (Vec<_>, Vec<_>) =
-            upstreams.into_iter().partition(|upstream| upstream.registry().is_unlisted());
-        let one_with = upstreams.iter().map(|upstream| {
-            let same = upstreams
-                .iter()
-                .filter(|other| other.registry() == upstream.registry() || other.is_one_with(upstream));
-            let mut names: Vec<_> = same.map(|other| other.registry().clone()).collect();
-            names.sort_unstable();
-            (upstream.registry().clone(), names)
-        });
-        let one_with = one_with.collect();
-        let upstreams =
-            upstreams.into_iter().map(|upstream| (upstream.registry().clone(), upstream)).collect();
-        let unlisted = unlisted.pop();
-        Self(Arc::new(Inner { upstreams, unlisted, one_with, rules, filler: Arc::new(filler), shared }))
-    }
-
-    /// Forgets what the upstream of a registry has refused or failed to say, and has nobody join what it is being asked:
-    /// another has taken its place.
+    /// Forgets what the upstream of a registry has refused or failed to say, and detaches what it is being asked:
+    /// another upstream has taken its place.
     pub fn forget(&self, registry: &Registry) {
         let is_all = *registry == Registry::all_unlisted();
         let is_of_registry = |of: &Registry| of == registry || is_all && of.is_unlisted();
         let is_of = |repo: &Repo| is_of_registry(&repo.registry);
-        self.forget_absences(is_of);
-        self.0.doubts.forget_all(is_of);
-        self.0.mismatches.forget_all(|of| self.one_with(registry).first() == Some(of) || is_of_registry(of));
-        let mut troubled = lock(&self.0.troubled);
-        let of_registry: Vec<_> =
-            troubled.iter().map(|(repo, _)| repo).filter(|it| is_of(it)).cloned().collect();
-        for repo in &of_registry {
-            troubled.pop(repo);
-        }
-        drop(troubled);
-        self.0.checks.detach(|(repo, ..)| is_of(repo));
-        self.0.manifests.detach(|(repo, ..)| is_of(repo));
-        self.0.claims.detach(|(repo, ..)| is_of(repo));
-        self.0.referrers.detach(|(repo, ..)| is_of(repo));
+        self.0.negative.forget(is_of);
+        let one_with = self.0.upstreams.one_with(registry);
+        self.0.mismatches.forget_all(|of| one_with.first() == Some(of) || is_of_registry(of));
+        self.0.checks.forget(is_of);
+        self.0.manifests.detach(is_of);
+        self.0.claims.detach(is_of);
+        self.0.lists.detach(is_of);
+    }
+
+    /// Every upstream.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.upstreams.all()
     }
 
     /// A blob of `repo`, if it is stored and that is known without a wait for anything.
     pub fn blob_at_hand(&self, repo: &Repo, digest: &Digest) -> Option<Blob> {
-        self.is_served(repo).then_some(())?;
+        self.0.upstreams.serve(repo).then_some(())?;
         let stored = self.0.store.blob_at_hand(repo, digest)?;
         self.0.metrics.served(Kind::Blob, Source::Hit);
         Some(Blob::stored(stored, digest, &self.0.store))
     }
 
-    /// A blob of `repo`: from disk, else from whoever is bringing it, else by bringing it. Of one that is not here
-    /// only the ranges that are `asked` need come, if they have ends of their own; they are what must be read, in this
-    /// order. `context`: where the request has come from.
+    /// A blob of `repo`: from disk, else along with a download that is under way, else by a new one. Of a blob that is
+    /// not stored only the ranges that are `asked` for need come, if they have ends of their own; they must be read in
+    /// this order. `context` says where the request has come from.
     ///
     /// # Errors
     /// [`Error`]: what upstream said, or why it could not be asked.
@@ -247,208 +210,169 @@ impl Cache {
         asked: Option<&Ranges>,
         context: &RequestContext,
     ) -> Result<Blob, Error> {
-        let blob = match self.find_blob(repo, digest, asked, context).await {
-            // A disk that is full, read-only or broken is no reason to have nothing; nor is a budget.
-            Err(Error::Store(cause)) => {
-                self.note_unstored(repo, digest, &cause);
-                self.pass_through(repo, digest, context).await
-            }
-            other => other,
-        };
-        match blob {
+        match self.0.blobs.blob(repo, digest, asked, context).await {
             Ok(blob) => {
                 self.0.metrics.served(Kind::Blob, blob.source);
                 Ok(blob)
             }
-            Err(error) => Err(self.explain(repo, &Reference::Digest(*digest), error).await),
+            Err(error) => Err(self.0.offline.describe(repo, &Reference::Digest(*digest), error).await),
         }
     }
 
-    /// A blob that is not kept.
-    async fn pass_through(
+    /// The size of a blob of `repo`, for a HEAD, and who says so. Upstream is asked for no byte of the content.
+    ///
+    /// # Errors
+    /// [`Error`], as for [`Cache::blob`].
+    pub async fn blob_size(
         &self,
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
-    ) -> Result<Blob, Error> {
-        let detour = self.detour(repo, digest, context)?;
-        let context = detour.context.clone();
-        let whole = detour.whole().await;
-        whole.map(Blob::direct).map_err(|error| self.remember(repo, &blob_path(digest), &context, error))
-    }
-
-    async fn find_blob(
-        &self,
-        repo: &Repo,
-        digest: &Digest,
-        asked: Option<&Ranges>,
-        context: &RequestContext,
-    ) -> Result<Blob, Error> {
-        let upstream = self.upstream(repo)?;
-        let key = self.key(repo, digest);
-        let mut claim = None;
-        for _ in 0..LOOKS_MAX {
-            let (granted, stored) = self.0.store.find(repo, digest).await?;
-            match stored {
-                Some(stored) if granted => return Ok(Blob::stored(stored, digest, &self.0.store)),
-                Some(stored) if self.prove(repo, digest, stored.size, context).await? => continue,
-                _ if !granted => self.not_absent(repo, &blob_path(digest))?,
-                _ => {}
-            }
-            if let Some(left) = self.left(&key, repo, granted, asked).await {
-                return Ok(left);
-            }
-            if upstream.state() == State::Offline {
-                return Err(upstream::Error::Offline.into());
-            }
-            if let Some(retry_after) = self.0.mismatches.wait(&key, &repo.name) {
-                let error = Error::Distrusted { retry_after };
-                return Err(self.remember(repo, &blob_path(digest), context, error));
-            }
-            if self.is_oversized(repo, digest, context).await {
-                self.note_oversized(repo, digest);
-                return self.pass_through(repo, digest, context).await;
-            }
-            let public = upstream.is_public(&repo.name).await;
-            let context = &upstream.settle(context, digest)?;
-            let asker = Asker { repo, granted, claim, asked, context };
-            let (mut reader, source) = match self.0.flights.enter(&key, public, &asker) {
-                Entry::Join(reader) => (reader, Source::Join),
-                Entry::Lead(flight, reader) => {
-                    tokio::spawn(Arc::clone(&self.0.filler).run(flight, Arc::clone(&upstream)));
-                    (reader, Source::Miss)
-                }
-                Entry::Apart => return Box::pin(self.pass_through(repo, digest, context)).await,
-                Entry::Foreign => {
-                    claim = self.measured_claim(repo, digest, context).await?;
-                    if claim.is_none() {
-                        return Box::pin(self.pass_through(repo, digest, context)).await;
-                    }
-                    continue;
-                }
-            };
-            let Some(file) = self.file_of(&mut reader, claim, repo, digest).await else {
-                return Box::pin(self.pass_through(repo, digest, context)).await;
-            };
-            match file {
-                Ok(Some(file)) => {
-                    let total = reader.total();
-                    let selection = asked.zip(total).and_then(|(asked, total)| asked.select(total).ok());
-                    let parts = selection.as_ref().map_or(&[][..], Selection::parts);
-                    let source = match source {
-                        Source::Join => reader.source(parts),
-                        other => other,
-                    };
-                    return Ok(Blob::flying(reader, file, source, self.detour(repo, digest, context)?));
-                }
-                // Stored meanwhile, or stopped for want of readers just when this one came.
-                Ok(None) | Err(Error::GivenUp) => {}
-                // What the registry says or fails at for another repository says nothing about this one. The disk is
-                // everybody's.
-                Err(error) if reader.origin() != repo && !matches!(error, Error::Store(_)) => {}
-                // Nor what is heard on a way round the parents.
-                Err(_) if reader.context().is_bypass() && !context.is_bypass() => {}
-                // Nor is a claim to have come round in a circle anybody else's.
-                Err(error) if error.is_loop() && !reader.context().may_bypass() && context.may_bypass() => {}
-                Err(error) => return Err(self.remember(repo, &blob_path(digest), context, error)),
-            }
+    ) -> Result<(Size, Source), Error> {
+        match self.0.blobs.size(repo, digest, context).await {
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.0.offline.describe(repo, &Reference::Digest(*digest), error).await),
         }
-        Err(Error::Busy)
     }
 
-    /// Parts of a blob that earlier flights have left, if they hold all that is asked and are for this repository.
-    async fn left(
-        &self,
-        key: &PartialKey,
-        repo: &Repo,
-        granted: bool,
-        asked: Option<&Ranges>,
-    ) -> Option<Blob> {
-        let asked = asked.filter(|asked| !asked.are_open())?;
-        let left = self.0.store.left(key).await.filter(|left| granted || left.is_for(repo))?;
-        let selection = asked.select(left.total).ok()?;
-        // What goes to the end is still to be proven.
-        let has = |part: &Part| !part.is_open && left.pieces.contains(part.span);
-        selection.parts().iter().all(has).then(|| Blob::left(left, self.0.flights.taken(key)))
-    }
-
-    /// Whether a blob is being brought or read, or was read a moment ago: who reads it in parts has yet to ask for the next.
+    /// Whether a blob is being brought or read, or was read a moment ago: a client that reads it in parts has yet to
+    /// ask for the next.
     pub fn is_going_on(&self, repo: &Repo, digest: &Digest) -> bool {
-        self.0.flights.is_under_way(&self.key(repo, digest)) || self.0.store.was_read_lately(digest)
+        self.0.blobs.is_going_on(repo, digest)
     }
 
-    /// Stops the transfers under way; what they have is kept for the next start.
+    /// The manifest that `reference` names in `repo`, if it may be served as it is known and that is known without
+    /// a wait for anything.
+    pub fn manifest_at_hand(&self, repo: &Repo, reference: &Reference) -> Option<Manifest> {
+        self.0.upstreams.serve(repo).then_some(())?;
+        let CachedTag { digest, age, warning } = match reference {
+            Reference::Tag(tag) => self.0.tags.at_hand(repo, tag)?,
+            Reference::Digest(digest) => CachedTag { digest: *digest, age: None, warning: None },
+        };
+        let document = self.0.store.manifest_at_hand(repo, &digest)?;
+        let source = if warning.is_some() { Source::Stale } else { Source::Hit };
+        self.0.metrics.served(Kind::Manifest, source);
+        Some(Manifest { document, source, warning, age })
+    }
+
+    /// The manifest that `reference` names in `repo`. `context` says where the request has come from.
+    ///
+    /// # Errors
+    /// [`Error`]: what upstream said, or why it could not be asked.
+    pub async fn manifest(
+        &self,
+        repo: &Repo,
+        reference: &Reference,
+        context: &RequestContext,
+    ) -> Result<Manifest, Error> {
+        let manifest = match reference {
+            Reference::Tag(tag) => self.0.tags.resolve(repo, tag, context).await,
+            Reference::Digest(digest) => self.0.manifests.by_digest(repo, digest, context).await,
+        };
+        match manifest {
+            Ok(manifest) => {
+                self.0.metrics.served(Kind::Manifest, manifest.source);
+                Ok(manifest)
+            }
+            Err(error) => Err(self.0.offline.describe(repo, reference, error).await),
+        }
+    }
+
+    /// Asks upstream what a tag means now. Remembered refusals of content of its repository are forgotten.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`], and [`Error::Store`] when what is known cannot be read. Everything else is an outcome.
+    pub async fn refresh(&self, repo: &Repo, tag: &Tag) -> Result<Refreshed, Error> {
+        self.0.refresher.refresh(repo, tag).await
+    }
+
+    /// The same for some of the tags of `repo` that are known here, in byte order, behind `after`. The flag says
+    /// whether there are more.
+    ///
+    /// # Errors
+    /// As [`Cache::refresh`].
+    pub async fn refresh_known(
+        &self,
+        repo: &Repo,
+        after: Option<&Tag>,
+    ) -> Result<(Vec<Refreshed>, bool), Error> {
+        self.0.refresher.refresh_known(repo, after).await
+    }
+
+    /// The page of the tags of `repo` that `page` means, from upstream; from disk, at most `n` tags behind `last`.
+    /// `context` says where the request has come from.
+    ///
+    /// # Errors
+    /// [`Error`], when upstream says that there is no such repository, or cannot be asked and nothing is stored; also
+    /// when it cannot be asked for the rest of a list that began with its answer, because what is stored is not that
+    /// rest.
+    pub async fn tags(
+        &self,
+        repo: &Repo,
+        page: &PageQuery,
+        (n, last): (usize, Option<&str>),
+        context: &RequestContext,
+    ) -> Result<Tags, Error> {
+        self.0.lists.tags(repo, page, (n, last), context).await
+    }
+
+    /// What refers to `digest` in `repo`, from upstream; it is kept by the rule for the tag that stands for such a
+    /// list. `None` when upstream does not say and nothing is stored: clients then try that tag and go on.
+    ///
+    /// # Errors
+    /// [`Error`], when the registry is not configured or the disk fails.
+    pub async fn referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        context: &RequestContext,
+    ) -> Result<Option<Referrers>, Error> {
+        self.0.lists.referrers(repo, digest, context).await
+    }
+
+    /// At most `n` stored repositories behind `last` that `may_have` says may be pulled. With `private_too` also those
+    /// that came with a credential, or would come with one today.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn repositories(
+        &self,
+        n: usize,
+        last: Option<Repo>,
+        private_too: bool,
+        may_have: impl Fn(&Repo) -> bool,
+    ) -> Result<Page<Repo>, Error> {
+        self.0.lists.repositories(n, last, private_too, may_have).await
+    }
+
+    /// Whether what `repo` holds comes without a credential.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`].
+    pub async fn is_public(&self, repo: &Repo) -> Result<bool, Error> {
+        Ok(self.0.upstreams.of(repo)?.is_public(&repo.name).await)
+    }
+
+    /// Whether this content of `repo` is public: it comes without a credential, and did so when it came. Another
+    /// configuration may have had a credential.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`], or [`Error::Store`].
+    pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+        let is_public = self.is_public(repo).await? && !self.0.blobs.is_private(repo, digest);
+        Ok(is_public && !self.0.store.is_private(repo, digest).await?)
+    }
+
+    /// Whether only the answers of parents say if `repo` is public.
+    ///
+    /// # Errors
+    /// [`Error::NoUpstream`].
+    pub fn has_parents(&self, repo: &Repo) -> Result<bool, Error> {
+        Ok(self.0.upstreams.of(repo)?.has_parents())
+    }
+
+    /// Stops the downloads under way; what they have is kept for the next start.
     pub async fn close(&self) {
-        let deadline = Instant::now() + CLOSE_MAX;
-        while self.0.flights.abandon_all() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(CLOSE_PAUSE).await;
-        }
+        self.0.blobs.close().await;
     }
-
-    /// Whether content is stored, for whomever it may be.
-    async fn is_here(&self, digest: &Digest) -> Result<bool, Error> {
-        Ok(self.0.store.blob(digest).await?.is_some())
-    }
-
-    /// How a blob comes to a client without the disk.
-    fn detour(&self, repo: &Repo, digest: &Digest, context: &RequestContext) -> Result<Detour, Error> {
-        let upstream = self.upstream(repo)?.into_owned();
-        Ok(Detour {
-            context: upstream.settle(context, digest)?,
-            upstream,
-            name: repo.name.clone(),
-            digest: *digest,
-            metrics: Arc::clone(&self.0.metrics),
-            permits: self.0.direct.clone(),
-            key: self.key(repo, digest),
-            mismatches: Arc::clone(&self.0.mismatches),
-        })
-    }
-
-    /// Fails as upstream did, if it said a moment ago that this is not there.
-    fn not_absent(&self, repo: &Repo, path: &str) -> Result<(), Error> {
-        match lock(&self.0.absent).get(&(repo.clone(), path.to_owned())) {
-            Some((said, error)) if said.elapsed() < ABSENCE_MEMORY => Err(error.clone().remembered()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Remembers what upstream just said, on the way that others go, too. Not for what [`Cache::not_absent`] said: it would
-    /// never be asked again.
-    fn remember(&self, repo: &Repo, path: &str, context: &RequestContext, error: Error) -> Error {
-        let is_claimed = error.is_loop() && !context.is_of_client();
-        if is_claimed
-            || context.is_bypass()
-            || self.upstream(repo).is_ok_and(|upstream| upstream.is_retired())
-        {
-            return error;
-        }
-        if error.is_absence() {
-            let key = (repo.clone(), path.to_owned());
-            lock(&self.0.absent).put(key, (Instant::now(), error.clone()));
-        } else if error.is_outage() {
-            self.trouble(repo);
-        }
-        error
-    }
-
-    /// Content of `repo` could not be had just now.
-    fn trouble(&self, repo: &Repo) {
-        lock(&self.0.troubled).put(repo.clone(), Instant::now());
-    }
-
-    /// Whether content of `repo` could not be had a moment ago.
-    fn is_troubled(&self, repo: &Repo) -> bool {
-        lock(&self.0.troubled).get(repo).is_some_and(|since| since.elapsed() < TROUBLE_MEMORY)
-    }
-}
-
-/// What a blob is remembered by when it is absent.
-fn blob_path(digest: &Digest) -> String {
-    format!("blobs/{digest}")
-}
-
-/// What a manifest is remembered by when it is absent.
-fn manifest_path(digest: &Digest) -> String {
-    format!("manifests/{digest}")
 }

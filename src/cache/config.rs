@@ -8,12 +8,14 @@ use serde::{Deserialize, Deserializer, de};
 use crate::store::{Limits, Pin, Rate, Size};
 use crate::units;
 
-/// Most of a disk that is berth's own, with room for its small files and for others' mistakes.
+/// Default of `max_bytes`: most of a disk that belongs to berth, with room for its small files and for mistakes of
+/// others.
 const MAX_BYTES: Size = Size::Share(80.0);
-/// Most file systems become slow and fragmented when there is less, whoever fills them. Not more, because berth should
-/// work on the machine of somebody who tries it out, and those disks are rather full.
+/// Default of `min_free`: most file systems become slow and fragmented with less, whoever fills them. It is not more,
+/// because berth should work on the machine of somebody who tries it out, and those disks are rather full.
 const MIN_FREE: Size = Size::Share(5.0);
-/// A pull of a large image over a slow line, with pauses; podman has no way to get a single layer from elsewhere.
+/// Default of `lease_seconds`: a pull of a large image over a slow line, with pauses; podman has no way to get a single
+/// layer from elsewhere.
 const LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// What is kept: `[cache]`.
@@ -23,14 +25,14 @@ pub struct Config {
     /// The most that blobs and partial files may take.
     #[serde(deserialize_with = "some")]
     pub max_bytes: Size,
-    /// What is left free on the file system, whoever uses the rest.
+    /// What is left free on the file system, whatever uses the rest.
     pub min_free: Size,
-    /// How long what is here of an image stays after its manifest was served.
+    /// How long what is stored of an image stays after its manifest was served.
     #[serde(rename = "lease_seconds", deserialize_with = "units::duration")]
     pub lease: Duration,
     /// What becomes of a blob of which only parts were asked for.
     pub complete: Complete,
-    /// How fast stored files are looked at in the background, whether they are still what their names say.
+    /// How fast stored files are verified in the background, in bytes per second.
     pub scrub: Rate,
 }
 
@@ -46,7 +48,8 @@ impl Default for Config {
     }
 }
 
-/// More than nothing: what keeps nothing is no cache, and each client's pull would be a download.
+/// Reads a size that is more than nothing: a cache that stores nothing is none, and each client's pull would be a
+/// download.
 fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
     match Size::deserialize(deserializer)? {
         Size::Bytes(0) | Size::Share(0.0) => {
@@ -57,7 +60,7 @@ fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
 }
 
 impl Config {
-    /// What the store must know of it.
+    /// The limits of the store under this configuration.
     pub fn limits(&self, pins: Vec<Pin>) -> Limits {
         let Self { max_bytes, min_free, lease, .. } = *self;
         Limits { max_bytes, min_free, lease, pins, sharing: None }
@@ -68,7 +71,7 @@ impl Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Complete {
-    /// When clients have taken more than a quarter of it: then it is being read, not merely looked at.
+    /// When clients have read more than a quarter of it: then it is being read, not merely looked at.
     #[default]
     Auto,
     /// Always.
@@ -88,10 +91,10 @@ impl fmt::Display for Complete {
 }
 
 impl Complete {
-    /// Whether to fetch the rest of `total` bytes, of which clients have taken so many.
-    pub(super) fn is_worth_it(self, taken: u64, total: u64) -> bool {
+    /// Whether to fetch the rest of `total` bytes, of which clients have read `read` bytes.
+    pub(super) fn is_worth_it(self, read: u64, total: u64) -> bool {
         match self {
-            Self::Auto => taken > total / 4,
+            Self::Auto => read > total / 4,
             Self::Always => true,
             Self::Never => false,
         }

@@ -1,42 +1,43 @@
-//! Why content cannot be had. Shared by everybody who waits for the same transfer, hence `Clone`.
+//! Why content cannot be had. Everybody who waits for the same download shares the error, hence `Clone`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Missing;
+use crate::oci::{Image, Reference, Repo};
 use crate::{store, upstream};
 
-/// Why a request for content has no content as its answer.
+/// Why a request for content is not answered with content.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The registry is not configured.
     #[error("no upstream is configured for this registry")]
     NoUpstream,
-    /// Upstream's answer, or its silence.
+    /// Upstream refused, or could not be asked.
     #[error("{0}")]
     Upstream(Arc<upstream::Error>),
-    /// Upstream's answer of a moment ago, which is believed for a while.
+    /// Upstream refused a moment ago, which is believed for a while.
     #[error("{0}, as it said a moment ago")]
     Remembered(Arc<upstream::Error>),
     /// Upstream is known to be down and nothing is stored.
     #[error("upstream is down and nothing is stored")]
     Down,
-    /// Upstream is never asked, by configuration, and this is not here.
+    /// By configuration upstream is never asked, and the content is not stored.
     #[error("{0}")]
     Missing(Arc<Missing>),
     /// What is stored is older than its rule allows, and upstream cannot confirm it.
     #[error("upstream cannot confirm the tag, and it is older than serve_stale allows")]
     TooOld,
-    /// Upstream's bytes do not have the digest that names them.
+    /// The bytes that upstream sent do not have the digest that names them.
     #[error("the content does not match its digest")]
     Mismatch,
-    /// So it was a moment ago, again and again: upstream is left alone about it.
+    /// The bytes had the wrong digest a moment ago, again and again: upstream is not asked for them for a while.
     #[error("upstream's content has just not matched its digest: it is asked again after {retry_after:?}")]
     Distrusted {
-        /// When it is asked again.
+        /// How long until upstream is asked again.
         retry_after: Duration,
     },
-    /// The disk.
+    /// The disk failed, or a limit of the store was reached.
     #[error("the data folder: {0}")]
     Store(Arc<store::Error>),
     /// Stored bytes could not be read.
@@ -47,13 +48,13 @@ pub enum Error {
         "the stored file is not what its name says: it is put aside, and the next request fetches it again"
     )]
     Damaged,
-    /// A limit of berth's own was reached; try again later.
+    /// A limit of berth was reached: the client may try again later.
     #[error("too many transfers are under way")]
     Busy,
-    /// The transfer was too slow to keep what others wait for.
+    /// The transfer was too slow to keep a permit that others waited for.
     #[error("the transfer was too slow to go on while others waited for its place")]
     Displaced,
-    /// No byte arrived for too long.
+    /// No byte arrived for this long.
     #[error("no byte arrived from upstream for {0:?}")]
     Stalled(Duration),
     /// The transfer ended before it had a result.
@@ -62,7 +63,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether upstream could not be asked, as opposed to having said no.
+    /// Whether upstream could not be asked, as opposed to having refused.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Upstream(error) | Self::Remembered(error) => error.is_outage(),
@@ -78,7 +79,7 @@ impl Error {
         }
     }
 
-    /// Whether upstream has it, and does not say how large it is.
+    /// Whether upstream has the content, and does not say how large it is.
     pub fn is_unmeasured(&self) -> bool {
         matches!(self, Self::Upstream(error) if **error == upstream::Error::NoLength)
     }
@@ -88,7 +89,7 @@ impl Error {
         self.upstream() == Some(&upstream::Error::Loop)
     }
 
-    /// Whether it is upstream's own word that there is no such thing, or none for us.
+    /// Whether upstream said that there is no such thing, or none for us.
     pub fn is_absence(&self) -> bool {
         self.upstream().is_some_and(|error| !error.is_outage())
     }
@@ -101,7 +102,7 @@ impl Error {
         }
     }
 
-    /// The same, when it is told again to somebody for whom upstream was not asked.
+    /// The same error for a later request, for which upstream was not asked.
     pub fn remembered(self) -> Self {
         match self {
             Self::Upstream(error) => Self::Remembered(error),
@@ -119,5 +120,28 @@ impl From<upstream::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Store(Arc::new(error))
+    }
+}
+
+/// Something that is not stored, in a registry that is offline by configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The repository that it would be in.
+    pub repo: Repo,
+    /// What was asked for, or what the tag that was asked for means.
+    pub reference: Reference,
+    /// An image of the repository that needs it, if one is known.
+    pub image: Option<Image>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repo, reference, image } = self;
+        write!(f, "{} is offline by this mirror's configuration, and ", repo.registry)?;
+        match (reference, image) {
+            (Reference::Digest(digest), Some(image)) => write!(f, "{image} is missing {digest}"),
+            (Reference::Digest(digest), None) => write!(f, "{repo} is missing {digest}"),
+            (Reference::Tag(tag), _) => write!(f, "{repo}:{tag} is not here"),
+        }
     }
 }

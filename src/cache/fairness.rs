@@ -1,15 +1,15 @@
-//! How transfers share what there is of them: whose they are, how many, and how slow one may be while others wait.
+//! Fairness among transfers: to whom each belongs, how many there may be, and how slow one may be while others wait.
 //!
 //! Every transfer has an [`Owner`]: the registry that it asks, and the client that began it. No owner may take all of a
-//! limit from others (see [`crate::shares`]). That alone does not help against a registry that sends a byte a second: what
-//! it holds is never released. So a transfer that holds something looks every [`WINDOW`] whether it is too slow to keep it.
-//! It never is while nobody waits. One that brings less than [`BYTES_MIN`] in a window gives way to whoever will not have
-//! more than its own owner had. To whoever has less than its owner, also one gives way that is faster: for each further
-//! window in which such an owner waits it must bring twice as much, up to [`DOUBLINGS_MAX`] times, because a hostile
-//! registry can keep up any rate that is low enough. What has brought nothing for [`STILL_WINDOWS`] gives way to others of
-//! the same owner, too.
+//! limit from others (see [`crate::shares`]). That alone does not help against a registry that sends a byte a second:
+//! what it holds is never released. So a transfer that holds a permit checks every [`WINDOW`] whether it is too slow to
+//! keep it. It never is while nobody waits. A transfer that brings less than [`BYTES_MIN`] in a window gives way to
+//! every owner that will not have more than its own owner had. A faster one gives way only to an owner that has less
+//! than its own: for each further window in which such an owner waits, it must bring twice as much, up to
+//! [`DOUBLINGS_MAX`] times, because a hostile registry can keep up any rate that is low enough. A transfer that has
+//! brought nothing for [`STILL_WINDOWS`] gives way to others of the same owner, too.
 //!
-//! What gives way has lost nothing: its partial file stays, and the next request goes on from there.
+//! A transfer that gives way has lost nothing: its partial file stays, and the next request goes on from there.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -19,44 +19,47 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::shares::{Limits, Owner, Permit, To};
 
-/// Flights at once; each has a thread of the blocking pool that writes and hashes. The queue is as long as a site that
-/// pulls hundreds of small images at once needs, whose layers take a few seconds.
+/// The limit on flights at once. Each has a thread of the blocking pool that writes and hashes. The queue is as long as
+/// a site needs that pulls hundreds of small images at once, whose layers take a few seconds.
 pub(super) const FLIGHTS: Limits = Limits { total: 256, waiting: 4096, waiting_of_one: 1024 };
-/// Blobs whose rest is fetched although nobody asked for it, at once: four of one owner. A flight waits for it on its seat.
+/// The limit on blobs whose rest is fetched although nobody asked for it: four of one owner. A flight waits for this on
+/// its slot.
 pub(super) const COMPLETIONS: Limits = Limits { total: 5, waiting: 256, waiting_of_one: 256 };
-/// HEADs that prove a new manifest's content to its repository, at once: four of one owner. One manifest waits for one at
-/// a time.
-pub(super) const PROOFS: Limits = Limits { total: 5, waiting: 1024, waiting_of_one: 256 };
-/// Transfers that the disk cannot take, at once.
-pub(super) const DIRECT: Limits = Limits { total: 64, waiting: 256, waiting_of_one: 64 };
-/// Flights that go on although nobody reads them any more.
+/// The limit on HEADs that authorize a new manifest's content for its repository: four of one owner. One manifest waits
+/// for one at a time.
+pub(super) const BACKGROUND_CHECKS: Limits = Limits { total: 5, waiting: 1024, waiting_of_one: 256 };
+/// The limit on passthroughs at once.
+pub(super) const PASSTHROUGHS: Limits = Limits { total: 64, waiting: 256, waiting_of_one: 64 };
+/// The most flights that go on without a reader.
 pub(super) const UNATTENDED_MAX: usize = 32;
 
-/// Between two looks at whether a transfer is too slow.
+/// Interval between two checks whether a transfer is too slow.
 const WINDOW: Duration = Duration::from_secs(5);
-/// Bytes that a transfer must bring in a window once others wait: 25 KiB per second, which a client on the worst line has.
+/// Bytes that a transfer must bring in a window once others wait: 25 KiB per second, which a client on the worst line
+/// has.
 const BYTES_MIN: u64 = 128 * 1024;
-/// How often that is doubled while others go on waiting: to 1.6 MiB per second, after which what is faster is done soon.
+/// How often [`BYTES_MIN`] is doubled while others go on waiting: to 1.6 MiB per second. A faster transfer is done
+/// soon.
 const DOUBLINGS_MAX: u32 = 6;
-/// Bytes in a window that are none: no client waits for what comes at less than a kilobyte per second.
+/// Bytes in a window that count as none: no client waits for what comes at less than a kilobyte per second.
 const STILL_BYTES: u64 = 4 * 1024;
-/// Windows without bytes after which a transfer stands still: as long as its readers wait before they are cut.
+/// Windows without bytes after which a transfer stands still: as long as its readers wait before they are cut off.
 const STILL_WINDOWS: u32 = 4;
 
-/// Something scarce that a transfer holds, and how fast it has been.
-pub(super) struct Hold {
+/// A permit that a transfer holds, with the speed of the transfer.
+pub(super) struct HeldPermit {
     permit: Permit,
     rate: Rate,
     look_at: Instant,
 }
 
-impl Hold {
-    /// `moved`: bytes that the transfer has brought so far.
+impl HeldPermit {
+    /// `moved` is the number of bytes that the transfer has brought so far.
     pub(super) fn new(permit: Permit, moved: u64) -> Self {
         Self { permit, rate: Rate { moved, ..Rate::default() }, look_at: Instant::now() + WINDOW }
     }
 
-    /// Resolves when the transfer is too slow to keep it. May be dropped and asked again.
+    /// Resolves when the transfer is too slow to keep its permit. It may be dropped and called again.
     pub(super) async fn is_lost(&mut self, moved: impl Fn() -> u64) {
         loop {
             sleep_until(self.look_at).await;
@@ -70,19 +73,20 @@ impl Hold {
     }
 }
 
-/// How fast a transfer is, from window to window.
+/// The speed of a transfer, from window to window.
 #[derive(Default)]
 struct Rate {
-    /// Bytes at the end of the last window.
+    /// Bytes that the transfer had brought at the end of the last window.
     moved: u64,
-    /// Windows at whose end somebody waited, in a row.
+    /// Windows in a row at whose end somebody waited.
     waits: u32,
-    /// Windows in which as good as nothing came, in a row.
+    /// Windows in a row in which almost nothing came.
     still: u32,
 }
 
 impl Rate {
-    /// To whom a transfer must give way that has brought `moved` bytes by now. `is_wanted`: somebody waits who has less.
+    /// To whom a transfer must give way that has brought `moved` bytes by now. `is_wanted` says that an owner waits who
+    /// has less.
     fn judge(&mut self, moved: u64, is_wanted: bool) -> Option<To> {
         let gained = moved.saturating_sub(self.moved);
         self.moved = moved;
@@ -99,7 +103,8 @@ impl Rate {
     }
 }
 
-/// What has to end if there may be `max`: the first that is of the client with most at the registry with most.
+/// The transfer that has to end if there may be `max`: the first that belongs to the client with most at the registry
+/// with most.
 pub(super) fn one_too_many<T>(
     all: impl Iterator<Item = T>,
     max: usize,
@@ -116,7 +121,7 @@ pub(super) fn one_too_many<T>(
     Some(all.swap_remove(of_owner).1)
 }
 
-/// Of equals the first.
+/// The most frequent value; of equals the first.
 fn most_frequent<T: Eq + Hash + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
     let mut counts = HashMap::new();
     for (at, one) in all.enumerate() {

@@ -1,14 +1,14 @@
-//! Contents that came wrong twice in a row: upstream is left alone about them for a while.
+//! Contents that came with a wrong digest twice in a row: upstream is left alone about them for a while.
 //!
-//! A broken edge sends the same wrong bytes to whoever asks, each time with a head that promises the right ones. A client
-//! whose body is cut comes back to the same host, so that it never asks another, and all of it is fetched again and again.
-//! So after both tries (see [`super::fill`]) a content is refused, before a head, to the repository for which it came
-//! wrong: for [`WAIT_MIN`], and for twice as long after each further failure, up to [`WAIT_MAX`]. Whatever brings the right
-//! bytes ends that: a transfer that is tried after a wait, or another registry whose bytes may be shared. In memory only;
-//! the oldest are forgotten first.
+//! A broken edge sends the same wrong bytes to everybody, each time with a head that promises the right ones. A client
+//! whose body is cut comes back to the same host, so it never asks another, and all of the content is fetched again and
+//! again. So after both attempts (see [`super::download::downloader`]) a content is refused, before a head, to the
+//! repository for which it came wrong: for [`WAIT_MIN`], and for twice as long after each further failure, up to
+//! [`WAIT_MAX`]. The right bytes end that, whether they come by a transfer after a wait or from another registry whose
+//! bytes may be shared. It is in memory only; the oldest entries are forgotten first.
 //!
-//! Another repository of the registry has tries of its own: what came wrong may be a fallback's, which is asked where the
-//! registry itself has not the content.
+//! Another repository of the registry has attempts of its own: the wrong bytes may be those of a fallback, which is
+//! asked where the registry itself has not the content.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -21,12 +21,13 @@ use crate::oci::{Registry, RepoName};
 use crate::store::PartialKey;
 use crate::sync::lock;
 
-/// How long a content is refused after it came wrong: a client goes on to its next host, and a repaired edge is used soon.
+/// How long a content is refused after the first failure: a client goes on to its next host, and a repaired edge is
+/// used soon.
 const WAIT_MIN: Duration = Duration::from_secs(10);
-/// The longest: a pull that is tried again by hand after a repair finds it in force for a coffee break at most.
+/// The longest refusal: a pull that is tried again by hand after a repair finds it in force for a coffee break at most.
 const WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// What came wrong for each repository.
+/// What came with a wrong digest for each repository.
 pub(super) struct Mismatches(Mutex<LruCache<Key, Failure>>);
 
 /// A content of a registry, and the repository that it was for.
@@ -39,14 +40,14 @@ struct Failure {
 }
 
 impl Failure {
-    /// The failure at `now`, after this one. One from long ago counts no more.
+    /// The failure at `now`, after the one before. One from long ago does not count any more.
     fn next(before: Option<Self>, now: Instant) -> Self {
         let recent = before.filter(|it| now.saturating_duration_since(it.at) < it.wait + WAIT_MAX);
         let wait = recent.map_or(WAIT_MIN, |it| (it.wait * 2).clamp(WAIT_MIN, WAIT_MAX));
         Self { at: now, wait }
     }
 
-    /// How long it still counts.
+    /// How long the failure still counts.
     fn left(&self, now: Instant) -> Option<Duration> {
         let left = (self.at + self.wait).saturating_duration_since(now);
         Some(left).filter(|left| !left.is_zero())
@@ -58,12 +59,12 @@ impl Mismatches {
         Self(Mutex::new(bounded::lru(max)))
     }
 
-    /// For how long upstream is not to be asked for this content.
+    /// How long upstream is not to be asked for this content; `None` if it may be asked.
     pub(super) fn wait(&self, key: &PartialKey, name: &RepoName) -> Option<Duration> {
         lock(&self.0).get(&(key.clone(), name.clone())).and_then(|failure| failure.left(Instant::now()))
     }
 
-    /// It came wrong. Returns for how long upstream is not to be asked.
+    /// Notes that the content came wrong twice. Returns how long upstream is not to be asked.
     pub(super) fn failed(&self, key: &PartialKey, name: &RepoName) -> Duration {
         let (mut failures, now, key) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
         let failure = Failure::next(failures.get(&key).copied(), now);
@@ -71,7 +72,7 @@ impl Mismatches {
         failure.wait
     }
 
-    /// It came wrong once, of a transfer that is not tried again: the next such one counts.
+    /// Notes that the content came wrong in a transfer that is not attempted twice: the next such failure counts.
     pub(super) fn failed_once(&self, key: &PartialKey, name: &RepoName) {
         let (mut failures, now, key) = (lock(&self.0), Instant::now(), (key.clone(), name.clone()));
         let failure = match failures.get(&key) {
@@ -81,12 +82,12 @@ impl Mismatches {
         failures.put(key, failure);
     }
 
-    /// It came right.
+    /// Notes that the content came right.
     pub(super) fn clear(&self, key: &PartialKey, name: &RepoName) {
         lock(&self.0).pop(&(key.clone(), name.clone()));
     }
 
-    /// Another upstream has taken the place of these registries'.
+    /// Forgets everything about these registries: another upstream has taken the place of theirs.
     pub(super) fn forget_all(&self, is_of: impl Fn(&Registry) -> bool) {
         let mut failures = lock(&self.0);
         let of_registry: Vec<_> =

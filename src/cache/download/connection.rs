@@ -1,6 +1,7 @@
-//! One of the connections of a flight: brings what it has claimed, and begins again after every break.
+//! One of the connections of a flight: it fetches what it has claimed, and resumes after every break.
 //!
-//! Which bytes are its own is for the [`Schedule`] to say, chunk by chunk, because others may take from its end.
+//! The [`Schedule`] says chunk by chunk which bytes belong to the connection, because others may take from the end of
+//! its claim.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -10,10 +11,10 @@ use bytes::Buf as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-use super::error::Error;
 use super::flight::Flight;
 use super::schedule::{Receipt, Schedule};
-use super::writer::Given;
+use super::writer::WriterCommand;
+use crate::cache::error::Error;
 use crate::oci::range::Span;
 use crate::oci::{Range, Speaker};
 use crate::sync::lock;
@@ -21,32 +22,32 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{self, BLOB_BYTES_MAX, BlobStream, PAGE, Upstream};
 
-/// Broken connections in a row, without a byte gained, after which a fill is given up.
+/// Breaks in a row, without a byte gained, after which a download is given up.
 const BREAKS_MAX: u32 = 8;
-/// Pause before the first resume; doubled for each further break without progress.
+/// Pause before the first resume. It doubles with each further break without progress.
 const RESUME_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause between two resumes.
+/// Longest pause before a resume.
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// What the connections of a flight share.
-pub(super) struct Line {
-    pub(super) flight: Arc<Flight>,
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) metrics: Arc<Metrics>,
-    /// How large the content is, once that is known.
+/// What the connections of one flight share.
+pub(super) struct DownloadState {
+    flight: Arc<Flight>,
+    upstream: Arc<Upstream>,
+    metrics: Arc<Metrics>,
+    /// The size of the content in bytes, once it is known.
     total: OnceLock<u64>,
-    /// Whether the answer itself did not say that.
+    /// Whether the response itself did not state the size.
     is_length_untold: bool,
     /// Whether all of the content has come without a credential so far.
     public: AtomicBool,
-    /// Who has sent it: of several the one who says most about its rights.
+    /// Who has sent the content. If there are several, the registry itself counts most.
     speaker: Mutex<Speaker>,
     schedule: Mutex<Schedule>,
-    /// The endpoints that bytes came from.
+    /// The indices of the endpoints that bytes came from.
     endpoints: Mutex<Vec<usize>>,
 }
 
-impl Line {
+impl DownloadState {
     pub(super) fn new(
         flight: &Arc<Flight>,
         upstream: &Arc<Upstream>,
@@ -67,35 +68,40 @@ impl Line {
         })
     }
 
+    /// The flight of these connections.
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
     pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         lock(&self.schedule)
     }
 
-    /// How large the content is, if that is known.
+    /// The size of the content in bytes, if it is known.
     pub(super) fn total(&self) -> Option<u64> {
         self.total.get().copied()
     }
 
-    /// Behind this there is nothing of it.
+    /// An upper bound of the size of the content, in bytes.
     pub(super) fn bound(&self) -> u64 {
         self.total().unwrap_or(BLOB_BYTES_MAX)
     }
 
-    /// Whether all that has come did so without a credential.
+    /// Whether all of the content has come without a credential so far.
     pub(super) fn is_public(&self) -> bool {
         self.public.load(Ordering::Relaxed)
     }
 
-    /// Who has sent it. If any of it came from the registry itself, it is the registry's.
+    /// Who has sent the content. If any of it came from the registry itself, that is the registry.
     pub(super) fn speaker(&self) -> Speaker {
         *lock(&self.speaker)
     }
 
-    /// Bytes come from there, too.
-    fn note(&self, stream: &BlobStream) {
+    /// Notes who sends the bytes of `stream`, and whether that took a credential.
+    fn note_source(&self, stream: &BlobStream) {
         self.public.fetch_and(stream.public, Ordering::Relaxed);
         if stream.is_of_fallback {
-            self.flight.word.comes_from_fallback();
+            self.flight.sharing().note_fallback();
         }
         let mut speaker = lock(&self.speaker);
         if *speaker != stream.speaker {
@@ -109,8 +115,8 @@ impl Line {
         lock(&self.endpoints).clone()
     }
 
-    /// Notes that bytes will come from there.
-    fn uses(&self, endpoint: usize) {
+    /// Notes that bytes come from `endpoint`.
+    fn note_endpoint(&self, endpoint: usize) {
         let mut endpoints = lock(&self.endpoints);
         if !endpoints.contains(&endpoint) {
             endpoints.push(endpoint);
@@ -118,26 +124,26 @@ impl Line {
     }
 }
 
-/// One connection.
-pub(super) struct Fetch {
-    line: Arc<Line>,
-    /// Its claim in the schedule.
+/// One connection of a flight.
+pub(super) struct Connection {
+    state: Arc<DownloadState>,
+    /// The id of its claim in the schedule.
     id: u64,
-    chunks: mpsc::Sender<Given>,
+    chunks: mpsc::Sender<WriterCommand>,
     stream: Option<BlobStream>,
-    /// Whether the connection that is open has brought anything.
+    /// Whether the response that is being read has brought any bytes that were missing.
     has_gained: bool,
 }
 
-impl Fetch {
-    /// For a claim, and the answer to it if that is there already.
+impl Connection {
+    /// A connection for a claim, with the response to it if there is one already.
     pub(super) fn new(
-        line: &Arc<Line>,
+        state: &Arc<DownloadState>,
         id: u64,
-        chunks: &mpsc::Sender<Given>,
+        chunks: &mpsc::Sender<WriterCommand>,
         stream: Option<BlobStream>,
     ) -> Self {
-        Self { line: Arc::clone(line), id, chunks: chunks.clone(), stream, has_gained: false }
+        Self { state: Arc::clone(state), id, chunks: chunks.clone(), stream, has_gained: false }
     }
 
     /// Gives the writer every byte of the claim, once and in order.
@@ -152,43 +158,43 @@ impl Fetch {
                     None => return Ok(()),
                 },
             };
-            self.line.uses(stream.endpoint);
+            self.state.note_endpoint(stream.endpoint);
             self.has_gained = false;
             let endpoint = stream.endpoint;
-            let Some(error) = self.drain(stream).await? else { return Ok(()) };
-            debug!(digest = %self.line.flight.digest(), endpoint, error = %error, "upstream broke off");
+            let Some(error) = self.receive(stream).await? else { return Ok(()) };
+            debug!(digest = %self.state.flight.digest(), endpoint, error = %error, "upstream broke off");
             if self.has_gained {
                 breaks = 0;
-            } else if self.line.flight.is_page() {
-                // What is in between sends the same again and again.
+            } else if self.state.flight.is_page() {
+                // A portal or a proxy in between would send the same page again and again.
                 return Err(error);
             }
             broken = Some((endpoint, error));
         }
     }
 
-    /// Takes what the connection gives; none when everything is there, else how it broke.
-    async fn drain(&mut self, mut stream: BlobStream) -> Result<Option<Error>, Error> {
-        // An upstream that ignores ranges begins again: what is already there is passed over.
+    /// Reads a response. `None` when the claim is done, else the error that broke the response off.
+    async fn receive(&mut self, mut stream: BlobStream) -> Result<Option<Error>, Error> {
+        // An upstream that ignores ranges begins again: bytes that are there already are skipped.
         let mut at = stream.start;
-        if self.line.schedule().begins_at(self.id).is_some_and(|wanted| at > wanted) {
+        if self.state.schedule().begins_at(self.id).is_some_and(|wanted| at > wanted) {
             return Ok(Some(upstream::Error::Malformed("the answer begins too late").into()));
         }
         loop {
             let mut chunk = match stream.chunk().await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) if self.line.is_length_untold => return self.ended(&stream).await,
+                Ok(None) if self.state.is_length_untold => return self.ended(&stream).await,
                 Ok(None) => return Ok(Some(ended_early())),
                 Err(error) => return Ok(Some(error.into())),
             };
             let len = chunk.len() as u64;
-            self.line.metrics.received(Kind::Blob, self.line.upstream.registry().label(), len);
+            self.state.metrics.received(Kind::Blob, self.state.upstream.registry().label(), len);
             let end = at + len;
-            if end > self.line.bound() {
+            if end > self.state.bound() {
                 return Err(Error::Mismatch);
             }
             while at < end {
-                let Receipt { keep, is_done } = self.line.schedule().at(Instant::now()).receive(
+                let Receipt { keep, is_done } = self.state.schedule().at(Instant::now()).receive(
                     self.id,
                     Span { start: at, end },
                     stream.end,
@@ -198,7 +204,7 @@ impl Fetch {
                     let bytes = chunk.split_to(bytes_of(keep.len()));
                     at = keep.end;
                     self.has_gained = true;
-                    self.give(Given::Bytes(keep.start, bytes)).await?;
+                    self.send(WriterCommand::Write(keep.start, bytes)).await?;
                 }
                 if is_done {
                     return Ok(None);
@@ -210,14 +216,14 @@ impl Fetch {
         }
     }
 
-    /// A body has ended that did not say how long it would be. If the digest is right, that was the end. If not, or if HEAD
-    /// had promised more, a connection without a word about its end may have broken, and the rest is still to come. All
-    /// else is another content than was asked for, or HEAD was wrong.
+    /// The end of a body that did not state its length. If the digest is right, that was the end of the content. If it
+    /// is wrong, or HEAD had promised more, a connection that ends by being closed may have broken, and the rest is
+    /// still to come. In every other case it is another content than was asked for, or HEAD was wrong.
     async fn ended(&mut self, stream: &BlobStream) -> Result<Option<Error>, Error> {
         let may_be_broken = stream.ends_by_close && self.has_gained;
-        if self.line.total().is_none() {
-            let (answer, size) = oneshot::channel();
-            self.give(Given::End(answer)).await?;
+        if self.state.total().is_none() {
+            let (sender, size) = oneshot::channel();
+            self.send(WriterCommand::End(sender)).await?;
             if let Some(size) = size.await.map_err(|_| Error::GivenUp)? {
                 self.learn(size).await?;
                 return Ok(None);
@@ -226,47 +232,47 @@ impl Fetch {
         if may_be_broken { Ok(Some(ended_early())) } else { Err(Error::Mismatch) }
     }
 
-    /// The content has this size, by an answer that says so or because it is proven.
+    /// The size of the content is known now: from a response that states it, or because the digest is verified.
     async fn learn(&mut self, total: u64) -> Result<(), Error> {
-        if self.line.total.set(total).is_ok() {
-            self.line.schedule().learn(total);
-            self.give(Given::Total(total)).await?;
+        if self.state.total.set(total).is_ok() {
+            self.state.schedule().learn(total);
+            self.send(WriterCommand::Total(total)).await?;
         }
         Ok(())
     }
 
-    async fn give(&self, given: Given) -> Result<(), Error> {
-        // A writer that has failed will say why.
-        self.chunks.send(given).await.map_err(|_| Error::GivenUp)
+    async fn send(&self, command: WriterCommand) -> Result<(), Error> {
+        // If the writer has failed, it will say why.
+        self.chunks.send(command).await.map_err(|_| Error::GivenUp)
     }
 
-    /// Opens a connection for what is claimed, elsewhere if the last one brought nothing. None if it is no longer
-    /// wanted.
+    /// Opens a connection for the claim; at another endpoint if the last one brought nothing. `None` if the claim is no
+    /// longer wanted.
     async fn open(
         &mut self,
         breaks: &mut u32,
         broken: Option<(usize, Error)>,
     ) -> Result<Option<BlobStream>, Error> {
-        let line = Arc::clone(&self.line);
+        let state = Arc::clone(&self.state);
         let last = broken.as_ref().map(|(endpoint, _)| *endpoint);
         let mut error = broken.map_or(Error::GivenUp, |(_, error)| error);
         while *breaks < BREAKS_MAX {
             let avoid = if *breaks == 0 { &[][..] } else { last.as_slice() };
             tokio::time::sleep(pause(*breaks, fastrand::f64())).await;
             *breaks += 1;
-            let Some((span, by_range)) = line.schedule().wanted(self.id) else { return Ok(None) };
-            let (range, total) = (by_range.then(|| range_of(span, line.bound())), line.total());
-            let name = &line.flight.origin.name;
-            let (context, digest) = (&line.flight.context, line.flight.digest());
-            match line.upstream.blob(context, name, digest, range, total, avoid).await {
-                // A credential has come, and others may be reading along because there was none.
-                Ok(stream) if line.flight.public && !stream.public => return Err(Error::GivenUp),
-                // Others read along by a parent's word, which is none about what the registry itself sends.
-                Ok(stream) if !line.flight.word.allows(stream.speaker) => return Err(Error::GivenUp),
-                // Something in between answers now.
-                Ok(stream) if stream.is_page && !line.flight.is_page() => error = PAGE.into(),
+            let Some((span, by_range)) = state.schedule().wanted(self.id) else { return Ok(None) };
+            let (range, total) = (by_range.then(|| range_of(span, state.bound())), state.total());
+            let name = &state.flight.origin().name;
+            let (context, digest) = (state.flight.context(), state.flight.digest());
+            match state.upstream.blob(context, name, digest, range, total, avoid).await {
+                // This took a credential, and others may be reading along because none was needed.
+                Ok(stream) if state.flight.is_public() && !stream.public => return Err(Error::GivenUp),
+                // Others read along by the claim of a parent, which says nothing about what the registry itself sends.
+                Ok(stream) if !state.flight.sharing().allows(stream.speaker) => return Err(Error::GivenUp),
+                // A portal or a proxy in between answers now.
+                Ok(stream) if stream.is_page && !state.flight.is_page() => error = PAGE.into(),
                 Ok(stream) => {
-                    line.note(&stream);
+                    state.note_source(&stream);
                     if let Some(total) = stream.total {
                         if total < span.start {
                             return Err(Error::Mismatch);
@@ -274,22 +280,22 @@ impl Fetch {
                         self.learn(total).await?;
                     }
                     if by_range && (stream.start < span.start || stream.end > span.end) {
-                        line.schedule().ignores_ranges();
-                        if line.schedule().wanted(self.id).is_none() {
+                        state.schedule().ignores_ranges();
+                        if state.schedule().wanted(self.id).is_none() {
                             return Ok(None);
                         }
                     }
                     return Ok(Some(stream));
                 }
                 Err(no @ (upstream::Error::Malformed(_) | upstream::Error::Changed)) if by_range => {
-                    debug!(digest = %line.flight.digest(), error = %no, "upstream has no sensible answer to a range");
-                    line.schedule().ignores_ranges();
+                    debug!(digest = %state.flight.digest(), error = %no, "upstream has no sensible answer to a range");
+                    state.schedule().ignores_ranges();
                     error = no.into();
                 }
-                // Of another size: it is another content, or was one.
+                // The size is another: it is, or was, another content.
                 Err(no @ upstream::Error::Changed) => return Err(no.into()),
                 Err(no) if !no.is_outage() => return Err(no.into()),
-                Err(_) if line.schedule().give_up(self.id) => return Ok(None),
+                Err(_) if state.schedule().give_up(self.id) => return Ok(None),
                 Err(no) => error = no.into(),
             }
         }
@@ -297,7 +303,8 @@ impl Fetch {
     }
 }
 
-/// As it is asked for. One to the end is closed when it is sent, and open to who reads it here.
+/// The range to ask upstream for. One that goes to the end of the content is `Range::From`: the request closes it where
+/// the size is known.
 pub(super) fn range_of(span: Span, total: u64) -> Range {
     if span.end == total {
         Range::From(span.start)
@@ -314,7 +321,7 @@ fn bytes_of(len: u64) -> usize {
     usize::try_from(len).expect("no more than the chunk's length")
 }
 
-/// How long to wait after `breaks` breaks without progress; `jitter` is in 0..1.
+/// The pause after `breaks` breaks without progress. `jitter` is between 0 and 1.
 fn pause(breaks: u32, jitter: f64) -> Duration {
     match breaks {
         0 => Duration::ZERO,

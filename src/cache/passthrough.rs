@@ -1,18 +1,20 @@
-//! A blob that passes through unstored, because the disk cannot take it, or because the transfer that is under way may
-//! be waiting for the one who asks.
+//! Passthrough: a blob goes from upstream to one client without being stored, because the disk cannot take it, or
+//! because the flight that is under way may be waiting for the berth that asks.
 //!
-//! The one exception to "upstream is asked once": each client has a transfer of its own. The promises to the
-//! client hold all the same: the content is hashed from its first byte, and its last [`HOLD_BACK`] bytes are
-//! sent only when the digest is right. A range with an end of its own is asked for as such, and as unproven as
-//! it is from a flight; so a blob that has answered 206 goes on answering 206 when the disk fails underneath.
-//! Several ranges come one after the other, near ones in one request, and of requests there are [`JUMPS_MAX`] before
-//! what lies between two of them is read on through.
+//! It is the one exception to "upstream is asked once": each client has a transfer of its own. The promises to the
+//! client hold all the same. The content is hashed from its first byte, and its last [`HOLD_BACK`] bytes are sent only
+//! when the digest is right. A range with an end of its own is asked for as such, and is as unverified as it is from a
+//! flight; so a blob that has answered 206 goes on answering 206 when the disk fails underneath. Several ranges come
+//! one after the other, near ones in one request. After [`JUMPS_MAX`] requests, what lies between two ranges is read
+//! and dropped.
 //!
-//! A reader of a flight whose disk fails takes this way for the rest: what it has read is still in the file,
-//! and hashed there. Where that is not all of the beginning, the whole is asked for from its start if the proof
-//! is needed, and the rest alone if not.
+//! A reader of a flight whose disk fails gets the rest this way. What it has read is still in the file, and is hashed
+//! there. If the file lacks some of that, the whole content is asked for from its start where the digest must be
+//! verified, and the rest alone where it need not be.
 //!
-//! Of what calls itself a page nothing goes out before the whole is proven, so that it must fit into memory.
+//! Of a response that calls itself a page nothing goes out before the whole is verified, so it must fit into memory.
+
+mod pump;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,11 +26,11 @@ use bytes::{Buf as _, Bytes};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::pump::Pump;
+use super::download::flight::HOLD_BACK;
 use super::error::Error;
-use super::fairness::Hold;
-use super::flight::HOLD_BACK;
+use super::fairness::{HeldPermit, PASSTHROUGHS};
 use super::mismatches::Mismatches;
-use super::pump::Pump;
 use crate::context::RequestContext;
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;
@@ -39,66 +41,111 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Kind;
 use crate::upstream::{BlobStream, PAGE, Upstream};
 
-/// How long a request waits for its turn: half of the time that there is for the head of its answer.
+/// How long a request waits for a permit: half of the time that there is for the head of its response.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
-/// A range that begins later than this is asked for on its own, if it may go out unproven.
+/// Distance in bytes from which on a later range is asked for on its own, if it may go out unverified.
 const FAR: u64 = 1 << 20;
-/// What calls itself a page is a small blob, or none.
+/// The largest page, in bytes: what calls itself a page is a small blob, or none.
 const PAGE_BYTES_MAX: u64 = 1 << 20;
-/// Requests for ranges that begin later; then the rest is asked for, and what is not wanted of it passed over. Ranges that
-/// begin earlier than what has come need a request each: who answers them bounds how many there may be.
+/// The most requests for ranges that begin later. After them the rest is asked for, and what is not wanted of it is
+/// dropped. Ranges that begin earlier than what has come need a request each: the http side bounds how many there may
+/// be.
 const JUMPS_MAX: u32 = 16;
-/// Requests in all, whatever an upstream makes of them that answers with less than was asked for.
+/// The most requests in all, for an upstream that answers with less than was asked for.
 const RESTARTS_MAX: u32 = 4 * JUMPS_MAX;
-/// Bytes hashed at once of what a failed flight has left.
+/// Bytes of the file of a failed flight that are hashed at once.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
-/// The way around the disk, for one blob of one repository.
-#[derive(Clone)]
-pub(super) struct Detour {
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) context: RequestContext,
-    pub(super) name: RepoName,
-    pub(super) digest: Digest,
-    pub(super) metrics: Arc<Metrics>,
-    /// Room for transfers of this kind.
-    pub(super) permits: Shares,
-    /// What it is as a transfer of its registry, and what came wrong.
-    pub(super) key: PartialKey,
-    pub(super) mismatches: Arc<Mismatches>,
+/// Makes passthroughs, and holds the limit on how many run at once.
+pub(super) struct Passthroughs {
+    metrics: Arc<Metrics>,
+    room: Shares,
+    /// The contents that came with a wrong digest.
+    mismatches: Arc<Mismatches>,
 }
 
-impl Detour {
-    /// All of the content.
-    pub(super) async fn whole(self) -> Result<Direct, Error> {
-        let hold = self.turn().await?;
+impl Passthroughs {
+    pub(super) fn new(metrics: &Arc<Metrics>, mismatches: &Arc<Mismatches>) -> Self {
+        let (metrics, mismatches) = (Arc::clone(metrics), Arc::clone(mismatches));
+        Self { metrics, room: Shares::new(PASSTHROUGHS), mismatches }
+    }
+
+    /// The passthrough for the blob of `key`, in the repository `name` of `upstream`.
+    pub(super) fn of(
+        &self,
+        upstream: Arc<Upstream>,
+        name: &RepoName,
+        key: PartialKey,
+        context: &RequestContext,
+    ) -> Result<Passthrough, Error> {
+        Ok(Passthrough {
+            context: upstream.settle(context, &key.digest)?,
+            upstream,
+            name: name.clone(),
+            digest: key.digest,
+            metrics: Arc::clone(&self.metrics),
+            room: self.room.clone(),
+            key,
+            mismatches: Arc::clone(&self.mismatches),
+        })
+    }
+}
+
+/// A passthrough for one blob of one repository, yet to be begun.
+#[derive(Clone)]
+pub(super) struct Passthrough {
+    upstream: Arc<Upstream>,
+    context: RequestContext,
+    name: RepoName,
+    digest: Digest,
+    metrics: Arc<Metrics>,
+    /// The limit on how many passthroughs run at once.
+    room: Shares,
+    /// The registry and the digest of the blob, by which a mismatch is noted.
+    key: PartialKey,
+    mismatches: Arc<Mismatches>,
+}
+
+impl Passthrough {
+    /// The context with which upstream is asked.
+    pub(super) fn context(&self) -> &RequestContext {
+        &self.context
+    }
+
+    /// Begins with all of the content.
+    pub(super) async fn whole(self) -> Result<PassthroughStream, Error> {
+        let hold = self.acquire().await?;
         let verifier = Verifier::new(self.digest.algorithm());
-        self.open(hold, 0, None, Proof::Pending(Box::new(verifier))).await
+        self.open(hold, 0, None, DigestCheck::Pending(Box::new(verifier))).await
     }
 
-    /// What lies behind `position`, to go out unproven.
-    pub(super) async fn unproven(self, position: u64, total: Option<u64>) -> Result<Direct, Error> {
-        let hold = self.turn().await?;
-        self.open(hold, position, total, Proof::None).await
+    /// Begins behind `position`; nothing is verified.
+    pub(super) async fn unverified_from(
+        self,
+        position: u64,
+        total: Option<u64>,
+    ) -> Result<PassthroughStream, Error> {
+        let hold = self.acquire().await?;
+        self.open(hold, position, total, DigestCheck::None).await
     }
 
-    /// What lies behind `position`, the bytes before it being in `file`.
-    pub(super) async fn rest(
+    /// Begins behind `position`. The bytes before it are in `file`, and are verified with the rest.
+    pub(super) async fn verified_from(
         self,
         file: BlobFile,
         position: u64,
         total: Option<u64>,
-    ) -> Result<Direct, Error> {
-        let hold = self.turn().await?;
+    ) -> Result<PassthroughStream, Error> {
+        let hold = self.acquire().await?;
         let verifier = Verifier::new(self.digest.algorithm());
         let hash = tokio::task::spawn_blocking(move || hash(verifier, file.file(), position));
         let verifier =
             hash.await.map_err(|_| Error::GivenUp)?.map_err(|error| Error::Read(Arc::new(error)))?;
-        self.open(hold, position, total, Proof::Pending(Box::new(verifier))).await
+        self.open(hold, position, total, DigestCheck::Pending(Box::new(verifier))).await
     }
 
-    /// Says why a transfer that had begun is not kept.
-    pub(super) fn say_why(&self, cause: &store::Error) {
+    /// Logs why a download that had begun is not kept.
+    pub(super) fn log_failure(&self, cause: &store::Error) {
         let error = cause as &dyn std::error::Error;
         if cause.is_by_limits() {
             info!(digest = %self.digest, error, "a transfer has no more room: its readers get the rest unstored");
@@ -107,39 +154,39 @@ impl Detour {
         }
     }
 
-    /// Passes on what lies behind `position`; `proof` knows what lies before it.
+    /// Begins behind `position`; `check` has seen what lies before it.
     async fn open(
         self,
-        mut hold: Hold,
+        mut hold: HeldPermit,
         position: u64,
         total: Option<u64>,
-        proof: Proof,
-    ) -> Result<Direct, Error> {
+        check: DigestCheck,
+    ) -> Result<PassthroughStream, Error> {
         let range = (position > 0).then_some(Range::From(position));
         let stream = self.from(&mut hold, range, total).await?;
-        if stream.is_page && (position > 0 || matches!(proof, Proof::None)) {
+        if stream.is_page && (position > 0 || matches!(check, DigestCheck::None)) {
             return Err(PAGE.into());
         }
-        Ok(Direct {
+        Ok(PassthroughStream {
             is_of_fallback: stream.is_of_fallback,
             is_page: stream.is_page,
-            proof,
+            check,
             hashed: position,
             waiting: VecDeque::new(),
             position: stream.start,
             received: stream.start,
             reach: stream.end,
             total: stream.total,
-            // Where ranges are ignored, a further transfer would bring everything, too.
+            // Where ranges are ignored, a further request would bring everything, too.
             jumps: if stream.start == position { 0 } else { JUMPS_MAX },
             pump: Some(Pump::start(stream, hold)),
-            detour: self,
+            passthrough: self,
         })
     }
 
     async fn from(
         &self,
-        hold: &mut Hold,
+        hold: &mut HeldPermit,
         range: Option<Range>,
         total: Option<u64>,
     ) -> Result<BlobStream, Error> {
@@ -149,18 +196,18 @@ impl Detour {
         }
     }
 
-    /// Waits for a place among the transfers of this kind.
-    async fn turn(&self) -> Result<Hold, Error> {
+    /// Waits for a permit.
+    async fn acquire(&self) -> Result<HeldPermit, Error> {
         let owner = Owner::new(self.upstream.registry(), self.context.client());
-        let turn = timeout(self.context.patience(TURN_WAIT_MAX), self.permits.acquire(owner, 1));
+        let turn = timeout(self.context.patience(TURN_WAIT_MAX), self.room.acquire(owner, 1));
         match turn.await {
-            Ok(Ok(permit)) => Ok(Hold::new(permit, 0)),
+            Ok(Ok(permit)) => Ok(HeldPermit::new(permit, 0)),
             Ok(Err(_)) | Err(_) => Err(Error::Busy),
         }
     }
 }
 
-/// Hashes the first `len` bytes.
+/// Hashes the first `len` bytes of a file.
 fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifier> {
     let mut chunk = vec![0; HASH_CHUNK_BYTES];
     let mut at = 0;
@@ -173,18 +220,18 @@ fn hash(mut verifier: Verifier, file: &File, len: u64) -> std::io::Result<Verifi
     Ok(verifier)
 }
 
-/// What is known of the content as a whole.
-enum Proof {
-    /// This has seen the beginning, and sees what comes.
+/// What is known of the digest of the content.
+enum DigestCheck {
+    /// This verifier has seen the beginning, and sees what comes.
     Pending(Box<Verifier>),
-    /// The digest was found right.
+    /// The digest is right.
     Done,
-    /// Some of it is left out.
+    /// Some of the content is left out: it cannot be verified.
     None,
 }
 
-impl Proof {
-    /// Everything has been seen: whether it is what it should be, as far as that is known.
+impl DigestCheck {
+    /// All of the content has come: whether the digest is right, as far as that can be known.
     fn holds_for(&mut self, digest: &Digest) -> bool {
         match std::mem::replace(self, Self::None) {
             Self::Pending(verifier) => {
@@ -202,73 +249,78 @@ impl Proof {
     }
 }
 
-/// One transfer from upstream to one client, or one after the other.
-pub(super) struct Direct {
-    detour: Detour,
-    /// None as long as upstream has not said that.
+/// A passthrough that has begun: one response of upstream, or several one after the other.
+pub(super) struct PassthroughStream {
+    passthrough: Passthrough,
+    /// The size of the content in bytes; `None` while upstream has not said it.
     total: Option<u64>,
-    /// A fallback sends it.
-    pub(super) is_of_fallback: bool,
-    /// It calls itself a page.
+    /// Whether a fallback sends the content.
+    is_of_fallback: bool,
+    /// Whether the response calls itself a page.
     is_page: bool,
-    /// None only while another takes its place.
+    /// `None` only while another response takes the place of one.
     pump: Option<Pump>,
-    proof: Proof,
-    /// Position in the content up to which the verifier has seen it.
+    check: DigestCheck,
+    /// Position up to which the verifier has seen the content.
     hashed: u64,
-    /// Received and not yet sent: the end that is held back, and a chunk.
+    /// What is received and not sent yet: the end that is held back, and a chunk.
     waiting: VecDeque<Bytes>,
-    /// Position in the content of the first waiting byte.
+    /// Position of the first waiting byte.
     position: u64,
-    /// Position in the content behind the last byte that was received.
+    /// Position behind the last byte that was received.
     received: u64,
-    /// Position in the content behind the last byte that this transfer brings.
+    /// Position behind the last byte that this response brings.
     reach: u64,
-    /// How often another transfer took the place of one, for what lies elsewhere.
+    /// How often another response took the place of one, to skip bytes or to go back.
     jumps: u32,
 }
 
-impl Direct {
+impl PassthroughStream {
     pub(super) fn total(&self) -> Option<u64> {
         self.total
     }
 
-    /// The next bytes of `part`, whose start goes on with what is read of it; none where the content ends. The end of the
-    /// content waits for the proof if the part is open. `further` is read behind it.
+    /// Whether a fallback sends it.
+    pub(super) fn is_of_fallback(&self) -> bool {
+        self.is_of_fallback
+    }
+
+    /// The next bytes of `part`, which begins where the last ones ended; `None` where the content ends. If the part is
+    /// open, the end of the content waits for the verification. `further` are the parts that are read after it.
     pub(super) async fn next(&mut self, part: Part, further: &[Part]) -> Result<Option<Bytes>, Error> {
         let Part { span: Span { start, end }, is_open: held } = part;
-        if held && (start < self.position || matches!(self.proof, Proof::None)) {
+        if held && (start < self.position || matches!(self.check, DigestCheck::None)) {
             self.begin_again().await?;
         } else if !held && self.is_elsewhere(start) {
             self.jump(part, further).await?;
         }
         loop {
             self.skip_to(start);
-            let visible = match self.proof {
-                Proof::Pending(_) if self.is_page => 0,
-                Proof::Pending(_) if held => {
+            let visible = match self.check {
+                DigestCheck::Pending(_) if self.is_page => 0,
+                DigestCheck::Pending(_) if held => {
                     self.received.min(self.total.unwrap_or(self.received).saturating_sub(HOLD_BACK))
                 }
-                Proof::Pending(_) | Proof::Done | Proof::None => self.received,
+                DigestCheck::Pending(_) | DigestCheck::Done | DigestCheck::None => self.received,
             };
             let ready = visible.min(end).saturating_sub(self.position);
             if self.position == start && ready > 0 {
                 return Ok(Some(self.take(ready)));
             }
-            if !matches!(self.proof, Proof::Pending(_)) && self.total == Some(start) {
+            if !matches!(self.check, DigestCheck::Pending(_)) && self.total == Some(start) {
                 return Ok(None);
             }
             self.receive().await?;
         }
     }
 
-    /// Whether what begins at `start` needs another transfer, or is worth one.
+    /// Whether bytes that begin at `start` need another request, or are worth one.
     fn is_elsewhere(&self, start: u64) -> bool {
         let is_far = start >= self.received.saturating_add(FAR) && self.jumps < JUMPS_MAX;
         start < self.position || start >= self.reach || is_far
     }
 
-    /// Leaves out what nobody wants, and with it the proof.
+    /// Asks for a later or earlier part, and gives up the verification for that.
     async fn jump(&mut self, part: Part, further: &[Part]) -> Result<(), Error> {
         if self.jumps >= RESTARTS_MAX {
             return Err(Error::GivenUp);
@@ -277,7 +329,7 @@ impl Direct {
         let first = part.span.start;
         let last = near_end(part, further) - 1;
         let range = if self.jumps < JUMPS_MAX { Range::Closed { first, last } } else { Range::From(first) };
-        self.restart(Some(range), Proof::None).await?;
+        self.restart(Some(range), DigestCheck::None).await?;
         if self.position != first {
             // Upstream ignores ranges.
             self.jumps = self.jumps.max(JUMPS_MAX);
@@ -285,20 +337,20 @@ impl Direct {
         Ok(())
     }
 
-    /// Has all of it come, for what needs the proof of what was left out.
+    /// Asks for everything from the start, for a part that needs the verification of bytes that were left out.
     async fn begin_again(&mut self) -> Result<(), Error> {
-        let verifier = Box::new(Verifier::new(self.detour.digest.algorithm()));
-        self.restart(None, Proof::Pending(verifier)).await
+        let verifier = Box::new(Verifier::new(self.passthrough.digest.algorithm()));
+        self.restart(None, DigestCheck::Pending(verifier)).await
     }
 
-    async fn restart(&mut self, range: Option<Range>, proof: Proof) -> Result<(), Error> {
+    async fn restart(&mut self, range: Option<Range>, check: DigestCheck) -> Result<(), Error> {
         let pump = self.pump.take().ok_or(Error::GivenUp)?;
         let mut hold = pump.stop().await?;
-        let stream = self.detour.from(&mut hold, range, self.total).await?;
+        let stream = self.passthrough.from(&mut hold, range, self.total).await?;
         if stream.is_page {
             return Err(PAGE.into());
         }
-        (self.proof, self.hashed, self.is_page) = (proof, 0, false);
+        (self.check, self.hashed, self.is_page) = (check, 0, false);
         self.total = self.total.or(stream.total);
         self.waiting.clear();
         (self.position, self.received, self.reach) = (stream.start, stream.start, stream.end);
@@ -308,33 +360,33 @@ impl Direct {
 
     async fn receive(&mut self) -> Result<(), Error> {
         let Some(chunk) = self.pump.as_mut().ok_or(Error::GivenUp)?.chunk().await? else {
-            // Only where nobody has said how long it is that was the end.
+            // The end of the body is the end of the content only if its size is unknown.
             if self.total.is_some() {
                 return Err(Error::GivenUp);
             }
             self.total = Some(self.received);
-            return self.prove();
+            return self.verify();
         };
-        let Detour { upstream, metrics, .. } = &self.detour;
+        let Passthrough { upstream, metrics, .. } = &self.passthrough;
         metrics.received(Kind::Blob, upstream.registry().label(), chunk.len() as u64);
         let known = self.hashed.saturating_sub(self.received).min(chunk.len() as u64);
         self.received += chunk.len() as u64;
-        if let Proof::Pending(verifier) = &mut self.proof {
+        if let DigestCheck::Pending(verifier) = &mut self.check {
             verifier.update(&chunk[usize::try_from(known).expect("no more than the chunk's length")..]);
         }
         self.waiting.push_back(chunk);
         match self.total {
-            Some(total) if self.received >= total => self.prove(),
+            Some(total) if self.received >= total => self.verify(),
             None if self.is_page && self.received > PAGE_BYTES_MAX => Err(PAGE.into()),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// All of it has come: whether it is what it should be.
-    fn prove(&mut self) -> Result<(), Error> {
-        let Detour { metrics, digest, key, name, mismatches, .. } = &self.detour;
-        let is_whole = matches!(self.proof, Proof::Pending(_));
-        if self.total != Some(self.received) || !self.proof.holds_for(digest) {
+    /// All of the content has come: verifies it as far as possible.
+    fn verify(&mut self) -> Result<(), Error> {
+        let Passthrough { metrics, digest, key, name, mismatches, .. } = &self.passthrough;
+        let is_whole = matches!(self.check, DigestCheck::Pending(_));
+        if self.total != Some(self.received) || !self.check.holds_for(digest) {
             metrics.mismatches.inc();
             mismatches.failed_once(key, name);
             return Err(Error::Mismatch);
@@ -373,7 +425,7 @@ impl Direct {
     }
 }
 
-/// Up to where one request brings what is read from `part` on: it, and what is near behind it.
+/// The end of one request for `part`: its own end, or that of the last part near behind it.
 fn near_end(part: Part, further: &[Part]) -> u64 {
     let mut end = part.span.end;
     for next in further {

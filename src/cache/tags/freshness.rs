@@ -1,9 +1,9 @@
-//! Is what is known of a tag still good? A pure function, and the rules it follows.
+//! Freshness: whether what is known of a tag is still good. A pure function, and the rules it follows.
 //!
-//! A tag may move upstream at any time; a digest never does. [`judge`] takes what is known, the rule for the
-//! tag, the time and upstream's last word, and says what to do. It never looks at a clock itself. After a check that
-//! was not to be had it is asked again, with what upstream said or failed to say: so this is the one place where it
-//! is decided what becomes of a known tag.
+//! A tag may move upstream at any time; a digest never does. [`judge`] takes what is known, the rule for the tag, the
+//! time and the last word of upstream, and says what to do. It never looks at a clock itself. After a check has failed
+//! it is asked again, with what upstream said or failed to say: so this is the one place that decides about a known
+//! tag.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,32 +14,32 @@ use crate::clock::{age, is_within};
 use crate::oci::{Repo, Tag};
 use crate::units::{self, Given};
 
-/// How long a tag is served without asking upstream whether it moved.
+/// How long a tag is served without asking upstream whether it moved, by default.
 pub const CHECK_AFTER_DEFAULT: Duration = Duration::from_secs(5 * 60);
 /// The same for signatures and other referrers, which arrive soon after the push of what they are about.
 pub const CHECK_REFERRERS_AFTER: Duration = Duration::from_secs(60);
 
-/// One `[[tags]]` entry: which tags, and how fresh they must be. The first match decides.
+/// One `[[tags]]` entry: which tags, and how fresh they must be. The first entry that matches decides.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// `registry/repository:tag` with `*` for any text.
     #[serde(rename = "match")]
-    pub pattern: Pattern,
+    pub pattern: TagPattern,
     /// The tag never moves: once known, upstream is not asked again.
     #[serde(default)]
     pub immutable: bool,
-    /// For how long a tag is served without asking, such as `"5m"`.
+    /// How long a tag is served without asking, such as `"5m"`.
     #[serde(default = "check_after_default", deserialize_with = "units::duration")]
     pub check_after: Duration,
-    /// Serve at once what is known and ask upstream behind the answer.
+    /// Serve what is known at once, and ask upstream in the background (stale-while-revalidate, RFC 5861).
     #[serde(default)]
     pub check_behind: bool,
-    /// For how long after its last check a tag is served when upstream cannot be asked: `"forever"` or a
-    /// duration.
+    /// How long after its last check a tag is served when upstream cannot be asked: `"forever"` or a duration
+    /// (stale-if-error, RFC 5861).
     #[serde(default)]
     pub serve_stale: StaleLimit,
-    /// What becomes of a known tag when upstream says that there is no such tag, or none for us.
+    /// What happens to a known tag when upstream says that there is no such tag, or none for us.
     #[serde(default)]
     pub on_removed: OnRemoved,
 }
@@ -47,7 +47,7 @@ pub struct Rule {
 impl Default for Rule {
     fn default() -> Self {
         Self {
-            pattern: Pattern::any(),
+            pattern: TagPattern::any(),
             immutable: false,
             check_after: CHECK_AFTER_DEFAULT,
             check_behind: false,
@@ -77,7 +77,7 @@ impl Rules {
     pub fn find(&self, repo: &Repo, tag: &Tag) -> &Rule {
         let otherwise = if tag.is_about_digest() { &self.about_digests } else { &self.otherwise };
         if self.rules.is_empty() {
-            // Mostly there are none, and every request for a tag asks.
+            // Usually there are no rules, and every request for a tag asks.
             return otherwise;
         }
         let name = format!("{repo}:{tag}");
@@ -87,9 +87,9 @@ impl Rules {
 
 /// A glob over `registry/repository:tag`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(glob::Pattern);
+pub struct TagPattern(glob::Pattern);
 
-impl Pattern {
+impl TagPattern {
     fn any() -> Self {
         Self(glob::Pattern::default())
     }
@@ -99,13 +99,13 @@ impl Pattern {
     }
 }
 
-impl fmt::Display for Pattern {
+impl fmt::Display for TagPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl<'de> Deserialize<'de> for Pattern {
+impl<'de> Deserialize<'de> for TagPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let expected = "expected registry/repository:tag with *, such as docker.io/library/*:*";
@@ -118,20 +118,21 @@ impl<'de> Deserialize<'de> for Pattern {
     }
 }
 
-/// How old an unconfirmed tag may be served.
+/// How old an unconfirmed tag may be to be served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StaleLimit {
-    /// Whatever its age: better an old image than none.
+    /// Any age: better an old image than none.
     #[default]
     Forever,
-    /// At most so long after its last check.
+    /// At most this long after its last check.
     For(Duration),
 }
 
 impl StaleLimit {
-    /// Whether a tag that was confirmed at `at` may still be served at the time `now`, though upstream does not confirm it:
-    /// also when exactly so old, or when a clock that jumped back makes it seem to be from the future.
-    pub(super) fn allows(self, at: u64, now: u64) -> bool {
+    /// Whether a tag that was confirmed at `at` may still be served at the time `now` without a confirmation by
+    /// upstream. It may when it is exactly that old, and when a clock that jumped back makes it seem to be from the
+    /// future.
+    pub(in crate::cache) fn allows(self, at: u64, now: u64) -> bool {
         match self {
             Self::Forever => true,
             Self::For(limit) => age(at, now).is_none_or(|age| Duration::from_secs(age) <= limit),
@@ -160,14 +161,14 @@ impl fmt::Display for StaleLimit {
     }
 }
 
-/// What becomes of a known tag that upstream says is not there, or not for us.
+/// What happens to a known tag that upstream says is not there, or not for us.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnRemoved {
-    /// Upstream is believed: the tag is gone here too. What it named can still be had by digest.
+    /// Upstream is believed: the tag is gone here, too. What it named can still be pulled by digest.
     #[default]
     Refuse,
-    /// What is known is served all the same, marked stale, within `serve_stale`.
+    /// What is known is still served, marked stale, within `serve_stale`.
     Serve,
 }
 
@@ -183,39 +184,39 @@ impl fmt::Display for OnRemoved {
 /// When upstream last confirmed a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmed {
-    /// In seconds since 1970.
+    /// The time of the confirmation, in seconds since 1970.
     pub at: u64,
-    /// Whether it has since said that there is no such tag: then the confirmation counts for nothing.
+    /// Whether upstream has said since then that there is no such tag: then the confirmation counts for nothing.
     pub revoked: bool,
 }
 
-/// What upstream last had to say about a tag, as far as that still counts.
+/// What upstream last said about a tag, as far as that still counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// Nothing: it can be asked.
+pub enum UpstreamWord {
+    /// Upstream has said nothing, and can be asked.
     Open,
-    /// It could not be asked just now, or is known to be down or offline: nobody waits to learn it again.
+    /// Upstream could not be asked just now, or is known to be down or offline: no request waits to learn it again.
     Silent,
-    /// It said just now that there is no such tag, or none for us.
+    /// Upstream said just now that there is no such tag, or none for us.
     Removed,
 }
 
 /// What to do about a request for a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Answer from disk; upstream need not know.
+pub enum TagVerdict {
+    /// Answer from disk without asking upstream.
     Serve,
-    /// Answer from disk, marked stale: upstream would have to confirm and cannot.
+    /// Answer from disk, marked stale: upstream would have to confirm the tag and cannot.
     ServeStale,
     /// Answer from disk, marked stale: upstream has the tag no more.
     ServeRemoved,
-    /// Answer from disk, and ask upstream behind the answer.
+    /// Answer from disk, and ask upstream in the background.
     ServeAndCheck,
     /// Ask upstream, and do not wait long: there is something to fall back on. Then judge again.
     CheckFirst,
-    /// Ask upstream: what is known is too old to be served without its word. Then judge again.
+    /// Ask upstream: what is known is too old to be served without a confirmation. Then judge again.
     CheckOrRefuse,
-    /// Answer with upstream's refusal, or else that what is known is too old.
+    /// Answer with the refusal of upstream, or else that what is known is too old.
     Refuse,
 }
 
@@ -224,20 +225,20 @@ pub enum Verdict {
 /// A clock that jumped back makes a check due; it never makes a tag too old to serve. Once upstream has spoken, or has
 /// failed to, no verdict asks it again. A tag whose confirmation was revoked is not served before the check, not even
 /// by a rule that checks behind.
-pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: Word) -> Verdict {
+pub fn judge(confirmed: Confirmed, rule: &Rule, now: u64, word: UpstreamWord) -> TagVerdict {
     let Confirmed { at, revoked } = confirmed;
     if rule.immutable || (!revoked && is_within(at, rule.check_after, now)) {
-        return Verdict::Serve;
+        return TagVerdict::Serve;
     }
     let is_too_old = !rule.serve_stale.allows(at, now);
     match (word, rule.on_removed) {
-        (Word::Open, _) if is_too_old => Verdict::CheckOrRefuse,
-        (Word::Open, _) if rule.check_behind && !revoked => Verdict::ServeAndCheck,
-        (Word::Open, _) => Verdict::CheckFirst,
-        (Word::Removed, OnRemoved::Refuse) => Verdict::Refuse,
-        (Word::Silent | Word::Removed, _) if is_too_old => Verdict::Refuse,
-        (Word::Removed, OnRemoved::Serve) => Verdict::ServeRemoved,
-        (Word::Silent, _) => Verdict::ServeStale,
+        (UpstreamWord::Open, _) if is_too_old => TagVerdict::CheckOrRefuse,
+        (UpstreamWord::Open, _) if rule.check_behind && !revoked => TagVerdict::ServeAndCheck,
+        (UpstreamWord::Open, _) => TagVerdict::CheckFirst,
+        (UpstreamWord::Removed, OnRemoved::Refuse) => TagVerdict::Refuse,
+        (UpstreamWord::Silent | UpstreamWord::Removed, _) if is_too_old => TagVerdict::Refuse,
+        (UpstreamWord::Removed, OnRemoved::Serve) => TagVerdict::ServeRemoved,
+        (UpstreamWord::Silent, _) => TagVerdict::ServeStale,
     }
 }
 
@@ -259,10 +260,10 @@ mod tests {
     /// (open, silent, removed), first with a confirmation that holds and then with a revoked one.
     #[test]
     fn judges_by_age_rule_and_word() {
-        use Verdict::{CheckFirst, CheckOrRefuse, Refuse, Serve, ServeAndCheck, ServeRemoved, ServeStale};
-        const WORDS: [Word; 3] = [Word::Open, Word::Silent, Word::Removed];
-        const SERVE: [Verdict; 3] = [Serve; 3];
-        let check = |at: u64, text: &str, holds: [Verdict; 3], revoked: [Verdict; 3]| {
+        use TagVerdict::{CheckFirst, CheckOrRefuse, Refuse, Serve, ServeAndCheck, ServeRemoved, ServeStale};
+        const WORDS: [UpstreamWord; 3] = [UpstreamWord::Open, UpstreamWord::Silent, UpstreamWord::Removed];
+        const SERVE: [TagVerdict; 3] = [Serve; 3];
+        let check = |at: u64, text: &str, holds: [TagVerdict; 3], revoked: [TagVerdict; 3]| {
             let rule = rule(text);
             for (is_revoked, expected) in [(false, holds), (true, revoked)] {
                 let confirmed = Confirmed { at, revoked: is_revoked };
@@ -311,13 +312,28 @@ mod tests {
         let limited = rule("serve_stale = \"0s\"");
         let confirmed = Confirmed { at: NOW, revoked: false };
         for now in [NOW - 1, NOW - 60] {
-            assert_eq!(judge(confirmed, &limited, now, Word::Open), Verdict::Serve, "a moment back to {now}");
+            assert_eq!(
+                judge(confirmed, &limited, now, UpstreamWord::Open),
+                TagVerdict::Serve,
+                "a moment back to {now}"
+            );
         }
         for now in [0, 1, NOW - 61] {
-            assert_eq!(judge(confirmed, &limited, now, Word::Open), Verdict::CheckFirst, "back to {now}");
-            assert_eq!(judge(confirmed, &limited, now, Word::Silent), Verdict::ServeStale, "back to {now}");
+            assert_eq!(
+                judge(confirmed, &limited, now, UpstreamWord::Open),
+                TagVerdict::CheckFirst,
+                "back to {now}"
+            );
+            assert_eq!(
+                judge(confirmed, &limited, now, UpstreamWord::Silent),
+                TagVerdict::ServeStale,
+                "back to {now}"
+            );
         }
-        assert_eq!(judge(confirmed, &Rule::default(), u64::MAX, Word::Silent), Verdict::ServeStale);
+        assert_eq!(
+            judge(confirmed, &Rule::default(), u64::MAX, UpstreamWord::Silent),
+            TagVerdict::ServeStale
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Pieces of a blob in memory, on their way to connections that copy: how large they are, and where they are read to.
+//! Chunks: pieces of a blob in memory, on their way to connections that copy them.
 //!
-//! The memory of a large piece goes from one piece to the next, of whatever reader: it is cleared once and not for every
-//! piece, which was a twentieth of the work of sending a blob over TLS. A reader that waits for its client holds a small
-//! piece, and what nobody uses is bounded ([`Spares`]).
+//! The memory of a large chunk goes from one chunk to the next, of whatever reader: it is cleared once and not for
+//! every chunk, which was a twentieth of the work of sending a blob over TLS. A reader that waits for its client holds
+//! a small chunk, and the memory that no chunk uses is bounded ([`Spares`]).
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,78 +12,78 @@ use bytes::Bytes;
 
 use crate::sync::lock;
 
-/// Bytes read at once, if there is room for them.
+/// Bytes that are read at once, if the connection takes as many.
 const BYTES: usize = 256 * 1024;
-/// The same while few pieces are on their way: clients that wait for every piece are woken half as often, and that costs
-/// the sender more than the memory. Over TLS one client got a tenth more.
+/// Bytes that are read at once while few chunks are on their way: clients that wait for every chunk are woken half as
+/// often, and that costs the sender more than the memory. Over TLS one client got a tenth more.
 const BYTES_OF_FEW: usize = 512 * 1024;
-/// Up to so many pieces are few.
+/// Up to this many chunks are few.
 const FEW_MAX: usize = 4;
 
-/// How many bytes a connection takes at once, as it last said. Clones share it.
+/// How many bytes a connection takes at once, as it last said. Clones share the number.
 #[derive(Clone, Debug)]
 pub struct Room(Arc<AtomicUsize>);
 
 impl Room {
-    /// What is read for a connection however little it takes: two of them, the one that is encrypted and the next, stay in
-    /// memory while its client takes nothing.
+    /// Bytes that are read for a connection however little it takes. Two such chunks, the one that is encrypted and the
+    /// next, stay in memory while its client takes nothing.
     pub const BYTES_MIN: usize = 32 * 1024;
 
-    /// Of a connection that has not said yet.
+    /// The room of a connection that has not said yet how much it takes.
     #[must_use]
     pub fn unknown() -> Self {
         Self(Arc::new(AtomicUsize::new(0)))
     }
 
-    /// It takes `bytes` now.
+    /// The connection takes `bytes` now.
     pub fn set(&self, bytes: usize) {
         self.0.store(bytes, Ordering::Relaxed);
     }
 
-    /// It has taken `bytes` of what it said.
+    /// The connection has taken `bytes` of what it said.
     pub fn take(&self, bytes: usize) {
-        // Only its connection changes it, which does one thing at a time.
+        // Only the connection changes it, and that does one thing at a time.
         self.set(self.0.load(Ordering::Relaxed).saturating_sub(bytes));
     }
 
-    /// The bytes to be given to it next.
+    /// The number of bytes to give to the connection next.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed).clamp(Self::BYTES_MIN, BYTES_OF_FEW)
     }
 }
 
-/// How many bytes are read at once for a connection with this room.
-pub(super) fn bytes(room: Option<&Room>) -> u64 {
+/// How many bytes are read at once for a connection with this room; `None` if it takes anything.
+pub(in crate::cache) fn bytes(room: Option<&Room>) -> u64 {
     let most = if PIECES.load(Ordering::Relaxed) <= FEW_MAX { BYTES_OF_FEW } else { BYTES };
     room.map_or(most, |room| room.bytes().min(most)) as u64
 }
 
-/// Pieces on their way.
+/// Chunks that are on their way.
 static PIECES: AtomicUsize = AtomicUsize::new(0);
 
-/// A piece that is being read, and then on its way to the connection.
-pub(super) struct Chunk {
+/// A chunk that is being read, and then on its way to the connection.
+pub(in crate::cache) struct Chunk {
     memory: Vec<u8>,
-    /// How much of it counts.
+    /// How many bytes of the memory count.
     len: usize,
 }
 
 impl Chunk {
-    /// Room for `len` bytes.
-    pub(super) fn of(len: usize) -> Self {
+    /// A chunk for `len` bytes.
+    pub(in crate::cache) fn of(len: usize) -> Self {
         PIECES.fetch_add(1, Ordering::Relaxed);
         let spare = if len > Room::BYTES_MIN { lock(&SPARES).take(len) } else { None };
         Self { memory: spare.unwrap_or_else(|| vec![0; len]), len }
     }
 
-    /// Where it is read to.
-    pub(super) fn room(&mut self) -> &mut [u8] {
+    /// The memory to read the bytes into.
+    pub(in crate::cache) fn room(&mut self) -> &mut [u8] {
         &mut self.memory[..self.len]
     }
 
-    /// The first `len` bytes, which were read, or all.
-    pub(super) fn into_bytes(mut self, len: usize) -> Bytes {
+    /// The first `len` bytes, which were read; or all, if there are fewer.
+    pub(in crate::cache) fn into_bytes(mut self, len: usize) -> Bytes {
         self.len = self.len.min(len);
         Bytes::from_owner(self)
     }
@@ -106,17 +106,17 @@ impl Drop for Chunk {
 
 static SPARES: Mutex<Spares> = Mutex::new(Spares { memory: Vec::new(), bytes: 0 });
 
-/// Memory of large pieces that were sent, for the next ones.
+/// Memory of large chunks that were sent, for the next ones.
 struct Spares {
     memory: Vec<Vec<u8>>,
     bytes: usize,
 }
 
 impl Spares {
-    /// Bytes that are kept for the next pieces: with more readers than that, some clear new memory.
+    /// The most bytes that are kept for the next chunks: with more readers than that, some clear new memory.
     const BYTES_MAX: usize = 4 << 20;
 
-    /// Memory for `len` bytes at least: what was used last, which the processor may still have at hand.
+    /// Memory for at least `len` bytes: what was used last, which may still be in the cache of the processor.
     fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let at = self.memory.iter().rposition(|memory| memory.len() >= len)?;
         let memory = self.memory.remove(at);

@@ -1,15 +1,14 @@
-//! What a flight asks of upstream next. Pure: it is told what was asked, what has come and what is under way.
+//! What a flight asks of upstream next. Pure: the caller says what was asked for, what has come and what the time is.
 //!
-//! - Every missing byte is *claimed* by at most one connection, and no byte that is there is claimed: so none is
-//!   asked twice. A connection whose claim is at its end goes on with what its answer still holds, if that is
-//!   nobody else's.
-//! - What a reader stands before is fetched at once, on a side connection if the running ones are far from it: far is
-//!   what they will not reach soon, as fast as they are.
-//!   There the claim of a running one is cut. A range is widened to blocks of [`BLOCK`], so that its neighbours
-//!   need no request of their own.
-//! - What was asked and nobody waits for comes in order, over the connections that the configuration allows.
-//! - An upstream that ignores ranges gets one connection, which begins at the start and passes over what is there. So does
-//!   one that does not say how large the content is, until it turns out where its end is.
+//! - Every missing byte is *claimed* by at most one connection, and no byte that is there is claimed: so none is asked
+//!   for twice. A connection at the end of its claim goes on with the rest of its response, if nobody else has claimed
+//!   that.
+//! - The bytes that a reader waits for are fetched at once. If the open connections are far from them, a side
+//!   connection is opened; far is what they will not reach soon at their present speed. The claim of an open connection
+//!   is cut there. A range is widened to blocks of [`BLOCK`], so that its neighbours need no request of their own.
+//! - What was asked for and nobody waits for comes in order, over as many connections as the configuration allows.
+//! - An upstream that ignores ranges gets one connection, which begins at the start and skips what is there. So does
+//!   one that does not state the size of the content, until its end turns out.
 
 use std::time::{Duration, Instant};
 
@@ -18,55 +17,57 @@ use crate::oci::Range;
 use crate::oci::range::Span;
 use crate::store::Pieces;
 
-/// Ranges are widened to multiples of this: little against a request's own time, much for a lazy puller.
+/// Ranges are widened to multiples of this many bytes: that costs little beside the request itself, and gains much for
+/// a lazy puller.
 pub(super) const BLOCK: u64 = 1 << 20;
-/// A reader waits for a connection that will be there within this time; else it gets one of its own. A request to a
+/// A reader waits for a connection that reaches it within this time; else it gets one of its own. A request to a
 /// registry and its storage takes less, and what slows one connection down mostly leaves another alone.
 const NEAR: Duration = Duration::from_secs(2);
-/// And that has no more than this to go, however fast it is now: it may not stay so.
+/// A reader waits only for a connection with no more than this many bytes to go, however fast it is now: it may slow
+/// down.
 const NEAR_BYTES: u64 = 4 << 20;
-/// A reader that has so much before it needs nothing yet.
+/// A reader that has this many bytes before it needs nothing yet.
 const AHEAD: u64 = 4 << 20;
-/// What one of several connections fetches at a time: enough to outweigh a request, and so little that the
-/// beginning, which clients read first, comes first.
+/// Bytes that one of several connections fetches at a time: enough to outweigh a request, and few enough for the
+/// beginning, which clients read first, to come first.
 const SEGMENT: u64 = 16 << 20;
-/// Blobs that are not larger come over one connection.
+/// Blobs of at most this many bytes come over one connection.
 const SPLIT_MIN: u64 = 32 << 20;
-/// Connections beyond those that the configuration allows, for readers that stand far from them.
+/// Connections beyond those that the configuration allows, for readers far from the others.
 const SIDES_MAX: usize = 4;
-/// Nothing lies behind it, and some servers cannot read larger numbers.
+/// The largest offset that is asked for, in bytes: no content is larger, and some servers cannot read larger numbers.
 const OFFSET_MAX: u64 = 1 << 40;
 
-/// Which part of what is missing a connection is to bring.
+/// The span that a connection is to bring, with the id of its claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Job {
-    pub(super) id: u64,
-    pub(super) span: Span,
+    pub id: u64,
+    pub span: Span,
 }
 
-/// What a reader still wants.
+/// A span that a reader wants.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
-    pub(super) span: Span,
-    /// It wants everything from where it stands: then that is asked from there, not from the start of a block.
-    pub(super) is_open: bool,
-    /// It does not stand there yet: what is under way is not cut for it.
-    pub(super) is_ahead: bool,
+    pub span: Span,
+    /// The reader wants everything from here on: the request begins right here, not at the start of a block.
+    pub is_open: bool,
+    /// The reader is not here yet: no claim is cut for this need.
+    pub is_ahead: bool,
 }
 
 /// What to do with bytes that have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Receipt {
-    /// These are to be kept.
-    pub(super) keep: Option<Span>,
+    /// The span to keep.
+    pub keep: Option<Span>,
     /// The connection has nothing more to bring.
-    pub(super) is_done: bool,
+    pub is_done: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     id: u64,
-    /// Missing from here.
+    /// The first missing byte.
     at: u64,
     end: u64,
     speed: Speed,
@@ -77,14 +78,14 @@ impl Claim {
         self.at <= position && position < self.end
     }
 
-    /// Whether its connection will soon be at `position`.
+    /// Whether the connection will soon be at `position`.
     fn is_near(&self, position: u64, now: Instant) -> bool {
         let reach = self.speed.reach(NEAR, now).unwrap_or(NEAR_BYTES);
         position - self.at <= reach.min(NEAR_BYTES)
     }
 }
 
-/// The state of one flight's requests.
+/// The requests of one flight: made, under way and due.
 pub(super) struct Schedule {
     total: u64,
     have: Pieces,
@@ -94,12 +95,12 @@ pub(super) struct Schedule {
     sides: usize,
     ranges: bool,
     next_id: u64,
-    /// The time, as far as it is told.
+    /// The present time, as the caller last gave it.
     now: Instant,
 }
 
 impl Schedule {
-    /// Of a content of `total` bytes, of which `have` is there.
+    /// The schedule for a content of `total` bytes, of which `have` is there.
     pub(super) fn new(total: u64, have: Pieces, connections: usize) -> Self {
         Self {
             total,
@@ -114,18 +115,18 @@ impl Schedule {
         }
     }
 
-    /// It is `now`.
+    /// Sets the present time.
     pub(super) fn at(&mut self, now: Instant) -> &mut Self {
         self.now = now;
         self
     }
 
-    /// One connection alone, from one source.
+    /// Allows only one connection, without side connections.
     pub(super) fn without_sides(self) -> Self {
         Self { connections: 1, sides: 0, ..self }
     }
 
-    /// The content turns out to be no longer than this.
+    /// The content turns out to have no more than `total` bytes.
     pub(super) fn learn(&mut self, total: u64) {
         self.total = total;
         let mut asked = Pieces::default();
@@ -139,20 +140,20 @@ impl Schedule {
         self.claims.retain(|claim| claim.at < claim.end);
     }
 
-    /// Somebody wants this: everything, or a part with an end of its own.
+    /// Adds what a reader asks for: everything, or a part with an end of its own.
     ///
-    /// A reader of an open range is not given its end before the whole is proven, so it wants everything too.
+    /// A reader of an open range is not given its end before the whole is verified, so it needs everything, too.
     pub(super) fn ask(&mut self, range: Option<Range>) {
         match range {
             None => self.ask_whole(),
             Some(Range::From(first)) if first < self.total => self.ask_whole(),
-            // As it was asked of upstream, if it was asked before the size was known.
+            // The same widening as in [`first_request`], which was made before the size was known.
             Some(Range::Suffix(length @ 1..)) => {
                 self.asked
                     .insert(Span { start: self.total.saturating_sub(length.max(BLOCK)), end: self.total });
             }
             Some(range) => {
-                // Behind the end there is nothing to bring.
+                // There is nothing to bring behind the end.
                 if let Ok(span) = range.resolve(self.total) {
                     self.asked.insert(widened(span, self.total));
                 }
@@ -174,22 +175,22 @@ impl Schedule {
         self.have.bytes() == self.total
     }
 
-    /// Makes a claim for an answer that is there already; none if all that it holds is there, or under way.
-    pub(super) fn adopt(&mut self, answer: Span) -> Option<Job> {
-        let free = self.free(answer)?;
+    /// Makes a claim for a response that has begun already. `None` if all its bytes are there, or claimed.
+    pub(super) fn adopt(&mut self, response: Span) -> Option<Job> {
+        let free = self.free(response)?;
         Some(self.claim(free))
     }
 
-    /// The next request to make, if there is one: call it until there is none.
+    /// The next request to make, if there is one. To be called until there is none.
     pub(super) fn next(&mut self, needs: &[Need]) -> Option<Job> {
-        let span = needs.iter().find_map(|need| self.urgent(need)).or_else(|| self.behind())?;
+        let span = needs.iter().find_map(|need| self.urgent(need)).or_else(|| self.next_in_order())?;
         if let Some(cut) = self.claims.iter_mut().find(|claim| claim.holds(span.start)) {
             cut.end = span.start;
         }
         Some(self.claim(span))
     }
 
-    /// What a connection is to ask for, and whether by a range. None if that is no longer wanted.
+    /// The span that a connection is to ask for, and whether by a range. `None` if it is no longer wanted.
     pub(super) fn wanted(&mut self, id: u64) -> Option<(Span, bool)> {
         let at = self.claims.iter().position(|claim| claim.id == id)?;
         if !self.ranges {
@@ -204,14 +205,14 @@ impl Schedule {
         Some((Span { start: at, end }, self.ranges && end - at < self.total))
     }
 
-    /// Upstream does not know ranges: from now on one connection brings everything.
+    /// Upstream ignores ranges: from now on one connection brings everything.
     pub(super) fn ignores_ranges(&mut self) {
         self.ranges = false;
         self.ask_whole();
     }
 
-    /// A connection cannot be had. If others are there, they bring what it was to bring, and no further ones are
-    /// tried: upstream may not want more. False if there is no other.
+    /// A connection cannot be had. If there are others, they bring its span, and no further ones are tried: upstream
+    /// may not allow more. False if there is no other.
     pub(super) fn give_up(&mut self, id: u64) -> bool {
         if self.claims.iter().all(|claim| claim.id == id) {
             return false;
@@ -221,7 +222,7 @@ impl Schedule {
         true
     }
 
-    /// Bytes have come over the connection of a claim; its answer goes on to `reach`.
+    /// Takes note of bytes that came over the connection of a claim; its response goes on to `reach`.
     pub(super) fn receive(&mut self, id: u64, came: Span, reach: u64) -> Receipt {
         let Some(index) = self.claims.iter().position(|claim| claim.id == id) else {
             return Receipt { keep: None, is_done: true };
@@ -242,15 +243,15 @@ impl Schedule {
         Receipt { keep: Some(keep), is_done }
     }
 
-    /// Where a connection that is about to begin will bring the first missing byte.
+    /// The position of the first byte that a connection is to bring.
     pub(super) fn begins_at(&self, id: u64) -> Option<u64> {
         self.claims.iter().find(|claim| claim.id == id).map(|claim| claim.at)
     }
 
-    /// Gives a connection whose claim is at its end what its answer still holds.
+    /// Gives a connection at the end of its claim what its response still holds.
     fn go_on(&mut self, index: usize, reach: u64) -> bool {
         let end = self.claims[index].end;
-        // Where ranges are ignored, what is there already costs less than to begin again.
+        // Where ranges are ignored, to skip what is there costs less than to begin again.
         let start = if self.ranges { end } else { self.have.run_end(end) };
         let asked = Span { start, end: self.asked.run_end(start).min(reach) };
         let Some(free) = self.free(asked).filter(|free| free.start == start) else { return false };
@@ -258,7 +259,7 @@ impl Schedule {
         true
     }
 
-    /// What to fetch at once for a reader.
+    /// The span to fetch at once for a reader.
     fn urgent(&self, need: &Need) -> Option<Span> {
         if !self.ranges || self.claims.len() >= self.connections + self.sides {
             return None;
@@ -283,8 +284,8 @@ impl Schedule {
         Some(self.segment(Span { start, end }))
     }
 
-    /// What to fetch although nobody stands before it.
-    fn behind(&self) -> Option<Span> {
+    /// The span to fetch although nobody waits for it.
+    fn next_in_order(&self) -> Option<Span> {
         let connections = if self.ranges { self.connections } else { 1 };
         if self.claims.len() >= connections {
             return None;
@@ -305,7 +306,7 @@ impl Schedule {
         }
     }
 
-    /// Where the next bytes behind `position` begin that are there or claimed; else the end.
+    /// The position behind `position` at which bytes begin that are there or claimed; else the end.
     fn next_taken(&self, position: u64) -> u64 {
         let claimed = self.claims.iter().map(|claim| claim.at).filter(|at| *at > position);
         claimed.chain(self.have.next_start(position)).min().unwrap_or(self.total)
@@ -324,8 +325,8 @@ impl Schedule {
     }
 }
 
-/// What to ask first of a content of unknown size; without a range: everything.
-pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
+/// The first request for a content of unknown size; `None` for everything.
+pub(super) fn first_request(asked: Option<Range>, connections: usize) -> Option<Range> {
     let beginning = (connections > 1).then_some(Range::Closed { first: 0, last: SEGMENT - 1 });
     match asked {
         None => beginning,
@@ -339,9 +340,9 @@ pub(super) fn first(asked: Option<Range>, connections: usize) -> Option<Range> {
     }
 }
 
-/// What to ask first for several ranges of a content of unknown size: the first of them, and behind it what comes in
-/// the same request. One to the end is asked for when all of them are known to be served.
-pub(super) fn lead(ranges: &[Range]) -> Range {
+/// The first request for several ranges of a content of unknown size: the first of them, with those that come in the
+/// same request. An open range is asked for once all of them are known to be served.
+pub(super) fn first_of_several(ranges: &[Range]) -> Range {
     let mut pieces = Pieces::default();
     for range in ranges {
         if let Range::Closed { first, last } = *range
@@ -359,7 +360,7 @@ pub(super) fn lead(ranges: &[Range]) -> Range {
     }
 }
 
-/// The blocks that a part of a content of `total` bytes lies in.
+/// The blocks around a part of a content of `total` bytes.
 pub(super) fn widened(span: Span, total: u64) -> Span {
     Span { start: block_start(span.start), end: block_end(span.end).min(total) }
 }
@@ -396,7 +397,7 @@ mod tests {
     fn the_first_request_of_an_unknown_size() {
         let check = |asked: Option<&str>, expected: Option<&str>| {
             let asked = asked.map(|text| Range::parse(text).unwrap());
-            let first = first(asked, 1).map(|range| range.to_string());
+            let first = first_request(asked, 1).map(|range| range.to_string());
             assert_eq!(first, expected.map(|text| format!("bytes={text}")), "{asked:?}");
         };
         check(None, None);
@@ -410,14 +411,14 @@ mod tests {
         check(Some("0-0"), Some("0-1048575"));
         check(Some("1073000000-1073000999"), Some("1072693248-1073741823"));
         check(Some("5-99999999999999999999999999"), Some("5-"));
-        assert_eq!(first(None, 4), Some(Range::Closed { first: 0, last: SEGMENT - 1 }));
+        assert_eq!(first_request(None, 4), Some(Range::Closed { first: 0, last: SEGMENT - 1 }));
     }
 
     #[test]
     fn the_first_request_for_several_ranges() {
         let check = |list: &[&str], expected: &str| {
             let ranges: Vec<_> = list.iter().map(|text| Range::parse(text).unwrap()).collect();
-            assert_eq!(lead(&ranges).to_string(), format!("bytes={expected}"), "{list:?}");
+            assert_eq!(first_of_several(&ranges).to_string(), format!("bytes={expected}"), "{list:?}");
         };
         check(&["5-9", "40000000-40000009"], "5-1048575");
         check(&["40000000-40000009", "5-9"], "40000000-40894463");

@@ -1,12 +1,12 @@
-//! The half of a fill that writes, hashes and announces, on a thread of the blocking pool.
+//! The half of a download that writes, hashes and announces, on a thread of the blocking pool.
 //!
-//! Bytes may come for any place. What comes in order is hashed as it passes; what the start has grown up to, and
-//! what an earlier flight stored, is read again, while nothing else is to do or a step with every write. It is
-//! in memory mostly, and hashed only when the whole is wanted.
+//! Bytes may come for any offset. Bytes in order are hashed as they pass. Bytes that were written before the start grew
+//! up to them, and bytes that an earlier flight stored, are read again to be hashed: while there is nothing else to do,
+//! or a step with every write. They are in memory mostly, and are hashed only when the whole is wanted.
 //!
-//! Data is synced every [`SYNC_BYTES`], on another thread, and only then named in the partial file's map. Where
-//! the network is faster than the disk, the writer waits for it: after a crash at most [`UNSYNCED_MAX`], and
-//! what was in the air, is asked again.
+//! Data is synced every [`SYNC_BYTES`] on another thread, and only then named in the partial file's map. Where the
+//! network is faster than the disk, the writer waits for the disk: so after a crash at most [`UNSYNCED_MAX`] bytes, and
+//! what was under way, are asked for again.
 
 use std::sync::Arc;
 
@@ -21,47 +21,47 @@ use crate::oci::range::Span;
 use crate::oci::{Digest, Verifier};
 use crate::store::{self, Partial, Pieces, Synced};
 
-/// Written bytes after which the data is synced and the map brought up to date.
+/// Written bytes after which the data is synced and the map is brought up to date.
 const SYNC_BYTES: u64 = 16 << 20;
-/// Written bytes that the map does not name yet.
+/// The most written bytes that the map does not name yet.
 const UNSYNCED_MAX: u64 = 48 << 20;
-/// Chunks between the two halves; hyper's are at most some hundred KiB each.
+/// Chunks that wait between the two halves. Those of hyper have at most some hundred KiB each.
 const CHUNKS_WAITING_MAX: usize = 4;
-/// Bytes read again at once, to be hashed.
+/// Bytes that are read again at once, to be hashed.
 const REHASH_BYTES: usize = 1 << 20;
-/// Bytes hashed again between two words about it, for readers that wait for the proof.
-const HASH_NEWS_BYTES: u64 = 64 << 20;
-/// Bytes written between two announcements, at most.
-const NEWS_BYTES: u64 = 4 << 20;
+/// Bytes that are hashed again between two reports to the readers that wait for the verification.
+const HASH_REPORT_BYTES: u64 = 64 << 20;
+/// The most bytes that are written between two announcements.
+const ANNOUNCE_BYTES_MAX: u64 = 4 << 20;
 
-/// What the writer is given.
-pub(super) enum Given {
-    /// Bytes from this offset on.
-    Bytes(u64, Bytes),
-    /// Nothing comes for a while: what is here must survive a crash.
+/// What the writer is told to do.
+pub(super) enum WriterCommand {
+    /// Write these bytes at this offset.
+    Write(u64, Bytes),
+    /// Make what is here survive a crash: nothing comes for a while.
     Pause,
-    /// The body has ended, of a content whose size is not known: how large it is, if what is here is all of it.
+    /// The body of a content of unknown size has ended: say how large the content is, if it is all here.
     End(oneshot::Sender<Option<u64>>),
-    /// How large the content is, which was not known before.
+    /// The size of the content is known now, in bytes.
     Total(u64),
-    /// Readers have waited long enough to hear that there is an answer.
-    Head,
+    /// Announce the file: readers have waited long enough for a response head.
+    Announce,
 }
 
-/// Takes what upstream sends.
+/// Writes what upstream sends.
 pub(super) struct Writer {
     flight: Arc<Flight>,
     partial: Partial,
     verifier: Verifier,
     hashed: u64,
     written: Pieces,
-    /// There can be room for all of it, or only parts are wanted.
+    /// The store has admitted all of the content, or only parts are wanted.
     is_admitted: bool,
-    /// Readers have been told that there is an answer.
-    is_told: bool,
-    /// Written and not yet announced.
-    news: Option<Span>,
-    /// How many bytes were written when the last sync began, and the last one that has ended.
+    /// Readers have been told that there is a response.
+    is_file_announced: bool,
+    /// The span that is written and not announced yet.
+    unannounced: Option<Span>,
+    /// The number of bytes that were written when the last sync began, and when the last finished one did.
     sync_began_at: u64,
     synced: u64,
     syncing: Option<JoinHandle<Synced>>,
@@ -70,18 +70,18 @@ pub(super) struct Writer {
 }
 
 /// What a writer leaves.
-pub(super) struct Written {
-    pub(super) partial: Partial,
-    /// Of the whole, if all of it is there and there was time to hash it.
-    pub(super) digest: Option<Digest>,
+pub(super) struct WriterResult {
+    pub partial: Partial,
+    /// The digest of the whole, if all of it is there and there was time to hash it.
+    pub digest: Option<Digest>,
 }
 
 impl Writer {
-    /// Starts the thread; it ends when the channel closes. Its handle yields what it wrote.
+    /// Starts the thread, which ends when the channel closes. The handle yields the result.
     pub(super) fn spawn(
         flight: &Arc<Flight>,
         partial: Partial,
-    ) -> (mpsc::Sender<Given>, JoinHandle<Result<Written, store::Error>>) {
+    ) -> (mpsc::Sender<WriterCommand>, JoinHandle<Result<WriterResult, store::Error>>) {
         let written = partial.have().clone();
         let mut writer = Self {
             flight: Arc::clone(flight),
@@ -89,8 +89,8 @@ impl Writer {
             verifier: Verifier::new(flight.digest().algorithm()),
             hashed: 0,
             is_admitted: flight.is_whole(),
-            is_told: false,
-            news: None,
+            is_file_announced: false,
+            unannounced: None,
             sync_began_at: written.bytes(),
             synced: written.bytes(),
             written,
@@ -98,16 +98,16 @@ impl Writer {
             runtime: Handle::current(),
             buffer: Vec::new(),
         };
-        writer.tell();
+        writer.announce_file_if_safe();
         let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
         (sender, tokio::task::spawn_blocking(move || writer.run(chunks)))
     }
 
-    fn run(mut self, mut chunks: mpsc::Receiver<Given>) -> Result<Written, store::Error> {
+    fn run(mut self, mut chunks: mpsc::Receiver<WriterCommand>) -> Result<WriterResult, store::Error> {
         loop {
-            let given = if self.is_hash_behind() {
+            let command = if self.is_hash_lagging() {
                 match chunks.try_recv() {
-                    Ok(given) => given,
+                    Ok(command) => command,
                     Err(TryRecvError::Empty) => {
                         self.hash_step()?;
                         continue;
@@ -115,27 +115,27 @@ impl Writer {
                     Err(TryRecvError::Disconnected) => break,
                 }
             } else {
-                let Some(given) = chunks.blocking_recv() else { break };
-                given
+                let Some(command) = chunks.blocking_recv() else { break };
+                command
             };
-            match given {
-                Given::Bytes(offset, bytes) => {
+            match command {
+                WriterCommand::Write(offset, bytes) => {
                     self.write(offset, &bytes)?;
                     // What has come at one time is announced at one time: each announcement wakes every reader.
                     if chunks.is_empty() {
                         self.announce();
                     }
-                    self.sync_behind()?;
+                    self.sync_in_background()?;
                 }
-                Given::Pause => self.settle()?,
-                Given::End(answer) => {
+                WriterCommand::Pause => self.flush()?,
+                WriterCommand::End(sender) => {
                     self.announce();
-                    let size = self.proven_size()?;
-                    // Whoever asked may have been stopped.
-                    let _ = answer.send(size);
+                    let size = self.verified_size()?;
+                    // The connection that asked may have been stopped.
+                    let _ = sender.send(size);
                 }
-                Given::Total(total) => self.learn(total)?,
-                Given::Head => self.tell_now(),
+                WriterCommand::Total(total) => self.learn(total)?,
+                WriterCommand::Announce => self.announce_file(),
             }
         }
         self.finish()
@@ -144,7 +144,8 @@ impl Writer {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), store::Error> {
         let is_whole = self.flight.is_whole();
         if !self.is_admitted && is_whole {
-            // The rest of what began as a part: a disk that is too full for it must not be filled with a half.
+            // The download began as a part, and all of it is wanted now: a disk that is too full for it must not be
+            // filled with a half.
             self.partial.admit_whole()?;
             self.is_admitted = true;
         }
@@ -155,59 +156,61 @@ impl Writer {
         if offset == self.hashed {
             self.verifier.update(bytes);
             self.hashed = span.end;
-        } else if self.is_hash_behind() {
+        } else if self.is_hash_lagging() {
             self.hash_step()?;
         }
-        match &mut self.news {
-            Some(news) if news.end == span.start && span.end - news.start <= NEWS_BYTES => {
-                news.end = span.end
+        match &mut self.unannounced {
+            Some(span_before)
+                if span_before.end == span.start && span.end - span_before.start <= ANNOUNCE_BYTES_MAX =>
+            {
+                span_before.end = span.end
             }
             _ => {
                 self.announce();
-                self.news = Some(span);
+                self.unannounced = Some(span);
             }
         }
         Ok(())
     }
 
     fn announce(&mut self) {
-        if let Some(news) = self.news.take() {
-            self.flight.advance(news);
+        if let Some(span) = self.unannounced.take() {
+            self.flight.advance(span);
         }
-        if !self.is_told {
-            self.tell();
+        if !self.is_file_announced {
+            self.announce_file_if_safe();
         }
     }
 
-    /// Lets readers know that there is an answer, unless it is better proven first. So is small content: a lie is then a
-    /// clean error. And what calls itself a page, which no client is to see.
-    fn tell(&mut self) {
+    /// Lets readers know that there is a response, unless the content is better verified first. That is so for small
+    /// content, where a lie then is a clean error, and for what calls itself a page, which no client is to see.
+    fn announce_file_if_safe(&mut self) {
         let known_bytes = self.partial.total().unwrap_or_else(|| self.written.bytes());
         if known_bytes > HOLD_BACK && !self.flight.is_page() {
-            self.tell_now();
+            self.announce_file();
         }
     }
 
-    fn tell_now(&mut self) {
-        if !self.is_told {
-            self.is_told = true;
+    fn announce_file(&mut self) {
+        if !self.is_file_announced {
+            self.is_file_announced = true;
             self.flight.announce(self.partial.file(), self.partial.total(), self.written.clone());
         }
     }
 
-    /// The content has this size.
+    /// The size of the content is known now.
     fn learn(&mut self, total: u64) -> Result<(), store::Error> {
         self.partial.learn(total);
-        if self.is_told {
+        if self.is_file_announced {
             self.flight.announce(self.partial.file(), Some(total), self.written.clone());
         }
         // A disk that is too full for it must not be filled with a half.
         if self.flight.is_whole() { self.partial.admit_whole() } else { Ok(()) }
     }
 
-    /// The size of the content, if what is here from the start on is all of it: then that has the digest.
-    fn proven_size(&mut self) -> Result<Option<u64>, store::Error> {
-        while self.is_hash_behind() {
+    /// The size of the content, if the bytes from the start on are all of it: then they have the digest.
+    fn verified_size(&mut self) -> Result<Option<u64>, store::Error> {
+        while self.is_hash_lagging() {
             self.hash_step()?;
         }
         let is_in_order = self.hashed == self.written.bytes();
@@ -215,12 +218,12 @@ impl Writer {
         Ok(is_all.then_some(self.hashed))
     }
 
-    /// Whether there is something to hash that has passed already.
-    fn is_hash_behind(&self) -> bool {
+    /// Whether there are bytes to hash that have passed already.
+    fn is_hash_lagging(&self) -> bool {
         self.flight.is_whole() && self.written.run_end(self.hashed) > self.hashed
     }
 
-    /// Hashes some of what is on disk: it is trusted only as part of the whole.
+    /// Hashes some of what is on disk. Those bytes are trusted only as part of the whole.
     fn hash_step(&mut self) -> Result<(), store::Error> {
         self.buffer.resize(REHASH_BYTES, 0);
         let behind = self.written.run_end(self.hashed) - self.hashed;
@@ -229,15 +232,15 @@ impl Writer {
         self.verifier.update(&self.buffer[..len]);
         let before = self.hashed;
         self.hashed += len as u64;
-        if before / HASH_NEWS_BYTES != self.hashed / HASH_NEWS_BYTES {
-            self.flight.hashed(self.hashed);
+        if before / HASH_REPORT_BYTES != self.hashed / HASH_REPORT_BYTES {
+            self.flight.set_hashed(self.hashed);
         }
         Ok(())
     }
 
-    /// Begins to sync what is here, on another thread and one at a time: the transfer does not wait for it unless
+    /// Begins to sync what is here, on another thread and one sync at a time. The transfer does not wait for it unless
     /// the disk is far behind.
-    fn sync_behind(&mut self) -> Result<(), store::Error> {
+    fn sync_in_background(&mut self) -> Result<(), store::Error> {
         if self.flight.is_page() {
             return Ok(());
         }
@@ -254,7 +257,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Names what the last sync made durable.
+    /// Names in the map what the last sync has made durable.
     fn end_sync(&mut self) -> Result<(), store::Error> {
         let Some(syncing) = self.syncing.take() else { return Ok(()) };
         match self.runtime.block_on(syncing) {
@@ -262,16 +265,16 @@ impl Writer {
                 self.synced = self.sync_began_at;
                 self.partial.end_sync(synced)
             }
-            // The runtime is going away: what is not named is asked again.
+            // The runtime is shutting down: what is not named is asked for again.
             Err(_) => Ok(()),
         }
     }
 
-    /// Announces, syncs and names all that is here, and takes no more room than that.
-    fn settle(&mut self) -> Result<(), store::Error> {
+    /// Announces, syncs and names all that is here, and releases the room beyond it.
+    fn flush(&mut self) -> Result<(), store::Error> {
         self.announce();
         self.end_sync()?;
-        // Nobody is to find what may be a page.
+        // What may be a page must not be found by a later flight.
         if self.synced < self.written.bytes() && !self.flight.is_page() {
             self.partial.sync(self.written.clone())?;
             (self.synced, self.sync_began_at) = (self.written.bytes(), self.written.bytes());
@@ -280,21 +283,21 @@ impl Writer {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Written, store::Error> {
+    fn finish(mut self) -> Result<WriterResult, store::Error> {
         let Some(total) = self.partial.total().filter(|total| self.written.bytes() == *total) else {
-            self.settle()?;
-            return Ok(Written { partial: self.partial, digest: None });
+            self.flush()?;
+            return Ok(WriterResult { partial: self.partial, digest: None });
         };
-        // A whole file is synced when it gets its place.
+        // A whole file is synced when it goes to its place.
         self.announce();
         self.end_sync()?;
         while self.hashed < total {
             if self.flight.is_stopping() {
-                self.settle()?;
-                return Ok(Written { partial: self.partial, digest: None });
+                self.flush()?;
+                return Ok(WriterResult { partial: self.partial, digest: None });
             }
             self.hash_step()?;
         }
-        Ok(Written { partial: self.partial, digest: Some(self.verifier.finish()) })
+        Ok(WriterResult { partial: self.partial, digest: Some(self.verifier.finish()) })
     }
 }

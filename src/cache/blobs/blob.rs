@@ -1,9 +1,10 @@
-//! The bytes of a blob on their way to one client, from wherever they are.
+//! The bytes of a blob on their way to one client, from any source.
 //!
-//! Four sources, one type: a stored file, parts that earlier flights have left, a file that a flight is filling,
-//! and, when the disk cannot take it, or fails on the way, upstream itself. Memory per reader is a chunk, whatever
-//! the blob's size, and less where the kernel sends the file; no chunk is larger than what its client takes at once. A failure after the head was sent is an error here and
-//! a cut connection at the client: no error text is ever put into a body.
+//! Four sources have one type: a stored file, parts that earlier flights have left, a file that a flight is writing,
+//! and, when the disk cannot take the blob or fails on the way, upstream itself. Memory per reader is a chunk, whatever
+//! the size of the blob, and less where the kernel sends the file; no chunk is larger than what its client takes at
+//! once. A failure after the head was sent is an error here and a cut connection at the client: no error text is ever
+//! put into a body.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -15,10 +16,10 @@ use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::chunk::{self, Chunk, Room};
-use super::direct::{Detour, Direct};
-use super::error::Error;
-use super::flight::{HOLD_BACK, Reader};
-use super::taken::Taken;
+use crate::cache::download::coverage::BytesRead;
+use crate::cache::download::flight::{FlightReader, HOLD_BACK};
+use crate::cache::error::Error;
+use crate::cache::passthrough::{Passthrough, PassthroughStream};
 use crate::context::Client;
 use crate::oci::Digest;
 use crate::oci::range::Span;
@@ -27,26 +28,27 @@ use crate::store::{BlobFile, Left, Mapped, Pending, Store};
 use crate::telemetry::metrics::Source;
 use crate::upstream::BLOB_BYTES_MAX;
 
-/// Bytes sent at once from a mapped file.
+/// Bytes that are sent at once from a mapped file.
 const MAPPED_BYTES: u64 = 1 << 20;
-/// Bytes that one client is sent in a row while others wait for their turn: from memory nothing else would stop it.
+/// Bytes that one client is sent in a row while others wait for their turn: with bytes from memory nothing else would
+/// stop it.
 const TURN_BYTES: u64 = 1 << 20;
 
-/// Content that can be read, and how it was come by.
+/// A blob that can be read, and where it comes from.
 pub struct Blob {
-    /// Bytes of the whole; none as long as upstream has not said how long it is.
+    /// The size of the whole in bytes; `None` while upstream has not said it.
     pub total: Option<u64>,
-    /// How it was come by.
+    /// Where it comes from.
     pub source: Source,
     from: From,
 }
 
-/// How bytes of a file come to the connection.
+/// How the bytes of a file reach the connection.
 #[derive(Clone, Debug)]
 pub enum Way {
-    /// Through a buffer, for who looks at them: TLS encrypts. As many at once as there is room for.
+    /// Through a buffer, for a connection that looks at them: TLS encrypts. The room says how many at once.
     Copied(Room),
-    /// From where the kernel has them: for a plain socket, which does not look.
+    /// From the page cache, by the kernel: for a plain socket, which does not look at them.
     Mapped,
 }
 
@@ -54,27 +56,27 @@ enum From {
     Stored {
         file: BlobFile,
         suspect: Suspect,
-        /// A verification of the file, which decides whether the end is sent.
+        /// A verification of the file, whose result decides whether the end is sent.
         pending: Option<Pending>,
     },
-    /// Has the bytes that are asked for, unproven.
-    Left(Arc<File>, Taken),
+    /// A partial file that has all the bytes that are asked for, unverified.
+    Partial(Arc<File>, BytesRead),
     Flight {
-        reader: Reader,
+        reader: FlightReader,
         file: BlobFile,
-        detour: Box<Detour>,
+        passthrough: Box<Passthrough>,
     },
-    Direct(Box<Direct>),
+    Passthrough(Box<PassthroughStream>),
 }
 
-/// Whom to tell if a stored file cannot be read.
+/// What to report to the store if a stored file cannot be read.
 struct Suspect {
     digest: Digest,
     store: Store,
 }
 
 impl Blob {
-    pub(super) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
+    pub(in crate::cache) fn stored(file: BlobFile, digest: &Digest, store: &Store) -> Self {
         let suspect = Suspect { digest: *digest, store: store.clone() };
         Self {
             total: Some(file.size),
@@ -83,86 +85,91 @@ impl Blob {
         }
     }
 
-    /// `detour` is for a disk that fails before the end.
-    pub(super) fn flying(reader: Reader, file: BlobFile, source: Source, detour: Detour) -> Self {
+    /// A blob that a flight brings. The `passthrough` is for a disk that fails before the end.
+    pub(in crate::cache) fn from_flight(
+        reader: FlightReader,
+        file: BlobFile,
+        source: Source,
+        passthrough: Passthrough,
+    ) -> Self {
         let (total, file) = match reader.known() {
             Some((total, whole)) => (Some(total), whole),
             None => (None, file),
         };
-        Self { total, source, from: From::Flight { reader, file, detour: Box::new(detour) } }
+        Self { total, source, from: From::Flight { reader, file, passthrough: Box::new(passthrough) } }
     }
 
-    /// What is left has every byte that will be read.
-    pub(super) fn left(left: Left, taken: Taken) -> Self {
-        Self { total: Some(left.total), source: Source::Hit, from: From::Left(left.file, taken) }
+    /// A blob of which every byte that will be read is in a partial file.
+    pub(in crate::cache) fn partial(left: Left, bytes_read: BytesRead) -> Self {
+        Self { total: Some(left.total), source: Source::Hit, from: From::Partial(left.file, bytes_read) }
     }
 
-    pub(super) fn direct(direct: Direct) -> Self {
-        Self { total: direct.total(), source: Source::Miss, from: From::Direct(Box::new(direct)) }
+    pub(in crate::cache) fn passthrough(direct: PassthroughStream) -> Self {
+        Self { total: direct.total(), source: Source::Miss, from: From::Passthrough(Box::new(direct)) }
     }
 
-    /// Whether every byte is on disk and proven.
+    /// Whether every byte is on disk and verified.
     pub fn is_stored(&self) -> bool {
         matches!(self.from, From::Stored { .. })
     }
 
-    /// Whether it passes through without being kept.
+    /// Whether it passes through without being stored.
     pub fn is_direct(&self) -> bool {
-        matches!(self.from, From::Direct(_))
+        matches!(self.from, From::Passthrough(_))
     }
 
     /// Whether a fallback sends it, as far as that is known.
     pub fn is_of_fallback(&self) -> bool {
         match &self.from {
-            From::Flight { reader, .. } => reader.is_by_fallback(),
-            From::Direct(direct) => direct.is_of_fallback,
-            From::Stored { .. } | From::Left(..) => false,
+            From::Flight { reader, .. } => reader.has_fallback(),
+            From::Passthrough(direct) => direct.is_of_fallback(),
+            From::Stored { .. } | From::Partial(..) => false,
         }
     }
 
-    /// Waits until it is known how long it is. False if that turns out only when it has been read.
+    /// Waits until the size is known. False if that turns out only at the end.
     pub async fn measure(&mut self) -> bool {
         if self.total.is_none()
             && let From::Flight { reader, file, .. } = &mut self.from
-            && let Some((total, whole)) = reader.measured().await
+            && let Some((total, whole)) = reader.wait_for_total().await
         {
             (self.total, *file) = (Some(total), whole);
         }
         self.total.is_some()
     }
 
-    /// A part of it, for `client`; the end of an open one waits until the whole is proven.
+    /// Reads a part of it for `client`; the end of an open part waits until the whole is verified.
     pub fn read(self, part: Part, way: Way, client: Client) -> Reading {
-        // A range that ends where it says is no whole, even if it is all there is.
+        // A range with an end of its own is not the whole, even if it is all there is.
         let whole = (part.is_open && part.span.start == 0).then_some(client);
-        self.decide(std::slice::from_ref(&part));
+        self.choose_parts(std::slice::from_ref(&part));
         self.begin(part, way, whole)
     }
 
-    /// Several parts of it, of which the first is yet to be begun with: see [`Reading::next_part`].
+    /// Reads several parts of it; [`Reading::next_part`] begins with the first.
     pub fn read_parts(self, parts: Box<[Part]>, way: Way) -> Reading {
         let start = parts.first().map_or(0, |first| first.span.start);
         let nothing = Part { span: Span { start, end: start }, is_open: false };
-        self.decide(&parts);
+        self.choose_parts(&parts);
         let mut reading = self.begin(nothing, way, None);
         reading.parts = parts;
         reading
     }
 
-    /// Tells a flight what will be read of it.
-    fn decide(&self, parts: &[Part]) {
+    /// Tells a flight which parts will be read.
+    fn choose_parts(&self, parts: &[Part]) {
         if let From::Flight { reader, .. } = &self.from {
-            reader.decide(parts, self.total.unwrap_or(BLOB_BYTES_MAX));
+            reader.choose_parts(parts, self.total.unwrap_or(BLOB_BYTES_MAX));
         }
     }
 
-    /// `whole` says who reads it, if that is all of it.
+    /// Begins to read `part`. `whole` is the client, if it reads all of the blob.
     fn begin(mut self, part: Part, way: Way, whole: Option<Client>) -> Reading {
         if let From::Stored { file, suspect, pending } = &mut self.from {
             *pending = suspect.store.begin_reading(&suspect.digest, file, whole);
         }
         let mapped = match (&self.from, &way) {
-            // Without room for another mapping, reading still works. There is none of nothing.
+            // Without room for another mapping, reading still works. An empty file has no mapping.
             (From::Stored { file, .. } | From::Flight { file, .. }, Way::Mapped) if self.total.is_some() => {
                 file.mapped().ok()
             }
@@ -176,9 +183,9 @@ impl Blob {
         let total = self.total.unwrap_or(u64::MAX);
         let end = end.min(total);
         let tally = match &self.from {
-            From::Left(_, taken) => Some(taken.clone()),
-            From::Flight { reader, .. } if start > 0 || end < total => Some(reader.taken()),
-            From::Stored { .. } | From::Flight { .. } | From::Direct(_) => None,
+            From::Partial(_, bytes_read) => Some(bytes_read.clone()),
+            From::Flight { reader, .. } if start > 0 || end < total => Some(reader.bytes_read()),
+            From::Stored { .. } | From::Flight { .. } | From::Passthrough(_) => None,
         };
         let (parts, next) = (Box::default(), 0);
         Reading {
@@ -200,30 +207,30 @@ impl Blob {
 /// A blob being read in order.
 pub struct Reading {
     from: From,
-    /// What its bytes are sent from, if the kernel does that.
+    /// The mapping that its bytes are sent from, if the kernel sends them.
     mapped: Option<Mapped>,
     start: u64,
     position: u64,
     end: u64,
     held: bool,
-    /// What is read, if it is several parts, and the next of them.
+    /// The parts that are read, if there are several, and the index of the next.
     parts: Box<[Part]>,
     next: usize,
-    /// Where it is counted what was read, if that is a part of the content.
-    tally: Option<Taken>,
-    /// Bytes read since others had their turn.
+    /// The account of what was read, if that is only a part of the content.
+    tally: Option<BytesRead>,
+    /// Bytes read since other clients had their turn.
     in_a_row: u64,
-    /// How much its connection takes at once; none if it takes anything.
+    /// How much the connection takes at once; `None` if it takes anything.
     room: Option<Room>,
 }
 
 impl Reading {
-    /// The file that its bytes are sent from, if that is so.
+    /// The mapping that its bytes are sent from, if the kernel sends them.
     pub fn mapped(&self) -> Option<&Mapped> {
         self.mapped.as_ref()
     }
 
-    /// Whether all of its part has been read.
+    /// Whether all of the current part has been read.
     pub fn is_done(&self) -> bool {
         self.position >= self.end
     }
@@ -231,11 +238,11 @@ impl Reading {
     /// Goes on with the next part, if there is one.
     pub fn next_part(&mut self) -> Option<Part> {
         let part = *self.parts.get(self.next)?;
-        self.note_taken();
+        self.note_read();
         let Part { span: Span { start, end }, is_open } = part;
         (self.start, self.position, self.end, self.held) = (start, start, end, is_open);
         if let From::Flight { reader, .. } = &self.from {
-            reader.turn_to(self.next, start);
+            reader.start_part(self.next, start);
         }
         self.next += 1;
         Some(part)
@@ -245,15 +252,15 @@ impl Reading {
     pub fn at_hand(&mut self) -> Option<Bytes> {
         self.mapped.as_ref()?;
         let there = match &mut self.from {
-            From::Flight { reader, .. } => reader.there(self.position, self.held),
+            From::Flight { reader, .. } => reader.readable_to(self.position, self.held),
             From::Stored { file, .. } if file.is_damaged() => return None,
             From::Stored { pending: Some(_), .. } => self.end.saturating_sub(HOLD_BACK),
-            From::Stored { .. } | From::Left(..) | From::Direct(_) => self.end,
+            From::Stored { .. } | From::Partial(..) | From::Passthrough(_) => self.end,
         };
         self.mapped_up_to(there)
     }
 
-    /// Whether others should have their turn before the next bytes; asked once, it is not so again for a while.
+    /// Whether other clients should have their turn before the next bytes. Once asked, it is false again for a while.
     pub fn is_turn_over(&mut self) -> bool {
         let is_over = self.in_a_row >= TURN_BYTES;
         if is_over {
@@ -262,33 +269,33 @@ impl Reading {
         is_over
     }
 
-    /// The next bytes of a mapped file, of which there is what lies before `there`, if they are in memory.
+    /// The next bytes of a mapped file that has the bytes before `there`, if they are in memory.
     fn mapped_up_to(&mut self, there: u64) -> Option<Bytes> {
         let bytes = self.mapped.as_ref()?.bytes(self.ahead(there)?)?;
-        Some(self.taken(bytes))
+        Some(self.count(bytes))
     }
 
-    /// Where the next bytes of a mapped file are; none if there are none.
+    /// Where the next bytes are in the mapping; `None` if there are none.
     fn ahead(&self, there: u64) -> Option<Range<usize>> {
         let end = self.end.min(there).min(self.position + MAPPED_BYTES);
         let range = usize::try_from(self.position).ok()?..usize::try_from(end).ok()?;
         (!range.is_empty()).then_some(range)
     }
 
-    /// Counts what was read of this part.
-    fn note_taken(&self) {
+    /// Adds what was read of this part to the account.
+    fn note_read(&self) {
         if let Some(tally) = &self.tally {
             tally.add(Span { start: self.start, end: self.position });
         }
     }
 
-    fn taken(&mut self, bytes: Bytes) -> Bytes {
+    fn count(&mut self, bytes: Bytes) -> Bytes {
         self.position += bytes.len() as u64;
         self.in_a_row += bytes.len() as u64;
         bytes
     }
 
-    /// The next bytes; none at the end.
+    /// The next bytes; `None` at the end.
     ///
     /// # Errors
     /// [`Error`], after which the body must be broken off.
@@ -307,7 +314,7 @@ impl Reading {
         }
         let there = self.wait().await?;
         if there == self.position {
-            // So long it is, as has just turned out.
+            // It has just turned out that the content ends here.
             return Ok(None);
         }
         if let Some(bytes) = self.mapped_up_to(there) {
@@ -316,7 +323,7 @@ impl Reading {
         if let (Some(mapped), Some(range)) = (&self.mapped, self.ahead(there))
             && let Some(bytes) = bring(mapped.clone(), range).await?
         {
-            return Ok(Some(self.taken(bytes)));
+            return Ok(Some(self.count(bytes)));
         }
         let position = self.position;
         let len = chunk::bytes(self.room.as_ref()).min(there - position);
@@ -324,21 +331,21 @@ impl Reading {
             From::Stored { file, .. } | From::Flight { file, .. } => {
                 read_at(file.clone(), position, len).await?
             }
-            From::Left(file, _) => read_at(Arc::clone(file), position, len).await?,
-            From::Direct(direct) => {
+            From::Partial(file, _) => read_at(Arc::clone(file), position, len).await?,
+            From::Passthrough(direct) => {
                 let part = Part { span: Span { start: position, end: self.end }, is_open: self.held };
                 let bytes = direct.next(part, &self.parts[self.next..]).await?;
-                return Ok(bytes.map(|bytes| self.taken(bytes)));
+                return Ok(bytes.map(|bytes| self.count(bytes)));
             }
         };
-        Ok(Some(self.taken(bytes)))
+        Ok(Some(self.count(bytes)))
     }
 
-    /// Waits until there are further bytes, and says up to where. Where the disk fails a flight, the rest comes
-    /// from upstream.
+    /// Waits until there are further bytes, and returns the position up to which there are. Where the disk fails a
+    /// flight, the rest comes from upstream.
     async fn wait(&mut self) -> Result<u64, Error> {
-        let (reader, file, detour) = match &mut self.from {
-            From::Flight { reader, file, detour } => (reader, file, detour),
+        let (reader, file, passthrough) = match &mut self.from {
+            From::Flight { reader, file, passthrough } => (reader, file, passthrough),
             From::Stored { file, pending, .. } => {
                 let before_end = self.end.saturating_sub(HOLD_BACK);
                 if self.position >= before_end
@@ -352,39 +359,39 @@ impl Reading {
                     None => Ok(self.end),
                 };
             }
-            From::Left(..) | From::Direct(_) => return Ok(self.end),
+            From::Partial(..) | From::Passthrough(_) => return Ok(self.end),
         };
-        let cause = match reader.beyond(self.position, self.held).await {
+        let cause = match reader.wait_beyond(self.position, self.held).await {
             Err(Error::Store(cause)) => cause,
             there => return Ok(there?.min(self.end)),
         };
-        detour.say_why(&cause);
-        let (detour, total) = (detour.as_ref().clone(), reader.total());
+        passthrough.log_failure(&cause);
+        let (passthrough, total) = (passthrough.as_ref().clone(), reader.total());
         let rest = if !self.held {
-            detour.unproven(self.position, total).await?
+            passthrough.unverified_from(self.position, total).await?
         } else if reader.has(Span { start: 0, end: self.position }) {
-            detour.rest(file.clone(), self.position, total).await?
+            passthrough.verified_from(file.clone(), self.position, total).await?
         } else {
-            detour.whole().await?
+            passthrough.whole().await?
         };
-        (self.from, self.mapped) = (From::Direct(Box::new(rest)), None);
+        (self.from, self.mapped) = (From::Passthrough(Box::new(rest)), None);
         Ok(self.end)
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.note_taken();
+        self.note_read();
     }
 }
 
-/// Waits for bytes of a mapped file that were not in memory, on a thread of the pool.
+/// Reads bytes of a mapped file that were not in memory, on a thread of the blocking pool.
 async fn bring(mapped: Mapped, range: Range<usize>) -> Result<Option<Bytes>, Error> {
     in_pool(move || mapped.bring(range)).await
 }
 
-/// Reads some of the `len` bytes at `position`: at once what is in memory, as nearly all is that many want. A
-/// page that must come from the disk would block a worker of the runtime, so it blocks a thread of the pool.
+/// Reads some of the `len` bytes at `position`: at once those in memory, where nearly all bytes are that many clients
+/// want. A page that must come from the disk would block a worker of the runtime, so it blocks a thread of the pool.
 async fn read_at(file: impl AsRef<File> + Send + 'static, position: u64, len: u64) -> Result<Bytes, Error> {
     let mut chunk = Chunk::of(usize::try_from(len).expect("at most a chunk"));
     let in_memory =

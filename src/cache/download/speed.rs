@@ -1,29 +1,29 @@
-//! How fast a connection is. Pure: it is told when bytes came.
+//! The speed of a connection. Pure: the caller tells it when bytes came.
 
 use std::time::{Duration, Instant};
 
-/// What came in so long says how fast a connection is.
+/// The length of the windows over which the speed is measured.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Nothing is known before: the first bytes come in one burst, or one by one.
+/// The speed is unknown before this time has passed: the first bytes come in one burst, or one by one.
 const KNOWN_AFTER: Duration = Duration::from_millis(250);
 
 /// The speed of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Speed {
-    /// When the current window began, and what has come in it.
+    /// When the current window began.
     since: Instant,
     bytes: u64,
-    /// Bytes in the window before.
+    /// The bytes that came in the window before.
     before: Option<u64>,
 }
 
 impl Speed {
-    /// Of a connection that begins now.
+    /// The speed of a connection that begins at `now`.
     pub(super) fn new(now: Instant) -> Self {
         Self { since: now, bytes: 0, before: None }
     }
 
-    /// Bytes have come.
+    /// Notes that `bytes` have come at `now`.
     pub(super) fn came(&mut self, bytes: u64, now: Instant) {
         let passed = now.saturating_duration_since(self.since);
         if passed >= WINDOW {
@@ -33,7 +33,8 @@ impl Speed {
         self.bytes += bytes;
     }
 
-    /// How many bytes it will bring in this time, if it goes on as it does; none if nothing is known yet.
+    /// How many bytes the connection will bring within `time` if it goes on as it does; `None` while its speed is
+    /// unknown.
     pub(super) fn reach(&self, time: Duration, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since);
         match self.before {
@@ -45,7 +46,7 @@ impl Speed {
     }
 }
 
-/// What is brought in `time` by what brings `bytes` in `passed`.
+/// The bytes that come in `time` at a speed of `bytes` in `passed`.
 fn within(time: Duration, bytes: u64, passed: Duration) -> u64 {
     let reach = u128::from(bytes) * time.as_millis() / passed.as_millis().max(1);
     u64::try_from(reach).unwrap_or(u64::MAX)
