@@ -4,6 +4,7 @@
 //! challenge decides *how* berth logs in, never *for what*: scopes are built here, for pulling the repository that
 //! is being asked for, so a hostile challenge cannot make berth collect rights to something else.
 
+use std::future::pending;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
@@ -14,8 +15,8 @@ use url::{Origin, Url};
 use super::challenge::{self, Bearer, Challenge};
 use super::client::{Client, Way};
 use super::config::{Config, HostName};
+use super::credential::Credential;
 use super::error::{Error, Refusal};
-use super::limit::Seat;
 use super::login::Login;
 use super::redirect::Walk;
 use super::token::{self, Key, Token, Tokens};
@@ -129,11 +130,13 @@ enum Proof {
     Token { key: Arc<Key>, token: Arc<Token>, new: bool },
 }
 
-/// Logs in to the endpoints of one upstream.
+/// Logs in to the endpoints of one remote: who berth is there, and the tokens that it has got for that.
 pub(super) struct Auth {
     registry: Registry,
     realm_hosts: Vec<HostName>,
+    credential: Credential,
     tokens: Tokens,
+    client: Arc<Client>,
 }
 
 /// A request that was refused.
@@ -145,17 +148,62 @@ pub(super) struct Refused<'a> {
 }
 
 impl Auth {
-    /// For the upstream of `config`, without any token.
-    pub(super) fn new(config: &Config) -> Self {
-        let realm_hosts = config.realm_hosts.clone();
-        Self { registry: config.registry.clone(), realm_hosts, tokens: Tokens::new() }
+    /// For the remote of `config`, without any token.
+    pub(super) fn new(config: &Config, credential: Credential, client: Arc<Client>) -> Self {
+        let (registry, realm_hosts) = (config.registry.clone(), config.realm_hosts.clone());
+        Self { registry, realm_hosts, credential, tokens: Tokens::new(), client }
+    }
+
+    /// Who to be for `name`, as upstream has it; may ask a cloud.
+    ///
+    /// # Errors
+    /// When there should be a login and none can be had in time.
+    pub(super) async fn login(&self, name: &RepoName, deadline: Instant) -> Result<Option<Login>, Error> {
+        let found = timeout_at(deadline, self.credential.find(&self.client, name)).await;
+        found.map_err(|_| Error::Timeout)?
+    }
+
+    /// Every login, with the path that it is for, which is empty for all; `None` is being anybody.
+    ///
+    /// # Errors
+    /// When there should be one and none can be had in time.
+    pub(super) async fn logins(&self, deadline: Instant) -> Result<Vec<(String, Option<Login>)>, Error> {
+        let all = timeout_at(deadline, self.credential.all(&self.client)).await;
+        all.unwrap_or(Err(Error::Timeout))
+    }
+
+    /// Whether a login applies to `name`, as upstream has it.
+    pub(super) async fn applies_to(&self, name: &RepoName) -> bool {
+        self.credential.applies_to(name).await
+    }
+
+    /// Notes that `login` was refused. Returns whether there may be another.
+    pub(super) async fn login_refused(&self, login: &Login) -> bool {
+        self.credential.refused(login).await
+    }
+
+    /// Whether `login` was issued for a time that is over.
+    pub(super) fn is_over(&self, login: &Login) -> bool {
+        self.credential.issued().is_some_and(|issued| issued.is_over(login))
+    }
+
+    /// Renews a login that ends, for ever.
+    pub(super) async fn keep_login(&self) {
+        match self.credential.issued() {
+            Some(issued) => issued.keep(&self.client).await,
+            None => pending().await,
+        }
+    }
+
+    /// What an operator should know of the login that is configured.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.credential.warning()
     }
 
     /// What to send with a request for `name`, or for no repository; may ask the token server, once it has a `seat`.
-    pub(super) async fn authorize(
+    pub(super) async fn authorize<S>(
         &self,
-        client: &Client,
-        seat: impl Future<Output = Result<Seat, Error>>,
+        seat: impl Future<Output = Result<S, Error>>,
         scheme: Option<&Scheme>,
         name: Option<&RepoName>,
         login: Option<&Login>,
@@ -177,7 +225,7 @@ impl Auth {
         let started = Instant::now();
         let fetch = async {
             let _seat = seat.await?;
-            token::fetch(client, realm.way, &key, login, deadline).await
+            token::fetch(&self.client, realm.way, &key, login, deadline).await
         };
         // The time also bounds the wait for somebody else's fetch.
         let token =
@@ -235,7 +283,6 @@ impl Auth {
     /// [`Refusal`] when the answer points to a token server that the rules forbid, and why there is no token.
     pub(super) async fn anybody_at(
         &self,
-        client: &Client,
         target: &Walk<'_>,
         headers: &HeaderMap,
         sent: Option<Anybody>,
@@ -260,7 +307,7 @@ impl Auth {
         let scopes = Scopes::learn(bearer.scope.as_deref(), name.as_ref());
         let realm = Realm { url, way, service: bearer.service, scopes };
         let (key, started) = (Arc::new(realm.key(name.as_ref(), None)), Instant::now());
-        let fetch = token::fetch(client, way, &key, None, deadline);
+        let fetch = token::fetch(&self.client, way, &key, None, deadline);
         match timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)? {
             Ok(token) => {
                 let new = token.is_newer(started);

@@ -10,7 +10,6 @@
 //! itself a page is used only where nobody has another, and says so ([`BlobStream::is_page`]): whoever takes it must keep
 //! all of it back until it is proven.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,17 +19,17 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
-use super::exchange::{Answer, Ask, is_page};
-use super::hedge::Late;
-use super::limit::Transfer;
-use super::retry::{ROUNDS_MAX, Rounds};
-use super::server::Server;
-use super::{Error, Upstream};
+use super::error::Error;
+use super::exchange::Target;
+use super::handle::Remote;
+use super::limits::Transfer;
+use super::page::is_page;
+use super::request::{Answer, Ask};
+use super::waits::Late;
 use crate::context::{RequestContext, is_fallback};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName, Speaker};
-use crate::sync::lock;
 
 /// No layer comes near this; a larger claim is a mistake or an attack on the disk.
 pub const BLOB_BYTES_MAX: u64 = 1 << 40;
@@ -76,13 +75,29 @@ pub struct Claim {
 }
 
 /// What is asked of each endpoint.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     name: &'a RepoName,
     digest: &'a Digest,
     range: Option<Range>,
     total: Option<u64>,
     /// Whether HEAD is asked for a size that the answer does not tell.
     is_measured: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// A blob, or a part of it; with `total`, only a content of that size.
+    pub(super) fn new(
+        (name, digest): (&'a RepoName, &'a Digest),
+        range: Option<Range>,
+        total: Option<u64>,
+    ) -> Self {
+        Self { name, digest, range, total, is_measured: false }
+    }
+
+    /// The same; if `is_measured`, HEAD is asked for a size that the answer does not tell.
+    pub(super) fn measured(self, is_measured: bool) -> Self {
+        Self { is_measured, ..self }
+    }
 }
 
 impl BlobStream {
@@ -113,206 +128,140 @@ impl BlobStream {
     }
 }
 
-impl Upstream {
-    /// Asks for the size of a blob, and so whether it is there and may be had.
-    ///
-    /// # Errors
-    /// [`Error`]; the last endpoint's if none knew.
-    pub async fn head_blob(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        digest: &Digest,
-    ) -> Result<u64, Error> {
-        Ok(self.claim_of_blob(context, name, digest).await?.size)
-    }
-
-    /// The same, with who claims to have it.
-    ///
-    /// # Errors
-    /// As [`Upstream::head_blob`].
-    pub async fn claim_of_blob(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        digest: &Digest,
-    ) -> Result<Claim, Error> {
-        let deadline = self.deadline();
-        let late = &Late::default();
-        let rounds =
-            Rounds::new(self, (&digest.to_string(), context), &[], ROUNDS_MAX, deadline).hedging(late);
-        rounds
-            .first(|stop| async move {
-                let from = (stop.server(), context, late);
-                stop.upstream().claim_from(from, name, digest, deadline).await
-            })
-            .await
-    }
-
-    /// Opens a blob, or a part of it. With `total`, only a content of that size is accepted. Endpoints in `avoid`
-    /// are asked last; what they say of a size beside the body is not asked for.
-    ///
-    /// # Errors
-    /// [`Error::Changed`] if the size is another one; else [`Error`], the last endpoint's if none had it.
-    pub async fn blob(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        digest: &Digest,
-        range: Option<Range>,
-        total: Option<u64>,
-        avoid: &[usize],
-    ) -> Result<BlobStream, Error> {
-        let deadline = self.deadline();
-        let late = &Late::default();
-        let mut rounds = Rounds::new(self, (&digest.to_string(), context), avoid, ROUNDS_MAX, deadline);
-        if avoid.is_empty() {
-            // An endpoint that is to be avoided is none to be asked beside another.
-            rounds = rounds.hedging(late);
+/// Opens a blob, or a part of it.
+///
+/// # Errors
+/// [`Error::Changed`] if the size is another one than is known; else [`Error`], as [`Target::exchange`].
+pub(super) async fn open(
+    target: Target<'_>,
+    (context, late): (&RequestContext, &Late),
+    wanted: &Wanted<'_>,
+    deadline: Instant,
+) -> Result<BlobStream, Error> {
+    let Wanted { name, digest, total: known, .. } = *wanted;
+    let remote = target.remote();
+    let range = match (wanted.range, known) {
+        // Some servers look for two numbers and answer 416 to an open range.
+        (Some(Range::From(first)), Some(total)) if first < total => {
+            Some(Range::Closed { first, last: total - 1 })
         }
-        let wanted = Wanted { name, digest, range, total, is_measured: avoid.is_empty() };
-        let (wanted, page) = (&wanted, &Mutex::new(None));
-        let found = rounds
-            .first(|stop| async move {
-                let from = (stop.server(), context, late);
-                let stream = stop.upstream().blob_from(from, wanted, deadline).await?;
-                if stream.is_page {
-                    *lock(page) = Some(stream);
-                    return Err(PAGE);
-                }
-                Ok(stream)
-            })
-            .await;
-        found.or_else(|error| lock(page).take().ok_or(error))
-    }
-
-    async fn blob_from(
-        &self,
-        (server, context, late): (&Server, &RequestContext, &Late),
-        wanted: &Wanted<'_>,
-        deadline: Instant,
-    ) -> Result<BlobStream, Error> {
-        let Wanted { name, digest, total: known, .. } = *wanted;
-        let range = match (wanted.range, known) {
-            // Some servers look for two numbers and answer 416 to an open range.
-            (Some(Range::From(first)), Some(total)) if first < total => {
-                Some(Range::Closed { first, last: total - 1 })
+        (range, _) => range,
+    };
+    let ask = Ask::get(name, format!("blobs/{digest}")).along(context).telling(late);
+    let ask = Ask { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
+    let transfer = remote.limits().transfer(context.client(), deadline).await?;
+    let Answer { response, public, .. } = target.exchange(&ask, deadline).await?;
+    let mut is_length_untold = false;
+    let (span, total) = match part_of(&response, range)? {
+        Some(part) => {
+            let total = part.total.or_else(|| known.filter(|total| part.span.end <= *total));
+            let total = total.ok_or(Error::Malformed("a range of unknown size"))?;
+            let is_changed = known.is_some_and(|known| known != total);
+            if !is_changed && !is_answer_to(range.unwrap_or(Range::From(0)), part.span, total) {
+                return Err(Error::Malformed("another range than was asked for"));
             }
-            (range, _) => range,
-        };
-        let ask = Ask::get(name, format!("blobs/{digest}")).along(context).telling(late);
-        let ask = Ask { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
-        let transfer = self.transfer(context.client(), deadline).await?;
-        let Answer { response, public, .. } = self.exchange(server, &ask, deadline).await?;
-        let mut is_length_untold = false;
-        let (span, total) = match part_of(&response, range)? {
-            Some(part) => {
-                let total = part.total.or_else(|| known.filter(|total| part.span.end <= *total));
-                let total = total.ok_or(Error::Malformed("a range of unknown size"))?;
-                let is_changed = known.is_some_and(|known| known != total);
-                if !is_changed && !is_answer_to(range.unwrap_or(Range::From(0)), part.span, total) {
-                    return Err(Error::Malformed("another range than was asked for"));
-                }
-                (part.span, Some(total))
-            }
-            None => {
-                let mut total = content_length(response.headers()).or(known);
-                is_length_untold = total.is_none();
-                if is_length_untold && wanted.is_measured {
-                    let asked = self.size_by_head((server, context, late), name, digest, deadline);
-                    total = timeout(MEASURE_MAX, asked).await.ok().and_then(Result::ok).flatten();
-                }
-                (Span::whole(total.unwrap_or(BLOB_BYTES_MAX)), total)
-            }
-        };
-        if known.is_some_and(|known| Some(known) != total) {
-            return Err(Error::Changed);
+            (part.span, Some(total))
         }
-        let total = total.map(check_size).transpose()?;
-        let (is_page, ends_by_close) = (is_page(response.headers()), ends_by_close(&response));
-        // How long a page is says nothing about the blob.
-        let is_to_the_end = total.is_none_or(|total| span.end == total);
-        let (total, end) = match is_page {
-            true => (None, if is_to_the_end { BLOB_BYTES_MAX } else { span.end }),
-            false => (total, span.end),
-        };
-        let (endpoint, speaker) = (server.index(), self.speaker());
-        let is_of_fallback = self.whose(is_fallback(response.headers())) == Speaker::Fallback;
-        let (body, idle) = (response.into_body(), self.client.timeouts.idle);
-        Ok(BlobStream {
-            total,
-            start: span.start,
-            end,
-            endpoint,
-            public,
-            speaker,
-            is_of_fallback,
-            is_page,
-            is_length_untold: is_length_untold || is_page,
-            ends_by_close,
-            body,
-            idle,
-            transfer,
-        })
-    }
-
-    /// What HEAD says of a blob's size, if it does: a coded body has another.
-    async fn size_by_head(
-        &self,
-        (server, context, late): (&Server, &RequestContext, &Late),
-        name: &RepoName,
-        digest: &Digest,
-        deadline: Instant,
-    ) -> Result<Option<u64>, Error> {
-        let ask = Ask::head(name, format!("blobs/{digest}")).along(context).telling(late);
-        let answer = self.exchange(server, &ask, deadline).await?;
-        Ok(size_of(answer.response.headers(), digest))
-    }
-
-    /// The size that `server` gives: by HEAD, or by a GET of one byte where HEAD says nothing, or says that there is none.
-    /// That is so behind signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
-    ///
-    /// A parent says whose word it passes on; of a part of a body that it sends it does not. A berth means what it says
-    /// to HEAD.
-    async fn claim_from(
-        &self,
-        (server, context, late): (&Server, &RequestContext, &Late),
-        name: &RepoName,
-        digest: &Digest,
-        deadline: Instant,
-    ) -> Result<Claim, Error> {
-        let path = format!("blobs/{digest}");
-        let ask = Ask::head(name, path.clone()).along(context).telling(late).tentative();
-        match self.exchange(server, &ask, deadline).await {
-            Ok(answer) => {
-                let headers = answer.response.headers();
-                if let Some(total) = size_of(headers, digest) {
-                    return Ok(Claim { size: check_size(total)?, speaker: self.whose(is_fallback(headers)) });
-                }
+        None => {
+            let mut total = content_length(response.headers()).or(known);
+            is_length_untold = total.is_none();
+            if is_length_untold && wanted.is_measured {
+                let asked = size_by_head(target, (context, late), name, digest, deadline);
+                total = timeout(MEASURE_MAX, asked).await.ok().and_then(Result::ok).flatten();
             }
-            Err(Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 500 | 501 }) => {}
-            Err(Error::NotFound | Error::Denied) if !self.is_berth() => {}
-            Err(error) => return Err(error),
+            (Span::whole(total.unwrap_or(BLOB_BYTES_MAX)), total)
         }
-        let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
-        let ask = Ask { range, ..Ask::get(name, path).along(context).telling(late) };
-        let answer = self.exchange(server, &ask, deadline).await?;
-        let headers = answer.response.headers();
-        let total = match part_of(&answer.response, Some(Range::Closed { first: 0, last: 0 }))? {
-            Some(part) => part.total,
-            None if is_page(headers) && !names(headers, digest) => return Err(PAGE),
-            None => size_of(headers, digest),
-        };
-        let total = total.ok_or(Error::NoLength)?;
-        Ok(Claim { size: check_size(total)?, speaker: self.whose(true) })
+    };
+    if known.is_some_and(|known| Some(known) != total) {
+        return Err(Error::Changed);
     }
+    let total = total.map(check_size).transpose()?;
+    let (is_page, ends_by_close) = (is_page(response.headers()), ends_by_close(&response));
+    // How long a page is says nothing about the blob.
+    let is_to_the_end = total.is_none_or(|total| span.end == total);
+    let (total, end) = match is_page {
+        true => (None, if is_to_the_end { BLOB_BYTES_MAX } else { span.end }),
+        false => (total, span.end),
+    };
+    let (endpoint, speaker) = (target.server().index(), remote.speaker());
+    let is_of_fallback = whose(remote, is_fallback(response.headers())) == Speaker::Fallback;
+    let (body, idle) = (response.into_body(), remote.sender().client().timeouts.idle);
+    Ok(BlobStream {
+        total,
+        start: span.start,
+        end,
+        endpoint,
+        public,
+        speaker,
+        is_of_fallback,
+        is_page,
+        is_length_untold: is_length_untold || is_page,
+        ends_by_close,
+        body,
+        idle,
+        transfer,
+    })
+}
 
-    /// Whose word an answer is; a parent may only have passed on that of a fallback.
-    fn whose(&self, may_be_fallback: bool) -> Speaker {
-        match self.speaker() {
-            Speaker::Parent if may_be_fallback => Speaker::Fallback,
-            own => own,
+/// What HEAD says of a blob's size, if it does: a coded body has another.
+async fn size_by_head(
+    target: Target<'_>,
+    (context, late): (&RequestContext, &Late),
+    name: &RepoName,
+    digest: &Digest,
+    deadline: Instant,
+) -> Result<Option<u64>, Error> {
+    let ask = Ask::head(name, format!("blobs/{digest}")).along(context).telling(late);
+    let answer = target.exchange(&ask, deadline).await?;
+    Ok(size_of(answer.response.headers(), digest))
+}
+
+/// The size that `target` gives: by HEAD, or by a GET of one byte where HEAD says nothing, or says that there is none.
+/// That is so behind signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
+///
+/// A parent says whose word it passes on; of a part of a body that it sends it does not. A berth means what it says
+/// to HEAD.
+///
+/// # Errors
+/// [`Error`], as [`Target::exchange`]; [`Error::NoLength`] if it has the blob and gives no size.
+pub(super) async fn claim(
+    target: Target<'_>,
+    (context, late): (&RequestContext, &Late),
+    name: &RepoName,
+    digest: &Digest,
+    deadline: Instant,
+) -> Result<Claim, Error> {
+    let (remote, path) = (target.remote(), format!("blobs/{digest}"));
+    let ask = Ask::head(name, path.clone()).along(context).telling(late).tentative();
+    match target.exchange(&ask, deadline).await {
+        Ok(answer) => {
+            let headers = answer.response.headers();
+            if let Some(total) = size_of(headers, digest) {
+                return Ok(Claim { size: check_size(total)?, speaker: whose(remote, is_fallback(headers)) });
+            }
         }
+        Err(Error::Unavailable { status: 400 | 401 | 403 | 404 | 405 | 500 | 501 }) => {}
+        Err(Error::NotFound | Error::Denied) if !remote.is_berth() => {}
+        Err(error) => return Err(error),
+    }
+    let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
+    let ask = Ask { range, ..Ask::get(name, path).along(context).telling(late) };
+    let answer = target.exchange(&ask, deadline).await?;
+    let headers = answer.response.headers();
+    let total = match part_of(&answer.response, Some(Range::Closed { first: 0, last: 0 }))? {
+        Some(part) => part.total,
+        None if is_page(headers) && !names(headers, digest) => return Err(PAGE),
+        None => size_of(headers, digest),
+    };
+    let total = total.ok_or(Error::NoLength)?;
+    Ok(Claim { size: check_size(total)?, speaker: whose(remote, true) })
+}
+
+/// Whose word an answer is; a parent may only have passed on that of a fallback.
+fn whose(remote: &Remote, may_be_fallback: bool) -> Speaker {
+    match remote.speaker() {
+        Speaker::Parent if may_be_fallback => Speaker::Fallback,
+        own => own,
     }
 }
 

@@ -17,7 +17,7 @@ use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
 use super::fallback::FallbackConfig;
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::limit::LimitsConfig;
+use super::limits::LimitsConfig;
 use super::parents::ParentsConfig;
 use super::proxy::Proxy;
 use super::rename::Rewrite;

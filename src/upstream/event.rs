@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::limit::Limit;
 use crate::oci::Registry;
 
 /// Hears of everything that an operator may want to count.
@@ -28,6 +27,37 @@ pub enum Event {
         /// Left of these.
         remaining: u64,
     },
+}
+
+/// What made a request wait, or kept it from being sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `requests_per_second`.
+    Requests,
+    /// `concurrent_requests`.
+    ConcurrentRequests,
+    /// `concurrent_transfers`.
+    Transfers,
+    /// Upstream's own `Retry-After`.
+    RetryAfter,
+    /// The manifests that upstream gives out.
+    Quota,
+    /// File descriptors, ports or memory that this machine lacks.
+    Machine,
+}
+
+impl Limit {
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::ConcurrentRequests => "concurrent_requests",
+            Self::Transfers => "transfers",
+            Self::RetryAfter => "retry_after",
+            Self::Quota => "quota",
+            Self::Machine => "machine",
+        }
+    }
 }
 
 /// How one HTTP request to an upstream ended.

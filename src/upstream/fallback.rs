@@ -1,6 +1,6 @@
 //! What is asked when a registry's own endpoints cannot answer, or do not have what is asked for.
 //!
-//! A fallback is an [`Upstream`] of its own: its login, certificates, headers, names, limits and circuits have nothing to
+//! A fallback is a [`Remote`] of its own: its login, certificates, headers, names, limits and circuits have nothing to
 //! do with those of the registry, and neither is ever sent what is the other's. It is known by the host of its first
 //! endpoint: that is what its logins are looked up by, and whose token servers it may name.
 //!
@@ -8,25 +8,24 @@
 //! brings them, and whoever has a fallback would rather start what that says than nothing.
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokio::task::JoinSet;
 
 use super::agent::UserAgent;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::docker_config::DOCKER_HUB_HOSTS;
+use super::error::BuildError;
+use super::event::Observer;
+use super::handle::{Remote, Role};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::limit::LimitsConfig;
+use super::limits::LimitsConfig;
 use super::proxy::Proxy;
 use super::rename::Rewrite;
-use super::server::Server;
-use super::{BuildError, Observer, Role, State, Upstream, resurface};
-use crate::oci::{Registry, RepoName};
+use crate::oci::Registry;
 
 /// `[[upstream.fallback]]`: whom to ask in the place of a registry.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -122,7 +121,7 @@ fn registry_at(endpoint: &Endpoint) -> Result<Registry, BuildError> {
 ///
 /// # Errors
 /// [`BuildError`] when the configuration names something that cannot be used.
-pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<Upstream>>, BuildError> {
+pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<Remote>>, BuildError> {
     if config.never_leaves_parents() {
         return Ok(Vec::new());
     }
@@ -132,69 +131,17 @@ pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<
         // What happens there is counted as the registry's.
         let (registry, inner) = (config.registry.clone(), Arc::clone(observer));
         let observer: Observer = Arc::new(move |_, event| inner(&registry, event));
-        all.push(Upstream::build_as(Role::Fallback(index), &fallback.template(config)?, observer)?);
+        let template = fallback.template(config)?;
+        let endpoints = (index, &template.endpoints[..]);
+        all.push(Arc::new(Remote::build(Role::Fallback, &template, endpoints, observer)?));
         index += fallback.endpoints.len();
     }
     Ok(all)
 }
 
-impl Upstream {
-    /// What is asked after its own endpoints.
-    pub(super) fn fallbacks(&self) -> &[Arc<Self>] {
-        match &self.role {
-            Role::Registry(_, fallbacks) => fallbacks,
-            Role::Parent(_) | Role::Fallback(_) => &[],
-        }
-    }
-
-    /// Whether another registry may answer in its place.
-    pub fn has_fallbacks(&self) -> bool {
-        !self.fallbacks().is_empty()
-    }
-
-    /// Whether it stands for a registry that has no answer.
-    pub(super) fn is_fallback(&self) -> bool {
-        matches!(self.role, Role::Fallback(_))
-    }
-
-    /// Whether none of them is told who asks for `name`. Any may bring the next part of it.
-    pub(super) async fn are_fallbacks_public(&self, name: &RepoName) -> bool {
-        for fallback in self.fallbacks() {
-            if !fallback.is_own_public(name).await {
-                return false;
-            }
-        }
-        true
-    }
-
-    pub(super) fn are_fallbacks_down(&self) -> bool {
-        self.fallbacks().iter().all(|fallback| fallback.state() == State::Down)
-    }
-
-    pub(super) fn is_fallback_short(&self) -> bool {
-        self.fallbacks().iter().any(|fallback| fallback.servers.iter().any(Server::is_short))
-    }
-
-    pub(super) fn is_login_refused_by_fallback(&self) -> bool {
-        self.fallbacks().iter().any(|fallback| fallback.is_login_refused())
-    }
-
-    /// Probes them, and renews their logins, for ever.
-    pub(super) async fn tend_fallbacks(&self) {
-        let mut tending = JoinSet::new();
-        for fallback in self.fallbacks() {
-            let fallback = Arc::clone(fallback);
-            tending.spawn(async move { fallback.tend().await });
-        }
-        while let Some(ended) = tending.join_next().await {
-            resurface(ended);
-        }
-        pending().await
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::server::Server;
     use super::*;
 
     #[test]
@@ -221,11 +168,11 @@ mod tests {
         let own = ["https://a", "https://b"].map(|url| Endpoint::parse(url).unwrap());
         let mut config = Config::new(registry.clone(), own.into());
         config.fallbacks = vec![fallback(&["https://c", "https://d"]), fallback(&["https://e"])];
-        let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
-        let all = std::iter::once(&upstream).chain(upstream.fallbacks());
-        let indexes: Vec<_> = all.flat_map(|upstream| &upstream.servers).map(Server::index).collect();
-        assert_eq!(indexes, [0, 1, 2, 3, 4]);
+        let observer: Observer = Arc::new(|_, _| {});
+        let all = build_all(&config, &observer).unwrap();
+        let indexes: Vec<_> = all.iter().flat_map(|remote| remote.endpoints()).map(Server::index).collect();
+        assert_eq!(indexes, [2, 3, 4], "those of the registry itself are 0 and 1");
         config.fallbacks.push(fallback(&[]));
-        assert!(Upstream::build(&config, Arc::new(|_, _| {})).is_err());
+        assert!(build_all(&config, &observer).is_err());
     }
 }

@@ -9,44 +9,15 @@
 //! for when the registry has no answer rather than a late one.
 
 use std::sync::Mutex;
-use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
-
-use super::limit::LimitsConfig;
+use super::limits::LimitsConfig;
 use super::server::Server;
 use crate::sync::lock;
 
-/// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
-const LATE_MIN: Duration = Duration::from_millis(200);
-/// When an answer is late of which nobody can tell how long it usually takes: as good as every registry is there before.
-const LATE_UNKNOWN: Duration = Duration::from_secs(1);
 /// For each hedge there were so many requests: the load of an upstream grows by a tenth at most.
 const REQUESTS_PER_HEDGE: u32 = 10;
 /// Hedges that may come at once after a quiet time, and at the beginning: the layers of an image or two.
 const HEDGES_SAVED_MAX: u32 = 10;
-
-/// After how long an answer is late where nearly all are here within `usual`.
-pub(super) fn late_after(usual: Option<Duration>) -> Duration {
-    usual.map_or(LATE_UNKNOWN, |usual| usual.max(LATE_MIN))
-}
-
-/// Lets whoever has sent a request know that its answer is late.
-#[derive(Default)]
-pub(super) struct Late(Notify);
-
-impl Late {
-    pub(super) fn tell(&self) {
-        // Who does not wait for it by now no longer has a use for it.
-        self.0.notify_waiters();
-    }
-
-    /// Ends when it is told from now on.
-    pub(super) fn told(&self) -> Notified<'_> {
-        self.0.notified()
-    }
-}
 
 /// How many more hedges the endpoints of one upstream may have.
 pub(super) struct Hedges(Mutex<Allowance>);
@@ -98,17 +69,6 @@ pub(super) fn is_fit(server: &Server) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn late_is_later_than_usual() {
-        let check = |usual: Option<u64>, expected: Duration| {
-            assert_eq!(late_after(usual.map(Duration::from_millis)), expected, "{usual:?}");
-        };
-        check(None, LATE_UNKNOWN);
-        check(Some(3), LATE_MIN);
-        check(Some(700), Duration::from_millis(700));
-        check(Some(4000), Duration::from_secs(4));
-    }
 
     #[test]
     fn one_request_in_ten_is_hedged_once_the_first_are_spent() {

@@ -8,28 +8,28 @@
 //! is an OCI index, and not the manifest itself that it would be about.
 
 mod cursor;
-pub(super) mod optional;
-mod tags;
+pub(super) mod tags;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::response::Parts;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 pub use self::cursor::PageQuery;
 pub use self::tags::{TagBody, TagPage, TagStream};
 
-use super::exchange::{Answer, Ask, media_type};
-use super::retry::{Attempts, ROUNDS_MAX, Rounds, Stop};
-use super::server::Server;
-use super::{Error, Fetched, Upstream, client};
+use super::error::Error;
+use super::exchange::Target;
+use super::manifest::{Fetched, Standing};
+use super::page::media_type;
+use super::request::{Answer, Ask};
+use super::{client, optional};
 use crate::context::RequestContext;
 use crate::oci::manifest::Kind;
 use crate::oci::referrers::{self, InvalidReferrers};
-use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::oci::{Digest, RepoName};
 use crate::parsing::{self, Place};
 use crate::shares::Owner;
 
@@ -56,144 +56,90 @@ pub struct ReferrerList {
     pub place: Option<Arc<Place>>,
 }
 
-impl Upstream {
-    /// What refers to `digest`; `None` if upstream says that nothing does. Registries without
-    /// the referrers API keep such an index under a tag; which of them do is remembered for `remember`.
-    ///
-    /// # Errors
-    /// [`Error`]; the last endpoint's if none answered.
-    pub async fn referrers(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        digest: &Digest,
-        remember: Duration,
-    ) -> Result<Option<ReferrerList>, Error> {
-        let deadline = self.deadline();
-        let rounds = Rounds::new(self, (&digest.to_string(), context), &[], ROUNDS_MAX, deadline);
-        let listed = rounds.first(|stop| async move {
-            stop.upstream().ask_for_referrers((&stop, context), name, digest, remember, deadline).await
-        });
-        let refusal = match listed.await {
-            Ok(listed) => return Ok(Some(listed)),
-            Err(refusal @ (Error::NotFound | Error::Denied)) => refusal,
-            Err(error) => return Err(error),
-        };
-        match (self.referrers_by_tag(context, name, digest, deadline).await?, refusal) {
-            // Whoever may not ask does not know that there is nothing.
-            (None, Error::Denied) => Err(Error::Denied),
-            (listed, _) => Ok(listed),
-        }
-    }
-
-    /// By the API, unless the endpoint is known not to have it.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if there is no such API, [`Error::Denied`] if it is not for us.
-    async fn ask_for_referrers(
-        &self,
-        (stop, context): (&Stop<'_>, &RequestContext),
-        name: &RepoName,
-        digest: &Digest,
-        remember: Duration,
-        deadline: Instant,
-    ) -> Result<ReferrerList, Error> {
-        let server = stop.server();
-        let error = match server.says_nothing_of(name, digest) {
-            Some(error) => error,
-            None => match self.referrers_from((server, context), name, digest, deadline).await {
-                Ok(listed) => return Ok(listed),
-                Err(error) => {
-                    if error.is_refusal() {
-                        let wait = remember.min(REMEMBERED_MAX);
-                        server.said_nothing_of(name, digest, error.clone(), wait);
-                    }
-                    error
+/// By the API, unless the endpoint is known not to have it.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no such API, [`Error::Denied`] if it is not for us.
+pub(super) async fn referrers(
+    target: Target<'_>,
+    context: &RequestContext,
+    (name, digest): (&RepoName, &Digest),
+    remember: Duration,
+    deadline: Instant,
+) -> Result<ReferrerList, Error> {
+    let server = target.server();
+    let error = match server.says_nothing_of(name, digest) {
+        Some(error) => error,
+        None => match referrers_by_api((target, context), name, digest, deadline).await {
+            Ok(listed) => return Ok(listed),
+            Err(error) => {
+                if error.is_refusal() {
+                    let wait = remember.min(REMEMBERED_MAX);
+                    server.said_nothing_of(name, digest, error.clone(), wait);
                 }
-            },
+                error
+            }
+        },
+    };
+    Err(if error.is_unknown_question() { Error::NotFound } else { error })
+}
+
+async fn referrers_by_api(
+    (target, context): (Target<'_>, &RequestContext),
+    name: &RepoName,
+    digest: &Digest,
+    deadline: Instant,
+) -> Result<ReferrerList, Error> {
+    let (mut pages, remote) = (Pages::default(), target.remote());
+    let owner = Owner::new(remote.registry(), context.client());
+    let until = (remote.sender().client().timeouts.idle, deadline);
+    let mut query = None;
+    let mut is_stale = false;
+    for number in 0..PAGES_MAX {
+        let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
+        let ask = Ask { query, accept: Some(OCI_INDEX), is_optional: number == 0, ..ask };
+        let answer = match target.exchange(&ask, deadline).await {
+            // Somebody has said that there is one.
+            Err(error) if number > 0 && error.is_refusal() => Err(Error::Malformed(LOST_PAGE)),
+            answer => answer,
         };
-        Err(if error.is_unknown_question() { Error::NotFound } else { error })
-    }
-
-    async fn referrers_from(
-        &self,
-        (server, context): (&Server, &RequestContext),
-        name: &RepoName,
-        digest: &Digest,
-        deadline: Instant,
-    ) -> Result<ReferrerList, Error> {
-        let mut pages = Pages::default();
-        let owner = Owner::new(&self.registry, context.client());
-        let mut query = None;
-        let mut is_stale = false;
-        for number in 0..PAGES_MAX {
-            let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
-            let ask = Ask { query, accept: Some(OCI_INDEX), is_optional: number == 0, ..ask };
-            let answer = match self.exchange(server, &ask, deadline).await {
-                // Somebody has said that there is one.
-                Err(error) if number > 0 && error.is_refusal() => Err(Error::Malformed(LOST_PAGE)),
-                answer => answer,
-            };
-            let Answer { response, seat: _seat, .. } = answer?;
-            let (Parts { headers, .. }, body) = response.into_parts();
-            // Where the path is unknown, a registry with a web front answers with its home page.
-            if number == 0 && media_type(&headers) != Some(OCI_INDEX) {
-                return Err(optional::NO_SUCH_PATH);
-            }
-            is_stale |= self.standing(&headers).is_stale;
-            let next = cursor::next_query(&headers)?;
-            if next.is_some() && pages.place.is_none() {
-                // Before any of it is read: who has a place waits for no other.
-                pages.place = Some(client::place_for(owner.clone(), REFERRERS_BYTES_MAX, deadline).await?);
-            }
-            let body = self.read_page(&owner, body, deadline, &mut pages.place).await?;
-            pages.add(body)?;
-            query = next;
-            if query.is_none() {
-                let listed = pages.into_list(digest, is_stale).await?;
-                return listed.ok_or(optional::NO_SUCH_PATH);
-            }
+        let Answer { response, seat: _seat, .. } = answer?;
+        let (Parts { headers, .. }, body) = response.into_parts();
+        // Where the path is unknown, a registry with a web front answers with its home page.
+        if number == 0 && media_type(&headers) != Some(OCI_INDEX) {
+            return Err(optional::NO_SUCH_PATH);
         }
-        Err(Error::Malformed("a list of referrers with too many pages"))
-    }
-
-    async fn referrers_by_tag(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        digest: &Digest,
-        deadline: Instant,
-    ) -> Result<Option<ReferrerList>, Error> {
-        if self.is_short() {
-            // What refers to an image can be done without; an image cannot.
-            return Err(Error::Limited { retry_after: None });
+        is_stale |= Standing::of(remote, &headers).is_stale;
+        let next = cursor::next_query(&headers)?;
+        if next.is_some() && pages.place.is_none() {
+            // Before any of it is read: who has a place waits for no other.
+            pages.place = Some(client::place_for(owner.clone(), REFERRERS_BYTES_MAX, deadline).await?);
         }
-        let tag = Reference::Tag(Tag::of_referrers(digest));
-        match self.manifest_until(context, name, &tag, Attempts::Rounds, deadline).await {
-            Ok(Fetched { body, manifest, standing, place, .. })
-                if manifest.kind == Kind::Index && manifest.media_type == OCI_INDEX =>
-            {
-                let pages = Pages { bytes: body.len(), bodies: vec![body], place };
-                pages.into_list(digest, standing.is_stale).await
-            }
-            // An image that somebody has given this tag.
-            Ok(_) => Ok(None),
-            Err(Error::NotFound) => Ok(None),
-            Err(error) => Err(error),
+        let owner = owner.clone();
+        let body = client::read_document(owner, body, REFERRERS_BYTES_MAX, until, &mut pages.place);
+        let body = body.await?;
+        pages.add(body)?;
+        query = next;
+        if query.is_none() {
+            let listed = pages.into_list(digest, is_stale).await?;
+            return listed.ok_or(optional::NO_SUCH_PATH);
         }
     }
+    Err(Error::Malformed("a list of referrers with too many pages"))
+}
 
-    /// The body of a page; `place` is for all that are kept together.
-    async fn read_page(
-        &self,
-        owner: &Owner,
-        body: Incoming,
-        deadline: Instant,
-        place: &mut Option<Place>,
-    ) -> Result<Bytes, Error> {
-        let until = (self.client.timeouts.idle, deadline);
-        client::read_document(owner.clone(), body, REFERRERS_BYTES_MAX, until, place).await
+/// What refers to `digest` by a manifest that stands under the tag for that; `None` if it is no such list.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is a list that nobody could read.
+pub(super) async fn in_manifest(fetched: Fetched, digest: &Digest) -> Result<Option<ReferrerList>, Error> {
+    let Fetched { body, manifest, standing, place, .. } = fetched;
+    if manifest.kind != Kind::Index || manifest.media_type != OCI_INDEX {
+        // An image that somebody has given this tag.
+        return Ok(None);
     }
+    let pages = Pages { bytes: body.len(), bodies: vec![body], place };
+    pages.into_list(digest, standing.is_stale).await
 }
 
 /// The pages of a list of referrers so far.

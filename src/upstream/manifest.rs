@@ -7,18 +7,18 @@
 //! and not the registry's word: the next endpoint is asked. A manifest that no client takes is the registry's word, and
 //! final.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{AGE, CONTENT_LENGTH, HeaderName, WARNING};
 use tokio::time::Instant;
 
-use super::exchange::{Answer, Ask, is_page, media_type};
-use super::hedge::Late;
-use super::retry::{Attempts, Rounds};
-use super::server::Server;
-use super::{Error, Upstream, client};
+use super::client;
+use super::error::Error;
+use super::exchange::Target;
+use super::handle::Remote;
+use super::page::{is_page, media_type};
+use super::request::{Answer, Ask};
+use super::waits::Late;
 use crate::context::RequestContext;
 use crate::oci::manifest::{self, InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use crate::oci::{Digest, Reference, RepoName, Speaker, Tag};
@@ -47,7 +47,7 @@ pub struct Resolved {
 
 impl Resolved {
     /// HEAD says nothing of use.
-    fn unknown(untold: Untold) -> Self {
+    pub(super) fn unknown(untold: Untold) -> Self {
         Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, untold }
     }
 }
@@ -73,11 +73,17 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// As fresh as can be.
     pub(super) const FRESH: Self = Self { age: Some(0), is_stale: false };
 
     /// When the registry confirmed it, in seconds since 1970, at the time `now`.
     pub fn confirmed_at(self, now: u64) -> u64 {
         self.age.map_or(0, |age| now.saturating_sub(age))
+    }
+
+    /// How fresh an answer of `remote` about a tag is.
+    pub(super) fn of(remote: &Remote, headers: &HeaderMap) -> Self {
+        if remote.mirror().is_some() { Self::read(headers) } else { Self::FRESH }
     }
 
     fn read(headers: &HeaderMap) -> Self {
@@ -109,143 +115,78 @@ pub struct Fetched {
     pub place: Option<Place>,
 }
 
-impl Upstream {
-    /// Asks what `tag` means.
-    ///
-    /// # Errors
-    /// [`Error`]; the last endpoint's if none answered.
-    pub async fn resolve(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        tag: &Tag,
-        attempts: Attempts,
-    ) -> Result<Resolved, Error> {
-        let deadline = self.deadline();
-        let late = Late::default();
-        let (key, rounds_max) = (self.key_of_tag(name, tag), attempts.rounds_max());
-        let rounds = Rounds::new(self, (&key, context), &[], rounds_max, deadline).hedging(&late);
-        let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(&late).tentative();
-        let ask = &Ask { accept: Some(manifest::ACCEPT), ..ask };
-        let is_refused = &AtomicBool::new(false);
-        let resolved = rounds.first(|stop| async move {
-            match stop.upstream().exchange(stop.server(), ask, deadline).await {
-                Ok(answer) => {
-                    let headers = answer.response.headers();
-                    let resolved = resolved(headers, stop.upstream().standing(headers));
-                    // With a digest it is a manifest, whatever it is labelled: the digest will be held against it.
-                    if resolved.digest.is_none() && is_page(headers) {
-                        return Err(Error::Malformed("a page instead of a manifest"));
-                    }
-                    Ok(resolved)
-                }
-                Err(error) if is_about_head(&error) => Ok(Resolved::unknown(Untold::Silent)),
-                Err(error) => {
-                    // A berth has asked by GET itself.
-                    is_refused.fetch_or(!stop.upstream().is_berth() && !error.is_outage(), Ordering::Relaxed);
-                    Err(error)
-                }
+/// Asks `target` what `tag` means, on behalf of `context`; tells `late` when the answer is late.
+///
+/// # Errors
+/// [`Error`], as [`Target::exchange`].
+pub(super) async fn resolve(
+    target: Target<'_>,
+    (context, late): (&RequestContext, &Late),
+    (name, tag): (&RepoName, &Tag),
+    deadline: Instant,
+) -> Result<Resolved, Error> {
+    let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(late).tentative();
+    let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
+    match target.exchange(&ask, deadline).await {
+        Ok(answer) => {
+            let headers = answer.response.headers();
+            let resolved = resolved(headers, Standing::of(target.remote(), headers));
+            // With a digest it is a manifest, whatever it is labelled: the digest will be held against it.
+            if resolved.digest.is_none() && is_page(headers) {
+                return Err(Error::Malformed("a page instead of a manifest"));
             }
-        });
-        match resolved.await {
-            Err(_) if is_refused.load(Ordering::Relaxed) => Ok(Resolved::unknown(Untold::Refused)),
-            // Where there is something to serve instead, a GET of what is likely to be an outage is not worth it.
-            Err(Error::Unavailable { status: 500.. }) if attempts == Attempts::Rounds => {
-                Ok(Resolved::unknown(Untold::Failed))
-            }
-            resolved => resolved,
+            Ok(resolved)
         }
+        Err(error) if is_about_head(&error) => Ok(Resolved::unknown(Untold::Silent)),
+        Err(error) => Err(error),
     }
+}
 
-    /// Fetches a manifest.
-    ///
-    /// # Errors
-    /// [`Error`]; the last endpoint's if none had it.
-    pub async fn manifest(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        reference: &Reference,
-        attempts: Attempts,
-    ) -> Result<Fetched, Error> {
-        self.manifest_until(context, name, reference, attempts, self.deadline()).await
-    }
+/// The head of a manifest.
+///
+/// # Errors
+/// [`Error`], as [`Target::exchange`].
+pub(super) async fn open(
+    target: Target<'_>,
+    (context, late): (&RequestContext, &Late),
+    (name, reference): (&RepoName, &Reference),
+    deadline: Instant,
+) -> Result<Answer, Error> {
+    let ask = Ask::get(name, format!("manifests/{reference}")).along(context).telling(late);
+    let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
+    let _spent = target.remote().limits().spend(target.server())?;
+    target.exchange(&ask, deadline).await
+}
 
-    /// As [`Upstream::manifest`], as a part of a longer request.
-    pub(super) async fn manifest_until(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        reference: &Reference,
-        attempts: Attempts,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        let key = match reference {
-            Reference::Digest(digest) => digest.to_string(),
-            Reference::Tag(tag) => self.key_of_tag(name, tag),
-        };
-        let late = &Late::default();
-        let rounds_max = attempts.rounds_max();
-        let mut rounds = Rounds::new(self, (&key, context), &[], rounds_max, deadline).hedging(late);
-        while let Some((stop, answer)) = rounds
-            .answer(|stop| async move {
-                let from = (stop.server(), context, late);
-                stop.upstream().open_manifest(from, name, reference, deadline).await
-            })
-            .await
-        {
-            match stop.upstream().read_manifest((stop.server(), context), answer, reference, deadline).await {
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => rounds.failed(stop, error),
-            }
-        }
-        Err(rounds.give_up())
-    }
-
-    /// Its head.
-    async fn open_manifest(
-        &self,
-        (server, context, late): (&Server, &RequestContext, &Late),
-        name: &RepoName,
-        reference: &Reference,
-        deadline: Instant,
-    ) -> Result<Answer, Error> {
-        let ask = Ask::get(name, format!("manifests/{reference}")).along(context).telling(late);
-        let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
-        let _spent = self.spend(server)?;
-        self.exchange(server, &ask, deadline).await
-    }
-
-    async fn read_manifest(
-        &self,
-        (server, context): (&Server, &RequestContext),
-        answer: Answer,
-        reference: &Reference,
-        deadline: Instant,
-    ) -> Result<Fetched, Error> {
-        let (head, body) = answer.response.into_parts();
-        let _seat = answer.seat;
-        let content_type = media_type(&head.headers).map(str::to_owned);
-        let (endpoint, public, standing) = (server.index(), answer.public, self.standing(&head.headers));
-        let speaker = self.speaker();
-        let (until, mut place) = ((self.client.timeouts.idle, deadline), None);
-        let owner = Owner::new(&self.registry, context.client());
-        let read = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await;
-        let body = read.map_err(|error| match error {
-            client::TOO_LARGE if !is_page(&head.headers) => unsupported(&InvalidManifest::TooLarge),
-            error => error,
-        })?;
-        let (bytes, reference, stated) = (body.clone(), reference.clone(), content_digest(&head.headers));
-        // The place goes along: it is taken until the work is done, also if nobody waits for that.
-        let verify = move || (verify(content_type.as_deref(), &bytes, &reference, stated), place);
-        let (manifest, place) = parsing::parse(body.len(), verify).await;
-        Ok(Fetched { body, manifest: manifest?, endpoint, public, speaker, standing, place })
-    }
-
-    /// How fresh an answer about a tag is.
-    pub(super) fn standing(&self, headers: &HeaderMap) -> Standing {
-        if self.peer().is_some() { Standing::read(headers) } else { Standing::FRESH }
-    }
+/// The manifest that `answer` is the head of.
+///
+/// # Errors
+/// [`Error`], if it does not come whole, or is none that clients take, or another than was asked for.
+pub(super) async fn read(
+    target: Target<'_>,
+    context: &RequestContext,
+    answer: Answer,
+    reference: &Reference,
+    deadline: Instant,
+) -> Result<Fetched, Error> {
+    let remote = target.remote();
+    let (head, body) = answer.response.into_parts();
+    let _seat = answer.seat;
+    let content_type = media_type(&head.headers).map(str::to_owned);
+    let standing = Standing::of(remote, &head.headers);
+    let (endpoint, public, speaker) = (target.server().index(), answer.public, remote.speaker());
+    let (until, mut place) = ((remote.sender().client().timeouts.idle, deadline), None);
+    let owner = Owner::new(remote.registry(), context.client());
+    let read = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await;
+    let body = read.map_err(|error| match error {
+        client::TOO_LARGE if !is_page(&head.headers) => unsupported(&InvalidManifest::TooLarge),
+        error => error,
+    })?;
+    let (bytes, reference, stated) = (body.clone(), reference.clone(), content_digest(&head.headers));
+    // The place goes along: it is taken until the work is done, also if nobody waits for that.
+    let verify = move || (verify(content_type.as_deref(), &bytes, &reference, stated), place);
+    let (manifest, place) = parsing::parse(body.len(), verify).await;
+    Ok(Fetched { body, manifest: manifest?, endpoint, public, speaker, standing, place })
 }
 
 /// Whether a body is a manifest, and the one that was asked for; `stated` is the digest that came with it.

@@ -1,7 +1,7 @@
 //! `GET /v2/`, without a login: whether an endpoint answers at all, and whether a registry does.
 //!
 //! Two questions are answered by it. A probe wants to know whether the endpoint is of any use. A refusal wants to know
-//! whether it was the registry that refused ([`Evidence`]): an ingress that has lost its backend, a firewall or a proxy
+//! whether it was the registry that refused (`evidence`): an ingress that has lost its backend, a firewall or a proxy
 //! answers 404 or 403 in the registry's place, for seconds or for good, and that must not make an image that is stored
 //! here one that does not exist. So a refusal is believed only if somebody spoke for the registry: its body is an error
 //! as the distribution spec has it, or `/v2/` is answered with 200 or 401 as registries do. Media types decide nothing:
@@ -11,44 +11,42 @@ use std::future::pending;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::client::{self, Way};
 use super::error::{Error, Refusal};
-use super::exchange::{self, Ask};
-use super::redirect::{self, Walk};
+use super::page;
+use super::redirect;
+use super::request::Ask;
+use super::sender::Sender;
 use super::server::Server;
-use super::{Upstream, client};
 use crate::context::RequestContext;
 use crate::context::via::Instance;
+use crate::oci::Registry;
 use crate::oci::error::is_error_body;
 
-/// How long the answer of `/v2/` counts for refusals. A registry that refuses with pages is asked for it once in this
-/// time, and one whose place an ingress has just taken is believed for no longer.
-const EVIDENCE_MEMORY: Duration = Duration::from_secs(2);
 /// Longest body that is looked at, of a refusal or of `/v2/`. A registry's errors have a few hundred bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// What `/v2/` of one endpoint last said about who answers there.
-#[derive(Debug, Default)]
-pub(super) struct Evidence(tokio::sync::Mutex<Option<(Instant, bool)>>);
-
-impl Upstream {
-    /// The answer of `/v2/`, wherever that is redirected to. Hears who it is, if it is a parent.
-    async fn ping(&self, server: &Server, within: Duration) -> Result<Response<Incoming>, Error> {
-        let url = server.endpoint().at("", None);
-        let mut walk = Walk::new(server.endpoint().as_url(), url, &self.redirects);
+impl Sender {
+    /// The answer of `/v2/`, wherever that is redirected to. Notes which berth it is, if the remote is a mirror.
+    async fn ping(
+        &self,
+        (registry, server): (&Registry, &Server),
+        within: Duration,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut walk = self.walk(server, server.endpoint().at("", None));
         for _ in 0..=redirect::HOPS_MAX {
             let mut request = Ask::look(&walk.url)?;
             if !walk.elsewhere {
-                self.headers.add_to(request.headers_mut());
-                self.stamp(&RequestContext::default(), &mut request, within);
+                self.dress(&mut request, None, &RequestContext::default(), within);
             }
             // Half of the time is left for another connection than a kept one that may have been forgotten on the way.
             let stuck = (pending(), sleep(within / 2));
-            let sent = self.client.send_unless(stuck, walk.way, request, within).await;
-            self.meets_berth(server, &sent);
+            let sent = self.client().send_unless(stuck, walk.way, request, within).await;
+            self.note_berth((registry, server), &sent);
             let response = sent?;
             if !redirect::is_redirect(response.status()) {
                 return Ok(response);
@@ -58,17 +56,32 @@ impl Upstream {
         Err(Refusal::TooManyRedirects.into())
     }
 
+    /// The answer of `/v2/` to a request with this header; redirects are not followed.
+    pub(super) async fn knock(
+        &self,
+        server: &Server,
+        authorization: Option<HeaderValue>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Error> {
+        let header = self.client().timeouts.header;
+        let mut request = Ask::look(&server.endpoint().at("", None))?;
+        self.dress(&mut request, authorization, &RequestContext::default(), header);
+        let within = header.min(deadline.saturating_duration_since(Instant::now()));
+        self.client().send(Way::Direct, request, within).await
+    }
+
     /// Whether an endpoint says anything that is neither the error of a gateway or of a broken server, nor the page of
     /// something in between, be it by way of a redirect. Registries ask for a login with pages, too. `None` if this
     /// machine lacks what it takes to ask.
-    pub(super) async fn answers(&self, server: &Server, within: Duration) -> Option<bool> {
-        let response = match self.ping(server, within).await {
+    pub(super) async fn answers(&self, at: (&Registry, &Server), within: Duration) -> Option<bool> {
+        let (_, server) = at;
+        let response = match self.ping(at, within).await {
             Ok(response) => response,
             Err(Error::Local { .. }) => return None,
             Err(error) => return server.is_useless(&error.to_string()),
         };
         let status = response.status();
-        match exchange::is_usable(&response) {
+        match page::is_usable(&response) {
             true => Some(true),
             false => server.is_useless(&format!("it answers everything with {status}, or a page")),
         }
@@ -77,45 +90,39 @@ impl Upstream {
     /// Whether the registry itself has refused by `response`. May read its body, and may ask for `/v2/`.
     pub(super) async fn is_registrys_word(
         &self,
-        server: &Server,
+        at: (&Registry, &Server),
         response: Response<Incoming>,
         deadline: Instant,
     ) -> bool {
-        if self.peer().is_some() && Instance::answering(response.headers()).is_some() {
+        if self.mirror().is_some() && Instance::answering(response.headers()).is_some() {
             // A berth has asked for the evidence itself.
             return true;
         }
+        let (_, server) = at;
         let until = deadline.min(Instant::now() + server.look_within());
-        let body = client::read(response.into_body(), BODY_BYTES_MAX, self.client.timeouts.idle, until);
-        match body.await {
+        let idle = self.client().timeouts.idle;
+        match client::read(response.into_body(), BODY_BYTES_MAX, idle, until).await {
             Ok(body) if is_error_body(&body) => true,
-            _ => self.is_registry(server, deadline).await,
+            _ => self.is_registry(at, deadline).await,
         }
     }
 
     /// Whether a registry answers at `/v2/`, as far as that is known in time. One request asks for all.
-    pub(super) async fn is_registry(&self, server: &Server, deadline: Instant) -> bool {
-        let found = timeout_at(deadline, async {
-            let mut known = server.evidence().0.lock().await;
-            if let Some((at, is_registry)) = *known
-                && at.elapsed() < EVIDENCE_MEMORY
-            {
-                return is_registry;
-            }
-            let within = server.look_within().min(self.client.timeouts.header);
+    pub(super) async fn is_registry(&self, at: (&Registry, &Server), deadline: Instant) -> bool {
+        let (_, server) = at;
+        let looked = async {
+            let within = server.look_within().min(self.client().timeouts.header);
             let until = deadline.min(Instant::now() + within);
-            let is_registry = match self.ping(server, within).await {
+            match self.ping(at, within).await {
                 Ok(response) => {
                     let status = response.status();
                     let body = client::read(response.into_body(), BODY_BYTES_MAX, within, until).await;
                     body.is_ok_and(|body| speaks_for_registry(status, &body))
                 }
                 Err(_) => false,
-            };
-            *known = Some((Instant::now(), is_registry));
-            is_registry
-        });
-        found.await.unwrap_or(false)
+            }
+        };
+        timeout_at(deadline, server.evidence().get(looked)).await.unwrap_or(false)
     }
 }
 

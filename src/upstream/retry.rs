@@ -8,17 +8,17 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::HeaderMap;
-use http::header::RETRY_AFTER;
 use tokio::time::Instant;
 
 use super::error::{Error, Next, RETRY_AFTER_MAX};
-use super::hedge::{self, Late};
+use super::event::Event;
+use super::exchange::Target;
+use super::handle::Remote;
+use super::hedge::{self, Hedges};
 use super::server::Server;
-use super::{Event, Upstream};
-use crate::context::RequestContext;
+use super::waits::Late;
 
 /// First time, and two more: a fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
@@ -45,55 +45,72 @@ impl Attempts {
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// The middle of the longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
-/// Longest `Retry-After` that is passed on; a mistaken date must not lame an upstream for years.
-const RETRY_AFTER_REPORTED_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// How long to wait after round `round` (from 0) failed: the base doubled each time, half of it at random.
 fn backoff(round: u32, random: &mut fastrand::Rng) -> Duration {
     let middle = BACKOFF_BASE.saturating_mul(1 << round.min(16)).min(BACKOFF_MAX);
     middle.mul_f64(0.5 + random.f64())
 }
 
-/// `Retry-After` as seconds or as a date.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
-}
-
-fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
-    let wait = match text.trim().parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        // A date that has passed means: now.
-        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
-    };
-    Some(wait.min(RETRY_AFTER_REPORTED_MAX))
-}
-
-/// An endpoint, and what it is asked through.
+/// An endpoint to ask.
 #[derive(Clone)]
 pub(super) enum Stop<'a> {
-    /// Of the registry itself, or of a fallback.
-    Own(&'a Upstream, &'a Server),
-    /// Of a parent.
-    Parent(Arc<Upstream>),
+    /// One of the registry itself, or of a fallback.
+    Own(Target<'a>),
+    /// That of a parent.
+    Parent(Arc<Remote>),
 }
 
 impl Stop<'_> {
-    pub(super) fn upstream(&self) -> &Upstream {
+    /// The endpoint, to be asked.
+    pub(super) fn target(&self) -> Target<'_> {
         match self {
-            Self::Own(upstream, _) => upstream,
-            Self::Parent(parent) => parent,
+            Self::Own(target) => *target,
+            Self::Parent(parent) => Target::new(parent, &parent.endpoints()[0]),
         }
     }
 
-    pub(super) fn server(&self) -> &Server {
-        match self {
-            Self::Own(_, server) => server,
-            Self::Parent(parent) => &parent.servers[0],
-        }
+    fn server(&self) -> &Server {
+        self.target().server()
     }
 
     fn is_parent(&self) -> bool {
         matches!(self, Self::Parent(_))
+    }
+}
+
+/// Whom to ask for one thing, in order: parents, the registry itself, and its fallbacks.
+pub(super) struct Route<'a> {
+    own: &'a Remote,
+    stops: VecDeque<Stop<'a>>,
+    hedges: Option<&'a Hedges>,
+    may_bypass: bool,
+    is_loop: bool,
+    is_unknown: bool,
+}
+
+impl<'a> Route<'a> {
+    /// By these parents and fallbacks, for a request that may go round parents.
+    pub(super) fn new(parents: Vec<Arc<Remote>>, own: &'a Remote, fallbacks: &'a [Arc<Remote>]) -> Self {
+        let all = std::iter::once(own).chain(fallbacks.iter().map(Arc::as_ref));
+        let all =
+            all.flat_map(|of| of.endpoints().iter().map(move |server| Stop::Own(Target::new(of, server))));
+        let stops = parents.into_iter().map(Stop::Parent).chain(all).collect();
+        Self { own, stops, hedges: None, may_bypass: true, is_loop: false, is_unknown: false }
+    }
+
+    /// The same; with `hedges`, one endpoint of the registry itself may be asked beside another.
+    pub(super) fn hedged_by(self, hedges: Option<&'a Hedges>) -> Self {
+        Self { hedges, ..self }
+    }
+
+    /// The same for a request that may not go round parents which have been asked before. If it `is_loop`, nobody is asked.
+    pub(super) fn without_bypass(self, is_loop: bool) -> Self {
+        Self { may_bypass: false, is_loop, ..self }
+    }
+
+    /// The same; it may be that the parents that are left out do not know the registry.
+    pub(super) fn to_unknown(self, is_unknown: bool) -> Self {
+        Self { is_unknown, ..self }
     }
 }
 
@@ -105,10 +122,10 @@ async fn told(late: Option<&Late>) {
     }
 }
 
-/// The endpoints to ask for one request, one after the other: the parents that `key` has, the registry's own, and those
-/// of its fallbacks.
+/// The endpoints to ask for one request, one after the other.
 pub(super) struct Rounds<'a> {
-    upstream: &'a Upstream,
+    own: &'a Remote,
+    hedges: Option<&'a Hedges>,
     left: VecDeque<Stop<'a>>,
     again: VecDeque<Stop<'a>>,
     round: u32,
@@ -125,31 +142,34 @@ pub(super) struct Rounds<'a> {
 }
 
 impl<'a> Rounds<'a> {
-    /// Rounds over all endpoints of `upstream`; those in `avoid` are asked last, since there may be no other.
-    pub(super) fn new(
-        upstream: &'a Upstream,
-        (key, context): (&str, &RequestContext),
-        avoid: &[usize],
-        rounds_max: u32,
-        deadline: Instant,
-    ) -> Self {
-        let parents = upstream.parents_in_order(key, context);
-        let all = std::iter::once(upstream).chain(upstream.fallbacks().iter().map(Arc::as_ref));
-        let own = all.flat_map(|of| of.servers.iter().map(move |server| Stop::Own(of, server)));
-        let all = parents.into_iter().map(Stop::Parent).chain(own);
-        let (last, first): (Vec<_>, Vec<_>) = all.partition(|stop| avoid.contains(&stop.server().index()));
+    /// Rounds over all endpoints of `route`; those in `avoid` are asked last, since there may be no other.
+    pub(super) fn new(route: Route<'a>, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
+        let Route { own, stops, hedges, may_bypass, is_loop, is_unknown } = route;
+        let (last, first): (Vec<_>, Vec<_>) =
+            stops.into_iter().partition(|stop| avoid.contains(&stop.server().index()));
         // It would be asked in the place of the parents that are left out.
-        let is_loop = !context.may_bypass() && upstream.settle_by(context, key).is_err();
         let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
-        let (again, hint, may_bypass) = (VecDeque::new(), Duration::ZERO, context.may_bypass());
-        // It may be that those who are left out do not know the registry.
-        let (last, late) = (upstream.unknown_to_parents().then_some(Error::UnknownRegistry), None);
-        Self { upstream, left, again, round: 0, rounds_max, deadline, hint, last, late, may_bypass, is_loop }
+        let (again, hint) = (VecDeque::new(), Duration::ZERO);
+        let (last, late) = (is_unknown.then_some(Error::UnknownRegistry), None);
+        Self {
+            own,
+            hedges,
+            left,
+            again,
+            round: 0,
+            rounds_max,
+            deadline,
+            hint,
+            last,
+            late,
+            may_bypass,
+            is_loop,
+        }
     }
 
     /// The same for a request that tells `late` when its answer is late: one other endpoint may be asked beside.
     pub(super) fn hedging(mut self, late: &'a Late) -> Self {
-        if let Some(hedges) = &self.upstream.hedges {
+        if let Some(hedges) = self.hedges {
             hedges.request();
             self.late = Some(late);
         }
@@ -215,15 +235,16 @@ impl<'a> Rounds<'a> {
 
     /// Another endpoint to ask beside `late`, if this request may have one.
     fn beside(&mut self, late: &Stop<'a>) -> Option<Stop<'a>> {
-        let upstream = self.upstream;
-        let is_own = |stop: &Stop<'_>| matches!(stop, Stop::Own(of, _) if std::ptr::eq(*of, upstream));
-        let hedges = upstream.hedges.as_ref().filter(|_| is_own(late))?;
+        let own = self.own;
+        let is_own =
+            |stop: &Stop<'_>| matches!(stop, Stop::Own(target) if std::ptr::eq(target.remote(), own));
+        let hedges = self.hedges.filter(|_| is_own(late))?;
         let at = self.left.iter().position(|stop| is_own(stop) && hedge::is_fit(stop.server()))?;
         if !hedges.take() {
             return None;
         }
         self.late = None;
-        upstream.client.tell(Event::Hedged);
+        own.tell(Event::Hedged);
         self.left.remove(at)
     }
 
@@ -242,7 +263,7 @@ impl<'a> Rounds<'a> {
             answer = beside.as_mut() => {
                 if answer.is_ok() {
                     // It is not heard to the end: whether it says anything at all is found out apart from this.
-                    first.upstream().doubt(first.server());
+                    first.server().doubt();
                 }
                 (second, answer, (first, asked))
             }
@@ -296,10 +317,10 @@ impl<'a> Rounds<'a> {
     /// A mirror in front of its registry says "not found" of what it does not have, so another endpoint is
     /// asked; and as long as one of them could not answer, nobody has said that there is no such thing.
     pub(super) fn failed(&mut self, stop: Stop<'a>, error: Error) {
-        let registry = self.upstream.registry();
+        let registry = self.own.registry();
         tracing::debug!(%registry, endpoint = %stop.server().endpoint(), %error, "an upstream endpoint gave no usable answer");
-        let peer = stop.upstream().peer().filter(|peer| peer.is_berth());
-        if peer.is_some_and(|peer| peer.is_self() || !error.is_outage()) {
+        let berth = stop.target().remote().mirror().filter(|mirror| mirror.is_berth());
+        if berth.is_some_and(|berth| berth.is_self() || !error.is_outage()) {
             // What it has not, the others would ask the same registry for. Where it is this process, that is next.
             self.left.retain(|stop| !stop.is_parent());
             self.again.retain(|stop| !stop.is_parent());
@@ -314,11 +335,11 @@ impl<'a> Rounds<'a> {
             return;
         }
         // It may be about one image, or a portal or a broken server that will say so of every image.
-        if peer.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
-            stop.upstream().doubt(stop.server());
+        if berth.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
+            stop.server().doubt();
         }
         match error.next() {
-            Next::Again if peer.is_none() => self.again.push_back(stop),
+            Next::Again if berth.is_none() => self.again.push_back(stop),
             // A berth has tried again itself.
             Next::Elsewhere | Next::Again => {}
         }
@@ -342,7 +363,7 @@ impl<'a> Rounds<'a> {
         if self.is_loop && (self.last.is_none() || !self.may_bypass) {
             return Error::Loop;
         }
-        self.last.unwrap_or_else(|| match self.upstream.servers.is_empty() {
+        self.last.unwrap_or_else(|| match self.own.endpoints().is_empty() {
             true => {
                 Error::Unreachable { reason: "there is no other endpoint than those of the parents".into() }
             }
@@ -353,6 +374,8 @@ impl<'a> Rounds<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::Config;
+    use super::super::handle::Role;
     use super::*;
 
     #[test]
@@ -372,12 +395,14 @@ mod tests {
     /// answered, and after how long. After two seconds it is late.
     async fn ask(answers: [(u64, Result<(), Error>); 2]) -> (Vec<usize>, Result<usize, Error>, u64) {
         let endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().unwrap());
-        let config = super::super::Config::new("r.example".parse().unwrap(), endpoints.into());
-        let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
+        let config = Config::new("r.example".parse().unwrap(), endpoints.into());
+        let observer = Arc::new(|_: &_, _| {});
+        let own = Remote::build(Role::Registry, &config, (0, &config.endpoints), observer).unwrap();
+        let hedges = Hedges::new(config.endpoints.len(), &config.limits);
         let (late, asked, begun) = (Late::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
         let deadline = begun + Duration::from_secs(18);
-        let rounds =
-            Rounds::new(&upstream, ("key", &RequestContext::default()), &[], 1, deadline).hedging(&late);
+        let route = Route::new(Vec::new(), &own, &[]).hedged_by(hedges.as_ref());
+        let rounds = Rounds::new(route, &[], 1, deadline).hedging(&late);
         let (late, asked, answers) = (&late, &asked, &answers);
         let answer = rounds.first(|stop| async move {
             let index = stop.server().index();
@@ -408,47 +433,5 @@ mod tests {
         assert_eq!(ask([(5, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 6));
         assert_eq!(ask([(1, no()), (4, Ok(()))]).await, (vec![0, 1], Ok(1), 5), "one after the other");
         assert_eq!(ask([(9, no()), (1, no())]).await, (vec![0, 1], no().map(|()| 0), 9));
-    }
-
-    #[test]
-    fn retry_after_has_two_forms() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let check = |text: &str, expected: Option<u64>| {
-            assert_eq!(parse_retry_after(text, now), expected.map(Duration::from_secs), "{text}");
-        };
-        check("5", Some(5));
-        check(" 120 ", Some(120));
-        check("Sun, 06 Nov 1994 08:49:47 GMT", Some(10));
-        check("Sun, 06 Nov 1994 08:49:30 GMT", Some(0));
-        check("99999999999", Some(24 * 3600));
-        check("-1", None);
-        check("soon", None);
-        check("", None);
-    }
-
-    #[test]
-    fn fuzzed_waits_are_bounded() {
-        let target = crate::fuzz::Target {
-            name: "retry-after",
-            words: &[
-                "0",
-                "1",
-                "3600",
-                "-",
-                " ",
-                ".",
-                "Sun, 06 Nov 1994 08:49:37 GMT",
-                "Nov",
-                "9999",
-                "GMT",
-                "18446744073709551615",
-                "+1",
-                "é",
-            ],
-        };
-        target.holds(|input| {
-            let wait = parse_retry_after(&String::from_utf8_lossy(input), SystemTime::UNIX_EPOCH);
-            assert!(wait.is_none_or(|wait| wait <= RETRY_AFTER_REPORTED_MAX));
-        });
     }
 }

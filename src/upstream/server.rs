@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http::Response;
+use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
@@ -11,14 +13,14 @@ use super::auth::Scheme;
 use super::circuit::Circuit;
 use super::config::Endpoint;
 use super::error::Error;
-use super::hedge;
-use super::listing::optional::Unanswered;
+use super::evidence::Evidence;
 use super::login::Identity;
+use super::page::is_portal;
 use super::path_pauses::PathPauses;
-use super::ping::Evidence;
 use super::quota::{Quota, Reading, Reserve};
 use super::refusals::Refusals;
-use super::waits::Waits;
+use super::unanswered::Unanswered;
+use super::waits::{Waits, late_after};
 use crate::oci::{Digest, RepoName};
 use crate::sync::lock;
 
@@ -50,10 +52,46 @@ pub(super) enum Probe {
     Login(Identity, RepoName),
 }
 
+/// The endpoints of one registry, in order, and what wakes the one who probes them.
+pub(super) struct Endpoints {
+    all: Vec<Server>,
+    /// Notified when there is something to probe.
+    due: Arc<Notify>,
+}
+
+impl Endpoints {
+    /// Endpoints of which nothing is known; their indexes begin with `first`.
+    pub(super) fn new(first: usize, endpoints: &[Endpoint], reserve: Reserve) -> Self {
+        let due = Arc::<Notify>::default();
+        let endpoints = (first..).zip(endpoints.iter().cloned());
+        let server = |(index, endpoint)| Server::new(index, endpoint, reserve, Arc::clone(&due));
+        Self { all: endpoints.map(server).collect(), due }
+    }
+
+    /// All of them, in the order of the configuration.
+    pub(super) fn all(&self) -> &[Server] {
+        &self.all
+    }
+
+    /// The probe that is due first, when, and the position of its endpoint; `None` while all is well.
+    pub(super) fn next_probe(&self) -> Option<(Instant, Probe, usize)> {
+        let probes = self.all.iter().enumerate();
+        let probes = probes.filter_map(|(at, server)| server.probe_at().map(|(due, probe)| (due, probe, at)));
+        probes.min_by_key(|(due, ..)| *due)
+    }
+
+    /// Waits until there is something new to probe.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.due.notified()
+    }
+}
+
 /// An endpoint and what was learned about it.
 pub(super) struct Server {
     index: usize,
     endpoint: Endpoint,
+    /// Wakes whoever probes the endpoints of the registry.
+    due: Arc<Notify>,
     circuit: Mutex<Circuit>,
     /// Why it last gave no usable answer.
     trouble: Mutex<Option<Arc<str>>>,
@@ -76,7 +114,7 @@ pub(super) struct Server {
 
 impl Server {
     /// An endpoint of which nothing is known.
-    pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve) -> Self {
+    pub(super) fn new(index: usize, endpoint: Endpoint, reserve: Reserve, due: Arc<Notify>) -> Self {
         let (circuit, rests_until, refusals) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (quota, scheme) = (Mutex::new(Quota::new(reserve)), Mutex::default());
         let (waits, condemned, paused) = (Mutex::default(), Notify::new(), Mutex::default());
@@ -87,6 +125,7 @@ impl Server {
         Self {
             index,
             endpoint,
+            due,
             circuit,
             trouble,
             waits,
@@ -130,20 +169,35 @@ impl Server {
         }
     }
 
-    /// Notes that it did not answer, and why; true if it now counts as down.
-    pub(super) fn failed(&self, cause: &Error) -> bool {
+    /// Notes that it did not answer, and why. After several times in a row it counts as down.
+    pub(super) fn failed(&self, cause: &Error) {
         *lock(&self.trouble) = Some(cause.to_string().into());
         let opened = lock(&self.circuit).fail(Instant::now(), &mut fastrand::Rng::new());
         if opened {
             tracing::warn!(endpoint = %self.endpoint, %cause, "an upstream endpoint does not answer: only probes ask it now");
+            self.due.notify_one();
         }
-        opened
     }
 
     /// Notes that a look has had no usable answer, and why, for whoever will be told of it. Always says so itself.
     pub(super) fn is_useless(&self, cause: &str) -> Option<bool> {
         *lock(&self.trouble) = Some(cause.into());
         Some(false)
+    }
+
+    /// Notes whether it answered a request, and after what time. A 5xx may be about one image or repository: a look at it
+    /// decides. What this machine lacks says nothing about it.
+    pub(super) fn heard(&self, sent: &Result<Response<Incoming>, Error>, wait: Duration) {
+        match sent {
+            Ok(response) if matches!(response.status().as_u16(), 502..=504) => return self.doubt(),
+            // Says nothing about the server; `doubt` finds out.
+            Ok(response) if response.status().is_server_error() || is_portal(response) => return,
+            Err(Error::Local { .. } | Error::Busy { .. }) => return,
+            Err(error @ (Error::Timeout | Error::Unreachable { .. })) => return self.failed(error),
+            Ok(_) | Err(_) => {}
+        }
+        self.waited(wait);
+        self.succeeded();
     }
 
     /// Notes how long it took until the head of an answer was here.
@@ -160,7 +214,7 @@ impl Server {
     /// After how long an answer is late. A few that are known tell nothing yet.
     pub(super) fn late_after(&self) -> Duration {
         let waits = lock(&self.waits);
-        hedge::late_after(waits.usual().filter(|_| waits.count() >= LATE_ANSWERS_MIN))
+        late_after(waits.usual().filter(|_| waits.count() >= LATE_ANSWERS_MIN))
     }
 
     /// Within what it answers a look if it is of any use.
@@ -177,9 +231,11 @@ impl Server {
         }
     }
 
-    /// Notes that somebody doubts it; true if it is to be looked at now.
-    pub(super) fn doubt(&self) -> bool {
-        lock(&self.circuit).doubt(Instant::now())
+    /// Has it looked at: it may be of no use at all.
+    pub(super) fn doubt(&self) {
+        if lock(&self.circuit).doubt(Instant::now()) {
+            self.due.notify_one();
+        }
     }
 
     /// Waits until a look has found it of no use.
@@ -194,6 +250,7 @@ impl Server {
             tracing::warn!(endpoint = %self.endpoint, cause = cause.as_deref(), "an upstream endpoint gives no usable answer to anything: only probes ask it now");
         }
         self.condemned.notify_waiters();
+        self.due.notify_one();
     }
 
     /// Waits until a look has found nothing wrong with it.
@@ -216,9 +273,11 @@ impl Server {
         lock(&self.refusals).is_any_refused()
     }
 
-    /// Notes that it refused a login when `name` was asked for; true if it now is to be asked what it means.
-    pub(super) fn login_refused(&self, login: Identity, name: &RepoName) -> bool {
-        lock(&self.refusals).refused(login, name, Instant::now(), &mut fastrand::Rng::new())
+    /// Notes that it refused a login when `name` was asked for. After several times in a row a probe asks what it means.
+    pub(super) fn login_refused(&self, login: Identity, name: &RepoName) {
+        if lock(&self.refusals).refused(login, name, Instant::now(), &mut fastrand::Rng::new()) {
+            self.due.notify_one();
+        }
     }
 
     /// Notes that it takes a login, or is asked with it no more.
@@ -373,7 +432,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_late_is_known_from_some_answers_on() {
-        let server = Server::new(0, Endpoint::parse("https://h").unwrap(), Reserve::default());
+        let server =
+            Server::new(0, Endpoint::parse("https://h").unwrap(), Reserve::default(), Arc::default());
         let (unknown, usual) = (server.late_after(), Duration::from_secs(3));
         (1..LATE_ANSWERS_MIN).for_each(|_| server.waited(usual));
         assert_eq!(server.late_after(), unknown);

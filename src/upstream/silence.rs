@@ -10,36 +10,33 @@ use std::pin::pin;
 use http::Method;
 use tokio::time::sleep;
 
-use super::Upstream;
-use super::hedge::Late;
 use super::server::Server;
+use super::waits::Late;
 
-impl Upstream {
-    /// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells
-    /// when it is late.
-    pub(super) async fn silence(&self, server: &Server, late: Option<&Late>) {
-        let lateness = async {
-            sleep(server.late_after()).await;
-            if let Some(late) = late {
-                late.tell();
-            }
-            pending().await
-        };
-        tokio::select! {
-            () = lateness => {}
-            () = self.condemnation(server) => {}
+/// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells when
+/// it is late.
+pub(super) async fn silence(server: &Server, late: Option<&Late>) {
+    let lateness = async {
+        sleep(server.late_after()).await;
+        if let Some(late) = late {
+            late.tell();
         }
+        pending().await
+    };
+    tokio::select! {
+        () = lateness => {}
+        () = condemnation(server) => {}
     }
+}
 
-    async fn condemnation(&self, server: &Server) {
-        let mut condemned = pin!(server.condemned());
-        condemned.as_mut().enable();
-        tokio::select! {
-            () = condemned.as_mut() => return,
-            () = sleep(server.patience()) => self.doubt(server),
-        }
-        condemned.await;
+async fn condemnation(server: &Server) {
+    let mut condemned = pin!(server.condemned());
+    condemned.as_mut().enable();
+    tokio::select! {
+        () = condemned.as_mut() => return,
+        () = sleep(server.patience()) => server.doubt(),
     }
+    condemned.await;
 }
 
 /// Ends when it seems to be the connection that says nothing: a look at `server` has been answered meanwhile. A GET may be

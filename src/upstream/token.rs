@@ -19,7 +19,8 @@ use super::address::shorten;
 use super::client::{self, Client, Way};
 use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
-use super::{jwt, redirect, retry, secret};
+use super::retry_after::retry_after;
+use super::{jwt, redirect, secret};
 use crate::oci::json::{self, Scalar};
 use crate::sync::lock;
 
@@ -252,7 +253,7 @@ pub(super) async fn fetch(
     };
     let status = response.status();
     if !status.is_success() {
-        return Err(refused(status, login.is_some(), retry::retry_after(response.headers())));
+        return Err(refused(status, login.is_some(), retry_after(response.headers())));
     }
     let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
     let (text, lifetime) = parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
@@ -332,7 +333,7 @@ fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>
     Request::builder()
         .method(method)
         .uri(url.as_str())
-        .header(USER_AGENT, super::exchange::AGENT)
+        .header(USER_AGENT, super::request::AGENT)
         .header(ACCEPT, "application/json")
         .header(ACCEPT_ENCODING, "identity")
         .body(Full::new(body))

@@ -5,19 +5,20 @@
 //! is asked what a pull from there asks, in the same way.
 
 use http::StatusCode;
-use tokio::time::timeout_at;
 
 use super::auth::{Refused, Scheme};
 use super::config::Endpoint;
 use super::error::Error;
-use super::exchange::{self, Ask, Reply};
+use super::exchange::{Exchange, Target};
+use super::handle::Remote;
 use super::login::Login;
-use super::parents::Parents;
+use super::page::is_page;
+use super::request::{Ask, Reply};
 use super::server::Server;
-use super::{Upstream, rename};
+use super::verdict;
 use crate::context::RequestContext;
 use crate::oci::manifest::ACCEPT;
-use crate::oci::{Reference, RepoName};
+use crate::oci::{Reference, RepoName, Speaker};
 
 /// Stands for a repository of a project. No more than its scope is asked for, so it need not exist.
 const ANY_REPOSITORY: &str = "login-check";
@@ -82,40 +83,19 @@ pub enum Party {
     Issuer,
 }
 
-impl Upstream {
-    /// Tries every login that there is for this registry, one after the other, at every endpoint, those of its
-    /// parents first and those of its fallbacks last; if it is to be asked without any, that. Each has the time of one request.
-    pub async fn try_logins(&self) -> Vec<Trial> {
-        let mut trials = Vec::new();
-        for parent in self.parents().map(Parents::upstreams).unwrap_or_default() {
-            trials.extend(parent.try_own_logins().await);
-        }
-        if !self.servers.is_empty() {
-            trials.extend(self.try_own_logins().await);
-        }
-        for fallback in self.fallbacks() {
-            trials.extend(fallback.try_own_logins().await);
-        }
-        trials
+/// The check of the logins for one remote.
+pub(super) struct LoginCheck<'a>(&'a Remote);
+
+impl<'a> LoginCheck<'a> {
+    /// Of this remote's.
+    pub(super) fn of(remote: &'a Remote) -> Self {
+        Self(remote)
     }
 
-    /// Asks every one of these endpoints for an image as a pull does; without a reference, for whatever there is in the
-    /// repository.
-    pub async fn try_pull(&self, name: &RepoName, reference: Option<&Reference>) -> Vec<Trial> {
+    /// Asks every endpoint for an image as a pull does; without a reference, for whatever there is in the repository.
+    pub(super) async fn pull(&self, name: &RepoName, reference: Option<&Reference>) -> Vec<Trial> {
         let mut trials = Vec::new();
-        for parent in self.parents().map(Parents::upstreams).unwrap_or_default() {
-            trials.extend(parent.try_own_pull(name, reference).await);
-        }
-        trials.extend(self.try_own_pull(name, reference).await);
-        for fallback in self.fallbacks() {
-            trials.extend(fallback.try_own_pull(name, reference).await);
-        }
-        trials
-    }
-
-    async fn try_own_pull(&self, name: &RepoName, reference: Option<&Reference>) -> Vec<Trial> {
-        let mut trials = Vec::new();
-        for server in &self.servers {
+        for server in self.0.endpoints() {
             let found = self.try_pull_at(server, name, reference).await;
             let found = found.unwrap_or_else(|(by, error)| Found::Failed { by, error });
             let endpoint = Some(server.endpoint().clone());
@@ -130,9 +110,9 @@ impl Upstream {
         name: &RepoName,
         reference: Option<&Reference>,
     ) -> Result<Found, (Party, Error)> {
-        let deadline = self.deadline();
-        let there = rename::at_upstream(&self.rewrites, name).map_err(|error| (Party::Registry, error))?;
-        let login = self.login(&there, deadline).await.map_err(|error| (Party::Issuer, error))?;
+        let deadline = self.0.deadline();
+        let there = self.0.name_there(name).map_err(|error| (Party::Registry, error))?;
+        let login = self.0.auth().login(&there, deadline).await.map_err(|error| (Party::Issuer, error))?;
         let error = match self.ask_as_pulls_do(server, login.as_ref(), (name, &there), reference).await {
             Ok(is_public) if is_public => return Ok(Found::Open),
             Ok(_) => return Ok(Found::Accepted),
@@ -166,7 +146,8 @@ impl Upstream {
         }
         let mut answer = Err(Error::NotFound);
         for ask in &asks {
-            answer = self.exchange_as(login, server, ask, there, self.deadline()).await;
+            answer =
+                Exchange::new(Target::new(self.0, server), ask, there, self.0.deadline()).run(login).await;
             let is_worth_more = matches!(
                 answer,
                 Err(Error::NotFound | Error::Denied | Error::Unavailable { .. } | Error::Malformed(_))
@@ -178,21 +159,14 @@ impl Upstream {
         answer.map(|answer| answer.public)
     }
 
-    /// What an operator should know of its configuration, though berth can work with it.
-    pub fn warnings(&self) -> Vec<String> {
-        let of_parents = self.parents().map(Parents::upstreams).unwrap_or_default();
-        let of_others = of_parents.iter().chain(self.fallbacks()).flat_map(|other| other.warnings());
-        let own = self.credential.warning().into_iter().chain(self.client.warnings().iter().cloned());
-        own.chain(of_others).collect()
-    }
-
-    async fn try_own_logins(&self) -> Vec<Trial> {
+    /// Tries every login that there is, one after the other, at every endpoint; if it is to be asked without any, that.
+    /// Each has the time of one request.
+    pub(super) async fn logins(&self) -> Vec<Trial> {
         // The name of a registry does not say which of its fallbacks is meant.
-        let first = self.servers.first().filter(|_| self.is_fallback());
+        let first = self.0.endpoints().first().filter(|_| self.0.speaker() == Speaker::Fallback);
         let endpoint = first.map(|server| server.endpoint().clone());
         let untried = |found| vec![Trial { path: String::new(), endpoint, found }];
-        let all = timeout_at(self.deadline(), self.credential.all(&self.client)).await;
-        let logins = match all.unwrap_or(Err(Error::Timeout)) {
+        let logins = match self.0.auth().logins(self.0.deadline()).await {
             Ok(logins) if logins.is_empty() => return untried(Found::Missing),
             Ok(logins) => logins,
             Err(error) => return untried(Found::Failed { by: Party::Issuer, error }),
@@ -200,7 +174,7 @@ impl Upstream {
         let mut trials = Vec::new();
         for (path, login) in &logins {
             let name = repository(path);
-            for server in &self.servers {
+            for server in self.0.endpoints() {
                 let tried = self.try_login(server, login.as_ref(), name.as_ref()).await;
                 let found = tried.unwrap_or_else(|(by, error)| Found::Failed { by, error });
                 let endpoint = Some(server.endpoint().clone());
@@ -216,27 +190,28 @@ impl Upstream {
         login: Option<&Login>,
         name: Option<&RepoName>,
     ) -> Result<Found, (Party, Error)> {
-        let deadline = self.deadline();
+        let deadline = self.0.deadline();
         let by_registry = |error| (Party::Registry, error);
         let ask = async |scheme: Option<&Scheme>| {
             let context = RequestContext::default();
-            let seat = self.seat(&context, deadline);
-            let tried = self.auth.authorize(&self.client, seat, scheme, name, login, deadline).await;
+            let seat = self.0.limits().seat(&context, deadline);
+            let tried = self.0.auth().authorize(seat, scheme, name, login, deadline).await;
             let tried = tried.map_err(|error| (Party::TokenServer, error))?;
-            let response = self.knock(server, &tried, deadline).await.map_err(by_registry)?;
+            let response =
+                self.0.sender().knock(server, tried.header.clone(), deadline).await.map_err(by_registry)?;
             Ok((tried, response))
         };
         let (tried, first) = ask(None).await?;
         if first.status().is_success() {
             // A captive portal. (To a login that it takes, Quay answers with what it calls a page, too.)
-            if exchange::is_page(first.headers()) {
+            if is_page(first.headers()) {
                 return Err(by_registry(Error::Malformed("a web page")));
             }
             return Ok(if login.is_some() { Found::Unproven } else { Found::Open });
         }
         let refused =
             Refused { status: first.status(), headers: first.headers(), tried: &tried, scheme: None };
-        let again = self.auth.reconsider(server.endpoint().as_url(), name, login, refused).await;
+        let again = self.0.auth().reconsider(server.endpoint().as_url(), name, login, refused).await;
         let response = match again.map_err(|refusal| by_registry(refusal.into()))? {
             Some(scheme) => ask(Some(&scheme)).await?.1,
             None if login.is_some() && first.status() == StatusCode::UNAUTHORIZED => {
@@ -245,7 +220,7 @@ impl Upstream {
             None => first,
         };
         let reply = Reply { response, elsewhere: false, is_store: false, seat: None };
-        exchange::judge(reply, login.is_some()).map_err(by_registry)?;
+        verdict::judge(reply, login.is_some()).map_err(by_registry)?;
         Ok(if login.is_some() { Found::Accepted } else { Found::Open })
     }
 }

@@ -3,45 +3,20 @@
 //! A refusal is the registry's own only if somebody spoke for it (`ping`). Everything else is an outage: what is known
 //! already may be served.
 
-use http::Response;
+use http::{Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
-use super::auth::{self, Authorization};
 use super::error::Error;
-use super::exchange::{Ask, Reply};
-use super::login::Login;
-use super::server::Server;
-use super::{Upstream, path_pauses, retry};
+use super::page::is_portal;
+use super::request::Reply;
+use super::retry_after::retry_after;
+use super::{auth, path_pauses};
 use crate::context;
 use crate::context::via::Instance;
 
-impl Upstream {
-    /// What an answer means; a refusal only if it is the registry that refuses.
-    pub(super) async fn judged(
-        &self,
-        server: &Server,
-        ask: &Ask<'_>,
-        reply: Reply,
-        (tried, login): (&Authorization, Option<&Login>),
-        deadline: Instant,
-    ) -> Result<Response<Incoming>, Error> {
-        let (status, headers) = (reply.response.status(), reply.response.headers());
-        if !reply.elsewhere && auth::is_token_refused(tried, status, headers) {
-            return Err(Error::TokenRefused);
-        }
-        let Some(error) = refusal(&reply, login.is_some()) else { return Ok(reply.response) };
-        // A berth means what it says to HEAD, but something else may have answered in its place.
-        let is_left_to_get = ask.is_tentative && !self.is_berth();
-        if error.is_outage()
-            || is_left_to_get
-            || self.is_registrys_word(server, reply.response, deadline).await
-        {
-            return Err(error);
-        }
-        Err(Error::NotFromRegistry { status: status.as_u16() })
-    }
-}
+/// It asks for a login, and what is configured is none of that kind.
+pub(super) const UNSUITED: Error =
+    Error::Malformed("a 401 that asks for no login of the kind that is configured");
 
 /// What an answer's status means.
 pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
@@ -49,7 +24,7 @@ pub(super) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>
 }
 
 /// What an answer says in the place of content; `None` if it is content.
-fn refusal(reply: &Reply, with_login: bool) -> Option<Error> {
+pub(super) fn refusal(reply: &Reply, with_login: bool) -> Option<Error> {
     let Reply { response, elsewhere, is_store, .. } = reply;
     let status = response.status();
     Some(match status.as_u16() {
@@ -65,10 +40,24 @@ fn refusal(reply: &Reply, with_login: bool) -> Option<Error> {
         403 if !elsewhere => Error::Denied,
         416 => Error::Changed,
         508 if !elsewhere && Instance::answering(response.headers()).is_some() => Error::Loop,
-        429 => Error::Limited { retry_after: retry::retry_after(response.headers()) },
-        503 if let Some(wait) = retry::retry_after(response.headers()) => {
+        429 => Error::Limited { retry_after: retry_after(response.headers()) },
+        503 if let Some(wait) = retry_after(response.headers()) => {
             Error::Limited { retry_after: Some(wait.min(path_pauses::PAUSE_MAX)) }
         }
         status => Error::Unavailable { status },
     })
+}
+
+/// Whether an answer to nobody may be another to somebody.
+pub(super) fn says_no(reply: &Reply) -> bool {
+    let is_no = matches!(
+        reply.response.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+    );
+    !reply.elsewhere && (is_no || is_portal(&reply.response))
+}
+
+/// Whether it is a 401, which to nobody is no word about a login that was not sent.
+pub(super) fn is_unasked_for(reply: &Reply) -> bool {
+    !reply.elsewhere && reply.response.status() == StatusCode::UNAUTHORIZED
 }

@@ -22,7 +22,8 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 
 use crate::oci::{Registry, RepoName, link};
-use crate::upstream::{Endpoint, Error};
+use crate::upstream::config::Endpoint;
+use crate::upstream::error::Error;
 
 /// Longest query of a `Link`: tokens that hold a whole state, signed, have some 2,000 bytes.
 pub(super) const QUERY_BYTES_MAX: usize = 4096;
@@ -80,22 +81,22 @@ impl PageQuery {
     }
 
     /// Whether it says something that only its own seal lets pass.
-    pub(super) fn needs_seal(&self) -> bool {
+    pub(in crate::upstream) fn needs_seal(&self) -> bool {
         self.seal.is_some() && self.pairs.iter().any(|pair| !KEYS.contains(&&*key(pair)))
     }
 
     /// The query for the endpoint that has sent it.
-    pub(super) fn as_sent(&self) -> Option<String> {
+    pub(in crate::upstream) fn as_sent(&self) -> Option<String> {
         Some(self.pairs.join("&")).filter(|query| !query.is_empty())
     }
 
     /// The query for any endpoint: what every client may ask for, once.
-    pub(super) fn as_known(&self) -> Option<String> {
+    pub(in crate::upstream) fn as_known(&self) -> Option<String> {
         self.known(&KEYS)
     }
 
     /// The same without a page size; none if it has none.
-    pub(super) fn without_page_size(&self) -> Option<Option<String>> {
+    pub(in crate::upstream) fn without_page_size(&self) -> Option<Option<String>> {
         let has_size = self.pairs.iter().any(|pair| key(pair) == PAGE_SIZE && !value(pair).is_empty());
         has_size.then(|| self.known(&KEYS[1..]))
     }

@@ -25,9 +25,11 @@ use crate::context::RequestContext;
 use crate::oci::RepoName;
 use crate::oci::tags::TagScan;
 use crate::shares::{Limits, Owner, Permit, Shares, To};
-use crate::upstream::exchange::{Answer, Ask, is_page};
-use crate::upstream::retry::{ROUNDS_MAX, Rounds, Stop};
-use crate::upstream::{Error, Upstream};
+use crate::upstream::error::Error;
+use crate::upstream::exchange::Target;
+use crate::upstream::manifest::Standing;
+use crate::upstream::page::is_page;
+use crate::upstream::request::{Answer, Ask};
 
 /// Bytes of a page that are held: a thousand tags are shorter. What there is beyond is read as it is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -162,103 +164,73 @@ impl TagStream {
 
 const TOO_LONG: Error = Error::Malformed("a longer list of tags than there is");
 
-impl Upstream {
-    /// The tags of a repository: the page that `page` means.
-    ///
-    /// # Errors
-    /// [`Error`]; the last endpoint's if none answered.
-    pub async fn tags(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        page: &PageQuery,
-    ) -> Result<TagPage, Error> {
-        let deadline = self.deadline();
-        let key = format!("{}/{name}", self.registry);
-        let mut rounds = Rounds::new(self, (&key, context), &[], ROUNDS_MAX, deadline);
-        let is_sealed = rounds.keep_if_any(|stop| page.is_of(stop.source(name)));
-        if page.needs_seal() && !is_sealed {
-            return Err(Error::UnknownCursor);
-        }
-        let query = &if is_sealed { page.as_sent() } else { page.as_known() };
-        let plain = &page.without_page_size().filter(|_| !is_sealed);
-        rounds
-            .first(|stop| async move {
-                let (upstream, asked) = (stop.upstream(), query.clone());
-                match upstream.tags_from((&stop, context), name, asked, deadline).await {
-                    Err(error) if error.is_about_the_question() => match plain {
-                        Some(plain) => {
-                            upstream.tags_from((&stop, context), name, plain.clone(), deadline).await
-                        }
-                        None => Err(error),
-                    },
-                    answer => answer,
-                }
-            })
-            .await
+/// The page of the tags of `name` that `query` means at `target`.
+///
+/// # Errors
+/// [`Error`], as [`Target::exchange`], or if it is no page of such a list.
+pub(in crate::upstream) async fn tags(
+    target: Target<'_>,
+    context: &RequestContext,
+    name: &RepoName,
+    query: Option<String>,
+    deadline: Instant,
+) -> Result<TagPage, Error> {
+    let ask = Ask::get(name, "tags/list".to_owned()).along(context);
+    let ask = Ask { query, accept: Some("application/json"), ..ask };
+    let answer = target.exchange(&ask, deadline).await?;
+    let headers = answer.response.headers();
+    if is_page(headers) {
+        return Err(Error::Malformed("a page instead of a list of tags"));
     }
-
-    async fn tags_from(
-        &self,
-        (stop, context): (&Stop<'_>, &RequestContext),
-        name: &RepoName,
-        query: Option<String>,
-        deadline: Instant,
-    ) -> Result<TagPage, Error> {
-        let ask = Ask::get(name, "tags/list".to_owned()).along(context);
-        let ask = Ask { query, accept: Some("application/json"), ..ask };
-        let answer = self.exchange(stop.server(), &ask, deadline).await?;
-        let headers = answer.response.headers();
-        if is_page(headers) {
-            return Err(Error::Malformed("a page instead of a list of tags"));
-        }
-        let next = cursor::next_page(headers, ask.query.as_deref(), stop.source(name))?;
-        let is_stale = self.standing(headers).is_stale;
-        let owner = Owner::new(&self.registry, context.client());
-        let body = self.begin_tags(answer, owner, name, deadline).await?;
-        Ok(TagPage { body, next, is_stale })
-    }
-
-    /// Reads a page to its end, or so much of it that the rest is worth a stream.
-    async fn begin_tags(
-        &self,
-        answer: Answer,
-        owner: Owner,
-        name: &RepoName,
-        deadline: Instant,
-    ) -> Result<TagBody, Error> {
-        // Held until nothing more is asked of it, but for a client that may take its time.
-        let (_seat, body) = (answer.seat, answer.response.into_body());
-        if body.size_hint().lower() > PAGE_BYTES_MAX {
-            return Err(TOO_LONG);
-        }
-        let (scan, idle) = (TagScan::new(name.as_str()), self.client.timeouts.idle);
-        let (ready, left, is_over) = (Vec::new(), PAGE_BYTES_MAX, false);
-        let until = Some(deadline);
-        let mut stream = TagStream { scan, body, ready, left, is_over, idle, until, room: None };
-        while stream.ready.len() <= HELD_BYTES_MAX {
-            stream.read().await?;
-            if stream.is_over {
-                return Ok(TagBody::Whole(stream.ready.into()));
-            }
-        }
-        let busy = Error::Busy { retry_after: STREAM_RETRY };
-        let permit = timeout_at(deadline, STREAMS.acquire(owner, 1)).await;
-        stream.room = Some(Room::new(permit.map_err(|_| busy.clone())?.map_err(|_| busy)?));
-        stream.until = None;
-        Ok(TagBody::Stream(Box::new(stream)))
-    }
+    let next = cursor::next_page(headers, ask.query.as_deref(), source(target, name))?;
+    let remote = target.remote();
+    let is_stale = Standing::of(remote, headers).is_stale;
+    let owner = Owner::new(remote.registry(), context.client());
+    let body = begin_tags(target, (answer, owner), name, deadline).await?;
+    Ok(TagPage { body, next, is_stale })
 }
 
-impl Stop<'_> {
-    /// The endpoint, as the one that a cursor for `name` is from.
-    fn source<'a>(&'a self, name: &'a RepoName) -> Source<'a> {
-        let upstream = self.upstream();
-        Source {
-            endpoint: self.server().endpoint(),
-            registry: &upstream.registry,
-            name,
-            is_mirror: upstream.peer().is_some(),
+/// Reads a page to its end, or so much of it that the rest is worth a stream.
+async fn begin_tags(
+    target: Target<'_>,
+    (answer, owner): (Answer, Owner),
+    name: &RepoName,
+    deadline: Instant,
+) -> Result<TagBody, Error> {
+    // Held until nothing more is asked of it, but for a client that may take its time.
+    let (_seat, body) = (answer.seat, answer.response.into_body());
+    if body.size_hint().lower() > PAGE_BYTES_MAX {
+        return Err(TOO_LONG);
+    }
+    let (scan, idle) = (TagScan::new(name.as_str()), target.remote().sender().client().timeouts.idle);
+    let (ready, left, is_over) = (Vec::new(), PAGE_BYTES_MAX, false);
+    let until = Some(deadline);
+    let mut stream = TagStream { scan, body, ready, left, is_over, idle, until, room: None };
+    while stream.ready.len() <= HELD_BYTES_MAX {
+        stream.read().await?;
+        if stream.is_over {
+            return Ok(TagBody::Whole(stream.ready.into()));
         }
+    }
+    let busy = Error::Busy { retry_after: STREAM_RETRY };
+    let permit = timeout_at(deadline, STREAMS.acquire(owner, 1)).await;
+    stream.room = Some(Room::new(permit.map_err(|_| busy.clone())?.map_err(|_| busy)?));
+    stream.until = None;
+    Ok(TagBody::Stream(Box::new(stream)))
+}
+
+/// Whether `target` has sent this cursor, for `name`.
+pub(in crate::upstream) fn has_sent(target: Target<'_>, page: &PageQuery, name: &RepoName) -> bool {
+    page.is_of(source(target, name))
+}
+
+/// The endpoint, as the one that a cursor for `name` is from.
+fn source<'a>(target: Target<'a>, name: &'a RepoName) -> Source<'a> {
+    let remote = target.remote();
+    Source {
+        endpoint: target.server().endpoint(),
+        registry: remote.registry(),
+        name,
+        is_mirror: remote.mirror().is_some(),
     }
 }

@@ -15,11 +15,13 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use super::client::Client;
 use super::error::Error;
+use super::event::{Event, Limit};
 use super::quota::{Reading, Reserve};
+use super::retry_after::retry_after;
 use super::server::{Server, Spent};
 use super::turns::{Scarce, Turns};
-use super::{Event, Upstream, retry};
 use crate::context::{self, RequestContext};
 use crate::pace::{Pace, PerSecond};
 use crate::units::ByteRate;
@@ -54,39 +56,9 @@ pub struct LimitsConfig {
     pub reserve: Reserve,
 }
 
-/// What made a request wait, or kept it from being sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// `requests_per_second`.
-    Requests,
-    /// `concurrent_requests`.
-    ConcurrentRequests,
-    /// `concurrent_transfers`.
-    Transfers,
-    /// Upstream's own `Retry-After`.
-    RetryAfter,
-    /// The manifests that upstream gives out.
-    Quota,
-    /// File descriptors, ports or memory that this machine lacks.
-    Machine,
-}
-
-impl Limit {
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Requests => "requests",
-            Self::ConcurrentRequests => "concurrent_requests",
-            Self::Transfers => "transfers",
-            Self::RetryAfter => "retry_after",
-            Self::Quota => "quota",
-            Self::Machine => "machine",
-        }
-    }
-}
-
-/// The limits of one upstream at run time.
+/// The limits of one remote at run time.
 pub(super) struct Limits {
+    client: Arc<Client>,
     requests: Option<Turns<Pace>>,
     seats: [Turns<Arc<Semaphore>>; LEVELS],
     transfers: Option<Turns<Arc<Semaphore>>>,
@@ -94,22 +66,22 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn new(config: &LimitsConfig) -> Self {
+    /// As `config` says; what is held up is told to the observer of `client`.
+    pub(super) fn new(config: &LimitsConfig, client: Arc<Client>) -> Self {
         let room = |count: NonZeroUsize| {
             Turns::new(Arc::new(Semaphore::new(count.get().min(Semaphore::MAX_PERMITS))))
         };
         let seats = config.concurrent_requests.map_or(CONCURRENT_REQUESTS, NonZeroUsize::get);
         let seats = seats.min(Semaphore::MAX_PERMITS);
         Self {
+            client,
             seats: std::array::from_fn(|_| Turns::new(Arc::new(Semaphore::new(seats)))),
             requests: config.requests_per_second.map(|pace| Turns::new(Pace::new(pace))),
             transfers: config.concurrent_transfers.map(room),
             bytes: config.bytes_per_second.map(|speed| Arc::new(Pace::of_bytes(speed))),
         }
     }
-}
 
-impl Upstream {
     /// Waits until a request for `path` may be sent to `server`.
     ///
     /// # Errors
@@ -123,7 +95,7 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Option<Seat>, Error> {
         self.check_rest(server)?;
-        if let Some(requests) = &self.limits.requests
+        if let Some(requests) = &self.requests
             && requests.at_once().is_none()
         {
             self.queue(Limit::Requests, requests, context.client(), deadline).await?;
@@ -144,7 +116,7 @@ impl Upstream {
     /// # Errors
     /// [`Error::Busy`] if there is none in time.
     pub(super) async fn seat(&self, context: &RequestContext, deadline: Instant) -> Result<Seat, Error> {
-        let seats = &self.limits.seats[context.hops().min(LEVELS - 1)];
+        let seats = &self.seats[context.hops().min(LEVELS - 1)];
         let seat = match seats.at_once() {
             Some(seat) => seat,
             None => self.queue(Limit::ConcurrentRequests, seats, context.client(), deadline).await?,
@@ -198,7 +170,7 @@ impl Upstream {
     /// Takes to heart what an answer of `server` says about further requests.
     pub(super) fn heed<B>(&self, server: &Server, path: &str, response: &Response<B>, sent_at: Instant) {
         let (status, headers) = (response.status(), response.headers());
-        let wait = retry::retry_after(headers);
+        let wait = retry_after(headers);
         match (status, wait) {
             (StatusCode::TOO_MANY_REQUESTS, Some(wait)) => server.rest(wait),
             (StatusCode::TOO_MANY_REQUESTS, None) => server.exhausted(),
@@ -222,14 +194,14 @@ impl Upstream {
         client: context::Client,
         deadline: Instant,
     ) -> Result<Transfer, Error> {
-        let room = match &self.limits.transfers {
+        let room = match &self.transfers {
             None => None,
             Some(transfers) => match transfers.at_once() {
                 Some(room) => Some(room),
                 None => Some(self.queue(Limit::Transfers, transfers, client, deadline).await?),
             },
         };
-        Ok(Transfer { room, bytes: self.limits.bytes.clone(), turn: None })
+        Ok(Transfer { room, bytes: self.bytes.clone(), turn: None })
     }
 
     /// When a request must have its turn, so that there is time left for the answer.
