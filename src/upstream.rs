@@ -32,22 +32,13 @@
 mod address;
 mod agent;
 mod ask;
-mod auth;
-mod blob;
-mod challenge;
-mod circuit;
+mod attempts;
 mod client;
 mod cloud;
 mod config;
 mod credential;
 mod docker_config;
-mod door;
-mod error;
-mod event;
-mod evidence;
-mod exchange;
 mod fallback;
-mod handle;
 mod headers;
 mod hedge;
 mod helper;
@@ -55,44 +46,19 @@ mod identity;
 mod issued;
 mod jwt;
 mod kept;
-mod limits;
-mod listing;
 mod login;
 mod lookups;
-mod manifest;
-mod mirror;
-mod optional;
-mod page;
 mod parents;
-mod path_pauses;
-mod ping;
 mod pool;
 mod program;
 mod proxy;
-mod quota;
-mod realm;
-mod redirect;
-mod refusals;
-mod rename;
-mod request;
-mod retry;
-mod retry_after;
+mod remote;
 mod sameness;
 mod secret;
-mod sender;
-mod server;
-mod silence;
 #[cfg(test)]
 mod tests;
-mod token;
-mod trial;
-mod turns;
-mod unanswered;
 mod unlisted;
-mod upkeep;
 mod vault;
-mod verdict;
-mod waits;
 mod watched;
 
 use std::future::pending;
@@ -103,40 +69,47 @@ use tokio::task::JoinSet;
 
 pub use self::address::Class;
 pub use self::agent::UserAgent;
-pub(crate) use self::blob::PAGE;
-pub use self::blob::{BLOB_BYTES_MAX, BlobStream, Claim};
+pub use self::attempts::Attempts;
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
-pub use self::error::{BuildError, Error, InvalidLogins, Refusal};
-pub use self::event::{Event, Limit, Observer, Outcome};
 pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
-pub use self::limits::LimitsConfig;
-pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
-pub use self::manifest::{Fetched, Resolved, Standing, Untold};
 pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;
-pub use self::quota::Reserve;
-pub use self::rename::Rewrite;
-pub use self::retry::Attempts;
-pub use self::trial::{Found, Party, Trial};
+pub use self::remote::endpoint::pull_quota::Reserve;
+pub use self::remote::error::{BuildError, Error, InvalidLogins, Refusal};
+pub use self::remote::event::{Event, Limit, Observer, Outcome};
+pub use self::remote::limits::LimitsConfig;
+pub(crate) use self::remote::requests::blobs::PAGE;
+pub use self::remote::requests::blobs::{BLOB_BYTES_MAX, BlobStream, Claim};
+pub use self::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
+pub use self::remote::requests::login_check::{Found, Party, Trial};
+pub use self::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
+pub use self::remote::rewrite::Rewrite;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };
 
-use self::handle::{Remote, Role};
+use self::attempts::Route;
 use self::hedge::Hedges;
 use self::parents::Parents;
-use self::retry::Route;
+use self::remote::{Remote, Role, upkeep};
 use self::sameness::Sameness;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Registry, RepoName, Tag};
 
-// The names by which files of the network and of logins know these.
-use self::event as limit;
+// The names by which files of the network and of logins know what is in `remote`.
+use self::remote::auth::token;
+use self::remote::{error, redirect};
+mod exchange {
+    pub(super) use super::remote::AGENT;
+}
+mod limit {
+    pub(super) use super::remote::event::Limit;
+}
 
 /// Whether an upstream is worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,16 +10,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Upstream;
-use super::blob::{self, BlobStream, Claim, PAGE, Wanted};
-use super::error::Error;
-use super::listing::{self, PageQuery, ReferrerList, TagPage, tags};
-use super::manifest::{self, Fetched, Resolved, Untold};
-use super::retry::{Attempts, ROUNDS_MAX, Rounds};
-use super::trial::{LoginCheck, Trial};
-use super::waits::Late;
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, Reference, RepoName, Tag};
 use crate::sync::lock;
+use crate::upstream::attempts::{Attempts, ROUNDS_MAX, Rounds};
+use crate::upstream::remote::endpoint::latency::Late;
+use crate::upstream::remote::error::Error;
+use crate::upstream::remote::requests::blobs::{self, BlobStream, Claim, PAGE, Wanted};
+use crate::upstream::remote::requests::lists::{self, PageQuery, ReferrerList, TagPage, tags};
+use crate::upstream::remote::requests::login_check::{LoginCheck, Trial};
+use crate::upstream::remote::requests::manifests::{self, Fetched, Resolved, Untold};
 
 impl Upstream {
     /// Asks what `tag` means.
@@ -39,7 +39,7 @@ impl Upstream {
         let is_refused = &AtomicBool::new(false);
         let resolved = rounds.first(|stop| async move {
             let target = stop.target();
-            let resolved = manifest::resolve(target, (context, late), (name, tag), deadline).await;
+            let resolved = manifests::resolve(target, (context, late), (name, tag), deadline).await;
             if let Err(error) = &resolved {
                 // A berth has asked by GET itself.
                 let is_word = !target.remote().is_berth() && !error.is_outage();
@@ -89,11 +89,11 @@ impl Upstream {
         let mut rounds = Rounds::new(route, &[], attempts.rounds_max(), deadline).hedging(late);
         while let Some((stop, answer)) = rounds
             .answer(|stop| async move {
-                manifest::open(stop.target(), (context, late), (name, reference), deadline).await
+                manifests::open(stop.target(), (context, late), (name, reference), deadline).await
             })
             .await
         {
-            match manifest::read(stop.target(), context, answer, reference, deadline).await {
+            match manifests::read(stop.target(), context, answer, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => rounds.failed(stop, error),
             }
@@ -129,7 +129,7 @@ impl Upstream {
         let rounds = Rounds::new(route, &[], ROUNDS_MAX, deadline).hedging(late);
         rounds
             .first(|stop| async move {
-                blob::claim(stop.target(), (context, late), name, digest, deadline).await
+                blobs::claim(stop.target(), (context, late), name, digest, deadline).await
             })
             .await
     }
@@ -158,7 +158,7 @@ impl Upstream {
         let page = &Mutex::new(None);
         let found = rounds
             .first(|stop| async move {
-                let stream = blob::open(stop.target(), (context, late), wanted, deadline).await?;
+                let stream = blobs::open(stop.target(), (context, late), wanted, deadline).await?;
                 if stream.is_page {
                     *lock(page) = Some(stream);
                     return Err(PAGE);
@@ -184,7 +184,7 @@ impl Upstream {
         let deadline = self.own.deadline();
         let rounds = Rounds::new(self.route(&digest.to_string(), context), &[], ROUNDS_MAX, deadline);
         let listed = rounds.first(|stop| async move {
-            listing::referrers(stop.target(), context, (name, digest), remember, deadline).await
+            lists::referrers(stop.target(), context, (name, digest), remember, deadline).await
         });
         let refusal = match listed.await {
             Ok(listed) => return Ok(Some(listed)),
@@ -211,7 +211,7 @@ impl Upstream {
         }
         let tag = Reference::Tag(Tag::of_referrers(digest));
         match self.manifest_until(context, name, &tag, Attempts::Rounds, deadline).await {
-            Ok(fetched) => listing::in_manifest(fetched, digest).await,
+            Ok(fetched) => lists::in_manifest(fetched, digest).await,
             Err(Error::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -14,18 +14,18 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::agent::UserAgent;
-use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use super::docker_config::DOCKER_HUB_HOSTS;
-use super::error::BuildError;
-use super::event::Observer;
-use super::handle::{Remote, Role};
-use super::headers::Headers;
-use super::identity::{ClientCertificate, is_known};
-use super::limits::LimitsConfig;
-use super::proxy::Proxy;
-use super::rename::Rewrite;
 use crate::oci::Registry;
+use crate::upstream::agent::UserAgent;
+use crate::upstream::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use crate::upstream::docker_config::DOCKER_HUB_HOSTS;
+use crate::upstream::headers::Headers;
+use crate::upstream::identity::{ClientCertificate, is_known};
+use crate::upstream::proxy::Proxy;
+use crate::upstream::remote::error::BuildError;
+use crate::upstream::remote::event::Observer;
+use crate::upstream::remote::handle::{Remote, Role};
+use crate::upstream::remote::limits::LimitsConfig;
+use crate::upstream::remote::rewrite::Rewrite;
 
 /// `[[upstream.fallback]]`: whom to ask in the place of a registry.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -141,8 +141,8 @@ pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<
 
 #[cfg(test)]
 mod tests {
-    use super::super::server::Server;
     use super::*;
+    use crate::upstream::remote::endpoint::Server;
 
     #[test]
     fn a_fallback_is_known_by_its_host() {

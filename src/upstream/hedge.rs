@@ -10,9 +10,9 @@
 
 use std::sync::Mutex;
 
-use super::limits::LimitsConfig;
-use super::server::Server;
 use crate::sync::lock;
+use crate::upstream::remote::endpoint::Server;
+use crate::upstream::remote::limits::LimitsConfig;
 
 /// For each hedge there were so many requests: the load of an upstream grows by a tenth at most.
 const REQUESTS_PER_HEDGE: u32 = 10;

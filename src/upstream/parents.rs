@@ -22,20 +22,20 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
-use super::agent::UserAgent;
-use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use super::error::BuildError;
-use super::event::{Event, Observer};
-use super::handle::{Remote, Role};
-use super::headers::Headers;
-use super::identity::{ClientCertificate, is_known};
-use super::lookups::lookups;
-use super::mirror::Mirror;
-use super::proxy::Proxy;
-use super::upkeep::{self, resurface};
 use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName};
 use crate::sync::lock;
+use crate::upstream::agent::UserAgent;
+use crate::upstream::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use crate::upstream::headers::Headers;
+use crate::upstream::identity::{ClientCertificate, is_known};
+use crate::upstream::lookups::lookups;
+use crate::upstream::proxy::Proxy;
+use crate::upstream::remote::Mirror;
+use crate::upstream::remote::error::BuildError;
+use crate::upstream::remote::event::{Event, Observer};
+use crate::upstream::remote::handle::{Remote, Role};
+use crate::upstream::remote::upkeep::{self, resurface};
 
 /// Between two look-ups of the parents' names: as long as a site may do without a new one.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::config::{Config, CredentialsConfig, Endpoint, HostName};
-use super::headers::Headers;
-use super::identity::ClientCertificate;
-use super::rename::Rewrite;
+use crate::upstream::config::{Config, CredentialsConfig, Endpoint, HostName};
+use crate::upstream::headers::Headers;
+use crate::upstream::identity::ClientCertificate;
+use crate::upstream::remote::rewrite::Rewrite;
 
 /// What makes two configured registries one: where they are, and as whom they are asked.
 #[derive(PartialEq)]

@@ -1,0 +1,94 @@
+//! How long an endpoint took to answer lately: whether one that says nothing is late. Pure.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+/// Answers that are remembered: enough for a p95, few enough to follow a line that has become slower.
+const ANSWERS_MAX: usize = 32;
+/// Of so many in a hundred it is known how long they take.
+const PERCENT: usize = 95;
+
+/// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
+const LATE_MIN: Duration = Duration::from_millis(200);
+/// When an answer is late of which nobody can tell how long it usually takes: as good as every registry is there before.
+const LATE_UNKNOWN: Duration = Duration::from_secs(1);
+/// How long the last answers took until their head was here.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct Waits(VecDeque<Duration>);
+
+impl Waits {
+    /// Notes how long one took.
+    pub(in crate::upstream) fn note(&mut self, wait: Duration) {
+        if self.0.len() == ANSWERS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(wait);
+    }
+
+    /// How many are known.
+    pub(in crate::upstream) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Within what nearly all are here; `None` if there was none yet.
+    pub(in crate::upstream) fn usual(&self) -> Option<Duration> {
+        let mut sorted: Vec<_> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len().saturating_sub(1) * PERCENT / 100).copied()
+    }
+}
+
+/// After how long an answer is late where nearly all are here within `usual`.
+pub(in crate::upstream) fn late_after(usual: Option<Duration>) -> Duration {
+    usual.map_or(LATE_UNKNOWN, |usual| usual.max(LATE_MIN))
+}
+
+/// Lets whoever has sent a request know that its answer is late.
+#[derive(Default)]
+pub(in crate::upstream) struct Late(Notify);
+
+impl Late {
+    pub(in crate::upstream) fn tell(&self) {
+        // Who does not wait for it by now no longer has a use for it.
+        self.0.notify_waiters();
+    }
+
+    /// Ends when it is told from now on.
+    pub(in crate::upstream) fn told(&self) -> Notified<'_> {
+        self.0.notified()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usual(waits: impl IntoIterator<Item = u64>) -> Option<u64> {
+        let mut all = Waits::default();
+        waits.into_iter().for_each(|wait| all.note(Duration::from_millis(wait)));
+        all.usual().map(|usual| u64::try_from(usual.as_millis()).unwrap())
+    }
+
+    #[test]
+    fn one_slow_answer_is_not_usual_and_old_ones_are_forgotten() {
+        assert_eq!(usual([]), None);
+        assert_eq!(usual([40]), Some(40));
+        assert_eq!(usual((0..32).map(|at| if at == 7 { 9000 } else { 10 })), Some(10));
+        assert_eq!(usual((0..64).map(|at| if at < 32 { 9000 } else { 10 })), Some(10));
+        assert_eq!(usual((0..32).map(|at| if at % 4 == 0 { 3000 } else { 10 })), Some(3000));
+    }
+
+    #[test]
+    fn late_is_later_than_usual() {
+        let check = |usual: Option<u64>, expected: Duration| {
+            assert_eq!(late_after(usual.map(Duration::from_millis)), expected, "{usual:?}");
+        };
+        check(None, LATE_UNKNOWN);
+        check(Some(3), LATE_MIN);
+        check(Some(700), Duration::from_millis(700));
+        check(Some(4000), Duration::from_secs(4));
+    }
+}
