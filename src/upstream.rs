@@ -1,38 +1,41 @@
-//! Upstream: everything that berth asks of a registry.
+//! Upstream: everything that berth asks of a registry, and whom it asks for it.
 //!
-//! One [`Upstream`] per registry: its endpoints in order, its credentials and tokens, its connections, and what is
-//! known of its health. It stores nothing; whatever it hands out is what a registry said, checked as far as
-//! one answer can be.
+//! One [`Upstream`] per registry. It chooses: parents are asked first, then the registry's own endpoints, then its
+//! fallbacks, each of them again while the time of the request lasts, and one beside another that is late. Each of these is
+//! a `Remote` (`remote`), one registry that is asked and knows of no other. An upstream stores nothing; what it returns is
+//! what a registry said, checked as far as one answer can be.
 //!
 //! What it promises:
 //! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud or the Vault that is
-//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
-//!   the configuration does not name (`address`, `realm`, `redirect`).
+//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved
+//!   addresses that the configuration does not name (`address`, `remote::auth::realm`, `remote::redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
-//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
-//! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
-//! - A refusal is believed only if somebody spoke for the registry, and never if it is a store's (`verdict`, `ping`).
-//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
-//!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
-//!   at all (`client`).
+//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`remote::exchange`, `secret`).
+//! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `attempts`).
+//! - A refusal is believed only if there is evidence that it is the registry's, and never if it is a store's
+//!   (`remote::exchange::verdict`, `remote::transport::ping`).
+//! - An endpoint that is known to be down is asked by a probe only, and a login that it is known to reject is tried by a
+//!   probe only (`remote::endpoint`, `remote::upkeep`); an upstream that is offline by configuration is not asked at all
+//!   (`client`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows, nor more at once than
-//!   it should be, whatever clients ask for (`limit`). A path that answers 503 is left alone for seconds, and no other
-//!   for it (`path_pauses`).
-//! - What this machine lacks is never held against an endpoint (`error`), and a name server that says nothing holds up
-//!   nothing but what needs it (`lookups`).
+//!   it should be, whatever clients ask for (`remote::limits`). A path that answers 503 is left alone for seconds, and no
+//!   other for it (`remote::endpoint::path_pauses`).
+//! - What this machine lacks is never held against an endpoint (`remote::error`), and a name server that says nothing holds
+//!   up nothing but what needs it (`lookups`).
 //! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
 //!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
 //! - What no configuration lists is asked of parents alone, and takes up nothing of its own (`unlisted`).
-//! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
+//! - Fallbacks are asked after the registry's own endpoints, each with its own login (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
-//! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
-//! which are loops over it.
+//! Reading order: `config`, `remote`, then `attempts` (the order, and when again), `parents`, `fallback`, `hedge`, and
+//! `ask`, which is what can be asked: loops over `attempts`.
 
 mod address;
 mod agent;
 mod ask;
 mod attempts;
+mod build;
 mod client;
 mod cloud;
 mod config;
@@ -122,8 +125,7 @@ pub enum State {
     Offline,
 }
 
-/// One registry that can be asked, by way of its parents if it has any, and what is asked when its own endpoints have no
-/// answer.
+/// One registry, with its parents if it has any, and with what is asked when its own endpoints have no answer.
 pub struct Upstream {
     /// The registry itself; without endpoints if only parents are asked.
     own: Arc<Remote>,
@@ -134,7 +136,7 @@ pub struct Upstream {
 
 /// What registries that no configuration lists have in common.
 struct Shared {
-    /// What it has in common with itself under another name; `None` if it is asked by that name, as mirrors are.
+    /// What makes it one with the same registry under another name; `None` if it is asked by that name, as mirrors are.
     sameness: Option<Sameness>,
     connections_per_blob: Connections,
     /// `None` where no endpoint is ever asked beside another.
@@ -165,11 +167,11 @@ impl Upstream {
                 // It is asked by way of its endpoints, and these have all that is needed.
                 let (credentials, client_certificate, headers) = (None, None, Headers::default());
                 let config = Config { credentials, client_certificate, headers, ..config.clone() };
-                Remote::build(Role::Registry, &config, (0, endpoints), observer)?
+                build::remote(Role::Registry, &config, (0, endpoints), observer)?
             }
-            false => Remote::build(Role::Registry, config, (0, endpoints), observer)?,
+            false => build::remote(Role::Registry, config, (0, endpoints), observer)?,
         };
-        Ok(Arc::new(Self { own: Arc::new(own), parents, fallbacks, shared: Arc::new(shared) }))
+        Ok(Arc::new(Self { own, parents, fallbacks, shared: Arc::new(shared) }))
     }
 
     /// The same for another registry that is not listed.
@@ -184,12 +186,12 @@ impl Upstream {
         self.own.registry()
     }
 
-    /// Another takes its place, or none: from now on it is asked for those only who have it already.
+    /// Records that another upstream takes its place, or none: from now on only those ask it that have it already.
     pub fn retire(&self) {
         self.shared.is_retired.store(true, Ordering::Release);
     }
 
-    /// Whether another has taken its place: what it says now says nothing about what that will.
+    /// Whether another upstream has taken its place: what it says now says nothing about what that one will.
     pub fn is_retired(&self) -> bool {
         self.shared.is_retired.load(Ordering::Acquire)
     }
@@ -199,7 +201,7 @@ impl Upstream {
         self.parents.is_some()
     }
 
-    /// Whether nobody but parents is ever asked for content.
+    /// Whether only parents are ever asked for content.
     pub fn has_only_parents(&self) -> bool {
         self.own.endpoints().is_empty() && self.fallbacks.is_empty()
     }
@@ -253,7 +255,7 @@ impl Upstream {
         refuses(&self.own) || self.parents().iter().any(refuses) || self.fallbacks.iter().any(refuses)
     }
 
-    /// Whether nothing says who berth is that asks for `name`, so that anybody could have fetched what comes from it.
+    /// Whether requests for `name` do not tell who berth is, so that anybody could have fetched what comes from it.
     pub async fn is_public(&self, name: &RepoName) -> bool {
         // Through which login a parent has its content is known from its answers only.
         let by_parents = |parents: &Arc<Parents>| parents.is_public(self.registry(), name);
@@ -267,7 +269,7 @@ impl Upstream {
         self.parents.as_ref().is_some_and(by_parents) || !self.is_public_without_parents(name).await
     }
 
-    /// The same of its own endpoints and of its fallbacks. Any may bring the next part of it.
+    /// Whether that is so of its own endpoints and of its fallbacks, any of which may send the next part of a content.
     async fn is_public_without_parents(&self, name: &RepoName) -> bool {
         for remote in std::iter::once(&self.own).chain(&self.fallbacks) {
             if !remote.is_public(name).await {
@@ -317,22 +319,22 @@ impl Upstream {
         self.parents.as_ref().map(in_order).unwrap_or_default()
     }
 
-    /// By what a tag has its home at a parent.
+    /// The key by which a tag is assigned to one of the parents.
     fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
         format!("{}/{name}:{tag}", self.registry())
     }
 
-    /// Whom to ask for what `key` names, in order.
+    /// The remotes to ask for what `key` names, in order.
     fn route(&self, key: &str, context: &RequestContext) -> Route<'_> {
         let route = Route::new(self.parents_in_order(key, context), &self.own, &self.fallbacks);
-        let route = route.hedged_by(self.shared.hedges.as_ref()).to_unknown(self.is_unknown_to_parents());
+        let route = route.hedged_by(self.shared.hedges.as_ref()).unknown_if(self.is_unknown_to_parents());
         match context.may_bypass() {
             true => route,
             false => route.without_bypass(self.settle_by(context, key).is_err()),
         }
     }
 
-    /// Whether a parent has just said that it does not know this registry, which nobody else is asked for.
+    /// Whether a parent has just said that it does not know this registry, for which only parents are asked.
     fn is_unknown_to_parents(&self) -> bool {
         let is_unknown = |parents: &Arc<Parents>| parents.is_unknown(self.registry());
         self.has_only_parents() && self.parents.as_ref().is_some_and(is_unknown)

@@ -10,16 +10,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Upstream;
+use super::attempts::{Attempts, ROUNDS_MAX, Rounds};
+use super::remote::endpoint::latency::LateSignal;
+use super::remote::error::Error;
+use super::remote::requests::blobs::{self, BlobStream, Claim, PAGE, Wanted};
+use super::remote::requests::lists::{self, PageQuery, ReferrerList, TagPage, tags};
+use super::remote::requests::login_check::{LoginCheck, Trial};
+use super::remote::requests::manifests::{self, Fetched, Resolved, Untold};
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, Reference, RepoName, Tag};
 use crate::sync::lock;
-use crate::upstream::attempts::{Attempts, ROUNDS_MAX, Rounds};
-use crate::upstream::remote::endpoint::latency::Late;
-use crate::upstream::remote::error::Error;
-use crate::upstream::remote::requests::blobs::{self, BlobStream, Claim, PAGE, Wanted};
-use crate::upstream::remote::requests::lists::{self, PageQuery, ReferrerList, TagPage, tags};
-use crate::upstream::remote::requests::login_check::{LoginCheck, Trial};
-use crate::upstream::remote::requests::manifests::{self, Fetched, Resolved, Untold};
 
 impl Upstream {
     /// Asks what `tag` means.
@@ -33,12 +33,12 @@ impl Upstream {
         tag: &Tag,
         attempts: Attempts,
     ) -> Result<Resolved, Error> {
-        let (deadline, late) = (self.own.deadline(), &Late::default());
+        let (deadline, late) = (self.own.deadline(), &LateSignal::default());
         let route = self.route(&self.key_of_tag(name, tag), context);
         let rounds = Rounds::new(route, &[], attempts.rounds_max(), deadline).hedging(late);
         let is_refused = &AtomicBool::new(false);
-        let resolved = rounds.first(|stop| async move {
-            let target = stop.target();
+        let resolved = rounds.first(|candidate| async move {
+            let target = candidate.target();
             let resolved = manifests::resolve(target, (context, late), (name, tag), deadline).await;
             if let Err(error) = &resolved {
                 // A berth has asked by GET itself.
@@ -84,18 +84,18 @@ impl Upstream {
             Reference::Digest(digest) => digest.to_string(),
             Reference::Tag(tag) => self.key_of_tag(name, tag),
         };
-        let late = &Late::default();
+        let late = &LateSignal::default();
         let route = self.route(&key, context);
         let mut rounds = Rounds::new(route, &[], attempts.rounds_max(), deadline).hedging(late);
-        while let Some((stop, answer)) = rounds
-            .answer(|stop| async move {
-                manifests::open(stop.target(), (context, late), (name, reference), deadline).await
+        while let Some((candidate, answer)) = rounds
+            .answer(|candidate| async move {
+                manifests::open(candidate.target(), (context, late), (name, reference), deadline).await
             })
             .await
         {
-            match manifests::read(stop.target(), context, answer, reference, deadline).await {
+            match manifests::read(candidate.target(), context, answer, reference, deadline).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => rounds.failed(stop, error),
+                Err(error) => rounds.failed(candidate, error),
             }
         }
         Err(rounds.give_up())
@@ -124,12 +124,12 @@ impl Upstream {
         name: &RepoName,
         digest: &Digest,
     ) -> Result<Claim, Error> {
-        let (deadline, late) = (self.own.deadline(), &Late::default());
+        let (deadline, late) = (self.own.deadline(), &LateSignal::default());
         let route = self.route(&digest.to_string(), context);
         let rounds = Rounds::new(route, &[], ROUNDS_MAX, deadline).hedging(late);
         rounds
-            .first(|stop| async move {
-                blobs::claim(stop.target(), (context, late), name, digest, deadline).await
+            .first(|candidate| async move {
+                blobs::claim(candidate.target(), (context, late), name, digest, deadline).await
             })
             .await
     }
@@ -148,7 +148,7 @@ impl Upstream {
         total: Option<u64>,
         avoid: &[usize],
     ) -> Result<BlobStream, Error> {
-        let (deadline, late) = (self.own.deadline(), &Late::default());
+        let (deadline, late) = (self.own.deadline(), &LateSignal::default());
         let mut rounds = Rounds::new(self.route(&digest.to_string(), context), avoid, ROUNDS_MAX, deadline);
         if avoid.is_empty() {
             // An endpoint that is to be avoided is none to be asked beside another.
@@ -157,8 +157,8 @@ impl Upstream {
         let wanted = &Wanted::new((name, digest), range, total).measured(avoid.is_empty());
         let page = &Mutex::new(None);
         let found = rounds
-            .first(|stop| async move {
-                let stream = blobs::open(stop.target(), (context, late), wanted, deadline).await?;
+            .first(|candidate| async move {
+                let stream = blobs::open(candidate.target(), (context, late), wanted, deadline).await?;
                 if stream.is_page {
                     *lock(page) = Some(stream);
                     return Err(PAGE);
@@ -183,8 +183,8 @@ impl Upstream {
     ) -> Result<Option<ReferrerList>, Error> {
         let deadline = self.own.deadline();
         let rounds = Rounds::new(self.route(&digest.to_string(), context), &[], ROUNDS_MAX, deadline);
-        let listed = rounds.first(|stop| async move {
-            lists::referrers(stop.target(), context, (name, digest), remember, deadline).await
+        let listed = rounds.first(|candidate| async move {
+            lists::referrers(candidate.target(), context, (name, digest), remember, deadline).await
         });
         let refusal = match listed.await {
             Ok(listed) => return Ok(Some(listed)),
@@ -230,15 +230,15 @@ impl Upstream {
         let deadline = self.own.deadline();
         let key = format!("{}/{name}", self.registry());
         let mut rounds = Rounds::new(self.route(&key, context), &[], ROUNDS_MAX, deadline);
-        let is_sealed = rounds.keep_if_any(|stop| tags::has_sent(stop.target(), page, name));
+        let is_sealed = rounds.keep_if_any(|candidate| tags::has_sent(candidate.target(), page, name));
         if page.needs_seal() && !is_sealed {
             return Err(Error::UnknownCursor);
         }
         let query = &if is_sealed { page.as_sent() } else { page.as_known() };
         let plain = &page.without_page_size().filter(|_| !is_sealed);
         rounds
-            .first(|stop| async move {
-                let target = stop.target();
+            .first(|candidate| async move {
+                let target = candidate.target();
                 match tags::tags(target, context, name, query.clone(), deadline).await {
                     Err(error) if error.is_about_the_question() => match plain {
                         Some(plain) => tags::tags(target, context, name, plain.clone(), deadline).await,

@@ -1,4 +1,4 @@
-//! When a failed request is tried again, and where. The decisions are pure; [`Rounds`] carries them out.
+//! Which endpoint is asked, in what order, and when again. [`Route`] is the order, [`Rounds`] carries it out.
 //!
 //! One round asks every endpoint that is worth asking, in order; between rounds berth waits, a little longer each time
 //! and never equally long for two requests. Everything ends at the request's deadline. One that is late with its answer
@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::upstream::hedge::{self, Hedges};
-use crate::upstream::remote::endpoint::Server;
-use crate::upstream::remote::endpoint::latency::Late;
-use crate::upstream::remote::error::{Error, Next, RETRY_AFTER_MAX};
-use crate::upstream::remote::event::Event;
-use crate::upstream::remote::exchange::Target;
-use crate::upstream::remote::handle::Remote;
+use super::hedge::{self, Hedges};
+use super::remote::endpoint::Endpoint;
+use super::remote::endpoint::latency::LateSignal;
+use super::remote::error::{Error, Next, RETRY_AFTER_MAX};
+use super::remote::event::Event;
+use super::remote::exchange::Target;
+use super::remote::handle::Remote;
 
-/// First time, and two more: a fourth finds nothing that the third did not.
+/// The number of rounds: the first and two more. A fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
 
 /// How often the endpoints are asked before a request fails.
@@ -41,9 +41,9 @@ impl Attempts {
     }
 }
 
-/// The middle of the first wait.
+/// The mean of the first wait between rounds.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
-/// The middle of the longest wait.
+/// The mean of the longest wait between rounds.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
 /// How long to wait after round `round` (from 0) failed: the base doubled each time, half of it at random.
 fn backoff(round: u32, random: &mut fastrand::Rng) -> Duration {
@@ -53,14 +53,14 @@ fn backoff(round: u32, random: &mut fastrand::Rng) -> Duration {
 
 /// An endpoint to ask.
 #[derive(Clone)]
-pub(super) enum Stop<'a> {
+pub(super) enum Candidate<'a> {
     /// One of the registry itself, or of a fallback.
     Own(Target<'a>),
     /// That of a parent.
     Parent(Arc<Remote>),
 }
 
-impl Stop<'_> {
+impl Candidate<'_> {
     /// The endpoint, to be asked.
     pub(super) fn target(&self) -> Target<'_> {
         match self {
@@ -69,8 +69,8 @@ impl Stop<'_> {
         }
     }
 
-    fn server(&self) -> &Server {
-        self.target().server()
+    fn endpoint(&self) -> &Endpoint {
+        self.target().endpoint()
     }
 
     fn is_parent(&self) -> bool {
@@ -78,10 +78,10 @@ impl Stop<'_> {
     }
 }
 
-/// Whom to ask for one thing, in order: parents, the registry itself, and its fallbacks.
+/// The endpoints to ask for one thing, in order: those of parents, of the registry itself, and of its fallbacks.
 pub(super) struct Route<'a> {
     own: &'a Remote,
-    stops: VecDeque<Stop<'a>>,
+    stops: VecDeque<Candidate<'a>>,
     hedges: Option<&'a Hedges>,
     may_bypass: bool,
     is_loop: bool,
@@ -92,9 +92,10 @@ impl<'a> Route<'a> {
     /// By these parents and fallbacks, for a request that may go round parents.
     pub(super) fn new(parents: Vec<Arc<Remote>>, own: &'a Remote, fallbacks: &'a [Arc<Remote>]) -> Self {
         let all = std::iter::once(own).chain(fallbacks.iter().map(Arc::as_ref));
-        let all =
-            all.flat_map(|of| of.endpoints().iter().map(move |server| Stop::Own(Target::new(of, server))));
-        let stops = parents.into_iter().map(Stop::Parent).chain(all).collect();
+        let all = all.flat_map(|of| {
+            of.endpoints().iter().map(move |endpoint| Candidate::Own(Target::new(of, endpoint)))
+        });
+        let stops = parents.into_iter().map(Candidate::Parent).chain(all).collect();
         Self { own, stops, hedges: None, may_bypass: true, is_loop: false, is_unknown: false }
     }
 
@@ -108,14 +109,14 @@ impl<'a> Route<'a> {
         Self { may_bypass: false, is_loop, ..self }
     }
 
-    /// The same; it may be that the parents that are left out do not know the registry.
-    pub(super) fn to_unknown(self, is_unknown: bool) -> Self {
+    /// The same; if `is_unknown`, a parent that is left out has said that it does not know the registry.
+    pub(super) fn unknown_if(self, is_unknown: bool) -> Self {
         Self { is_unknown, ..self }
     }
 }
 
-/// Ends when `late` is told; never without one.
-async fn told(late: Option<&Late>) {
+/// Waits for the signal `late`; never ends without one.
+async fn told(late: Option<&LateSignal>) {
     match late {
         Some(late) => late.told().await,
         None => pending().await,
@@ -126,18 +127,18 @@ async fn told(late: Option<&Late>) {
 pub(super) struct Rounds<'a> {
     own: &'a Remote,
     hedges: Option<&'a Hedges>,
-    left: VecDeque<Stop<'a>>,
-    again: VecDeque<Stop<'a>>,
+    left: VecDeque<Candidate<'a>>,
+    again: VecDeque<Candidate<'a>>,
     round: u32,
     rounds_max: u32,
     deadline: Instant,
     hint: Duration,
     last: Option<Error>,
-    /// Told when a stop is late, as long as another may be asked beside it.
-    late: Option<&'a Late>,
+    /// Signals that an endpoint is late, as long as another may be asked beside it.
+    late: Option<&'a LateSignal>,
     /// Whether it may go round parents that have been asked before.
     may_bypass: bool,
-    /// Whether a stop has found the request to be in a loop.
+    /// Whether an endpoint has found the request to be in a loop.
     is_loop: bool,
 }
 
@@ -146,7 +147,7 @@ impl<'a> Rounds<'a> {
     pub(super) fn new(route: Route<'a>, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
         let Route { own, stops, hedges, may_bypass, is_loop, is_unknown } = route;
         let (last, first): (Vec<_>, Vec<_>) =
-            stops.into_iter().partition(|stop| avoid.contains(&stop.server().index()));
+            stops.into_iter().partition(|candidate| avoid.contains(&candidate.endpoint().index()));
         // It would be asked in the place of the parents that are left out.
         let left = if is_loop { VecDeque::new() } else { first.into_iter().chain(last).collect() };
         let (again, hint) = (VecDeque::new(), Duration::ZERO);
@@ -168,7 +169,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// The same for a request that tells `late` when its answer is late: one other endpoint may be asked beside.
-    pub(super) fn hedging(mut self, late: &'a Late) -> Self {
+    pub(super) fn hedging(mut self, late: &'a LateSignal) -> Self {
         if let Some(hedges) = self.hedges {
             hedges.request();
             self.late = Some(late);
@@ -176,8 +177,8 @@ impl<'a> Rounds<'a> {
         self
     }
 
-    /// Asks only those that are meant, if any is. Returns whether one is.
-    pub(super) fn keep_if_any(&mut self, is_meant: impl Fn(&Stop<'a>) -> bool) -> bool {
+    /// Asks only the endpoints that are meant, if any is. Returns whether one is.
+    pub(super) fn keep_if_any(&mut self, is_meant: impl Fn(&Candidate<'a>) -> bool) -> bool {
         let is_any = self.left.iter().any(&is_meant);
         if is_any {
             self.left.retain(is_meant);
@@ -185,11 +186,11 @@ impl<'a> Rounds<'a> {
         is_any
     }
 
-    /// What the first stop says that has an answer.
+    /// The answer of the first endpoint that has one.
     ///
     /// # Errors
     /// [`Error`]; the last endpoint's if none had one.
-    pub(super) async fn first<T, F>(mut self, send: impl Fn(Stop<'a>) -> F) -> Result<T, Error>
+    pub(super) async fn first<T, F>(mut self, send: impl Fn(Candidate<'a>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -199,14 +200,17 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// The next stop that has an answer, and that; `None` when there is none left or no time.
-    pub(super) async fn answer<T, F>(&mut self, send: impl Fn(Stop<'a>) -> F) -> Option<(Stop<'a>, T)>
+    /// The next endpoint that has an answer, and that answer; `None` when none or no time is left.
+    pub(super) async fn answer<T, F>(
+        &mut self,
+        send: impl Fn(Candidate<'a>) -> F,
+    ) -> Option<(Candidate<'a>, T)>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        while let Some(stop) = self.next().await {
+        while let Some(candidate) = self.next().await {
             // On the heap: a request is a large future, and what waits for one would carry it along.
-            let mut asked = Box::pin(send(stop.clone()));
+            let mut asked = Box::pin(send(candidate.clone()));
             let in_time = tokio::select! {
                 biased;
                 answer = asked.as_mut() => Some(answer),
@@ -214,10 +218,10 @@ impl<'a> Rounds<'a> {
             };
             let answer = match in_time {
                 Some(answer) => answer,
-                None => match self.beside(&stop) {
+                None => match self.beside(&candidate) {
                     Some(second) => {
                         let mut beside = Box::pin(send(second.clone()));
-                        match self.race((stop, asked.as_mut()), (second, beside.as_mut())).await {
+                        match self.race((candidate, asked.as_mut()), (second, beside.as_mut())).await {
                             Some(found) => return Some(found),
                             None => continue,
                         }
@@ -226,20 +230,22 @@ impl<'a> Rounds<'a> {
                 },
             };
             match answer {
-                Ok(answer) => return Some((stop, answer)),
-                Err(error) => self.failed(stop, error),
+                Ok(answer) => return Some((candidate, answer)),
+                Err(error) => self.failed(candidate, error),
             }
         }
         None
     }
 
     /// Another endpoint to ask beside `late`, if this request may have one.
-    fn beside(&mut self, late: &Stop<'a>) -> Option<Stop<'a>> {
+    fn beside(&mut self, late: &Candidate<'a>) -> Option<Candidate<'a>> {
         let own = self.own;
-        let is_own =
-            |stop: &Stop<'_>| matches!(stop, Stop::Own(target) if std::ptr::eq(target.remote(), own));
+        let is_own = |candidate: &Candidate<'_>| matches!(candidate, Candidate::Own(target) if std::ptr::eq(target.remote(), own));
         let hedges = self.hedges.filter(|_| is_own(late))?;
-        let at = self.left.iter().position(|stop| is_own(stop) && hedge::is_fit(stop.server()))?;
+        let at = self
+            .left
+            .iter()
+            .position(|candidate| is_own(candidate) && hedge::is_fit(candidate.endpoint()))?;
         if !hedges.take() {
             return None;
         }
@@ -251,26 +257,26 @@ impl<'a> Rounds<'a> {
     /// The first of two that has an answer; the other is hung up on. `None` if neither has.
     async fn race<T, F>(
         &mut self,
-        (first, mut asked): (Stop<'a>, Pin<&mut F>),
-        (second, mut beside): (Stop<'a>, Pin<&mut F>),
-    ) -> Option<(Stop<'a>, T)>
+        (first, mut asked): (Candidate<'a>, Pin<&mut F>),
+        (second, mut beside): (Candidate<'a>, Pin<&mut F>),
+    ) -> Option<(Candidate<'a>, T)>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let (stop, answer, (other, rest)) = tokio::select! {
+        let (candidate, answer, (other, rest)) = tokio::select! {
             biased;
             answer = asked.as_mut() => (first, answer, (second, beside)),
             answer = beside.as_mut() => {
                 if answer.is_ok() {
                     // It is not heard to the end: whether it says anything at all is found out apart from this.
-                    first.server().doubt();
+                    first.endpoint().suspect();
                 }
                 (second, answer, (first, asked))
             }
         };
         match answer {
-            Ok(answer) => return Some((stop, answer)),
-            Err(error) => self.failed(stop, error),
+            Ok(answer) => return Some((candidate, answer)),
+            Err(error) => self.failed(candidate, error),
         }
         match rest.await {
             Ok(answer) => Some((other, answer)),
@@ -281,16 +287,16 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// The endpoint to ask now; waits if it is time to. `None` when there is none or no time.
-    async fn next(&mut self) -> Option<Stop<'a>> {
+    /// The endpoint to ask now; waits between rounds. `None` when there is none, or no time.
+    async fn next(&mut self) -> Option<Candidate<'a>> {
         loop {
             if Instant::now() >= self.deadline {
                 self.last.get_or_insert(Error::Timeout);
                 return None;
             }
-            if let Some(stop) = self.left.pop_front() {
-                if !stop.server().is_down() {
-                    return Some(stop);
+            if let Some(candidate) = self.left.pop_front() {
+                if !candidate.endpoint().is_down() {
+                    return Some(candidate);
                 }
                 if !self.is_outage() {
                     self.last = Some(Error::Unreachable { reason: "an endpoint is known to be down".into() });
@@ -312,23 +318,23 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Notes that a stop failed.
+    /// Records that an endpoint failed.
     ///
     /// A mirror in front of its registry says "not found" of what it does not have, so another endpoint is
     /// asked; and as long as one of them could not answer, nobody has said that there is no such thing.
-    pub(super) fn failed(&mut self, stop: Stop<'a>, error: Error) {
+    pub(super) fn failed(&mut self, candidate: Candidate<'a>, error: Error) {
         let registry = self.own.registry();
-        tracing::debug!(%registry, endpoint = %stop.server().endpoint(), %error, "an upstream endpoint gave no usable answer");
-        let berth = stop.target().remote().mirror().filter(|mirror| mirror.is_berth());
+        tracing::debug!(%registry, endpoint = %candidate.endpoint().url(), %error, "an upstream endpoint gave no usable answer");
+        let berth = candidate.target().remote().mirror().filter(|mirror| mirror.is_berth());
         if berth.is_some_and(|berth| berth.is_self() || !error.is_outage()) {
             // What it has not, the others would ask the same registry for. Where it is this process, that is next.
-            self.left.retain(|stop| !stop.is_parent());
-            self.again.retain(|stop| !stop.is_parent());
+            self.left.retain(|candidate| !candidate.is_parent());
+            self.again.retain(|candidate| !candidate.is_parent());
         }
         if error == Error::Loop {
             self.is_loop = true;
-            if stop.is_parent() && !self.may_bypass {
-                // Whoever says that it has come through a parent does not get the registry asked in its place.
+            if candidate.is_parent() && !self.may_bypass {
+                // A request that claims to have come through a parent does not get the registry asked in its place.
                 self.left.clear();
                 self.again.clear();
             }
@@ -336,10 +342,10 @@ impl<'a> Rounds<'a> {
         }
         // It may be about one image, or a portal or a broken server that will say so of every image.
         if berth.is_none() && matches!(error, Error::Malformed(_) | Error::Unavailable { .. }) {
-            stop.server().doubt();
+            candidate.endpoint().suspect();
         }
         match error.next() {
-            Next::Again if berth.is_none() => self.again.push_back(stop),
+            Next::Again if berth.is_none() => self.again.push_back(candidate),
             // A berth has tried again itself.
             Next::Elsewhere | Next::Again => {}
         }
@@ -356,7 +362,7 @@ impl<'a> Rounds<'a> {
         self.last.as_ref().is_some_and(Error::is_outage)
     }
 
-    /// What to say when there is nobody left to ask.
+    /// The error of the request when there is no endpoint left to ask.
     pub(super) fn give_up(self) -> Error {
         // Where one of several is in a loop, the others have said what there is to say. But it may be that only the chain
         // which the request claims is to blame: that must not become anybody's answer.
@@ -374,9 +380,10 @@ impl<'a> Rounds<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::build;
+    use super::super::config::Config;
+    use super::super::remote::handle::Role;
     use super::*;
-    use crate::upstream::config::Config;
-    use crate::upstream::remote::handle::Role;
 
     #[test]
     fn waits_grow_and_differ() {
@@ -397,15 +404,15 @@ mod tests {
         let endpoints = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(|url| url.parse().unwrap());
         let config = Config::new("r.example".parse().unwrap(), endpoints.into());
         let observer = Arc::new(|_: &_, _| {});
-        let own = Remote::build(Role::Registry, &config, (0, &config.endpoints), observer).unwrap();
+        let own = build::remote(Role::Registry, &config, (0, &config.endpoints), observer).unwrap();
         let hedges = Hedges::new(config.endpoints.len(), &config.limits);
-        let (late, asked, begun) = (Late::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
+        let (late, asked, begun) = (LateSignal::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
         let deadline = begun + Duration::from_secs(18);
         let route = Route::new(Vec::new(), &own, &[]).hedged_by(hedges.as_ref());
         let rounds = Rounds::new(route, &[], 1, deadline).hedging(&late);
         let (late, asked, answers) = (&late, &asked, &answers);
-        let answer = rounds.first(|stop| async move {
-            let index = stop.server().index();
+        let answer = rounds.first(|candidate| async move {
+            let index = candidate.endpoint().index();
             asked.lock().unwrap().push(index);
             let (seconds, answer) = &answers[index];
             let lateness = async {

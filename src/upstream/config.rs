@@ -12,19 +12,19 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use url::{Host, Url};
 
+use super::agent::UserAgent;
+use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
+use super::fallback::FallbackConfig;
+use super::headers::Headers;
+use super::identity::{ClientCertificate, is_known};
+use super::parents::ParentsConfig;
+use super::proxy::Proxy;
+use super::remote::limits::LimitsConfig;
+use super::remote::rewrite::Rewrite;
+use super::vault::VaultConfig;
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
 use crate::units;
-use crate::upstream::agent::UserAgent;
-use crate::upstream::cloud::{AzureConfig, EcrConfig, GoogleConfig};
-use crate::upstream::fallback::FallbackConfig;
-use crate::upstream::headers::Headers;
-use crate::upstream::identity::{ClientCertificate, is_known};
-use crate::upstream::parents::ParentsConfig;
-use crate::upstream::proxy::Proxy;
-use crate::upstream::remote::limits::LimitsConfig;
-use crate::upstream::remote::rewrite::Rewrite;
-use crate::upstream::vault::VaultConfig;
 
 /// One registry that berth may ask.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -482,8 +482,8 @@ impl TryFrom<CredentialsTable> for CredentialsConfig {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Region;
     use super::*;
-    use crate::upstream::Region;
 
     #[test]
     fn endpoints_are_plain_urls() {

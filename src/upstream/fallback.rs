@@ -4,8 +4,8 @@
 //! do with those of the registry, and neither is ever sent what is the other's. It is known by the host of its first
 //! endpoint: that is what its logins are looked up by, and whose token servers it may name.
 //!
-//! What it answers counts as the registry's own word, also about a tag. Why no more doubt: digests are proven whoever
-//! brings them, and whoever has a fallback would rather start what that says than nothing.
+//! What it answers counts as the registry's own word, also about a tag. That is enough: digests are verified
+//! wherever bytes come from, and an operator with a fallback would rather start what that says than nothing.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,18 +14,19 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::agent::UserAgent;
+use super::build;
+use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use super::docker_config::DOCKER_HUB_HOSTS;
+use super::headers::Headers;
+use super::identity::{ClientCertificate, is_known};
+use super::proxy::Proxy;
+use super::remote::error::BuildError;
+use super::remote::event::Observer;
+use super::remote::handle::{Remote, Role};
+use super::remote::limits::LimitsConfig;
+use super::remote::rewrite::Rewrite;
 use crate::oci::Registry;
-use crate::upstream::agent::UserAgent;
-use crate::upstream::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use crate::upstream::docker_config::DOCKER_HUB_HOSTS;
-use crate::upstream::headers::Headers;
-use crate::upstream::identity::{ClientCertificate, is_known};
-use crate::upstream::proxy::Proxy;
-use crate::upstream::remote::error::BuildError;
-use crate::upstream::remote::event::Observer;
-use crate::upstream::remote::handle::{Remote, Role};
-use crate::upstream::remote::limits::LimitsConfig;
-use crate::upstream::remote::rewrite::Rewrite;
 
 /// `[[upstream.fallback]]`: whom to ask in the place of a registry.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -117,7 +118,7 @@ fn registry_at(endpoint: &Endpoint) -> Result<Registry, BuildError> {
     Registry::parse(&text).map_err(|_| BuildError::Host { endpoint: endpoint.clone() })
 }
 
-/// The fallbacks of `config`, in order. Nobody else's index is that of one of their endpoints.
+/// The fallbacks of `config`, in order. The indexes of their endpoints are used for no other endpoint.
 ///
 /// # Errors
 /// [`BuildError`] when the configuration names something that cannot be used.
@@ -133,7 +134,7 @@ pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<
         let observer: Observer = Arc::new(move |_, event| inner(&registry, event));
         let template = fallback.template(config)?;
         let endpoints = (index, &template.endpoints[..]);
-        all.push(Arc::new(Remote::build(Role::Fallback, &template, endpoints, observer)?));
+        all.push(build::remote(Role::Fallback, &template, endpoints, observer)?);
         index += fallback.endpoints.len();
     }
     Ok(all)
@@ -142,7 +143,6 @@ pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::remote::endpoint::Server;
 
     #[test]
     fn a_fallback_is_known_by_its_host() {
@@ -170,7 +170,8 @@ mod tests {
         config.fallbacks = vec![fallback(&["https://c", "https://d"]), fallback(&["https://e"])];
         let observer: Observer = Arc::new(|_, _| {});
         let all = build_all(&config, &observer).unwrap();
-        let indexes: Vec<_> = all.iter().flat_map(|remote| remote.endpoints()).map(Server::index).collect();
+        let indexes: Vec<_> =
+            all.iter().flat_map(|remote| remote.endpoints()).map(|endpoint| endpoint.index()).collect();
         assert_eq!(indexes, [2, 3, 4], "those of the registry itself are 0 and 1");
         config.fallbacks.push(fallback(&[]));
         assert!(build_all(&config, &observer).is_err());

@@ -1,7 +1,7 @@
 //! A second endpoint asked beside one that is late with the head of its answer.
 //!
-//! The first that has a usable head is listened to, and the other is hung up on before it sends a body. Late is what
-//! takes longer than nearly all answers of that endpoint did; a registry that is slow as a whole must not be asked twice
+//! The first that has a usable head is used, and the request to the other is ended before it sends a body. An answer is
+//! late that takes longer than nearly all answers of that endpoint did; a registry that is slow as a whole must not be asked twice
 //! as much for it, so only one request in [`REQUESTS_PER_HEDGE`] has a second, however many are late.
 //!
 //! Endpoints of one registry are asked beside one another, and nobody else is. A parent that is slow is mostly fetching
@@ -10,37 +10,37 @@
 
 use std::sync::Mutex;
 
+use super::remote::endpoint::Endpoint;
+use super::remote::limits::LimitsConfig;
 use crate::sync::lock;
-use crate::upstream::remote::endpoint::Server;
-use crate::upstream::remote::limits::LimitsConfig;
 
-/// For each hedge there were so many requests: the load of an upstream grows by a tenth at most.
+/// The number of requests for each hedge: the load of an upstream grows by a tenth at most.
 const REQUESTS_PER_HEDGE: u32 = 10;
-/// Hedges that may come at once after a quiet time, and at the beginning: the layers of an image or two.
+/// The most hedges at once, after a quiet time and at the beginning: the layers of an image or two.
 const HEDGES_SAVED_MAX: u32 = 10;
 
-/// How many more hedges the endpoints of one upstream may have.
+/// The hedges that the endpoints of one upstream may still have.
 pub(super) struct Hedges(Mutex<Allowance>);
 
 impl Hedges {
-    /// None if there is no other endpoint, or if the operator says that requests are scarce.
+    /// `None` if there is no other endpoint, or if the operator says that requests are scarce.
     pub(super) fn new(endpoints: usize, limits: &LimitsConfig) -> Option<Self> {
         let are_scarce = limits.requests_per_second.is_some() || limits.concurrent_transfers.is_some();
         (endpoints > 1 && !are_scarce).then(|| Self(Mutex::new(Allowance::full())))
     }
 
-    /// Notes a request that may be hedged.
+    /// Records a request that may be hedged.
     pub(super) fn request(&self) {
         lock(&self.0).earn();
     }
 
-    /// Takes one hedge; false if there is none left.
+    /// Takes one hedge. Returns whether there was one left.
     pub(super) fn take(&self) -> bool {
         lock(&self.0).spend()
     }
 }
 
-/// What requests have earned and hedges have not spent.
+/// What requests have earned and hedges have not yet used.
 struct Allowance(u32);
 
 impl Allowance {
@@ -61,9 +61,9 @@ impl Allowance {
     }
 }
 
-/// Whether an endpoint is fit to be asked beside another: it is well, and asking it costs nothing that is scarce.
-pub(super) fn is_fit(server: &Server) -> bool {
-    !server.is_down() && server.rests_for().is_none() && !server.is_short() && !server.refuses_any()
+/// Whether an endpoint may be asked beside another: it is up, and asking it costs nothing that is scarce.
+pub(super) fn is_fit(endpoint: &Endpoint) -> bool {
+    !endpoint.is_down() && endpoint.rests_for().is_none() && !endpoint.is_short() && !endpoint.refuses_any()
 }
 
 #[cfg(test)]

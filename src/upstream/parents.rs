@@ -22,28 +22,29 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
+use super::agent::UserAgent;
+use super::build;
+use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
+use super::headers::Headers;
+use super::identity::{ClientCertificate, is_known};
+use super::lookups::lookups;
+use super::proxy::Proxy;
+use super::remote::Mirror;
+use super::remote::error::BuildError;
+use super::remote::event::{Event, Observer};
+use super::remote::handle::{Remote, Role};
+use super::remote::upkeep::{self, resurface};
 use crate::context::RequestContext;
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName};
 use crate::sync::lock;
-use crate::upstream::agent::UserAgent;
-use crate::upstream::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use crate::upstream::headers::Headers;
-use crate::upstream::identity::{ClientCertificate, is_known};
-use crate::upstream::lookups::lookups;
-use crate::upstream::proxy::Proxy;
-use crate::upstream::remote::Mirror;
-use crate::upstream::remote::error::BuildError;
-use crate::upstream::remote::event::{Event, Observer};
-use crate::upstream::remote::handle::{Remote, Role};
-use crate::upstream::remote::upkeep::{self, resurface};
 
-/// Between two look-ups of the parents' names: as long as a site may do without a new one.
+/// The interval between DNS look-ups of the parents, and so the delay until a new parent is used.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);
-/// How long a look-up may take.
+/// The longest time of a DNS look-up.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
-/// Parents of one name; further addresses are left out.
+/// The most parents of one name; further addresses are left out.
 const ADDRESSES_MAX: usize = 64;
-/// Indexes of parents begin here, behind those of all endpoints of a registry.
+/// The first index of a parent, above those of all endpoints of a registry.
 const INDEX_FIRST: usize = 1 << 16;
 
 /// `[parents]`: what is asked before the registries, for all of them.
@@ -241,7 +242,7 @@ impl Parents {
         }
         let is_trusted = self.are_trusted || endpoint.as_url().scheme() == "https";
         let (role, endpoints) = (Role::Parent(Mirror::new(is_trusted)), (index, &config.endpoints[..]));
-        Ok(Arc::new(Remote::build(role, &config, endpoints, Arc::clone(&self.observer))?))
+        build::remote(role, &config, endpoints, Arc::clone(&self.observer))
     }
 
     fn all(&self) -> Vec<Arc<Parent>> {
@@ -253,8 +254,8 @@ impl Parents {
         self.all().iter().map(|parent| Arc::clone(&parent.remote)).collect()
     }
 
-    /// Whom to ask for what `key` names of `registry`, in order, but for those who do not know it; nobody if the registry
-    /// itself is to be asked.
+    /// The parents to ask for what `key` names of `registry`, in order, without those that do not know it; none if the
+    /// registry itself is to be asked.
     pub(super) fn order(&self, registry: &Registry, key: &str, context: &RequestContext) -> Vec<Arc<Remote>> {
         if context.is_local() {
             return Vec::new();

@@ -5,9 +5,9 @@
 //! What is remembered of single registries is bounded: what parents have said of their repositories, and that they do not
 //! know them at all (`mirror`).
 
+use super::config::Config;
+use super::parents::ParentsConfig;
 use crate::oci::Registry;
-use crate::upstream::config::Config;
-use crate::upstream::parents::ParentsConfig;
 
 impl Config {
     /// What parents are asked with for every registry that is not listed; `None` if they are not.
@@ -25,9 +25,9 @@ impl Config {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::Upstream;
     use super::*;
     use crate::context::RequestContext;
-    use crate::upstream::Upstream;
 
     #[test]
     fn one_stands_for_all_of_them_and_shares_what_it_takes_to_ask() {

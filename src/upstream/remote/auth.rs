@@ -1,7 +1,7 @@
 //! From a challenge to an `Authorization` header, and what to make of its refusal.
 //!
-//! How an endpoint wants to be asked is remembered, so that only its first request is refused. A
-//! challenge decides *how* berth logs in, never *for what*: scopes are built here, for pulling the repository that
+//! The scheme that an endpoint asks for is remembered, so that only its first request is refused. A challenge
+//! decides *how* berth logs in, never *for what*: scopes are built here, for pulling the repository that
 //! is being asked for, so a hostile challenge cannot make berth collect rights to something else.
 
 mod challenge;
@@ -24,22 +24,22 @@ use crate::upstream::login::Login;
 use crate::upstream::remote::auth::challenge::{Bearer, Challenge};
 use crate::upstream::remote::auth::token::{Key, Token, Tokens};
 use crate::upstream::remote::error::{Error, Refusal};
-use crate::upstream::remote::redirect::Walk;
+use crate::upstream::remote::redirect::RedirectChain;
 use crate::upstream::secret;
 
-/// Scopes without a repository, such as ECR Public's `aws`: one is usual.
+/// The most scopes without a repository, such as ECR Public's `aws`; one is usual.
 const PLAIN_SCOPES_MAX: usize = 4;
 
-/// How an endpoint wants to be asked.
+/// An authentication scheme that an endpoint asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Scheme {
-    /// With name and password.
+    /// Name and password.
     Basic,
-    /// With a token from this server.
+    /// A token from this server.
     Bearer(Arc<Realm>),
 }
 
-/// A token server that passed the rules.
+/// A token server that the rules permit.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::upstream) struct Realm {
     url: Url,
@@ -94,20 +94,20 @@ impl Scopes {
     }
 }
 
-/// What a request is sent with.
+/// The `Authorization` header of a request, and what its refusal would mean.
 pub(in crate::upstream) struct Authorization {
     pub(in crate::upstream) header: Option<HeaderValue>,
     proof: Proof,
 }
 
 impl Authorization {
-    /// Whether nothing was sent, so that an answer is for nobody in particular.
+    /// Whether no login was sent, so that anybody would have had the answer.
     pub(in crate::upstream) fn is_anybody(&self) -> bool {
         matches!(self.proof, Proof::Nothing)
     }
 }
 
-/// A token that a redirect's target gives to anybody.
+/// A token that the target of a redirect gives to anybody.
 pub(in crate::upstream) struct Anybody {
     origin: Origin,
     key: Arc<Key>,
@@ -116,7 +116,7 @@ pub(in crate::upstream) struct Anybody {
 }
 
 impl Anybody {
-    /// Puts it on a request for `url`, if that is where it is from.
+    /// Adds the token to a request for `url`, if the token is from there.
     pub(in crate::upstream) fn add_to(&self, url: &Url, headers: &mut HeaderMap) {
         if url.origin() == self.origin {
             headers.insert(AUTHORIZATION, self.token.header.clone());
@@ -124,7 +124,7 @@ impl Anybody {
     }
 }
 
-/// What stands behind a header, and so what its refusal means.
+/// What a header proves, and so what its refusal means.
 enum Proof {
     /// Nothing was sent.
     Nothing,
@@ -134,7 +134,7 @@ enum Proof {
     Token { key: Arc<Key>, token: Arc<Token>, new: bool },
 }
 
-/// Logs in to the endpoints of one remote: who berth is there, and the tokens that it has got for that.
+/// How berth logs in to the endpoints of one remote, with the tokens that it has got for that.
 pub(in crate::upstream) struct Auth {
     registry: Registry,
     realm_hosts: Vec<HostName>,
@@ -161,7 +161,7 @@ impl Auth {
         Self { registry, realm_hosts, credential, tokens: Tokens::new(), client }
     }
 
-    /// Who to be for `name`, as upstream has it; may ask a cloud.
+    /// The login for the repository that is called `name` there, if one applies; may ask a cloud for it.
     ///
     /// # Errors
     /// When there should be a login and none can be had in time.
@@ -186,12 +186,12 @@ impl Auth {
         all.unwrap_or(Err(Error::Timeout))
     }
 
-    /// Whether a login applies to `name`, as upstream has it.
+    /// Whether a login applies to the repository that is called `name` there.
     pub(in crate::upstream) async fn applies_to(&self, name: &RepoName) -> bool {
         self.credential.applies_to(name).await
     }
 
-    /// Notes that `login` was refused. Returns whether there may be another.
+    /// Records that `login` was rejected. Returns whether there may be another.
     pub(in crate::upstream) async fn login_refused(&self, login: &Login) -> bool {
         self.credential.refused(login).await
     }
@@ -214,7 +214,7 @@ impl Auth {
         self.credential.warning()
     }
 
-    /// What to send with a request for `name`, or for no repository; may ask the token server, once it has a `seat`.
+    /// The header for a request for `name`, or for no repository; may ask the token server, once it has a `seat`.
     pub(in crate::upstream) async fn authorize<S>(
         &self,
         seat: impl Future<Output = Result<S, Error>>,
@@ -241,7 +241,7 @@ impl Auth {
             let _seat = seat.await?;
             token::fetch(&self.client, realm.way, &key, login, deadline).await
         };
-        // The time also bounds the wait for somebody else's fetch.
+        // The time also bounds the wait for another request that fetches the same token.
         let token =
             timeout_at(deadline, self.tokens.get(&key, fetch)).await.map_err(|_| Error::Timeout)??;
         let new = token.is_newer(started);
@@ -290,14 +290,14 @@ impl Auth {
         }))
     }
 
-    /// What anybody is to send to the target of a redirect that refused a request, if it has tokens for anybody: where
-    /// these are is judged by the target's own host. No login is ever sent there. One that was `sent` may have been too old.
+    /// A token for the target of a redirect that refused a request, if it gives tokens to anybody; its token server is
+    /// judged by the target's own host. No login is ever sent there. A token that was `sent` may have been too old.
     ///
     /// # Errors
     /// [`Refusal`] when the answer points to a token server that the rules forbid, and why there is no token.
     pub(in crate::upstream) async fn anybody_at(
         &self,
-        target: &Walk<'_>,
+        target: &RedirectChain<'_>,
         headers: &HeaderMap,
         sent: Option<Anybody>,
         deadline: Instant,
@@ -377,8 +377,8 @@ impl Realm {
     }
 }
 
-/// Whether upstream says of a token from its own token server that it is none. That is no word about what was asked for:
-/// their clocks differ, or a key was changed on one side.
+/// Whether a registry rejects a token of its own token server as invalid. That says nothing about what was asked for: their
+/// clocks differ, or a key was changed on one side.
 pub(in crate::upstream) fn is_token_refused(
     tried: &Authorization,
     status: StatusCode,
@@ -389,7 +389,7 @@ pub(in crate::upstream) fn is_token_refused(
         && has_error(headers, "invalid_token")
 }
 
-/// Whether upstream took the token and says that it does not reach so far: how Docker Hub says 404.
+/// Whether a registry takes the token and says that its scope does not suffice: so Docker Hub says 404.
 pub(in crate::upstream) fn is_scope_refused(headers: &HeaderMap) -> bool {
     has_error(headers, "insufficient_scope")
 }

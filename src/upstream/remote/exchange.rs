@@ -16,50 +16,50 @@ use tokio::time::Instant;
 use crate::oci::{Repo, RepoName};
 use crate::upstream::login::Login;
 use crate::upstream::remote::auth::{self, Anybody, Authorization, Refused, Scheme};
-use crate::upstream::remote::endpoint::Server;
+use crate::upstream::remote::endpoint::Endpoint;
 use crate::upstream::remote::error::{Error, Refusal};
 use crate::upstream::remote::exchange::silence::{silence, stuck};
 use crate::upstream::remote::exchange::verdict::{UNSUITED, is_unasked_for, refusal, says_no};
 use crate::upstream::remote::handle::Remote;
 use crate::upstream::remote::redirect;
-use crate::upstream::remote::transport::request::{Answer, Ask, Reply};
+use crate::upstream::remote::transport::request::{ApiRequest, ApiResponse, RawResponse};
 
-/// A timeout says something about an endpoint only if it had at least this part of the usual time.
+/// A timeout counts against an endpoint only if it had at least this fraction (1/n) of the header timeout.
 const BLAME_PART: u32 = 4;
 
 /// One endpoint of a remote, to be asked.
 #[derive(Clone, Copy)]
 pub(in crate::upstream) struct Target<'a> {
     remote: &'a Remote,
-    server: &'a Server,
+    endpoint: &'a Endpoint,
 }
 
 impl<'a> Target<'a> {
     /// An endpoint of this remote.
-    pub(in crate::upstream) fn new(remote: &'a Remote, server: &'a Server) -> Self {
-        Self { remote, server }
+    pub(in crate::upstream) fn new(remote: &'a Remote, endpoint: &'a Endpoint) -> Self {
+        Self { remote, endpoint }
     }
 
-    /// Whose endpoint it is.
+    /// The remote of the endpoint.
     pub(in crate::upstream) fn remote(self) -> &'a Remote {
         self.remote
     }
 
     /// The endpoint.
-    pub(in crate::upstream) fn server(self) -> &'a Server {
-        self.server
+    pub(in crate::upstream) fn endpoint(self) -> &'a Endpoint {
+        self.endpoint
     }
 
     /// Asks the endpoint, logs in if it wants that, and yields its 200 or 206. A login that it is known to refuse is not
     /// tried.
     ///
     /// # Errors
-    /// [`Error`], of whoever answered, or of what kept the request from being sent.
+    /// [`Error`]: what the answer means, or what kept the request from being sent.
     pub(in crate::upstream) async fn exchange(
         self,
-        ask: &Ask<'_>,
+        ask: &ApiRequest<'_>,
         deadline: Instant,
-    ) -> Result<Answer, Error> {
+    ) -> Result<ApiResponse, Error> {
         if self.remote.is_offline() {
             // Nor is a cloud asked for a login.
             return Err(Error::Offline);
@@ -70,16 +70,16 @@ impl<'a> Target<'a> {
             // What a request to an endpoint takes is on the heap: futures are moved before they run.
             return Box::pin(exchange.run(None)).await;
         };
-        let server = self.server;
-        if server.refuses(&login.identity()) {
+        let endpoint = self.endpoint;
+        if endpoint.refuses(&login.identity()) {
             return Err(Error::LoginRefused);
         }
         let (login, answer) = Box::pin(exchange.run_with(login)).await?;
         match &answer {
-            Err(Error::LoginRefused) => server.login_refused(login.identity(), ask.name),
-            // Its word about what was asked for: it has taken the login.
-            Ok(Answer { public: false, .. }) | Err(Error::NotFound | Error::Denied) => {
-                server.login_accepted(&login.identity());
+            Err(Error::LoginRefused) => endpoint.login_refused(login.identity(), ask.name),
+            // That is about what was asked for: the endpoint has taken the login.
+            Ok(ApiResponse { public: false, .. }) | Err(Error::NotFound | Error::Denied) => {
+                endpoint.login_accepted(&login.identity());
             }
             Ok(_) | Err(_) => {}
         }
@@ -87,27 +87,27 @@ impl<'a> Target<'a> {
     }
 }
 
-/// One request to one endpoint, whatever is known of the login that it is sent with.
+/// One request to one endpoint, in the course of logging in and being redirected.
 #[derive(Clone, Copy)]
 pub(in crate::upstream) struct Exchange<'a> {
     remote: &'a Remote,
-    server: &'a Server,
-    ask: &'a Ask<'a>,
-    /// The repository as upstream has it.
+    endpoint: &'a Endpoint,
+    ask: &'a ApiRequest<'a>,
+    /// What the repository is called there.
     name: &'a RepoName,
     deadline: Instant,
 }
 
 impl<'a> Exchange<'a> {
-    /// What `ask` means at this endpoint; `name` is that of its repository as upstream has it.
+    /// The request `ask` to this endpoint; `name` is what the repository is called there.
     pub(in crate::upstream) fn new(
         target: Target<'a>,
-        ask: &'a Ask<'a>,
+        ask: &'a ApiRequest<'a>,
         name: &'a RepoName,
         deadline: Instant,
     ) -> Self {
-        let Target { remote, server } = target;
-        Self { remote, server, ask, name, deadline }
+        let Target { remote, endpoint } = target;
+        Self { remote, endpoint, ask, name, deadline }
     }
 
     /// The remote that is asked.
@@ -116,8 +116,8 @@ impl<'a> Exchange<'a> {
     }
 
     /// The endpoint that is asked.
-    pub(in crate::upstream) fn server(&self) -> &'a Server {
-        self.server
+    pub(in crate::upstream) fn endpoint(&self) -> &'a Endpoint {
+        self.endpoint
     }
 
     /// When it must have its answer.
@@ -132,7 +132,7 @@ impl<'a> Exchange<'a> {
 
     /// Asks with `login`, and again with the next one if this one was issued for a time and is refused; with the login
     /// that was used last.
-    async fn run_with(&self, login: Login) -> Result<(Login, Result<Answer, Error>), Error> {
+    async fn run_with(&self, login: Login) -> Result<(Login, Result<ApiResponse, Error>), Error> {
         let answer = self.run(Some(&login)).await;
         let auth = self.remote.auth();
         match answer {
@@ -151,18 +151,18 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Asks with this login, whatever is known of it.
+    /// Asks with this login, even if the endpoint is known to reject it.
     ///
     /// # Errors
     /// As [`Target::exchange`].
-    pub(in crate::upstream) async fn run(&self, login: Option<&Login>) -> Result<Answer, Error> {
-        let (server, ask, scope) = (self.server, self.ask, self.scope());
-        let scheme = server.scheme();
+    pub(in crate::upstream) async fn run(&self, login: Option<&Login>) -> Result<ApiResponse, Error> {
+        let (endpoint, ask, scope) = (self.endpoint, self.ask, self.scope());
+        let scheme = endpoint.scheme();
         let mut tried = match self.authorize(scheme.as_ref(), login).await {
             Ok(tried) => tried,
             Err(error) => {
-                // The token server may have moved: the next request hears of the new one.
-                server.learn(None);
+                // The token server may have moved: the next request learns where to.
+                endpoint.set_scheme(None);
                 return Err(error);
             }
         };
@@ -170,11 +170,11 @@ impl<'a> Exchange<'a> {
         let is_refused = matches!(reply.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         let mut again = None;
         if !reply.elsewhere && is_refused {
-            // Whoever has a seat never waits for another.
+            // A request that has a seat never waits for another.
             reply.seat = None;
             let (status, headers) = (reply.response.status(), reply.response.headers());
             let refused = Refused { status, headers, tried: &tried, scheme: scheme.as_ref() };
-            again = self.remote.auth().reconsider(server.endpoint().as_url(), scope, login, refused).await?;
+            again = self.remote.auth().reconsider(endpoint.url().as_url(), scope, login, refused).await?;
         }
         if again.is_none() && !ask.is_login && login.is_some() && tried.is_anybody() && says_no(&reply) {
             reply.seat = None;
@@ -184,7 +184,7 @@ impl<'a> Exchange<'a> {
             tried = self.authorize(Some(&again), login).await?;
             reply = self.follow(&tried).await?;
             if scheme.as_ref() != Some(&again) {
-                server.learn(Some(again));
+                endpoint.set_scheme(Some(again));
             }
         }
         let public = !self.remote.is_always_known() && (tried.header.is_none() || login.is_none());
@@ -193,13 +193,13 @@ impl<'a> Exchange<'a> {
         let judged = if login.is_some() && tried.is_anybody() && is_unasked_for(&reply) {
             Err(UNSUITED)
         } else if ask.is_optional {
-            let idle = self.remote.sender().client().timeouts.idle;
+            let idle = self.remote.transport().client().timeouts.idle;
             optional::judge(reply, login.is_some(), (idle, self.deadline)).await
         } else {
             self.judge(reply, (&tried, login)).await
         };
         let (response, public) = self.heard(judged, public)?;
-        Ok(Answer { response, public, seat })
+        Ok(ApiResponse { response, public, seat })
     }
 
     /// What to send the request with; may ask the token server.
@@ -213,7 +213,7 @@ impl<'a> Exchange<'a> {
         match remote.auth().authorize(seat, scheme, self.scope(), login, deadline).await {
             // Where something answers in the registry's place, it may do so in the token server's, too.
             Err(Error::Denied)
-                if !remote.sender().is_registry((remote.registry(), self.server), deadline).await =>
+                if !remote.transport().is_registry((remote.registry(), self.endpoint), deadline).await =>
             {
                 Err(Error::NotFromRegistry { status: StatusCode::FORBIDDEN.as_u16() })
             }
@@ -222,60 +222,60 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends the request, and again wherever it is redirected to.
-    async fn follow(&self, tried: &Authorization) -> Result<Reply, Error> {
-        let Self { remote, server, ask, deadline, .. } = *self;
-        let (sender, limits) = (remote.sender(), remote.limits());
-        let client = sender.client();
-        let mut url = ask.url(server.endpoint(), self.name);
-        if sender.mirror().is_some() {
+    async fn follow(&self, tried: &Authorization) -> Result<RawResponse, Error> {
+        let Self { remote, endpoint, ask, deadline, .. } = *self;
+        let (transport, limits) = (remote.transport(), remote.limits());
+        let client = transport.client();
+        let mut url = ask.url(endpoint.url(), self.name);
+        if transport.mirror().is_some() {
             // A mirror of many registries is told which one is meant.
             url.query_pairs_mut().append_pair("ns", remote.registry().as_str());
         }
         let path = url.path().to_owned();
-        let seat = limits.admit(server, &path, !ask.is_transfer, &ask.context, deadline).await?;
-        let mut walk = sender.walk(server, url);
-        walk.is_of_blob = ask.is_transfer;
-        // What a redirect's target gives to anybody, while it is that which is asked.
+        let seat = limits.admit(endpoint, &path, !ask.is_transfer, &ask.context, deadline).await?;
+        let mut chain = transport.chain(endpoint, url);
+        chain.is_of_blob = ask.is_transfer;
+        // The token that the target of a redirect gives to anybody, while that target is asked.
         let mut anybody: Option<Anybody> = None;
         for hop in 0..=redirect::HOPS_MAX {
             let sent_at = Instant::now();
             let within = client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
-            let mut request = ask.request(&walk.url)?;
-            if !walk.elsewhere {
-                sender.dress(&mut request, tried.header.clone(), &ask.context, within);
+            let mut request = ask.request(&chain.url)?;
+            if !chain.elsewhere {
+                transport.dress(&mut request, tried.header.clone(), &ask.context, within);
             } else if let Some(anybody) = &anybody {
-                anybody.add_to(&walk.url, request.headers_mut());
+                anybody.add_to(&chain.url, request.headers_mut());
             }
             let sent = match hop {
                 0 => {
-                    let silent = (silence(server, ask.late), stuck(server, &ask.method));
-                    client.send_unless(silent, walk.way, request, within).await
+                    let silent = (silence(endpoint, ask.late), stuck(endpoint, &ask.method));
+                    client.send_unless(silent, chain.way, request, within).await
                 }
-                _ => client.send(walk.way, request, within).await,
+                _ => client.send(chain.way, request, within).await,
             };
-            let is_berth = !walk.elsewhere && sender.note_berth((remote.registry(), server), &sent);
+            let is_berth = !chain.elsewhere && transport.note_berth((remote.registry(), endpoint), &sent);
             if is_berth {
-                server.waited(sent_at.elapsed());
-                server.succeeded();
+                endpoint.waited(sent_at.elapsed());
+                endpoint.succeeded();
             } else if hop == 0 && within >= client.timeouts.header / BLAME_PART {
-                server.heard(&sent, sent_at.elapsed());
+                endpoint.heard(&sent, sent_at.elapsed());
             }
             let response = sent?;
-            if !walk.elsewhere && !is_berth {
-                limits.heed(server, &path, &response, sent_at);
+            if !chain.elsewhere && !is_berth {
+                limits.apply_headers(endpoint, &path, &response, sent_at);
             }
             if redirect::is_redirect(response.status()) {
-                walk.on(response.headers())?;
+                chain.follow(response.headers())?;
                 continue;
             }
-            if walk.elsewhere && response.status() == StatusCode::UNAUTHORIZED {
+            if chain.elsewhere && response.status() == StatusCode::UNAUTHORIZED {
                 let (headers, sent) = (response.headers(), anybody.take());
-                anybody = remote.auth().anybody_at(&walk, headers, sent, deadline).await?;
+                anybody = remote.auth().anybody_at(&chain, headers, sent, deadline).await?;
                 if anybody.is_some() {
                     continue;
                 }
             }
-            return Ok(Reply { response, elsewhere: walk.elsewhere, is_store: walk.is_store, seat });
+            return Ok(RawResponse { response, elsewhere: chain.elsewhere, is_store: chain.is_store, seat });
         }
         Err(Refusal::TooManyRedirects.into())
     }
@@ -283,7 +283,7 @@ impl<'a> Exchange<'a> {
     /// What an answer means; a refusal only if it is the registry that refuses.
     async fn judge(
         &self,
-        reply: Reply,
+        reply: RawResponse,
         (tried, login): (&Authorization, Option<&Login>),
     ) -> Result<Response<Incoming>, Error> {
         let (status, headers) = (reply.response.status(), reply.response.headers());
@@ -291,20 +291,20 @@ impl<'a> Exchange<'a> {
             return Err(Error::TokenRefused);
         }
         let Some(error) = refusal(&reply, login.is_some()) else { return Ok(reply.response) };
-        let Self { remote, server, deadline, .. } = *self;
+        let Self { remote, endpoint, deadline, .. } = *self;
         // A berth means what it says to HEAD, but something else may have answered in its place.
         let is_left_to_get = self.ask.is_tentative && !remote.is_berth();
-        let at = (remote.registry(), server);
+        let at = (remote.registry(), endpoint);
         if error.is_outage()
             || is_left_to_get
-            || remote.sender().is_registrys_word(at, reply.response, deadline).await
+            || remote.transport().is_registrys_word(at, reply.response, deadline).await
         {
             return Err(error);
         }
         Err(Error::NotFromRegistry { status: status.as_u16() })
     }
 
-    /// Notes what a mirror says besides, and makes of it what it means here: the answer, and whether it is for everybody.
+    /// Records what a mirror says besides. Returns the answer, and whether its content is for everybody.
     fn heard(
         &self,
         judged: Result<Response<Incoming>, Error>,
@@ -313,14 +313,14 @@ impl<'a> Exchange<'a> {
         let registry = self.remote.registry();
         let Some(mirror) = self.remote.mirror() else {
             let judged = match judged {
-                // Nobody but a parent is asked for more registries than its own.
+                // Only a parent is asked for registries other than its own.
                 Err(Error::UnknownRegistry) => Err(Error::NotFound),
                 judged => judged,
             };
             return judged.map(|response| (response, public));
         };
         match judged {
-            // Of one that is listed it is told by asking for it.
+            // A registry that is listed is asked for again, so that it is known when the parent knows it.
             Err(Error::UnknownRegistry) if !registry.is_unlisted() => Err(Error::NotFound),
             Err(Error::UnknownRegistry) => {
                 mirror.note_unknown(registry);

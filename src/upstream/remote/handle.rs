@@ -1,4 +1,4 @@
-//! One registry that can be asked: its endpoints, who berth is there, its connections and its limits.
+//! A remote: its endpoints, how berth logs in there, its connections and its limits.
 //!
 //! A remote is the registry itself, one of its mirrors, or another registry that stands in for it: what it is decides as
 //! whose word its answers count ([`Speaker`]), and whether it is told for which registry it is asked ([`Mirror`]). It
@@ -11,36 +11,37 @@ use tokio::time::Instant;
 
 use crate::oci::{Registry, RepoName, Speaker};
 use crate::upstream::client::Client;
-use crate::upstream::config::{Config, Endpoint};
+use crate::upstream::config::{Endpoint as EndpointUrl, HostName};
 use crate::upstream::credential::Credential;
+use crate::upstream::headers::Headers;
 use crate::upstream::identity::Identity;
 use crate::upstream::remote::auth::Auth;
-use crate::upstream::remote::endpoint::{Endpoints, Server};
-use crate::upstream::remote::error::{BuildError, Error};
-use crate::upstream::remote::event::{Event, Observer};
-use crate::upstream::remote::limits::Limits;
+use crate::upstream::remote::endpoint::{Endpoint, Endpoints};
+use crate::upstream::remote::error::Error;
+use crate::upstream::remote::event::Event;
+use crate::upstream::remote::limits::{Limits, LimitsConfig};
 use crate::upstream::remote::mirror::Mirror;
 use crate::upstream::remote::redirect::Redirects;
 use crate::upstream::remote::rewrite::{self, Rewrite};
-use crate::upstream::remote::transport::Sender;
+use crate::upstream::remote::transport::Transport;
 
-/// One registry that can be asked, under the name that it is asked for.
+/// One remote, and the registry that it is asked for. Cheap to name anew.
 pub(in crate::upstream) struct Remote {
     registry: Registry,
     shared: Arc<Shared>,
 }
 
-/// What it takes to ask; the same for every name that it is asked for.
+/// What it takes to ask; the same for every registry that it is asked for.
 struct Shared {
     speaker: Speaker,
     endpoints: Endpoints,
-    /// Every request says who berth is, with a certificate or with headers of the configuration.
+    /// Whether every request tells who berth is, by a certificate or by headers of the configuration.
     is_always_known: bool,
     identity: Option<Arc<Identity>>,
     rewrites: Vec<Rewrite>,
     auth: Auth,
     limits: Limits,
-    sender: Sender,
+    transport: Transport,
 }
 
 /// As what a remote is asked.
@@ -70,38 +71,50 @@ impl Role {
     }
 }
 
+/// What a remote is made of.
+pub(in crate::upstream) struct Settings {
+    /// The registry that it is asked for, near which its token servers are.
+    pub(in crate::upstream) registry: Registry,
+    /// Where its logins come from.
+    pub(in crate::upstream) credential: Credential,
+    /// Its connections.
+    pub(in crate::upstream) client: Client,
+    /// The certificate that its endpoints are shown.
+    pub(in crate::upstream) identity: Option<Arc<Identity>>,
+    /// Whether every request tells who berth is, by a certificate or by headers.
+    pub(in crate::upstream) is_always_known: bool,
+    /// Headers that its endpoints are sent besides.
+    pub(in crate::upstream) headers: Headers,
+    /// Names that repositories have there.
+    pub(in crate::upstream) rewrites: Vec<Rewrite>,
+    /// Where it may redirect to.
+    pub(in crate::upstream) redirects: Redirects,
+    /// Token servers outside of the registry's own domain.
+    pub(in crate::upstream) realm_hosts: Vec<HostName>,
+    /// How much may be asked of it.
+    pub(in crate::upstream) limits: LimitsConfig,
+}
+
 impl Remote {
-    /// A remote with these endpoints, whose indexes begin with `first`. Reads the credentials and certificates that
-    /// `config` names, and connects to nothing.
-    ///
-    /// # Errors
-    /// [`BuildError`] when the configuration names something that cannot be used.
-    pub(in crate::upstream) fn build(
+    /// A remote with these endpoints, whose indexes begin with `first`.
+    pub(in crate::upstream) fn new(
         role: Role,
-        config: &Config,
-        (first, endpoints): (usize, &[Endpoint]),
-        observer: Observer,
-    ) -> Result<Self, BuildError> {
-        let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-        let credential = Credential::load(config, &observer)?;
-        let client = Arc::new(Client::build(config, identity.clone(), observer)?);
-        let (hosts, plain_http_hosts) = (config.redirect_hosts.clone(), config.plain_http_hosts.clone());
-        let redirects = Redirects::new(hosts, plain_http_hosts);
+        settings: Settings,
+        (first, endpoints): (usize, &[EndpointUrl]),
+    ) -> Self {
+        let Settings { registry, credential, client, identity, is_always_known, .. } = settings;
+        let (client, realms) = (Arc::new(client), (registry.clone(), settings.realm_hosts));
         let shared = Shared {
             speaker: role.speaker(),
-            endpoints: Endpoints::new(first, endpoints, config.limits.reserve),
-            is_always_known: config.is_always_known(),
+            endpoints: Endpoints::new(first, endpoints, settings.limits.reserve),
+            is_always_known,
             identity,
-            rewrites: config.rewrite.clone(),
-            auth: Auth::new(
-                (config.registry.clone(), config.realm_hosts.clone()),
-                credential,
-                Arc::clone(&client),
-            ),
-            limits: Limits::new(&config.limits, Arc::clone(&client)),
-            sender: Sender::new(client, config.headers.clone(), redirects, role.into_mirror()),
+            rewrites: settings.rewrites,
+            auth: Auth::new(realms, credential, Arc::clone(&client)),
+            limits: Limits::new(&settings.limits, Arc::clone(&client)),
+            transport: Transport::new(client, settings.headers, settings.redirects, role.into_mirror()),
         };
-        Ok(Self { registry: config.registry.clone(), shared: Arc::new(shared) })
+        Self { registry, shared: Arc::new(shared) }
     }
 
     /// The same remote, asked for another registry, as a mirror of many can be.
@@ -120,18 +133,18 @@ impl Remote {
     }
 
     /// Its endpoints, in the order of the configuration.
-    pub(in crate::upstream) fn endpoints(&self) -> &[Server] {
+    pub(in crate::upstream) fn endpoints(&self) -> &[Endpoint] {
         self.shared.endpoints.all()
     }
 
-    /// Its endpoints, for the one who probes them.
+    /// Its endpoints, for the task that probes them.
     pub(in crate::upstream) fn probed(&self) -> &Endpoints {
         &self.shared.endpoints
     }
 
     /// What is known of it as a mirror of many registries, if it is one.
     pub(in crate::upstream) fn mirror(&self) -> Option<&Mirror> {
-        self.shared.sender.mirror()
+        self.shared.transport.mirror()
     }
 
     /// Whether it is a mirror that has said that it is a berth.
@@ -144,7 +157,7 @@ impl Remote {
         self.shared.identity.as_deref()
     }
 
-    /// Who berth is there.
+    /// How berth logs in there.
     pub(in crate::upstream) fn auth(&self) -> &Auth {
         &self.shared.auth
     }
@@ -154,9 +167,9 @@ impl Remote {
         &self.shared.limits
     }
 
-    /// What requests go out by.
-    pub(in crate::upstream) fn sender(&self) -> &Sender {
-        &self.shared.sender
+    /// What its requests go out by.
+    pub(in crate::upstream) fn transport(&self) -> &Transport {
+        &self.shared.transport
     }
 
     /// The name that a repository has there.
@@ -172,7 +185,7 @@ impl Remote {
         self.shared.is_always_known
     }
 
-    /// Whether nothing tells it who berth is that asks for `name`.
+    /// Whether requests for `name` do not tell it who berth is, so that anybody could have what comes from it.
     pub(in crate::upstream) async fn is_public(&self, name: &RepoName) -> bool {
         let Ok(there) = self.name_there(name) else { return false };
         !self.shared.is_always_known && !self.shared.auth.applies_to(&there).await
@@ -180,7 +193,7 @@ impl Remote {
 
     /// Whether the configuration says that it is never asked.
     pub(in crate::upstream) fn is_offline(&self) -> bool {
-        self.shared.sender.client().is_offline()
+        self.shared.transport.client().is_offline()
     }
 
     /// Whether it may be asked, and none of its endpoints answers.
@@ -190,32 +203,32 @@ impl Remote {
 
     /// Whether no endpoint answers.
     pub(in crate::upstream) fn are_endpoints_down(&self) -> bool {
-        self.endpoints().iter().all(Server::is_down)
+        self.endpoints().iter().all(Endpoint::is_down)
     }
 
     /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
     pub(in crate::upstream) fn is_short(&self) -> bool {
-        self.endpoints().iter().any(Server::is_short)
+        self.endpoints().iter().any(Endpoint::is_short)
     }
 
     /// Whether an endpoint refuses a configured login, so that what needs it is not asked for.
     pub(in crate::upstream) fn refuses_login(&self) -> bool {
-        self.endpoints().iter().any(Server::refuses_any)
+        self.endpoints().iter().any(Endpoint::refuses_any)
     }
 
     /// When a request that begins now must have its answer.
     pub(in crate::upstream) fn deadline(&self) -> Instant {
-        Instant::now() + self.shared.sender.client().timeouts.budget
+        Instant::now() + self.shared.transport.client().timeouts.budget
     }
 
-    /// Lets the observer know.
+    /// Tells the observer of an event.
     pub(in crate::upstream) fn tell(&self, event: Event) {
-        self.shared.sender.client().tell(event);
+        self.shared.transport.client().tell(event);
     }
 
     /// What an operator should know of its configuration, though berth can work with it.
     pub(in crate::upstream) fn warnings(&self) -> impl Iterator<Item = String> {
-        let of_client = self.shared.sender.client().warnings().iter().cloned();
+        let of_client = self.shared.transport.client().warnings().iter().cloned();
         self.shared.auth.warning().into_iter().chain(of_client)
     }
 }

@@ -1,8 +1,8 @@
-//! How much is asked of an upstream: what the operator allows, and what upstream itself asks for.
+//! How much is asked of a remote: what the operator allows, and what the remote itself asks for.
 //!
-//! Whoever finds a limit reached queues within its own deadline, and clients take turns (`turns`). Who cannot have its
-//! turn in time hears so, with the time after which to come back; as a rule at once, and only for want of room for
-//! a transfer or a request at its deadline, because nobody knows when one ends.
+//! A request that finds a limit reached queues within its own deadline, and clients take turns (`fair_queue`). One that
+//! cannot have its turn in time fails with the time after which to come back: as a rule at once, and at its deadline only
+//! if it waits for room for a transfer or a request, because it is not known when one of those ends.
 //!
 //! Whatever clients ask for, and whether or not they wait for it, no more than `concurrent_requests` are under way.
 
@@ -22,23 +22,23 @@ use crate::pace::{Pace, PerSecond};
 use crate::units::ByteRate;
 use crate::upstream::client::Client;
 use crate::upstream::remote::endpoint::pull_quota::{Reading, Reserve};
-use crate::upstream::remote::endpoint::{Server, Spent};
+use crate::upstream::remote::endpoint::{Endpoint, Spent};
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::event::{Event, Limit};
 use crate::upstream::remote::limits::fair_queue::{Scarce, Turns};
 use crate::upstream::remote::retry_after::retry_after;
 
-/// When to come back for a transfer that found no room: one of those under way has mostly ended by then.
+/// After how long to come back for a transfer that found no room: one of those under way has mostly ended by then.
 const TRANSFER_RETRY: Duration = Duration::from_secs(5);
 
-/// Requests to one upstream at once that are no transfers of blobs, where the configuration does not say. Nobody who
-/// pulls needs more: each takes a round trip or two. A registry is left in peace by it, whatever clients ask for.
+/// Requests to one remote at once, transfers of blobs apart, if the configuration does not say. Pulls need no more: each
+/// request takes a round trip or two. It protects the registry, whatever clients ask for.
 const CONCURRENT_REQUESTS: usize = 64;
-/// Each number of berths that a request has come through has seats of its own, or berths that ask each other in a ring
-/// would wait for one another's.
+/// The number of separate limits of requests at once, one for each number of berths that a request may have come through:
+/// otherwise berths that ask each other in a ring would wait for one another.
 const LEVELS: usize = context::HOPS_MAX + 1;
 
-/// A request whose turn comes has at least this part of the usual time for the head of its answer.
+/// A request whose turn comes has at least this fraction (1/n) of the header timeout left for its answer.
 const ANSWER_PART: u32 = 4;
 
 /// `[upstream.limits]`: how much may be asked of one upstream. What is not set is not limited, but for
@@ -84,32 +84,32 @@ impl Limits {
         }
     }
 
-    /// Waits until a request for `path` may be sent to `server`.
+    /// Waits until a request for `path` may be sent to `endpoint`.
     ///
     /// # Errors
     /// [`Error::Limited`] while the endpoint wants to be left alone, [`Error::Busy`] if it is nobody's turn in time.
     pub(in crate::upstream) async fn admit(
         &self,
-        server: &Server,
+        endpoint: &Endpoint,
         path: &str,
         needs_seat: bool,
         context: &RequestContext,
         deadline: Instant,
     ) -> Result<Option<Seat>, Error> {
-        self.check_rest(server)?;
+        self.check_rest(endpoint)?;
         if let Some(requests) = &self.requests
             && requests.at_once().is_none()
         {
             self.queue(Limit::Requests, requests, context.client(), deadline).await?;
             // It may have asked to be left alone meanwhile.
-            self.check_rest(server)?;
+            self.check_rest(endpoint)?;
         }
         let seat = match needs_seat {
             true => Some(self.seat(context, deadline).await?),
             false => None,
         };
-        self.check_rest(server)?;
-        server.check_path(path).map_err(|left| self.left_alone(left))?;
+        self.check_rest(endpoint)?;
+        endpoint.check_path(path).map_err(|left| self.left_alone(left))?;
         Ok(seat)
     }
 
@@ -130,7 +130,7 @@ impl Limits {
         Ok(Seat { _permit: seat })
     }
 
-    /// Waits for a turn.
+    /// Waits for a turn of this limit.
     async fn queue<S: Scarce>(
         &self,
         limit: Limit,
@@ -147,14 +147,14 @@ impl Limits {
         };
         turn.map_err(|wait| {
             self.client.tell(Event::Refused(limit));
-            // Of rooms nobody knows when there is one.
+            // It is not known when there will be room.
             let retry_after = if wait.is_zero() { TRANSFER_RETRY } else { wait };
             Error::Busy { retry_after }
         })
     }
 
-    fn check_rest(&self, server: &Server) -> Result<(), Error> {
-        server.rests_for().map_or(Ok(()), |left| Err(self.left_alone(left)))
+    fn check_rest(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        endpoint.rests_for().map_or(Ok(()), |left| Err(self.left_alone(left)))
     }
 
     fn left_alone(&self, left: Duration) -> Error {
@@ -162,21 +162,21 @@ impl Limits {
         Error::Limited { retry_after: Some(left) }
     }
 
-    /// Takes one of the manifests that `server` still gives out.
+    /// Takes one of the pulls that are left of the quota of `endpoint`.
     ///
     /// # Errors
     /// [`Error::Limited`] if there is none left.
-    pub(in crate::upstream) fn spend<'a>(&self, server: &'a Server) -> Result<Spent<'a>, Error> {
-        server.spend().map_err(|wait| {
+    pub(in crate::upstream) fn acquire<'a>(&self, endpoint: &'a Endpoint) -> Result<Spent<'a>, Error> {
+        endpoint.acquire().map_err(|wait| {
             self.client.tell(Event::Refused(Limit::Quota));
             Error::Limited { retry_after: Some(wait) }
         })
     }
 
-    /// Takes to heart what an answer of `server` says about further requests.
-    pub(in crate::upstream) fn heed<B>(
+    /// Applies what the headers of an answer of `endpoint` say about further requests.
+    pub(in crate::upstream) fn apply_headers<B>(
         &self,
-        server: &Server,
+        endpoint: &Endpoint,
         path: &str,
         response: &Response<B>,
         sent_at: Instant,
@@ -184,14 +184,14 @@ impl Limits {
         let (status, headers) = (response.status(), response.headers());
         let wait = retry_after(headers);
         match (status, wait) {
-            (StatusCode::TOO_MANY_REQUESTS, Some(wait)) => server.rest(wait),
-            (StatusCode::TOO_MANY_REQUESTS, None) => server.exhausted(),
-            // Of one repository, perhaps.
-            (StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => server.pause_path(path, wait),
-            _ => server.path_answers(path),
+            (StatusCode::TOO_MANY_REQUESTS, Some(wait)) => endpoint.back_off(wait),
+            (StatusCode::TOO_MANY_REQUESTS, None) => endpoint.exhausted(),
+            // It may be about one repository.
+            (StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => endpoint.pause_path(path, wait),
+            _ => endpoint.path_answers(path),
         }
         if let Some(reading) = Reading::read(headers)
-            && server.hear(reading, sent_at)
+            && endpoint.update_quota(reading, sent_at)
         {
             self.client.tell(Event::Quota { limit: reading.limit, remaining: reading.remaining });
         }
@@ -216,19 +216,19 @@ impl Limits {
         Ok(Transfer { room, bytes: self.bytes.clone(), turn: None })
     }
 
-    /// When a request must have its turn, so that there is time left for the answer.
+    /// The latest time for the turn of a request, so that there is time left for its answer.
     fn latest(&self, deadline: Instant) -> Instant {
         let latest = deadline.checked_sub(self.client.timeouts.header / ANSWER_PART);
         latest.map_or(deadline, |latest| latest.max(Instant::now()))
     }
 }
 
-/// The room that a request takes which is no transfer, until it is dropped.
+/// The place of one request, transfers apart, among those at once; until it is dropped.
 pub(in crate::upstream) struct Seat {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The room that a transfer takes until it is dropped, and its part of the speed.
+/// The place of one transfer among those at once, until it is dropped, and its part of the speed.
 pub(in crate::upstream) struct Transfer {
     room: Option<OwnedSemaphorePermit>,
     bytes: Option<Arc<Pace>>,
@@ -245,12 +245,12 @@ impl Transfer {
         }
     }
 
-    /// Notes that bytes were taken.
+    /// Records that bytes were taken.
     pub(in crate::upstream) fn took(&mut self, bytes: u64) {
         self.turn = self.bytes.as_ref().map(|pace| pace.owe(bytes, Instant::now()));
     }
 
-    /// Gives its room to another.
+    /// Gives up its place, which another transfer may have.
     pub(in crate::upstream) fn end(&mut self) {
         self.room = None;
     }

@@ -5,22 +5,22 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 
-/// How berth names itself to upstreams.
+/// The `User-Agent` of berth.
 pub(in crate::upstream) const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
 
-/// Whether something in between answers with a page whatever is asked for. Registries have pages for refusals only.
+/// Whether an answer is that of a portal, which has a page for every request. Registries have pages for refusals only.
 pub(in crate::upstream) fn is_portal(response: &Response<Incoming>) -> bool {
     response.status().is_success() && is_page(response.headers())
 }
 
-/// Whether an answer is one that a registry can give, whatever it is asked for.
+/// Whether an answer is one that a registry could give to some request.
 pub(in crate::upstream) fn is_usable(response: &Response<Incoming>) -> bool {
     let status = response.status();
     let is_of_proxy = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
     !status.is_server_error() && !is_of_proxy && !is_portal(response)
 }
 
-/// Whether an answer is made for people.
+/// Whether an answer is a page made for people.
 pub(in crate::upstream) fn is_page(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|media_type| {
         media_type.eq_ignore_ascii_case("text/html")

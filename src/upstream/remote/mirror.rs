@@ -45,28 +45,28 @@ impl Mirror {
         Self(Arc::new(Known { is_trusted, instance, told, unknown }))
     }
 
-    /// Whether it has said that it is a berth.
+    /// Whether the mirror has said that it is a berth.
     pub(in crate::upstream) fn is_berth(&self) -> bool {
         lock(&self.0.instance).is_some()
     }
 
-    /// Whether it is this very process.
+    /// Whether the mirror is this very process.
     pub(in crate::upstream) fn is_self(&self) -> bool {
         *lock(&self.0.instance) == Some(Instance::own())
     }
 
-    /// Whether it would take the request for a loop.
+    /// Whether the mirror would take the request for a loop.
     pub(in crate::upstream) fn refuses(&self, context: &RequestContext) -> bool {
         lock(&self.0.instance).is_some_and(|instance| context.has(instance) || !context.may_go_on())
     }
 
-    /// Notes who answers. Returns whether it is news that this is this very process.
+    /// Records which berth answers. Returns whether it is news that this is this very process.
     pub(in crate::upstream) fn note_instance(&self, answering: Instance) -> bool {
         let before = lock(&self.0.instance).replace(answering);
         before != Some(answering) && answering == Instance::own()
     }
 
-    /// Notes whether content of `repo` is for everybody: only if the answer says so, anybody would have had it, and the
+    /// Records whether content of `repo` is for everybody: only if the answer says so, anybody would have had it, and the
     /// mirror is trusted. Returns whether it is.
     pub(in crate::upstream) fn note_public(
         &self,
@@ -79,17 +79,17 @@ impl Mirror {
         is_public
     }
 
-    /// Whether it last said that `repo` is for everybody; `None` if it has not been asked for it.
+    /// Whether the mirror last said that `repo` is for everybody; `None` if it has not been asked for it.
     pub(in crate::upstream) fn says_public(&self, repo: &Repo) -> Option<bool> {
         lock(&self.0.told).peek(repo).copied()
     }
 
-    /// Notes that it does not know a registry.
+    /// Records that the mirror does not know `registry`.
     pub(in crate::upstream) fn note_unknown(&self, registry: &Registry) {
         self.0.unknown.note(registry);
     }
 
-    /// Whether it said a moment ago that it does not know a registry.
+    /// Whether the mirror said a moment ago that it does not know `registry`.
     pub(in crate::upstream) fn knows_not(&self, registry: &Registry) -> bool {
         self.0.unknown.has(registry)
     }
@@ -105,12 +105,12 @@ impl Default for Unknown {
 }
 
 impl Unknown {
-    /// It says so now.
+    /// Records that the mirror says so now.
     fn note(&self, registry: &Registry) {
         lock(&self.0).put(registry.clone(), Instant::now());
     }
 
-    /// Whether it said so a moment ago.
+    /// Whether the mirror said so a moment ago.
     fn has(&self, registry: &Registry) -> bool {
         lock(&self.0).peek(registry).is_some_and(|said| said.elapsed() < UNKNOWN_MEMORY)
     }

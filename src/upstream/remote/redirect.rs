@@ -12,15 +12,15 @@ use crate::upstream::client::Way;
 use crate::upstream::config::HostName;
 use crate::upstream::remote::error::{Error, Refusal};
 
-/// Registry, front end, object store, region: and one more.
+/// The most redirects of one request: from the registry to its front end, to an object store, to a region, and one more.
 pub(in crate::upstream) const HOPS_MAX: usize = 5;
 
-/// Whether an answer says to ask elsewhere.
+/// Whether an answer of this status is a redirect.
 pub(in crate::upstream) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where an upstream may redirect to.
+/// The hosts that a remote may redirect to, besides those that any may.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Redirects {
     /// Hosts that may be dialled at any address.
@@ -30,30 +30,30 @@ pub(in crate::upstream) struct Redirects {
 }
 
 impl Redirects {
-    /// To these hosts at any address, and to these without TLS.
+    /// Redirects to `hosts` at any address, and to `plain_http_hosts` without TLS.
     pub(in crate::upstream) fn new(hosts: Vec<HostName>, plain_http_hosts: Vec<HostName>) -> Self {
         Self { hosts, plain_http_hosts }
     }
 }
 
-/// A request on its way to wherever an endpoint sends it.
-pub(in crate::upstream) struct Walk<'a> {
+/// The redirects of one request, from the endpoint on.
+pub(in crate::upstream) struct RedirectChain<'a> {
     endpoint: &'a Url,
     allowed: &'a Redirects,
-    /// Whether it is for a blob, whose bytes are proven whoever sends them.
+    /// Whether the request is for a blob, whose bytes are verified wherever they come from.
     pub(in crate::upstream) is_of_blob: bool,
-    /// What is to be asked next.
+    /// The URL to ask next.
     pub(in crate::upstream) url: Url,
-    /// How that may be dialled.
+    /// How the host of that URL may be dialled.
     pub(in crate::upstream) way: Way,
-    /// Whether it has left the endpoint's API. What is for that alone is not sent any more then, wherever it leads.
+    /// Whether the chain has left the endpoint's API. From then on nothing is sent that is for the endpoint alone.
     pub(in crate::upstream) elsewhere: bool,
-    /// Whether it has left what looks like the API of any registry: what answers then is a store, not a registry.
+    /// Whether the chain has left what looks like the API of a registry: what answers then is a store.
     pub(in crate::upstream) is_store: bool,
 }
 
-impl<'a> Walk<'a> {
-    /// From `url` of `endpoint`.
+impl<'a> RedirectChain<'a> {
+    /// A chain that begins at `url` of `endpoint`.
     pub(in crate::upstream) fn new(endpoint: &'a Url, url: Url, allowed: &'a Redirects) -> Self {
         Self {
             endpoint,
@@ -66,11 +66,11 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Goes to where the headers of a redirect point.
+    /// Goes on to where the headers of a redirect point.
     ///
     /// # Errors
     /// When they point nowhere, or to where no rule lets berth go.
-    pub(in crate::upstream) fn on(&mut self, headers: &HeaderMap) -> Result<(), Error> {
+    pub(in crate::upstream) fn follow(&mut self, headers: &HeaderMap) -> Result<(), Error> {
         let location = headers.get(LOCATION).ok_or(Error::Malformed("a redirect to nowhere"))?;
         let plain_http_hosts: &[HostName] =
             if self.is_of_blob { &self.allowed.plain_http_hosts } else { &[] };
@@ -121,7 +121,7 @@ pub(in crate::upstream) fn upgrade(current: &Url, target: &Url) -> Option<Url> {
     Some(upgraded)
 }
 
-/// A `Location` in ASCII, as it is asked for: some write other letters as they are, in UTF-8 or in what else they have.
+/// A `Location` in ASCII: some servers write other letters as they are, in UTF-8 or another encoding.
 fn in_ascii(location: &HeaderValue) -> String {
     let mut text = String::with_capacity(location.len());
     for byte in location.as_bytes() {
@@ -133,7 +133,7 @@ fn in_ascii(location: &HeaderValue) -> String {
     text
 }
 
-/// Whether what may be sent to one may be sent to the other: same scheme, host and port.
+/// Whether two URLs have the same scheme, host and port, so that what may be sent to one may be sent to the other.
 pub(in crate::upstream) fn is_same_origin(one: &Url, other: &Url) -> bool {
     one.origin().is_tuple() && one.origin() == other.origin()
 }
@@ -219,12 +219,13 @@ mod tests {
         let check = |location: &[&str], elsewhere: bool, is_store: bool| {
             let endpoint = url("https://r.example/hub");
             let allowed = Redirects::default();
-            let mut walk = Walk::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &allowed);
+            let mut chain =
+                RedirectChain::new(&endpoint, url("https://r.example/hub/v2/a/blobs/x"), &allowed);
             for location in location {
                 let location = HeaderValue::from_str(location).unwrap();
-                walk.on(&HeaderMap::from_iter([(LOCATION, location)])).unwrap();
+                chain.follow(&HeaderMap::from_iter([(LOCATION, location)])).unwrap();
             }
-            assert_eq!((walk.elsewhere, walk.is_store), (elsewhere, is_store), "{location:?}");
+            assert_eq!((chain.elsewhere, chain.is_store), (elsewhere, is_store), "{location:?}");
         };
         check(&["/hub/v2/b/blobs/x"], false, false);
         check(&["/v2/b/blobs/x"], true, true);

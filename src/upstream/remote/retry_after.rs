@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-/// Longest `Retry-After` that is passed on; a mistaken date must not lame an upstream for years.
+/// The longest `Retry-After` that is passed on: a mistaken date must not disable an upstream for years.
 const RETRY_AFTER_REPORTED_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// `Retry-After` as seconds or as a date.

@@ -1,4 +1,4 @@
-//! Names that a repository has at an upstream which is itself a mirror, such as a Harbor project.
+//! The names of repositories at a remote that is itself a mirror, such as a Harbor project.
 
 use std::borrow::Cow;
 
@@ -36,7 +36,7 @@ impl<'de> Deserialize<'de> for Rewrite {
     }
 }
 
-/// The name of `name` at the upstream.
+/// What the repository `name` is called at the upstream.
 ///
 /// # Errors
 /// When it would be longer than a name can be.

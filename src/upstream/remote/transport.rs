@@ -17,13 +17,13 @@ use crate::context::via::Instance;
 use crate::oci::Registry;
 use crate::upstream::client::Client;
 use crate::upstream::headers::Headers;
-use crate::upstream::remote::endpoint::Server;
+use crate::upstream::remote::endpoint::Endpoint;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::mirror::Mirror;
-use crate::upstream::remote::redirect::{Redirects, Walk};
+use crate::upstream::remote::redirect::{RedirectChain, Redirects};
 
 /// Sends the requests of one remote.
-pub(in crate::upstream) struct Sender {
+pub(in crate::upstream) struct Transport {
     client: Arc<Client>,
     headers: Headers,
     redirects: Redirects,
@@ -31,7 +31,7 @@ pub(in crate::upstream) struct Sender {
     mirror: Option<Mirror>,
 }
 
-impl Sender {
+impl Transport {
     /// By the connections of `client`, with these headers.
     pub(in crate::upstream) fn new(
         client: Arc<Client>,
@@ -52,9 +52,9 @@ impl Sender {
         self.mirror.as_ref()
     }
 
-    /// A request for `url` on its way to wherever `server` redirects it.
-    pub(in crate::upstream) fn walk<'a>(&'a self, server: &'a Server, url: Url) -> Walk<'a> {
-        Walk::new(server.endpoint().as_url(), url, &self.redirects)
+    /// The chain of redirects that begins with a request for `url` to `endpoint`.
+    pub(in crate::upstream) fn chain<'a>(&'a self, endpoint: &'a Endpoint, url: Url) -> RedirectChain<'a> {
+        RedirectChain::new(endpoint.url().as_url(), url, &self.redirects)
     }
 
     /// Adds what only an endpoint of the configuration is sent: the headers that are configured, the login, and where the
@@ -74,17 +74,17 @@ impl Sender {
         }
     }
 
-    /// Notes which berth answers, if the remote is a mirror. Returns whether one does: then an error is about what was
+    /// Records which berth answers, if the remote is a mirror. Returns whether one does: then an error is about what was
     /// asked for rather than about the mirror.
     pub(in crate::upstream) fn note_berth(
         &self,
-        (registry, server): (&Registry, &Server),
+        (registry, endpoint): (&Registry, &Endpoint),
         sent: &Result<Response<Incoming>, Error>,
     ) -> bool {
         let (Some(mirror), Ok(response)) = (&self.mirror, sent) else { return false };
         let Some(answering) = Instance::answering(response.headers()) else { return false };
         if mirror.note_instance(answering) {
-            let endpoint = server.endpoint();
+            let endpoint = endpoint.url();
             tracing::info!(%registry, %endpoint, "a parent is this very process: the registry itself is asked in its place");
         }
         true

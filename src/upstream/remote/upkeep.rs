@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::upstream::remote::endpoint::{Probe, Server};
+use crate::upstream::remote::endpoint::{Endpoint, Probe};
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::exchange::{Exchange, Target};
 use crate::upstream::remote::handle::Remote;
-use crate::upstream::remote::transport::request::Ask;
+use crate::upstream::remote::transport::request::ApiRequest;
 
-/// Probes of one remote at once: those that hang, and one more.
+/// The most probes of one remote at once: those that hang, and one more.
 const PROBES_MAX: usize = 8;
 
 /// Looks after `remote`, for ever.
@@ -32,12 +32,12 @@ pub(in crate::upstream) async fn tend(remote: &Arc<Remote>) {
     }
 }
 
-/// Asks a mirror who it is, and looks after it, for ever.
+/// Asks a mirror for its identity, and looks after it, for ever.
 pub(in crate::upstream) async fn greet_and_tend(remote: Arc<Remote>) {
-    if let Some(server) = remote.endpoints().first() {
-        let within = remote.sender().client().timeouts.header;
+    if let Some(endpoint) = remote.endpoints().first() {
+        let within = remote.transport().client().timeouts.header;
         // Whether it answers does not matter yet.
-        let _ = remote.sender().answers((remote.registry(), server), within).await;
+        let _ = remote.transport().answers((remote.registry(), endpoint), within).await;
     }
     tend(&remote).await;
 }
@@ -63,21 +63,21 @@ async fn probe(remote: &Arc<Remote>) {
     }
 }
 
-/// One probe, and what it means.
-async fn look_at(remote: &Remote, server: &Server, probe: Probe) {
-    let (sender, at) = (remote.sender(), (remote.registry(), server));
-    let header = sender.client().timeouts.header;
+/// Carries out one probe, and records what it means.
+async fn look_at(remote: &Remote, endpoint: &Endpoint, probe: Probe) {
+    let (transport, at) = (remote.transport(), (remote.registry(), endpoint));
+    let header = transport.client().timeouts.header;
     match probe {
         Probe::Up => {
             let begun = Instant::now();
-            if sender.answers(at, header).await == Some(true) {
-                server.probed(begun.elapsed());
-                server.succeeded();
+            if transport.answers(at, header).await == Some(true) {
+                endpoint.probed(begun.elapsed());
+                endpoint.succeeded();
             }
         }
-        Probe::Look => match sender.answers(at, server.look_within().min(header)).await {
-            Some(true) => server.acquit(),
-            Some(false) => server.condemn(),
+        Probe::Look => match transport.answers(at, endpoint.look_within().min(header)).await {
+            Some(true) => endpoint.clear_suspicion(),
+            Some(false) => endpoint.mark_down(),
             None => {}
         },
         Probe::Login(identity, name) => {
@@ -86,13 +86,13 @@ async fn look_at(remote: &Remote, server: &Server, probe: Probe) {
             let Ok(login) = remote.auth().login(&there, deadline).await else { return };
             // Without it another login is in force, which has done nothing wrong.
             let Some(login) = login.filter(|login| login.identity() == identity) else {
-                return server.login_accepted(&identity);
+                return endpoint.login_accepted(&identity);
             };
-            let ask = Ask::login(&name);
-            let exchange = Exchange::new(Target::new(remote, server), &ask, &there, deadline);
+            let ask = ApiRequest::login(&name);
+            let exchange = Exchange::new(Target::new(remote, endpoint), &ask, &there, deadline);
             match exchange.run(Some(&login)).await {
-                Err(Error::LoginRefused) => server.login_proven_refused(&identity),
-                Ok(_) | Err(Error::NotFound | Error::Denied) => server.login_accepted(&identity),
+                Err(Error::LoginRefused) => endpoint.login_proven_refused(&identity),
+                Ok(_) | Err(Error::NotFound | Error::Denied) => endpoint.login_accepted(&identity),
                 // It says nothing about the login.
                 Err(_) => {}
             }

@@ -4,9 +4,9 @@
 //! commas inside quotes and even inside bare scopes, several challenges in one line or over several
 //! lines, parameters that are missing. Whatever the bytes are, reading ends and yields what was understood.
 
-/// Longest header line that is read; a challenge has some two hundred bytes.
+/// Bytes of the longest header line that is read; a challenge has some two hundred.
 const LINE_BYTES_MAX: usize = 8 * 1024;
-/// Most challenges that are kept of one answer.
+/// The most challenges that are kept of one answer.
 const CHALLENGES_MAX: usize = 8;
 
 /// One way to log in that a server offers.
@@ -23,9 +23,9 @@ pub(in crate::upstream) enum Challenge {
 pub(in crate::upstream) struct Bearer {
     /// The token server's URL, not yet judged.
     pub(in crate::upstream) realm: String,
-    /// Who the token is for.
+    /// The service that the token is for.
     pub(in crate::upstream) service: Option<String>,
-    /// What it is for: scopes separated by spaces.
+    /// The scopes of the token, separated by spaces.
     pub(in crate::upstream) scope: Option<String>,
     /// Why the request was refused: `insufficient_scope`, `invalid_token`.
     pub(in crate::upstream) error: Option<String>,

@@ -15,7 +15,7 @@ use crate::upstream::remote::redirect;
 
 /// Registries that are known to keep their token server on another domain.
 const KNOWN_REALM_HOSTS: [(&str, &str); 1] = [("lscr.io", "ghcr.io")];
-/// Longest realm that is believed.
+/// Bytes of the longest realm that is accepted.
 const REALM_BYTES_MAX: usize = 2048;
 
 /// Judges the realm of a challenge that came from `endpoint`, and says how it may be dialled.
@@ -51,7 +51,7 @@ pub(in crate::upstream) fn judge(
     Err(Refusal::RealmHost { host: shorten(host) })
 }
 
-/// Whether somebody registered one domain for both hosts.
+/// Whether both hosts are below one registered domain.
 fn share_domain(one: &Url, other: &Url) -> bool {
     let domain = |url: &Url| match url.host() {
         Some(Host::Domain(name)) => psl::domain_str(name.trim_end_matches('.')).map(str::to_owned),

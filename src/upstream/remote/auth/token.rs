@@ -27,27 +27,28 @@ use crate::upstream::remote::redirect;
 use crate::upstream::remote::retry_after::retry_after;
 use crate::upstream::secret;
 
-/// Tokens of one upstream: enough for every repository of a busy site.
+/// The most tokens that are kept of one remote: enough for every repository of a busy site.
 const TOKENS_MAX: usize = 10_000;
-/// Bytes of all tokens of one upstream with what they are for. A token mostly has one or two kilobytes.
+/// Bytes of all tokens of one remote, with their keys. A token mostly has one or two kilobytes.
 const TOKENS_BYTES_MAX: usize = 4 << 20;
-/// What a token takes beside its own bytes and those that say what it is for.
+/// Bytes that a token takes besides its own and those of its key.
 const SLOT_BYTES: usize = 512;
-/// Between two looks for tokens that are over.
+/// The interval between two searches for tokens that are over.
 const SWEPT_EVERY: Duration = Duration::from_secs(60);
-/// Bytes of a token server's reply, and so of a token. A JWT with many grants has some ten kilobytes, and some replies list
+/// Bytes of the longest reply of a token server, and so of a token. A JWT with many grants has some ten kilobytes, and some replies list
 /// all that an account may do besides; no registry takes a header as large as this.
 const REPLY_BYTES_MAX: usize = 1 << 20;
-/// Redirects of a token server on its own host: to https, and to where it has moved there.
+/// The most redirects of a token server on its own host: to https, and to where it has moved there.
 const HOPS_MAX: usize = 3;
-/// What a reply without `expires_in` means, and the least that any means (distribution, "Token Authentication").
+/// The lifetime of a token whose reply has no `expires_in`, and the shortest of any (distribution, "Token
+/// Authentication").
 const LIFETIME_MIN: Duration = Duration::from_secs(60);
-/// A credential that was withdrawn should not live on for ever in a token.
+/// The longest lifetime of a token: a credential that was withdrawn should not live on in one for ever.
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
-/// A token is renewed this long before its end, or after nine tenths of a short life.
+/// How long before its end a token is renewed; one with a short life is renewed after nine tenths of it.
 const MARGIN_MAX: Duration = Duration::from_secs(30);
-/// How old a token or a login can be for its refusal to be about what was asked for, or about itself, and not about its
-/// age.
+/// The age up to which the refusal of a token or login is about what was asked for, or about the token itself, and not
+/// about its age.
 pub(in crate::upstream) const FRESH: Duration = Duration::from_secs(30);
 
 /// A token, ready for a request.
@@ -81,7 +82,7 @@ impl Token {
 pub(in crate::upstream) struct Key {
     /// The token server.
     pub(in crate::upstream) realm: Url,
-    /// Who the token is for.
+    /// The service that the token is for.
     pub(in crate::upstream) service: Option<String>,
     /// What it allows, sorted.
     pub(in crate::upstream) scopes: Vec<String>,
@@ -193,7 +194,7 @@ impl Slots {
         slot
     }
 
-    /// Notes what a slot holds now, and until when that is of use.
+    /// Records the size of what a slot holds now, and until when that is of use.
     fn note(&mut self, key: &Arc<Key>, slot: &Arc<tokio::sync::Mutex<Slot>>, bytes: usize, ends: Instant) {
         let is_it = |entry: &&mut Entry| Arc::ptr_eq(&entry.slot, slot);
         // It may have been dropped meanwhile, while it was waited for.
@@ -214,7 +215,7 @@ impl Slots {
         }
     }
 
-    /// Drops the least recently used until the rest fits. Whoever waits for one of them has it nevertheless.
+    /// Drops the least recently used until the rest fits. A request that waits for one of them has it nevertheless.
     fn trim(&mut self) {
         while self.bytes > TOKENS_BYTES_MAX || self.by_key.len() > TOKENS_MAX {
             let Some((_, entry)) = self.by_key.pop_lru() else { return };

@@ -1,41 +1,41 @@
-//! Whether an endpoint is worth asking: closed while it answers, open after it failed several times in a row, or was
-//! found to be of no use by a look at it, which whoever doubts it can have.
+//! The circuit breaker of an endpoint: closed while it answers, open after it failed several times in a row, or after a
+//! probe found it of no use. Any caller that suspects it can have it probed.
 //!
 //! Clients never ask an endpoint whose circuit is open; a probe in the background does, ever more rarely, and any
 //! answer closes it again. The next probe does not wait for the last: one that hangs must not hide a recovery. Each
-//! comes a little early by chance, so that many berths do not all knock at the same time. Pure: time and chance are
+//! comes a little early by chance, so that many berths do not all ask at the same time. Pure: time and chance are
 //! parameters.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many failures in a row are no accident.
+/// Failures in a row after which the circuit opens.
 const FAILURES_MAX: u32 = 3;
-/// The first probe comes soon, because most outages are short.
+/// The wait before the first probe: short, because most outages are.
 const PROBE_FIRST: Duration = Duration::from_secs(1);
-/// The longest that a recovered upstream stays unasked.
+/// The longest wait between probes, and so the longest time for which an endpoint that has recovered is not asked.
 const PROBE_MAX: Duration = Duration::from_secs(5);
-/// The part of a wait that is up to chance.
+/// The part of a wait that is random.
 const JITTER: f64 = 0.25;
 
-/// Looks at an endpoint that goes on being doubted are no burden to it.
+/// The shortest time between two probes of an endpoint that is suspected again and again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The circuit of one endpoint.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Circuit {
     state: State,
-    /// When it is to be looked at, because somebody doubts it; while it is closed.
+    /// When the endpoint is to be probed because a caller suspects it; only while the circuit is closed.
     look: Option<Instant>,
     looked: Option<Instant>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Ask it; it failed so many times since its last answer.
+    /// The endpoint is asked. It has failed this many times since its last answer.
     Closed { failures: u32 },
-    /// Do not ask it; probe it at `probe`, about `wait` after it was last asked.
+    /// The endpoint is not asked but probed at `probe`, about `wait` after it was last asked.
     Open { probe: Instant, wait: Duration },
 }
 
@@ -46,20 +46,20 @@ impl Default for State {
 }
 
 impl Circuit {
-    /// Whether clients should leave the endpoint alone.
+    /// Whether the circuit is open, so that only probes ask the endpoint.
     pub(in crate::upstream) fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. })
     }
 
-    /// Notes an answer; true if this closed the circuit.
+    /// Records an answer. Returns whether it closed the circuit.
     pub(in crate::upstream) fn succeed(&mut self) -> bool {
         let was_open = self.is_open();
         self.state = State::default();
         was_open
     }
 
-    /// Notes that it may be of no use, though it may not seem to fail; true if it is now to be looked at.
-    pub(in crate::upstream) fn doubt(&mut self, now: Instant) -> bool {
+    /// Records that the endpoint may be of no use, although it may not seem to fail. Returns whether a new probe is due.
+    pub(in crate::upstream) fn suspect(&mut self, now: Instant) -> bool {
         let is_news = !self.is_open() && self.look.is_none();
         if is_news {
             self.look = Some(self.looked.map_or(now, |looked| now.max(looked + LOOK_EVERY)));
@@ -67,8 +67,8 @@ impl Circuit {
         is_news
     }
 
-    /// Notes that a look has found it of no use; true if this opened the circuit.
-    pub(in crate::upstream) fn condemn(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
+    /// Records that a probe has found the endpoint of no use. Returns whether that opened the circuit.
+    pub(in crate::upstream) fn mark_down(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
         let was_closed = !self.is_open();
         if was_closed {
             self.state = State::Open { probe: now + early(PROBE_FIRST, random), wait: PROBE_FIRST };
@@ -76,18 +76,18 @@ impl Circuit {
         was_closed
     }
 
-    /// Notes that a client's request failed; true if this opened the circuit.
+    /// Records that a request of a client failed. Returns whether that opened the circuit.
     pub(in crate::upstream) fn fail(&mut self, now: Instant, random: &mut fastrand::Rng) -> bool {
         match &mut self.state {
             State::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
-            State::Closed { .. } => return self.condemn(now, random),
+            State::Closed { .. } => return self.mark_down(now, random),
             // A request from before; the probe decides.
             State::Open { .. } => {}
         }
         false
     }
 
-    /// When to probe, or to look; `None` while the circuit is closed and nobody doubts it.
+    /// When to probe; `None` while the circuit is closed and the endpoint is not suspected.
     pub(in crate::upstream) fn probe_at(&self) -> Option<Instant> {
         match self.state {
             State::Closed { .. } => self.look,
@@ -95,7 +95,7 @@ impl Circuit {
         }
     }
 
-    /// Notes that a probe begins: if it fails, there will be another.
+    /// Records that a probe begins: if it fails, there will be another.
     pub(in crate::upstream) fn probe_begins(&mut self, now: Instant, random: &mut fastrand::Rng) {
         (self.look, self.looked) = (None, Some(now));
         if let State::Open { probe, wait } = &mut self.state {
@@ -105,7 +105,7 @@ impl Circuit {
     }
 }
 
-/// A wait, or a little less.
+/// `wait`, or at random a little less.
 fn early(wait: Duration, random: &mut fastrand::Rng) -> Duration {
     wait.mul_f64(1.0 - JITTER * random.f64())
 }
@@ -133,14 +133,14 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         let mut circuit = Circuit::default();
         let now = Instant::now();
-        assert!(circuit.doubt(now) && !circuit.doubt(now));
+        assert!(circuit.suspect(now) && !circuit.suspect(now));
         assert_eq!(circuit.probe_at(), Some(now));
         circuit.probe_begins(now, &mut random);
         assert_eq!(circuit.probe_at(), None);
-        assert!(circuit.doubt(now));
+        assert!(circuit.suspect(now));
         assert_eq!(circuit.probe_at(), Some(now + LOOK_EVERY));
-        assert!(circuit.condemn(now, &mut random) && circuit.is_open());
-        assert!(!circuit.condemn(now, &mut random) && !circuit.doubt(now));
+        assert!(circuit.mark_down(now, &mut random) && circuit.is_open());
+        assert!(!circuit.mark_down(now, &mut random) && !circuit.suspect(now));
     }
 
     #[tokio::test(start_paused = true)]

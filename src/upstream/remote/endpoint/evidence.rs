@@ -1,4 +1,4 @@
-//! What the answer of `/v2/` last said about who answers at an endpoint, a registry or something in its place.
+//! What the answer of `/v2/` last said about who answers at an endpoint: a registry, or something in its place.
 
 use std::time::Duration;
 

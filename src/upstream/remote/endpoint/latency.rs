@@ -1,4 +1,4 @@
-//! How long an endpoint took to answer lately: whether one that says nothing is late. Pure.
+//! How long an endpoint took to answer lately, and so when an answer is late.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,21 +6,22 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// Answers that are remembered: enough for a p95, few enough to follow a line that has become slower.
+/// Latencies that are kept of one endpoint: enough for a p95, few enough to follow a line that has become slower.
 const ANSWERS_MAX: usize = 32;
-/// Of so many in a hundred it is known how long they take.
+/// The percentile that counts as the usual latency.
 const PERCENT: usize = 95;
 
-/// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
+/// No answer is late sooner than this: users do not notice it, and a busy machine is not taken for a slow line.
 const LATE_MIN: Duration = Duration::from_millis(200);
-/// When an answer is late of which nobody can tell how long it usually takes: as good as every registry is there before.
+/// After how long an answer is late if the usual latency is not known: nearly every registry has answered by then.
 const LATE_UNKNOWN: Duration = Duration::from_secs(1);
-/// How long the last answers took until their head was here.
-#[derive(Debug, Default)]
-pub(in crate::upstream) struct Waits(VecDeque<Duration>);
 
-impl Waits {
-    /// Notes how long one took.
+/// The latencies of the last answers of one endpoint, each up to the end of the head.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct LatencyWindow(VecDeque<Duration>);
+
+impl LatencyWindow {
+    /// Adds the latency of one answer, in the place of the oldest if there are as many as are kept.
     pub(in crate::upstream) fn note(&mut self, wait: Duration) {
         if self.0.len() == ANSWERS_MAX {
             self.0.pop_front();
@@ -28,12 +29,12 @@ impl Waits {
         self.0.push_back(wait);
     }
 
-    /// How many are known.
+    /// How many latencies are known.
     pub(in crate::upstream) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Within what nearly all are here; `None` if there was none yet.
+    /// The latency that nearly all answers keep within; `None` before the first.
     pub(in crate::upstream) fn usual(&self) -> Option<Duration> {
         let mut sorted: Vec<_> = self.0.iter().copied().collect();
         sorted.sort_unstable();
@@ -41,22 +42,23 @@ impl Waits {
     }
 }
 
-/// After how long an answer is late where nearly all are here within `usual`.
+/// After how long an answer is late if nearly all keep within `usual`.
 pub(in crate::upstream) fn late_after(usual: Option<Duration>) -> Duration {
     usual.map_or(LATE_UNKNOWN, |usual| usual.max(LATE_MIN))
 }
 
-/// Lets whoever has sent a request know that its answer is late.
+/// The signal that the answer to a request is late, for the one who sent it.
 #[derive(Default)]
-pub(in crate::upstream) struct Late(Notify);
+pub(in crate::upstream) struct LateSignal(Notify);
 
-impl Late {
+impl LateSignal {
+    /// Gives the signal to those who wait for it now.
     pub(in crate::upstream) fn tell(&self) {
-        // Who does not wait for it by now no longer has a use for it.
+        // A caller that does not wait by now no longer has a use for it.
         self.0.notify_waiters();
     }
 
-    /// Ends when it is told from now on.
+    /// Waits for the next signal.
     pub(in crate::upstream) fn told(&self) -> Notified<'_> {
         self.0.notified()
     }
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     fn usual(waits: impl IntoIterator<Item = u64>) -> Option<u64> {
-        let mut all = Waits::default();
+        let mut all = LatencyWindow::default();
         waits.into_iter().for_each(|wait| all.note(Duration::from_millis(wait)));
         all.usual().map(|usual| u64::try_from(usual.as_millis()).unwrap())
     }

@@ -2,7 +2,7 @@
 //! finds out whether it answers again.
 //!
 //! Such an answer may be about one repository of many, whose owner or storage is throttled. So it counts for its own path
-//! alone, and for [`PAUSE_MAX`] at most: whoever runs one repository does not shut the registry for the others. Pure: the
+//! alone, and for [`PAUSE_MAX`] at most: a repository whose owner is throttled does not shut the registry for the others. Pure: the
 //! time is a parameter.
 
 use std::hash::{BuildHasher as _, RandomState};
@@ -14,14 +14,15 @@ use tokio::time::Instant;
 
 use crate::bounded;
 
-/// The longest that a path is left alone, whatever it asks for: one request in this time is a burden to nobody.
+/// The longest time for which a path is left alone, whatever it asks for: one request in this time is a burden to nobody.
 pub(in crate::upstream) const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long the others wait for the one request that finds out. It may have been given up.
+/// How long other requests wait for the one that finds out whether the path answers again; that one may have been given
+/// up.
 const PROBE_MAX: Duration = Duration::from_secs(5);
-/// Paths of one endpoint that are remembered; each takes some 100 bytes. The oldest are forgotten first.
+/// The most paths that are remembered of one endpoint; each takes some 100 bytes, and the oldest are forgotten first.
 const PATHS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// The paths that are left alone, by a hash: two that have one by chance wait for each other, and no more.
+/// The paths that are left alone, by a hash: two paths with the same hash wait for each other, and no more.
 pub(in crate::upstream) struct PathPauses {
     until: LruCache<u64, Instant>,
     hasher: RandomState,
@@ -34,11 +35,11 @@ impl Default for PathPauses {
 }
 
 impl PathPauses {
-    /// Whether a request for `path` may be sent. After a pause the first that asks may, and the others wait for what
+    /// Checks whether a request for `path` may be sent. After a pause the first request may, and the others wait for what
     /// it finds out.
     ///
     /// # Errors
-    /// For how long the path is left alone.
+    /// For how much longer the path is left alone.
     pub(in crate::upstream) fn check(&mut self, path: &str, now: Instant) -> Result<(), Duration> {
         if self.until.is_empty() {
             return Ok(());
@@ -52,13 +53,13 @@ impl PathPauses {
         Ok(())
     }
 
-    /// Notes that `path` asks to be left alone for so long. Returns whether that is news.
+    /// Leaves `path` alone for this time, as its answer asks. Returns whether that is news.
     pub(in crate::upstream) fn pause(&mut self, path: &str, wait: Duration, now: Instant) -> bool {
         let before = self.until.put(self.hasher.hash_one(path), now + wait.min(PAUSE_MAX));
         before.is_none()
     }
 
-    /// Notes that `path` answers. Returns whether it was left alone.
+    /// Records that `path` answers. Returns whether it was left alone.
     pub(in crate::upstream) fn end(&mut self, path: &str) -> bool {
         !self.until.is_empty() && self.until.pop(&self.hasher.hash_one(path)).is_some()
     }

@@ -2,7 +2,7 @@
 //! `ratelimit-remaining`, which other registries have copied.
 //!
 //! Only GETs of manifests are counted there; HEADs are free, and tell as well what is left. A request under way
-//! counts as spent until its answer is here, so that many at once ask for no more than there is. An endpoint that
+//! counts as spent until its answer is here, so that many requests at once ask for no more than there is. An endpoint that
 //! says nothing of the kind has no quota. Pure: the time is a parameter.
 
 use std::fmt;
@@ -16,23 +16,24 @@ use crate::units::{self, Given};
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
-/// Docker Hub's window, for who does not name its own.
+/// The window of a quota whose answer does not name one: Docker Hub's.
 const WINDOW_DEFAULT: Duration = Duration::from_secs(6 * 3600);
-/// No window is longer, whatever is said.
+/// The longest window that is believed.
 const WINDOW_MAX: Duration = Duration::from_secs(24 * 3600);
-/// After this one request finds out whether an exhausted quota has been filled up: nobody says when it will be.
+/// The time after which one request finds out whether an exhausted quota has been filled up: no answer says when.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// How soon requests under way will have told what they left.
+/// The time allowed for requests in flight to report the remaining quota.
 const SOON: Duration = Duration::from_millis(250);
-/// What is kept for images never seen. Of Docker Hub's 100 for anonymous clients that is twenty images in six hours.
+/// The percentage of a quota that is kept for images never seen: of Docker Hub's 100 pulls for anonymous clients, twenty
+/// images in six hours.
 const RESERVE_PERCENT: f64 = 20.0;
 
 /// What of a quota is kept for images never seen: `20`, or `"20%"` of the whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reserve {
-    /// So many manifests.
+    /// This number of manifests.
     Count(u64),
-    /// So many per cent of the quota.
+    /// This percentage of the quota.
     Percent(f64),
 }
 
@@ -46,7 +47,7 @@ impl Reserve {
     fn of(self, limit: u64) -> u64 {
         match self {
             Self::Count(count) => count,
-            // As exact as anybody means it: a quota has some hundred manifests.
+            // Exact enough: a quota has some hundred manifests.
             Self::Percent(percent) => (limit as f64 * percent / 100.0) as u64,
         }
     }
@@ -77,7 +78,7 @@ impl fmt::Display for Reserve {
     }
 }
 
-/// What an answer says of a quota.
+/// What the headers of one answer say of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) struct Reading {
     pub(in crate::upstream) limit: u64,
@@ -94,7 +95,7 @@ impl Reading {
     }
 }
 
-/// `100;w=21600`: a number, and the seconds that it is for.
+/// Parses `100;w=21600`: a number, and the window in seconds.
 fn parse(text: &str) -> Option<(u64, Option<Duration>)> {
     let mut parts = text.split(';').map(str::trim);
     let number = parts.next()?.parse().ok()?;
@@ -107,14 +108,14 @@ fn parse(text: &str) -> Option<(u64, Option<Duration>)> {
 pub(in crate::upstream) struct Quota {
     reserve: Reserve,
     known: Option<Known>,
-    /// Requests that count, sent and not yet answered.
+    /// Requests that count against the quota, sent and not yet answered.
     under_way: u64,
 }
 
 #[derive(Debug)]
 struct Known {
     reading: Reading,
-    /// When it was heard.
+    /// When the answer came.
     at: Instant,
 }
 
@@ -123,11 +124,11 @@ impl Quota {
         Self { reserve, known: None, under_way: 0 }
     }
 
-    /// Counts one request as spent, until [`Quota::answered`].
+    /// Takes one pull, which counts as used until [`Quota::answered`].
     ///
     /// # Errors
-    /// When to try again, if there is none left.
-    pub(in crate::upstream) fn spend(&mut self, now: Instant) -> Result<(), Duration> {
+    /// After how long to try again, if none is left.
+    pub(in crate::upstream) fn acquire(&mut self, now: Instant) -> Result<(), Duration> {
         if let Some(Known { reading, at }) = self.current(now)
             && reading.remaining <= self.under_way
         {
@@ -143,15 +144,15 @@ impl Quota {
         Ok(())
     }
 
-    /// A request that was spent has its answer, or has none.
+    /// Records that a request for which a pull was taken has its answer, or has none.
     pub(in crate::upstream) fn answered(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
     }
 
-    /// Hears what the answer to a request that was sent at `sent_at` says; true if it is news.
+    /// Records what the answer to a request that was sent at `sent_at` says. Returns whether that is news.
     ///
     /// Answers overtake each other: one that says more than another is believed only if it was asked for later.
-    pub(in crate::upstream) fn hear(&mut self, reading: Reading, sent_at: Instant, now: Instant) -> bool {
+    pub(in crate::upstream) fn update(&mut self, reading: Reading, sent_at: Instant, now: Instant) -> bool {
         let is_late = |known: &Known| sent_at < known.at && reading.remaining > known.reading.remaining;
         if self.current(now).is_some_and(is_late) {
             return false;
@@ -160,21 +161,21 @@ impl Quota {
         true
     }
 
-    /// No more is given out, although nobody has said so in numbers.
+    /// Records that nothing is left, although no answer has said so in numbers.
     pub(in crate::upstream) fn exhausted(&mut self, now: Instant) {
         if let Some(known) = &mut self.known {
             *known = Known { reading: Reading { remaining: 0, ..known.reading }, at: now };
         }
     }
 
-    /// Whether what is left is for images never seen.
+    /// Whether what is left is kept for images never seen.
     pub(in crate::upstream) fn is_short(&self, now: Instant) -> bool {
         self.current(now).is_some_and(|Known { reading, .. }| {
             reading.remaining.saturating_sub(self.under_way) <= self.reserve.of(reading.limit)
         })
     }
 
-    /// What is known and not from a window that is over.
+    /// What is known, unless its window is over.
     fn current(&self, now: Instant) -> Option<&Known> {
         self.known.as_ref().filter(|known| now < known.at + known.reading.window)
     }
@@ -212,40 +213,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_under_way_is_spent() {
         let (mut quota, now) = (Quota::new(Reserve::Count(0)), Instant::now());
-        assert!(quota.spend(now).is_ok() && !quota.is_short(now), "nobody speaks of a quota");
+        assert!(quota.acquire(now).is_ok() && !quota.is_short(now), "nobody speaks of a quota");
         quota.answered();
-        assert!(quota.hear(reading(100, 2), now, now));
-        assert_eq!([0; 3].map(|_| quota.spend(now)), [Ok(()), Ok(()), Err(SOON)]);
+        assert!(quota.update(reading(100, 2), now, now));
+        assert_eq!([0; 3].map(|_| quota.acquire(now)), [Ok(()), Ok(()), Err(SOON)]);
         assert!(quota.is_short(now));
-        quota.hear(reading(100, 1), now, now);
+        quota.update(reading(100, 1), now, now);
         quota.answered();
-        assert_eq!(quota.spend(now), Err(SOON), "the other one is not answered yet");
-        quota.hear(reading(100, 0), now, now);
+        assert_eq!(quota.acquire(now), Err(SOON), "the other one is not answered yet");
+        quota.update(reading(100, 0), now, now);
         quota.answered();
-        assert_eq!(quota.spend(now), Err(LOOK_AGAIN));
+        assert_eq!(quota.acquire(now), Err(LOOK_AGAIN));
         let later = now + LOOK_AGAIN;
         assert_eq!(
-            [0; 2].map(|_| quota.spend(later)),
+            [0; 2].map(|_| quota.acquire(later)),
             [Ok(()), Err(SOON)],
             "one looks whether there is more"
         );
-        quota.hear(reading(100, 99), later, later);
+        quota.update(reading(100, 99), later, later);
         quota.answered();
-        assert!(quota.spend(later).is_ok() && !quota.is_short(later));
+        assert!(quota.acquire(later).is_ok() && !quota.is_short(later));
         quota.exhausted(later);
-        assert!(quota.spend(later).is_err());
-        assert!(quota.spend(later + WINDOW_DEFAULT).is_ok(), "the window is over");
+        assert!(quota.acquire(later).is_err());
+        assert!(quota.acquire(later + WINDOW_DEFAULT).is_ok(), "the window is over");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_was_overtaken_does_not_add() {
         let (mut quota, early) = (Quota::new(Reserve::default()), Instant::now());
         let late = early + Duration::from_secs(1);
-        assert!(quota.hear(reading(100, 20), early, late));
-        assert!(!quota.hear(reading(100, 21), early, late), "it was asked before the other was heard");
+        assert!(quota.update(reading(100, 20), early, late));
+        assert!(!quota.update(reading(100, 21), early, late), "it was asked before the other was heard");
         assert!(quota.is_short(late));
-        assert!(quota.hear(reading(100, 19), early, late));
-        assert!(quota.hear(reading(100, 100), late, late));
+        assert!(quota.update(reading(100, 19), early, late));
+        assert!(quota.update(reading(100, 100), late, late));
         assert!(!quota.is_short(late));
     }
 
@@ -296,9 +297,9 @@ mod tests {
             };
             assert!(reading.window <= WINDOW_MAX);
             let (mut quota, now) = (Quota::new(Reserve::default()), Instant::now());
-            quota.hear(reading, now, now);
+            quota.update(reading, now, now);
             // A window of no length is over at once.
-            assert_eq!(quota.spend(now).is_ok(), reading.remaining > 0 || reading.window.is_zero());
+            assert_eq!(quota.acquire(now).is_ok(), reading.remaining > 0 || reading.window.is_zero());
             let _ = quota.is_short(now);
         });
     }

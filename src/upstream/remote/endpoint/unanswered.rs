@@ -1,4 +1,4 @@
-//! What an endpoint has no answer for: questions that a registry need not know, and for how long that is remembered.
+//! Optional questions that an endpoint does not know, such as what refers to a manifest, remembered for a while.
 //!
 //! A 404 that names what is unknown is about that alone. Anything else is about all that is asked of a repository. Pure:
 //! the time is a parameter.
@@ -13,12 +13,12 @@ use crate::bounded;
 use crate::oci::{Digest, RepoName};
 use crate::upstream::remote::error::Error;
 
-/// Repositories and manifests of one endpoint that are remembered; each takes some 100 bytes. The oldest are forgotten
-/// first, which costs a request.
+/// The most repositories and manifests that are remembered of one endpoint; each takes some 100 bytes. The oldest are
+/// forgotten first, which costs a request.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// What an endpoint has no answer for, by a hash: two that have one by chance share an answer that is asked for in
-/// another way too.
+/// What an endpoint does not answer, by a hash: two repositories with the same hash share what is then asked for in
+/// another way.
 pub(in crate::upstream) struct Unanswered {
     until: LruCache<u64, (Instant, Error)>,
     hasher: RandomState,
@@ -31,7 +31,7 @@ impl Default for Unanswered {
 }
 
 impl Unanswered {
-    /// What it said a moment ago, of all that is in the repository or of this manifest.
+    /// What the endpoint said a moment ago, of all that is in the repository or of this manifest.
     pub(in crate::upstream) fn check(
         &mut self,
         name: &RepoName,
@@ -44,7 +44,7 @@ impl Unanswered {
         found.map(|(_, error)| error)
     }
 
-    /// Notes what it said until then.
+    /// Remembers until that time what the endpoint `said`.
     pub(in crate::upstream) fn note(
         &mut self,
         name: &RepoName,

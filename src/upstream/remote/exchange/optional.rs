@@ -15,26 +15,27 @@ use tokio::time::Instant;
 use crate::upstream::client;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::exchange::verdict;
-use crate::upstream::remote::transport::request::Reply;
+use crate::upstream::remote::transport::request::RawResponse;
 
-/// Longest body of an error that is read: registries' own have some hundred bytes.
+/// Bytes of the longest body of an error that is read: those of registries have some hundred.
 const ERROR_BYTES_MAX: usize = 8 * 1024;
-/// Codes of errors that say what is unknown.
+/// The error codes that name what is unknown.
 const NAMING: [&str; 5] =
     ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_INVALID", "DIGEST_INVALID"];
 
-/// That there is no such thing as was asked for, for anybody.
+/// The error of an endpoint that does not know the question.
 pub(in crate::upstream) const NO_SUCH_PATH: Error = Error::Unavailable { status: 404 };
 
-/// What an answer's status means to such a question: [`Error::is_unknown_question`], if the registry does not know it.
+/// What an answer to an optional question means: an error that [`Error::is_unknown_question`] if the registry does not
+/// know the question.
 pub(in crate::upstream) async fn judge(
-    reply: Reply,
+    reply: RawResponse,
     with_login: bool,
     (idle, deadline): (Duration, Instant),
 ) -> Result<Response<Incoming>, Error> {
     let status = reply.response.status();
     if reply.elsewhere && status.is_client_error() {
-        // Whoever says no there does not know of the registry, whatever the reason.
+        // What refuses there does not know of the registry, whatever the reason.
         return Err(NO_SUCH_PATH);
     }
     if status == StatusCode::NOT_FOUND {

@@ -1,8 +1,8 @@
-//! A request to which nothing is said: is the endpoint late, of no use, or is it the connection?
+//! A request that gets no answer: the endpoint may be late, or of no use, or the connection may be dead.
 //!
-//! After the time that nearly all answers take, another endpoint may be asked beside it (`hedge`). After some more the
-//! endpoint is doubted, and a look at it decides: if it is of no use, the request ends; if it answers, the connection may
-//! have been forgotten on the way.
+//! After the time that nearly all answers take, the caller is told that this one is late. After some more the endpoint is
+//! suspected, and a probe decides: if the endpoint is of no use, the request ends; if it answers, the connection may have
+//! been forgotten on the way.
 
 use std::future::pending;
 use std::pin::pin;
@@ -10,14 +10,14 @@ use std::pin::pin;
 use http::Method;
 use tokio::time::sleep;
 
-use crate::upstream::remote::endpoint::Server;
-use crate::upstream::remote::endpoint::latency::Late;
+use crate::upstream::remote::endpoint::Endpoint;
+use crate::upstream::remote::endpoint::latency::LateSignal;
 
-/// Ends when `server`, which says nothing to a request that was just sent, turns out to say nothing at all. Tells when
-/// it is late.
-pub(in crate::upstream) async fn silence(server: &Server, late: Option<&Late>) {
+/// Waits until `endpoint`, to which a request was just sent, turns out to answer nothing at all. Gives the signal `late`
+/// when the answer is late.
+pub(in crate::upstream) async fn silence(endpoint: &Endpoint, late: Option<&LateSignal>) {
     let lateness = async {
-        sleep(server.late_after()).await;
+        sleep(endpoint.late_after()).await;
         if let Some(late) = late {
             late.tell();
         }
@@ -25,27 +25,27 @@ pub(in crate::upstream) async fn silence(server: &Server, late: Option<&Late>) {
     };
     tokio::select! {
         () = lateness => {}
-        () = condemnation(server) => {}
+        () = marked_down(endpoint) => {}
     }
 }
 
-async fn condemnation(server: &Server) {
-    let mut condemned = pin!(server.condemned());
-    condemned.as_mut().enable();
+async fn marked_down(endpoint: &Endpoint) {
+    let mut marked_down = pin!(endpoint.marked_down());
+    marked_down.as_mut().enable();
     tokio::select! {
-        () = condemned.as_mut() => return,
-        () = sleep(server.patience()) => server.doubt(),
+        () = marked_down.as_mut() => return,
+        () = sleep(endpoint.patience()) => endpoint.suspect(),
     }
-    condemned.await;
+    marked_down.await;
 }
 
-/// Ends when it seems to be the connection that says nothing: a look at `server` has been answered meanwhile. A GET may be
-/// slow by itself, and be counted twice.
-pub(in crate::upstream) async fn stuck(server: &Server, method: &Method) {
+/// Waits until the connection seems to be dead: a probe of `endpoint` has been answered meanwhile. Never ends for a GET,
+/// which may be slow by itself, and which a quota would count twice.
+pub(in crate::upstream) async fn stuck(endpoint: &Endpoint, method: &Method) {
     if *method != Method::HEAD {
         return pending().await;
     }
-    let acquitted = server.acquitted();
-    sleep(server.patience()).await;
-    acquitted.await;
+    let cleared = endpoint.cleared();
+    sleep(endpoint.patience()).await;
+    cleared.await;
 }

@@ -1,7 +1,7 @@
 //! What an answer of any status means.
 //!
-//! A refusal is the registry's own only if somebody spoke for it (`ping`). Everything else is an outage: what is known
-//! already may be served.
+//! A refusal is the registry's own only if there is evidence for that (`ping`). Everything else is an outage: what is
+//! known already may be served.
 
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
@@ -13,20 +13,20 @@ use crate::upstream::remote::endpoint::path_pauses;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::message::is_portal;
 use crate::upstream::remote::retry_after::retry_after;
-use crate::upstream::remote::transport::request::Reply;
+use crate::upstream::remote::transport::request::RawResponse;
 
-/// It asks for a login, and what is configured is none of that kind.
+/// The error if an endpoint asks for a login of another kind than is configured.
 pub(in crate::upstream) const UNSUITED: Error =
     Error::Malformed("a 401 that asks for no login of the kind that is configured");
 
 /// What an answer's status means.
-pub(in crate::upstream) fn judge(reply: Reply, with_login: bool) -> Result<Response<Incoming>, Error> {
+pub(in crate::upstream) fn judge(reply: RawResponse, with_login: bool) -> Result<Response<Incoming>, Error> {
     refusal(&reply, with_login).map_or(Ok(reply.response), Err)
 }
 
 /// What an answer says in the place of content; `None` if it is content.
-pub(in crate::upstream) fn refusal(reply: &Reply, with_login: bool) -> Option<Error> {
-    let Reply { response, elsewhere, is_store, .. } = reply;
+pub(in crate::upstream) fn refusal(reply: &RawResponse, with_login: bool) -> Option<Error> {
+    let RawResponse { response, elsewhere, is_store, .. } = reply;
     let status = response.status();
     Some(match status.as_u16() {
         200 | 206 => return None,
@@ -49,8 +49,8 @@ pub(in crate::upstream) fn refusal(reply: &Reply, with_login: bool) -> Option<Er
     })
 }
 
-/// Whether an answer to nobody may be another to somebody.
-pub(in crate::upstream) fn says_no(reply: &Reply) -> bool {
+/// Whether an answer to a request without a login may be another to one with a login.
+pub(in crate::upstream) fn says_no(reply: &RawResponse) -> bool {
     let is_no = matches!(
         reply.response.status(),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
@@ -58,7 +58,7 @@ pub(in crate::upstream) fn says_no(reply: &Reply) -> bool {
     !reply.elsewhere && (is_no || is_portal(&reply.response))
 }
 
-/// Whether it is a 401, which to nobody is no word about a login that was not sent.
-pub(in crate::upstream) fn is_unasked_for(reply: &Reply) -> bool {
+/// Whether an answer is a 401, which says nothing about a login that was not sent.
+pub(in crate::upstream) fn is_unasked_for(reply: &RawResponse) -> bool {
     !reply.elsewhere && reply.response.status() == StatusCode::UNAUTHORIZED
 }

@@ -1,14 +1,13 @@
 //! Blobs: their size, and a body that begins where it was asked to.
 //!
-//! The size is upstream's own word: from a 2xx of the blob itself, never from a manifest. Where the answer has none, HEAD
-//! is asked for it, and what that says or fails at never speaks against the body that is here: its end is then the end of
-//! the blob. A part is taken only if the answer proves that it is the place that was asked for, and of a content of the
+//! The size is what the endpoint itself says, in a 2xx of the blob and never in a manifest. If the answer has none, HEAD is
+//! asked for it; an error of that HEAD does not count against the body that has begun, whose end is then the end of the blob. A part is taken only if the answer proves that it is the place that was asked for, and of a content of the
 //! same size where that is known. An upstream that ignores ranges answers with everything: the stream says where it
 //! begins.
 //!
 //! Labels decide nothing, for the digest does: a body may be called `text/html`, or coded, and be right. One that calls
-//! itself a page is used only where nobody has another, and says so ([`BlobStream::is_page`]): whoever takes it must keep
-//! all of it back until it is proven.
+//! itself a page is used only if no endpoint has another, and is marked ([`BlobStream::is_page`]): the caller must hold all
+//! of it back until it is verified.
 
 use std::time::Duration;
 
@@ -23,58 +22,59 @@ use crate::context::{RequestContext, is_fallback};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::range::{ContentRange, Span};
 use crate::oci::{Digest, Range, RepoName, Speaker};
-use crate::upstream::remote::endpoint::latency::Late;
+use crate::upstream::remote::endpoint::latency::LateSignal;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::exchange::Target;
 use crate::upstream::remote::handle::Remote;
 use crate::upstream::remote::limits::Transfer;
 use crate::upstream::remote::message::is_page;
-use crate::upstream::remote::transport::request::{Answer, Ask};
+use crate::upstream::remote::transport::request::{ApiRequest, ApiResponse};
 
-/// No layer comes near this; a larger claim is a mistake or an attack on the disk.
+/// Bytes of the largest blob that is believed: no layer comes near this, and a larger claim is a mistake or an attack on
+/// the disk.
 pub const BLOB_BYTES_MAX: u64 = 1 << 40;
-/// How long a body that is here waits for HEAD to say how long it is: what a registry that is well takes.
+/// How long a body that has begun waits for HEAD to tell its size: as long as a healthy registry takes.
 const MEASURE_MAX: Duration = Duration::from_secs(1);
 
 /// A blob on its way. Its bytes are unproven, and may be fewer or more than `total`: that is for the reader
 /// to judge, together with their digest.
 pub struct BlobStream {
-    /// The size of the whole blob; none if upstream does not say, or if it calls itself a page.
+    /// The size of the whole blob; `None` if the endpoint does not tell, or if the body calls itself a page.
     pub total: Option<u64>,
     /// The offset of the first byte: the one asked for, or 0.
     pub start: u64,
-    /// The offset behind the last byte that it promises; it may break off before. Where the size is not known, the
+    /// The offset behind the last byte that is promised; the body may break off before. If the size is not known, the
     /// largest that a blob may have.
     pub end: u64,
-    /// Which endpoint it comes from.
+    /// The index of the endpoint that it comes from.
     pub endpoint: usize,
-    /// Whether it comes without any credential.
+    /// Whether the blob comes without any credential.
     pub public: bool,
-    /// Who sends it.
+    /// As whose word the blob counts.
     pub speaker: Speaker,
-    /// Whether a fallback sends it, be it by way of a parent.
+    /// Whether a fallback sends the blob, directly or by way of a parent.
     pub is_of_fallback: bool,
-    /// Whether it calls itself a page, as a portal's answer does.
+    /// Whether the body calls itself a page, as that of a portal does.
     pub is_page: bool,
-    /// Whether the answer itself does not say how long it is: the size, if there is one, is HEAD's word.
+    /// Whether the answer itself does not tell its length: the size, if there is one, is what HEAD told.
     pub is_length_untold: bool,
-    /// Whether its end looks like a connection that broke: it has neither a length nor chunks.
+    /// Whether the end of the body looks like a broken connection: it has neither a length nor chunks.
     pub ends_by_close: bool,
     body: Incoming,
     idle: Duration,
     transfer: Transfer,
 }
 
-/// That somebody has a blob of this size: nothing proves it.
+/// A claim to have a blob of this size, which nothing proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Its size.
+    /// The size of the blob in bytes.
     pub size: u64,
-    /// Whose word it is.
+    /// As whose word the claim counts.
     pub speaker: Speaker,
 }
 
-/// What is asked of each endpoint.
+/// A blob, or a part of it, that is asked for.
 pub(in crate::upstream) struct Wanted<'a> {
     name: &'a RepoName,
     digest: &'a Digest,
@@ -85,7 +85,7 @@ pub(in crate::upstream) struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// A blob, or a part of it; with `total`, only a content of that size.
+    /// The blob, or a part of it. If `total` is given, only a content of that size is accepted.
     pub(in crate::upstream) fn new(
         (name, digest): (&'a RepoName, &'a Digest),
         range: Option<Range>,
@@ -94,17 +94,17 @@ impl<'a> Wanted<'a> {
         Self { name, digest, range, total, is_measured: false }
     }
 
-    /// The same; if `is_measured`, HEAD is asked for a size that the answer does not tell.
+    /// The same blob. If `is_measured`, HEAD is asked for a size that the answer does not tell.
     pub(in crate::upstream) fn measured(self, is_measured: bool) -> Self {
         Self { is_measured, ..self }
     }
 }
 
 impl BlobStream {
-    /// The next bytes; `None` when upstream has ended the body.
+    /// The next bytes; `None` at the end of the body.
     ///
     /// # Errors
-    /// [`Error::Timeout`] when upstream goes silent, [`Error::Unreachable`] when the connection breaks.
+    /// [`Error::Timeout`] when the endpoint goes silent, [`Error::Unreachable`] when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         self.transfer.turn().await;
         loop {
@@ -122,7 +122,7 @@ impl BlobStream {
         }
     }
 
-    /// Makes room for another transfer: no more of this one is wanted.
+    /// Makes room for another transfer, because no more of this one is read.
     pub fn leave(&mut self) {
         self.transfer.end();
     }
@@ -134,7 +134,7 @@ impl BlobStream {
 /// [`Error::Changed`] if the size is another one than is known; else [`Error`], as [`Target::exchange`].
 pub(in crate::upstream) async fn open(
     target: Target<'_>,
-    (context, late): (&RequestContext, &Late),
+    (context, late): (&RequestContext, &LateSignal),
     wanted: &Wanted<'_>,
     deadline: Instant,
 ) -> Result<BlobStream, Error> {
@@ -147,10 +147,10 @@ pub(in crate::upstream) async fn open(
         }
         (range, _) => range,
     };
-    let ask = Ask::get(name, format!("blobs/{digest}")).along(context).telling(late);
-    let ask = Ask { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
+    let ask = ApiRequest::get(name, format!("blobs/{digest}")).along(context).telling(late);
+    let ask = ApiRequest { range: range.map(|range| range.to_string()), is_transfer: true, ..ask };
     let transfer = remote.limits().transfer(context.client(), deadline).await?;
-    let Answer { response, public, .. } = target.exchange(&ask, deadline).await?;
+    let ApiResponse { response, public, .. } = target.exchange(&ask, deadline).await?;
     let mut is_length_untold = false;
     let (span, total) = match part_of(&response, range)? {
         Some(part) => {
@@ -183,9 +183,9 @@ pub(in crate::upstream) async fn open(
         true => (None, if is_to_the_end { BLOB_BYTES_MAX } else { span.end }),
         false => (total, span.end),
     };
-    let (endpoint, speaker) = (target.server().index(), remote.speaker());
+    let (endpoint, speaker) = (target.endpoint().index(), remote.speaker());
     let is_of_fallback = whose(remote, is_fallback(response.headers())) == Speaker::Fallback;
-    let (body, idle) = (response.into_body(), remote.sender().client().timeouts.idle);
+    let (body, idle) = (response.into_body(), remote.transport().client().timeouts.idle);
     Ok(BlobStream {
         total,
         start: span.start,
@@ -203,36 +203,35 @@ pub(in crate::upstream) async fn open(
     })
 }
 
-/// What HEAD says of a blob's size, if it does: a coded body has another.
+/// The size of a blob as HEAD tells it, if it does: the length of a coded body is another.
 async fn size_by_head(
     target: Target<'_>,
-    (context, late): (&RequestContext, &Late),
+    (context, late): (&RequestContext, &LateSignal),
     name: &RepoName,
     digest: &Digest,
     deadline: Instant,
 ) -> Result<Option<u64>, Error> {
-    let ask = Ask::head(name, format!("blobs/{digest}")).along(context).telling(late);
+    let ask = ApiRequest::head(name, format!("blobs/{digest}")).along(context).telling(late);
     let answer = target.exchange(&ask, deadline).await?;
     Ok(size_of(answer.response.headers(), digest))
 }
 
-/// The size that `target` gives: by HEAD, or by a GET of one byte where HEAD says nothing, or says that there is none.
-/// That is so behind signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
+/// Asks `target` for the size of a blob: by HEAD, and by a GET of one byte if HEAD tells no size or refuses. That happens
+/// behind signed URLs, which are for GET alone, and with servers that send all bodies in chunks.
 ///
-/// A parent says whose word it passes on; of a part of a body that it sends it does not. A berth means what it says
-/// to HEAD.
+/// A parent tells whose word it passes on, except with a part of a body. The refusal of a HEAD by a berth is final.
 ///
 /// # Errors
 /// [`Error`], as [`Target::exchange`]; [`Error::NoLength`] if it has the blob and gives no size.
 pub(in crate::upstream) async fn claim(
     target: Target<'_>,
-    (context, late): (&RequestContext, &Late),
+    (context, late): (&RequestContext, &LateSignal),
     name: &RepoName,
     digest: &Digest,
     deadline: Instant,
 ) -> Result<Claim, Error> {
     let (remote, path) = (target.remote(), format!("blobs/{digest}"));
-    let ask = Ask::head(name, path.clone()).along(context).telling(late).tentative();
+    let ask = ApiRequest::head(name, path.clone()).along(context).telling(late).tentative();
     match target.exchange(&ask, deadline).await {
         Ok(answer) => {
             let headers = answer.response.headers();
@@ -245,7 +244,7 @@ pub(in crate::upstream) async fn claim(
         Err(error) => return Err(error),
     }
     let range = Some(Range::Closed { first: 0, last: 0 }.to_string());
-    let ask = Ask { range, ..Ask::get(name, path).along(context).telling(late) };
+    let ask = ApiRequest { range, ..ApiRequest::get(name, path).along(context).telling(late) };
     let answer = target.exchange(&ask, deadline).await?;
     let headers = answer.response.headers();
     let total = match part_of(&answer.response, Some(Range::Closed { first: 0, last: 0 }))? {
@@ -257,7 +256,7 @@ pub(in crate::upstream) async fn claim(
     Ok(Claim { size: check_size(total)?, speaker: whose(remote, true) })
 }
 
-/// Whose word an answer is; a parent may only have passed on that of a fallback.
+/// As whose word an answer counts: a parent may have passed on that of a fallback.
 fn whose(remote: &Remote, may_be_fallback: bool) -> Speaker {
     match remote.speaker() {
         Speaker::Parent if may_be_fallback => Speaker::Fallback,
@@ -270,11 +269,11 @@ fn is_answer_to(range: Range, span: Span, total: u64) -> bool {
     range.resolve(total).is_ok_and(|asked| span.start == asked.start && span.end <= asked.end)
 }
 
-/// What an answer that calls itself a page is as long as nothing proves it to be a blob.
+/// The error for an answer that calls itself a page, as long as it is not verified to be the blob.
 pub(crate) const PAGE: Error = Error::Malformed("a page instead of a blob");
 
-/// The part that an answer is; none if it is everything. Some servers send a part with 200: then its length is that of
-/// the part, which must be the one that was asked for.
+/// The part of the blob that an answer is; `None` if it is all of it. Some servers send a part with 200: then its length is
+/// that of the part, which must be the one that was asked for.
 fn part_of(response: &Response<Incoming>, range: Option<Range>) -> Result<Option<ContentRange>, Error> {
     let headers = response.headers();
     if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -286,7 +285,7 @@ fn part_of(response: &Response<Incoming>, range: Option<Range>) -> Result<Option
     Ok(Some(part).filter(|_| is_asked && is_as_long))
 }
 
-/// Whether the end of a body is told by the end of its connection alone.
+/// Whether only the end of the connection marks the end of the body.
 fn ends_by_close(response: &Response<Incoming>) -> bool {
     let headers = response.headers();
     response.version() <= Version::HTTP_11
@@ -294,8 +293,8 @@ fn ends_by_close(response: &Response<Incoming>) -> bool {
         && !headers.contains_key(TRANSFER_ENCODING)
 }
 
-/// The size of a blob by the headers of an answer that is not read. A careless server answers with the length of the body
-/// that HEAD does not have, and one that codes bodies with that of the coded one. A portal has a page for every question.
+/// The size of a blob by the headers of an answer whose body is not read. It is not believed if it may be the length of the
+/// empty body of HEAD, of a coded body, or of the page of a portal.
 fn size_of(headers: &HeaderMap, digest: &Digest) -> Option<u64> {
     let is_plain = |coding: &http::HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
     let is_coded = !headers.get_all(CONTENT_ENCODING).iter().all(is_plain);

@@ -32,35 +32,37 @@ use crate::upstream::remote::exchange::Target;
 use crate::upstream::remote::exchange::optional;
 use crate::upstream::remote::message::media_type;
 use crate::upstream::remote::requests::manifests::{Fetched, Standing};
-use crate::upstream::remote::transport::request::{Answer, Ask};
+use crate::upstream::remote::transport::request::{ApiRequest, ApiResponse};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// Most pages that are put together for one answer.
+/// The most pages that are put together for one list of referrers.
 const PAGES_MAX: usize = 20;
-/// Longest list of referrers, all pages together; clients read no longer manifest.
+/// Bytes of the longest list of referrers, all pages together: clients read no longer manifest.
 const REFERRERS_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long a registry that does not know the question is not asked it again, whatever a rule says: it may learn it.
+/// The longest time for which a registry that does not know the question is not asked again, whatever a rule says: it may
+/// be upgraded.
 const REMEMBERED_MAX: Duration = Duration::from_secs(60);
 
 const LOST_PAGE: &str = "a list of referrers whose next page is not there";
 
-/// What refers to a manifest.
+/// The list of what refers to a manifest.
 #[derive(Clone, Debug)]
 pub struct ReferrerList {
-    /// An OCI index.
+    /// The list as an OCI index.
     pub body: Bytes,
-    /// Whether nothing does.
+    /// Whether the list is empty.
     pub is_empty: bool,
-    /// Whether a parent has kept it from before and could not ask the registry.
+    /// Whether a parent has kept the list from before and could not ask the registry.
     pub is_stale: bool,
-    /// Its place in memory, until it is stored and answered with.
+    /// The place of the list in memory, until it is stored and sent.
     pub place: Option<Arc<Place>>,
 }
 
-/// By the API, unless the endpoint is known not to have it.
+/// Asks `target` by the API for what refers to a manifest, unless the endpoint is known not to have that API. That it has
+/// not is remembered for `remember`.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no such API, [`Error::Denied`] if it is not for us.
+/// [`Error::NotFound`] if there is no such API, [`Error::Denied`] if this login may not use it.
 pub(in crate::upstream) async fn referrers(
     target: Target<'_>,
     context: &RequestContext,
@@ -68,15 +70,15 @@ pub(in crate::upstream) async fn referrers(
     remember: Duration,
     deadline: Instant,
 ) -> Result<ReferrerList, Error> {
-    let server = target.server();
-    let error = match server.says_nothing_of(name, digest) {
+    let endpoint = target.endpoint();
+    let error = match endpoint.says_nothing_of(name, digest) {
         Some(error) => error,
         None => match referrers_by_api((target, context), name, digest, deadline).await {
             Ok(listed) => return Ok(listed),
             Err(error) => {
                 if error.is_refusal() {
                     let wait = remember.min(REMEMBERED_MAX);
-                    server.said_nothing_of(name, digest, error.clone(), wait);
+                    endpoint.said_nothing_of(name, digest, error.clone(), wait);
                 }
                 error
             }
@@ -93,18 +95,18 @@ async fn referrers_by_api(
 ) -> Result<ReferrerList, Error> {
     let (mut pages, remote) = (Pages::default(), target.remote());
     let owner = Owner::new(remote.registry(), context.client());
-    let until = (remote.sender().client().timeouts.idle, deadline);
+    let until = (remote.transport().client().timeouts.idle, deadline);
     let mut query = None;
     let mut is_stale = false;
     for number in 0..PAGES_MAX {
-        let ask = Ask::get(name, format!("referrers/{digest}")).along(context);
-        let ask = Ask { query, accept: Some(OCI_INDEX), is_optional: number == 0, ..ask };
+        let ask = ApiRequest::get(name, format!("referrers/{digest}")).along(context);
+        let ask = ApiRequest { query, accept: Some(OCI_INDEX), is_optional: number == 0, ..ask };
         let answer = match target.exchange(&ask, deadline).await {
             // Somebody has said that there is one.
             Err(error) if number > 0 && error.is_refusal() => Err(Error::Malformed(LOST_PAGE)),
             answer => answer,
         };
-        let Answer { response, seat: _seat, .. } = answer?;
+        let ApiResponse { response, seat: _seat, .. } = answer?;
         let (Parts { headers, .. }, body) = response.into_parts();
         // Where the path is unknown, a registry with a web front answers with its home page.
         if number == 0 && media_type(&headers) != Some(OCI_INDEX) {
@@ -113,7 +115,7 @@ async fn referrers_by_api(
         is_stale |= Standing::of(remote, &headers).is_stale;
         let next = cursor::next_query(&headers)?;
         if next.is_some() && pages.place.is_none() {
-            // Before any of it is read: who has a place waits for no other.
+            // Before any of it is read: a request that has a place waits for no other.
             pages.place = Some(client::place_for(owner.clone(), REFERRERS_BYTES_MAX, deadline).await?);
         }
         let owner = owner.clone();
@@ -129,10 +131,10 @@ async fn referrers_by_api(
     Err(Error::Malformed("a list of referrers with too many pages"))
 }
 
-/// What refers to `digest` by a manifest that stands under the tag for that; `None` if it is no such list.
+/// The list of what refers to `digest`, if the manifest under the tag for that is such a list.
 ///
 /// # Errors
-/// [`Error::Malformed`] if it is a list that nobody could read.
+/// [`Error::Malformed`] if it is a list that no client can read.
 pub(in crate::upstream) async fn in_manifest(
     fetched: Fetched,
     digest: &Digest,
@@ -151,7 +153,7 @@ pub(in crate::upstream) async fn in_manifest(
 struct Pages {
     bodies: Vec<Bytes>,
     bytes: usize,
-    /// For all of them.
+    /// The place in memory of all pages together.
     place: Option<Place>,
 }
 
@@ -165,7 +167,7 @@ impl Pages {
         Ok(())
     }
 
-    /// A list of one page stays as it came. None if it is none about `digest`.
+    /// The list that the pages are; one page stays as it came. `None` if it is not about `digest`.
     async fn into_list(self, digest: &Digest, is_stale: bool) -> Result<Option<ReferrerList>, Error> {
         let Self { bodies, bytes, place } = self;
         let digest = *digest;

@@ -1,9 +1,8 @@
 //! Tags and manifests: what a tag means now, and the bytes of a manifest.
 //!
-//! A tag is looked up by HEAD, which Docker Hub does not count. HEAD is optional for registries and their proxies, and
-//! its answer has no body that says who refuses: a refusal leaves it to the GET, and so does a server's error at the end of
-//! all rounds. Whatever the client accepts, upstream is
-//! asked for every type of manifest. An answer that is no manifest, or not the one asked for, is an endpoint's failure
+//! A tag is looked up by HEAD, which Docker Hub does not count. HEAD is optional for registries and their proxies, and its
+//! answer has no body that shows whose refusal it is: after a refusal a GET decides, and so it does after a server's error
+//! at the end of all rounds. Whatever the client accepts, the registry is asked for every type of manifest. An answer that is no manifest, or not the one asked for, is an endpoint's failure
 //! and not the registry's word: the next endpoint is asked. A manifest that no client takes is the registry's word, and
 //! final.
 
@@ -18,35 +17,35 @@ use crate::oci::{Digest, Reference, RepoName, Speaker, Tag};
 use crate::parsing::{self, Place};
 use crate::shares::Owner;
 use crate::upstream::client;
-use crate::upstream::remote::endpoint::latency::Late;
+use crate::upstream::remote::endpoint::latency::LateSignal;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::exchange::Target;
 use crate::upstream::remote::handle::Remote;
 use crate::upstream::remote::message::{is_page, media_type};
-use crate::upstream::remote::transport::request::{Answer, Ask};
+use crate::upstream::remote::transport::request::{ApiRequest, ApiResponse};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-/// Warnings that an answer is stale: RFC 7234, and berth's own.
+/// What a warning begins with that says that an answer is stale: that of RFC 7234, and berth's own.
 const STALE: [&str; 3] = ["110 ", "111 ", "299 - \"stale:"];
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// What a tag means now, as far as upstream said.
+/// What a tag means now, as far as a HEAD told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// The manifest; `None` if upstream answers HEAD without saying: then only a GET tells.
+    /// The digest of the manifest; `None` if HEAD is answered without it: then only a GET tells.
     pub digest: Option<Digest>,
-    /// Its media type.
+    /// The media type of the manifest.
     pub media_type: Option<String>,
-    /// Its size.
+    /// The size of the manifest in bytes.
     pub size: Option<u64>,
-    /// How fresh that is.
+    /// How fresh the answer is.
     pub standing: Standing,
-    /// Why a GET is to tell, if it is.
+    /// Why only a GET tells, if that is so.
     pub untold: Untold,
 }
 
 impl Resolved {
-    /// HEAD says nothing of use.
+    /// A look-up that tells nothing of use.
     pub(in crate::upstream) fn unknown(untold: Untold) -> Self {
         Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, untold }
     }
@@ -55,28 +54,28 @@ impl Resolved {
 /// Why HEAD does not tell what a tag means, if it does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Untold {
-    /// It is not known there, or answered without a digest.
+    /// HEAD is not known there, or answered without a digest.
     Silent,
-    /// There is no such tag, or none for us.
+    /// HEAD is refused: there is no such tag, or none for this login.
     Refused,
-    /// The registry or what is before it fails, with a 5xx. It may be that it does so at HEAD alone.
+    /// The registry, or a proxy before it, fails with a 5xx. It may do so for HEAD alone.
     Failed,
 }
 
-/// How fresh an answer about a tag is by the word of the parent that gave it. A registry's own is as fresh as can be.
+/// How fresh an answer about a tag is, as the parent says that gave it. The answer of a registry itself is fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// For how many seconds the registry has not confirmed it; none if it never has.
+    /// Seconds since the registry confirmed the answer; `None` if it never has.
     age: Option<u64>,
-    /// Whether the registry should have and could not.
+    /// Whether the registry should have confirmed the answer and could not.
     pub is_stale: bool,
 }
 
 impl Standing {
-    /// As fresh as can be.
+    /// The freshness of an answer of a registry itself.
     pub(in crate::upstream) const FRESH: Self = Self { age: Some(0), is_stale: false };
 
-    /// When the registry confirmed it, in seconds since 1970, at the time `now`.
+    /// When the registry confirmed the answer, in seconds since 1970; `now` is the present time.
     pub fn confirmed_at(self, now: u64) -> u64 {
         self.age.map_or(0, |age| now.saturating_sub(age))
     }
@@ -96,37 +95,37 @@ impl Standing {
     }
 }
 
-/// A manifest as it came. By digest its bytes are proven, by tag they are not; it is a manifest in either case.
+/// A manifest as it came. Asked for by digest its bytes are verified, by tag they are not; it is a manifest in either case.
 #[derive(Debug)]
 pub struct Fetched {
-    /// Its bytes.
+    /// The bytes of the manifest.
     pub body: Bytes,
-    /// What they say.
+    /// The parsed manifest.
     pub manifest: Manifest,
-    /// Which endpoint it came from.
+    /// The index of the endpoint that it came from.
     pub endpoint: usize,
-    /// Whether it came without any credential.
+    /// Whether the manifest came without any credential.
     pub public: bool,
-    /// Who sent it.
+    /// As whose word the manifest counts.
     pub speaker: Speaker,
-    /// If it was asked for by tag: how fresh that is.
+    /// How fresh the answer is, if the manifest was asked for by tag.
     pub standing: Standing,
-    /// Its place in memory, until it is stored.
+    /// The place of the manifest in memory, until it is stored.
     pub place: Option<Place>,
 }
 
-/// Asks `target` what `tag` means, on behalf of `context`; tells `late` when the answer is late.
+/// Asks `target` by HEAD what `tag` means. Gives the signal `late` when the answer is late.
 ///
 /// # Errors
 /// [`Error`], as [`Target::exchange`].
 pub(in crate::upstream) async fn resolve(
     target: Target<'_>,
-    (context, late): (&RequestContext, &Late),
+    (context, late): (&RequestContext, &LateSignal),
     (name, tag): (&RepoName, &Tag),
     deadline: Instant,
 ) -> Result<Resolved, Error> {
-    let ask = Ask::head(name, format!("manifests/{tag}")).along(context).telling(late).tentative();
-    let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
+    let ask = ApiRequest::head(name, format!("manifests/{tag}")).along(context).telling(late).tentative();
+    let ask = ApiRequest { accept: Some(manifest::ACCEPT), ..ask };
     match target.exchange(&ask, deadline).await {
         Ok(answer) => {
             let headers = answer.response.headers();
@@ -142,30 +141,30 @@ pub(in crate::upstream) async fn resolve(
     }
 }
 
-/// The head of a manifest.
+/// Asks `target` for a manifest, up to the head of the answer.
 ///
 /// # Errors
 /// [`Error`], as [`Target::exchange`].
 pub(in crate::upstream) async fn open(
     target: Target<'_>,
-    (context, late): (&RequestContext, &Late),
+    (context, late): (&RequestContext, &LateSignal),
     (name, reference): (&RepoName, &Reference),
     deadline: Instant,
-) -> Result<Answer, Error> {
-    let ask = Ask::get(name, format!("manifests/{reference}")).along(context).telling(late);
-    let ask = Ask { accept: Some(manifest::ACCEPT), ..ask };
-    let _spent = target.remote().limits().spend(target.server())?;
+) -> Result<ApiResponse, Error> {
+    let ask = ApiRequest::get(name, format!("manifests/{reference}")).along(context).telling(late);
+    let ask = ApiRequest { accept: Some(manifest::ACCEPT), ..ask };
+    let _spent = target.remote().limits().acquire(target.endpoint())?;
     target.exchange(&ask, deadline).await
 }
 
-/// The manifest that `answer` is the head of.
+/// Reads the manifest that `answer` is the head of, and verifies it.
 ///
 /// # Errors
 /// [`Error`], if it does not come whole, or is none that clients take, or another than was asked for.
 pub(in crate::upstream) async fn read(
     target: Target<'_>,
     context: &RequestContext,
-    answer: Answer,
+    answer: ApiResponse,
     reference: &Reference,
     deadline: Instant,
 ) -> Result<Fetched, Error> {
@@ -174,8 +173,8 @@ pub(in crate::upstream) async fn read(
     let _seat = answer.seat;
     let content_type = media_type(&head.headers).map(str::to_owned);
     let standing = Standing::of(remote, &head.headers);
-    let (endpoint, public, speaker) = (target.server().index(), answer.public, remote.speaker());
-    let (until, mut place) = ((remote.sender().client().timeouts.idle, deadline), None);
+    let (endpoint, public, speaker) = (target.endpoint().index(), answer.public, remote.speaker());
+    let (until, mut place) = ((remote.transport().client().timeouts.idle, deadline), None);
     let owner = Owner::new(remote.registry(), context.client());
     let read = client::read_document(owner, body, MANIFEST_BYTES_MAX, until, &mut place).await;
     let body = read.map_err(|error| match error {
@@ -189,7 +188,7 @@ pub(in crate::upstream) async fn read(
     Ok(Fetched { body, manifest: manifest?, endpoint, public, speaker, standing, place })
 }
 
-/// Whether a body is a manifest, and the one that was asked for; `stated` is the digest that came with it.
+/// Verifies that a body is a manifest, and the one that was asked for; `stated` is the digest that came with it.
 fn verify(
     content_type: Option<&str>,
     body: &[u8],
@@ -215,7 +214,7 @@ fn verify(
     }
 }
 
-/// What a manifest is that no client takes, in words for whoever wants to pull it.
+/// The error for a manifest that no client takes, in words for the user who pulls it.
 fn unsupported(error: &InvalidManifest) -> Error {
     Error::Unsupported(match error {
         InvalidManifest::Schema1 => {
@@ -233,8 +232,8 @@ fn unsupported(error: &InvalidManifest) -> Error {
     })
 }
 
-/// Whether an endpoint seems not to answer HEAD as it would answer GET: some registries and proxies know no HEAD, and
-/// stores have signatures for GET alone.
+/// Whether the error seems to be about HEAD alone: some registries and proxies know no HEAD, and stores have signatures for
+/// GET alone.
 fn is_about_head(error: &Error) -> bool {
     matches!(error, Error::Unavailable { status: 400..=407 | 409..=428 | 430..=499 | 501 })
 }

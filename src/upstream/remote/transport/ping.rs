@@ -3,7 +3,7 @@
 //! Two questions are answered by it. A probe wants to know whether the endpoint is of any use. A refusal wants to know
 //! whether it was the registry that refused (`evidence`): an ingress that has lost its backend, a firewall or a proxy
 //! answers 404 or 403 in the registry's place, for seconds or for good, and that must not make an image that is stored
-//! here one that does not exist. So a refusal is believed only if somebody spoke for the registry: its body is an error
+//! here one that does not exist. So a refusal is believed only if there is evidence that it is the registry's: its body is an error
 //! as the distribution spec has it, or `/v2/` is answered with 200 or 401 as registries do. Media types decide nothing:
 //! there are registries that refuse with pages, and ingresses that refuse with JSON.
 
@@ -20,51 +20,51 @@ use crate::context::via::Instance;
 use crate::oci::Registry;
 use crate::oci::error::is_error_body;
 use crate::upstream::client::{self, Way};
-use crate::upstream::remote::endpoint::Server;
+use crate::upstream::remote::endpoint::Endpoint;
 use crate::upstream::remote::error::{Error, Refusal};
 use crate::upstream::remote::message;
 use crate::upstream::remote::redirect;
-use crate::upstream::remote::transport::Sender;
-use crate::upstream::remote::transport::request::Ask;
+use crate::upstream::remote::transport::Transport;
+use crate::upstream::remote::transport::request::ApiRequest;
 
-/// Longest body that is looked at, of a refusal or of `/v2/`. A registry's errors have a few hundred bytes.
+/// Bytes of the longest body that is read of a refusal or of `/v2/`. The errors of registries have a few hundred.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-impl Sender {
-    /// The answer of `/v2/`, wherever that is redirected to. Notes which berth it is, if the remote is a mirror.
+impl Transport {
+    /// The answer of `/v2/`, wherever that is redirected to. Records which berth it is, if the remote is a mirror.
     async fn ping(
         &self,
-        (registry, server): (&Registry, &Server),
+        (registry, endpoint): (&Registry, &Endpoint),
         within: Duration,
     ) -> Result<Response<Incoming>, Error> {
-        let mut walk = self.walk(server, server.endpoint().at("", None));
+        let mut chain = self.chain(endpoint, endpoint.url().at("", None));
         for _ in 0..=redirect::HOPS_MAX {
-            let mut request = Ask::look(&walk.url)?;
-            if !walk.elsewhere {
+            let mut request = ApiRequest::look(&chain.url)?;
+            if !chain.elsewhere {
                 self.dress(&mut request, None, &RequestContext::default(), within);
             }
             // Half of the time is left for another connection than a kept one that may have been forgotten on the way.
             let stuck = (pending(), sleep(within / 2));
-            let sent = self.client().send_unless(stuck, walk.way, request, within).await;
-            self.note_berth((registry, server), &sent);
+            let sent = self.client().send_unless(stuck, chain.way, request, within).await;
+            self.note_berth((registry, endpoint), &sent);
             let response = sent?;
             if !redirect::is_redirect(response.status()) {
                 return Ok(response);
             }
-            walk.on(response.headers())?;
+            chain.follow(response.headers())?;
         }
         Err(Refusal::TooManyRedirects.into())
     }
 
     /// The answer of `/v2/` to a request with this header; redirects are not followed.
-    pub(in crate::upstream) async fn knock(
+    pub(in crate::upstream) async fn ask_base(
         &self,
-        server: &Server,
+        endpoint: &Endpoint,
         authorization: Option<HeaderValue>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Error> {
         let header = self.client().timeouts.header;
-        let mut request = Ask::look(&server.endpoint().at("", None))?;
+        let mut request = ApiRequest::look(&endpoint.url().at("", None))?;
         self.dress(&mut request, authorization, &RequestContext::default(), header);
         let within = header.min(deadline.saturating_duration_since(Instant::now()));
         self.client().send(Way::Direct, request, within).await
@@ -75,26 +75,26 @@ impl Sender {
     /// machine lacks what it takes to ask.
     pub(in crate::upstream) async fn answers(
         &self,
-        at: (&Registry, &Server),
+        at: (&Registry, &Endpoint),
         within: Duration,
     ) -> Option<bool> {
-        let (_, server) = at;
+        let (_, endpoint) = at;
         let response = match self.ping(at, within).await {
             Ok(response) => response,
             Err(Error::Local { .. }) => return None,
-            Err(error) => return server.is_useless(&error.to_string()),
+            Err(error) => return endpoint.is_useless(&error.to_string()),
         };
         let status = response.status();
         match message::is_usable(&response) {
             true => Some(true),
-            false => server.is_useless(&format!("it answers everything with {status}, or a page")),
+            false => endpoint.is_useless(&format!("it answers everything with {status}, or a page")),
         }
     }
 
     /// Whether the registry itself has refused by `response`. May read its body, and may ask for `/v2/`.
     pub(in crate::upstream) async fn is_registrys_word(
         &self,
-        at: (&Registry, &Server),
+        at: (&Registry, &Endpoint),
         response: Response<Incoming>,
         deadline: Instant,
     ) -> bool {
@@ -102,8 +102,8 @@ impl Sender {
             // A berth has asked for the evidence itself.
             return true;
         }
-        let (_, server) = at;
-        let until = deadline.min(Instant::now() + server.look_within());
+        let (_, endpoint) = at;
+        let until = deadline.min(Instant::now() + endpoint.look_within());
         let idle = self.client().timeouts.idle;
         match client::read(response.into_body(), BODY_BYTES_MAX, idle, until).await {
             Ok(body) if is_error_body(&body) => true,
@@ -112,10 +112,14 @@ impl Sender {
     }
 
     /// Whether a registry answers at `/v2/`, as far as that is known in time. One request asks for all.
-    pub(in crate::upstream) async fn is_registry(&self, at: (&Registry, &Server), deadline: Instant) -> bool {
-        let (_, server) = at;
+    pub(in crate::upstream) async fn is_registry(
+        &self,
+        at: (&Registry, &Endpoint),
+        deadline: Instant,
+    ) -> bool {
+        let (_, endpoint) = at;
         let looked = async {
-            let within = server.look_within().min(self.client().timeouts.header);
+            let within = endpoint.look_within().min(self.client().timeouts.header);
             let until = deadline.min(Instant::now() + within);
             match self.ping(at, within).await {
                 Ok(response) => {
@@ -126,7 +130,7 @@ impl Sender {
                 Err(_) => false,
             }
         };
-        timeout_at(deadline, server.evidence().get(looked)).await.unwrap_or(false)
+        timeout_at(deadline, endpoint.evidence().get(looked)).await.unwrap_or(false)
     }
 }
 

@@ -9,14 +9,14 @@ use url::Url;
 
 use crate::context::RequestContext;
 use crate::oci::RepoName;
-use crate::upstream::config::Endpoint;
-use crate::upstream::remote::endpoint::latency::Late;
+use crate::upstream::config::Endpoint as EndpointUrl;
+use crate::upstream::remote::endpoint::latency::LateSignal;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::limits::Seat;
 use crate::upstream::remote::message::AGENT;
 
 /// What is asked.
-pub(in crate::upstream) struct Ask<'a> {
+pub(in crate::upstream) struct ApiRequest<'a> {
     pub(in crate::upstream) name: &'a RepoName,
     pub(in crate::upstream) method: Method,
     /// Below `/v2/NAME/`.
@@ -24,21 +24,21 @@ pub(in crate::upstream) struct Ask<'a> {
     pub(in crate::upstream) query: Option<String>,
     pub(in crate::upstream) accept: Option<&'static str>,
     pub(in crate::upstream) range: Option<String>,
-    /// Whether it brings a blob, which has limits of its own.
+    /// Whether the answer is a blob, for which other limits count.
     pub(in crate::upstream) is_transfer: bool,
-    /// Whether nothing of the repository is asked for, but whether its login is taken.
+    /// Whether the request only finds out if the login for the repository is taken.
     pub(in crate::upstream) is_login: bool,
-    /// Whether a refusal need not be proven to be the registry's own: the same is asked again by GET then.
+    /// Whether a refusal needs no evidence that it is the registry's own, because the same is then asked by GET.
     pub(in crate::upstream) is_tentative: bool,
-    /// Whether the registry may not know the question at all, as some know no referrers.
+    /// Whether the registry may not know the question at all, as some do not know referrers.
     pub(in crate::upstream) is_optional: bool,
-    /// Where the request has come from; the endpoint is told.
+    /// What is known of the client's request that this is for; some of it is sent along.
     pub(in crate::upstream) context: RequestContext,
-    /// Who is told when the endpoint is late.
-    pub(in crate::upstream) late: Option<&'a Late>,
+    /// The signal to give when the answer is late.
+    pub(in crate::upstream) late: Option<&'a LateSignal>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> ApiRequest<'a> {
     /// A plain GET of `path`.
     pub(in crate::upstream) fn get(name: &'a RepoName, path: String) -> Self {
         let (method, context) = (Method::GET, RequestContext::default());
@@ -63,45 +63,45 @@ impl<'a> Ask<'a> {
         Self { method: Method::HEAD, ..Self::get(name, path) }
     }
 
-    /// The same, if a refusal leads to a GET, which tells more.
+    /// The same request, whose refusal leads to a GET, which tells more.
     pub(in crate::upstream) fn tentative(self) -> Self {
         Self { is_tentative: true, ..self }
     }
 
-    /// The same on behalf of somebody who may have been passed on.
+    /// The same request, made for `context`.
     pub(in crate::upstream) fn along(self, context: &RequestContext) -> Self {
         Self { context: context.clone(), ..self }
     }
 
-    /// The same, telling when the endpoint is late.
-    pub(in crate::upstream) fn telling(self, late: &'a Late) -> Self {
+    /// The same request, which gives the signal `late` when its answer is late.
+    pub(in crate::upstream) fn telling(self, late: &'a LateSignal) -> Self {
         Self { late: Some(late), ..self }
     }
 
-    /// Whether the login for `name` is taken, whatever it may be used for.
+    /// A request that finds out whether the login for `name` is taken.
     pub(in crate::upstream) fn login(name: &'a RepoName) -> Self {
         Self { is_login: true, ..Self::get(name, String::new()) }
     }
 
-    /// The repository that a token must be good for; `name` as upstream has it.
+    /// The repository that a token must be good for, if any; `name` is what it is called there.
     pub(in crate::upstream) fn scope<'n>(&self, name: &'n RepoName) -> Option<&'n RepoName> {
         (!self.is_login).then_some(name)
     }
 
-    /// Where it is asked at this endpoint.
-    pub(in crate::upstream) fn url(&self, endpoint: &Endpoint, name: &RepoName) -> Url {
+    /// The URL of the request at this endpoint.
+    pub(in crate::upstream) fn url(&self, endpoint: &EndpointUrl, name: &RepoName) -> Url {
         match self.scope(name) {
             Some(name) => endpoint.at(&format!("{name}/{}", self.path), self.query.as_deref()),
             None => endpoint.at("", None),
         }
     }
 
-    /// Whether anything is at `url` that answers.
+    /// A GET of `url`, to find out whether anything answers there.
     pub(in crate::upstream) fn look(url: &Url) -> Result<Request<Full<Bytes>>, Error> {
         body(request(Method::GET, url))
     }
 
-    /// The request for `url`, without what only some places are sent.
+    /// The HTTP request for `url`, without the headers that only the endpoint itself is sent.
     pub(in crate::upstream) fn request(&self, url: &Url) -> Result<Request<Full<Bytes>>, Error> {
         let mut request = request(self.method.clone(), url);
         if let Some(accept) = self.accept {
@@ -124,17 +124,17 @@ fn body(request: request::Builder) -> Result<Request<Full<Bytes>>, Error> {
     request.body(Full::default()).map_err(|_| Error::Malformed("a redirect to a URL that cannot be asked"))
 }
 
-/// A 200 or 206.
-pub(in crate::upstream) struct Answer {
+/// A 200 or 206, and what is known of it.
+pub(in crate::upstream) struct ApiResponse {
     pub(in crate::upstream) response: Response<Incoming>,
-    /// Whether it came without any credential.
+    /// Whether the answer came without any credential.
     pub(in crate::upstream) public: bool,
-    /// Its share of the upstream's limit, until the answer is read.
+    /// The place among the requests at once, held until the answer is read.
     pub(in crate::upstream) seat: Option<Seat>,
 }
 
-/// An answer of any status, and whether it came from another place than the endpoint's API.
-pub(in crate::upstream) struct Reply {
+/// An answer of any status, and where it came from.
+pub(in crate::upstream) struct RawResponse {
     pub(in crate::upstream) response: Response<Incoming>,
     pub(in crate::upstream) elsewhere: bool,
     /// Whether that place is not even another registry's API.

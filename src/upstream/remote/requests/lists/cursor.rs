@@ -1,7 +1,7 @@
 //! Cursors: which page of a list of tags is asked for, in the words of the registry that has the list.
 //!
 //! What leads to the next page is for the registry to say (a tag, a number, a token of its own under a name of its own),
-//! and only whoever has said it can read it. So the query of its `Link` is what a client is given, and what that brings
+//! and only that registry can read it. So the query of its `Link` is what a client is given, and what that brings
 //! back is what the registry gets: nothing is read, replaced or made up here. Of a `Link` only the query counts. Where it
 //! points besides is of no interest, so that no registry sends the reader of a list anywhere else, and no client berth.
 //!
@@ -22,21 +22,21 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 
 use crate::oci::{Registry, RepoName, link};
-use crate::upstream::config::Endpoint;
+use crate::upstream::config::Endpoint as EndpointUrl;
 use crate::upstream::remote::error::Error;
 
-/// Longest query of a `Link`: tokens that hold a whole state, signed, have some 2,000 bytes.
+/// Bytes of the longest query of a `Link`: tokens that hold a whole state, signed, have some 2,000.
 pub(in crate::upstream) const QUERY_BYTES_MAX: usize = 4096;
-/// What any client may ask for: the specification's, Quay's cursor, and the order of Azure's.
+/// The keys that any client may use: the specification's, Quay's cursor, and the order of Azure's.
 const KEYS: [&str; 4] = ["n", "last", "next_page", "orderby"];
-/// Most entries of a page, which some registries know limits for.
+/// The key for the size of a page, which some registries limit.
 const PAGE_SIZE: &str = "n";
-/// The registry that is meant, where a mirror is asked.
+/// The key for the registry that is meant, if a mirror is asked.
 const NAMESPACE: &str = "ns";
-/// What is added to the query of a registry, as the last.
+/// The key of the seal, which is added to the query of a registry as the last.
 const SEAL: &str = "seal";
 const SAYS_NOTHING: &str = "a link to a next page that says nothing of it";
-/// What stands in no URL as it is, besides what is beyond ASCII. A percent sign does.
+/// The ASCII characters that must be coded in a URL. A percent sign need not be.
 const UNFIT: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -52,13 +52,13 @@ const UNFIT: &AsciiSet = &CONTROLS
 /// Which page of a list of tags a client asks for; the first, by default.
 #[derive(Clone, Debug, Default)]
 pub struct PageQuery {
-    /// `key=value` as they came, but for those that are for berth itself.
+    /// The pairs `key=value` as they came, without those that are for berth itself.
     pairs: Vec<String>,
     seal: Option<String>,
 }
 
 impl PageQuery {
-    /// What the query of a request says.
+    /// Reads the query of a request.
     pub fn read(query: &str) -> Self {
         let mut pairs: Vec<_> =
             pairs(query).filter(|pair| key(pair) != NAMESPACE).map(str::to_owned).collect();
@@ -67,12 +67,12 @@ impl PageQuery {
         Self { pairs, seal: seal.map(|pair| value(&pair)) }
     }
 
-    /// Whether it goes on with a list whose beginning a registry has sent: only that can say how.
+    /// Whether the page continues a list whose beginning a registry has sent, which alone can say how.
     pub fn is_continued(&self) -> bool {
         self.seal.is_some()
     }
 
-    /// Whether this endpoint has sent it for this repository.
+    /// Whether the query was sent by this endpoint for this repository.
     pub(in crate::upstream) fn is_of(&self, source: Source<'_>) -> bool {
         let Some(seal) = &self.seal else { return false };
         let Ok(seal) = BASE64_URL_SAFE_NO_PAD.decode(seal) else { return false };
@@ -80,22 +80,22 @@ impl PageQuery {
         hmac::verify(&SEALING, &sealed(source, pairs), &seal).is_ok()
     }
 
-    /// Whether it says something that only its own seal lets pass.
+    /// Whether the query has keys that are only accepted with a seal.
     pub(in crate::upstream) fn needs_seal(&self) -> bool {
         self.seal.is_some() && self.pairs.iter().any(|pair| !KEYS.contains(&&*key(pair)))
     }
 
-    /// The query for the endpoint that has sent it.
+    /// The query for the endpoint that has sent it, unchanged.
     pub(in crate::upstream) fn as_sent(&self) -> Option<String> {
         Some(self.pairs.join("&")).filter(|query| !query.is_empty())
     }
 
-    /// The query for any endpoint: what every client may ask for, once.
+    /// The query for any other endpoint: the keys that every client may use, each once.
     pub(in crate::upstream) fn as_known(&self) -> Option<String> {
         self.known(&KEYS)
     }
 
-    /// The same without a page size; none if it has none.
+    /// The same query without a page size; `None` if it has none.
     pub(in crate::upstream) fn without_page_size(&self) -> Option<Option<String>> {
         let has_size = self.pairs.iter().any(|pair| key(pair) == PAGE_SIZE && !value(pair).is_empty());
         has_size.then(|| self.known(&KEYS[1..]))
@@ -112,20 +112,20 @@ impl PageQuery {
     }
 }
 
-/// Who says what the next page of which list is.
+/// The endpoint and list that a cursor is from.
 #[derive(Clone, Copy)]
 pub(in crate::upstream) struct Source<'a> {
-    pub(in crate::upstream) endpoint: &'a Endpoint,
+    pub(in crate::upstream) endpoint: &'a EndpointUrl,
     pub(in crate::upstream) registry: &'a Registry,
     pub(in crate::upstream) name: &'a RepoName,
-    /// Whether it is a mirror of many registries, which is told anew with each request which one is meant.
+    /// Whether the endpoint is that of a mirror of many registries, which is told with each request which one is meant.
     pub(in crate::upstream) is_mirror: bool,
 }
 
-/// The query of the page behind one that was asked for with `asked`, as a client is given it; none behind the last.
+/// The query of the page after the one that was asked for with `asked`, sealed for the client; `None` after the last.
 ///
 /// # Errors
-/// [`Error::Malformed`], where there is a next page that nobody could ask for: that is never taken for an end.
+/// [`Error::Malformed`], if there is a next page that a client could not ask for: that is never taken for the end.
 pub(in crate::upstream) fn next_page(
     headers: &HeaderMap,
     asked: Option<&str>,
@@ -164,18 +164,18 @@ pub(in crate::upstream) fn next_query(headers: &HeaderMap) -> Result<Option<Stri
     }
 }
 
-/// A query as it may stand in a request and in a header: what may not is percent-coded, and nothing else.
+/// A query whose characters may stand in a request and in a header: those that may not are percent-coded.
 fn coded(query: &[u8]) -> String {
     percent_encode(query, UNFIT).to_string()
 }
 
-/// The secret that queries are sealed with, of this process.
+/// The key that this process seals queries with.
 static SEALING: LazyLock<hmac::Key> = LazyLock::new(|| {
     hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("the system has random numbers")
 });
 
-/// What a seal is made of: all that it is good for, each part with its length. Values count as they are meant, since
-/// clients may code them otherwise.
+/// The bytes that a seal is made of: all that it is valid for, each part with its length. Keys and values are decoded,
+/// because clients may code them otherwise.
 fn sealed<'a>(source: Source<'_>, pairs: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut text = Vec::new();
     let mut add = |part: &[u8]| {
@@ -208,7 +208,7 @@ fn value(pair: &str) -> String {
     String::from_utf8_lossy(&decoded(value)).into_owned()
 }
 
-/// A key or value as it is meant, as in a form.
+/// Decodes a key or value, as in a form.
 fn decoded(text: &str) -> Vec<u8> {
     percent_decode_str(&text.replace('+', " ")).collect()
 }
@@ -219,7 +219,7 @@ mod tests {
 
     const OTHER: &str = "https://b.example";
 
-    fn source(endpoint: &Endpoint, check: impl FnOnce(Source<'_>)) {
+    fn source(endpoint: &EndpointUrl, check: impl FnOnce(Source<'_>)) {
         let (registry, name) = ("r.example".parse().unwrap(), "a/b".parse().unwrap());
         check(Source { endpoint, registry: &registry, name: &name, is_mirror: false });
     }
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_cursor_comes_back_to_where_it_is_from_however_a_client_writes_it() {
-        let [here, there] = ["https://a.example", OTHER].map(|url| Endpoint::parse(url).unwrap());
+        let [here, there] = ["https://a.example", OTHER].map(|url| EndpointUrl::parse(url).unwrap());
         source(&here, |source| {
             let next = next_page(&headers("</t?n=2&page%5B%5D=a+b&x>; rel=next"), Some("n=2"), source);
             let next = next.unwrap().unwrap();
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_page_that_leads_to_itself_or_to_another_registry_is_refused() {
-        let here = Endpoint::parse("https://a.example").unwrap();
+        let here = EndpointUrl::parse("https://a.example").unwrap();
         source(&here, |source| {
             let next = |link: &str, asked| next_page(&headers(link), asked, source);
             assert!(matches!(next("</t?n=1>; rel=next", Some("n=1")), Err(Error::Malformed(_))));
@@ -333,7 +333,7 @@ mod tests {
                 "?",
             ],
         };
-        let here = Endpoint::parse("https://a.example").unwrap();
+        let here = EndpointUrl::parse("https://a.example").unwrap();
         target.holds(|input| {
             let Ok(line) = http::HeaderValue::from_bytes(input) else { return };
             let headers = HeaderMap::from_iter([(LINK, line)]);

@@ -4,9 +4,9 @@
 //! from others nor cut, so the pages that a client gets are the registry's list, or there is an error. A registry that
 //! refuses a page size is asked without one.
 //!
-//! Of a page, [`HELD_BYTES_MAX`] are in memory at once. One that is longer, since the registry knows no pages or gives in to
-//! any wish, streams through at the speed of its client: so many at once as there is room for, which is shared between
-//! registries and clients. One that takes its time gives way to whoever waits and has less.
+//! Of a page, [`HELD_BYTES_MAX`] are in memory at once. One that is longer, because the registry knows no pages or accepts
+//! any size, streams through at the speed of its client. The room for such streams is limited, and shared between
+//! registries and clients: one that takes long gives way to a request that waits and whose owner has less.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,27 +29,28 @@ use crate::upstream::remote::exchange::Target;
 use crate::upstream::remote::message::is_page;
 use crate::upstream::remote::requests::lists::cursor::{self, PageQuery, Source};
 use crate::upstream::remote::requests::manifests::Standing;
-use crate::upstream::remote::transport::request::{Answer, Ask};
+use crate::upstream::remote::transport::request::{ApiRequest, ApiResponse};
 
-/// Bytes of a page that are held: a thousand tags are shorter. What there is beyond is read as it is sent.
+/// Bytes of a page that are held in memory: a thousand tags are shorter. The rest is read as it is sent.
 const HELD_BYTES_MAX: usize = 64 * 1024;
-/// The longest page: half a million tags of the greatest length.
+/// Bytes of the longest page: half a million tags of the greatest length.
 const PAGE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// For how long a long page is sent, whoever waits: ten megabytes at one in a second.
+/// How long a long page is sent in any case: ten megabytes at one megabyte in a second.
 const STREAM_TIME_SURE: Duration = Duration::from_secs(10);
-/// And for how long if nobody waits: the same to the slowest line that images are pulled by.
+/// How long a long page is sent after that if no other waits: the same page to the slowest line that images are pulled by.
 const STREAM_TIME_MAX: Duration = Duration::from_secs(600);
-/// How often one that takes longer is asked to give way.
+/// The interval at which a page that takes longer is asked to give way.
 const STREAM_ASKED_EVERY: Duration = Duration::from_secs(1);
-/// Long pages that are sent at once. Each takes a connection to its registry, and some buffers.
+/// The most long pages that are sent at once. Each takes a connection to its registry, and some buffers.
 const STREAMS_MAX: u64 = 64;
-/// Those that wait for that, of all and of one owner: more would wait for longer than their clients do.
+/// The most requests that wait for one of these places, of all owners and of one: more would wait for longer than their
+/// clients do.
 const WAITING_MAX: usize = 256;
 const WAITING_OF_ONE_MAX: usize = 64;
-/// When to come back if there is no room: most are sent within a second.
+/// After how long to come back if there is no room: most pages are sent within a second.
 const STREAM_RETRY: Duration = Duration::from_secs(2);
 
-/// The long pages of this process, whose memory and descriptors they take.
+/// The places of long pages, for the whole process, whose memory and descriptors they take.
 static STREAMS: LazyLock<Shares> = LazyLock::new(|| {
     Shares::new(Limits { total: STREAMS_MAX, waiting: WAITING_MAX, waiting_of_one: WAITING_OF_ONE_MAX })
 });
@@ -57,44 +58,44 @@ static STREAMS: LazyLock<Shares> = LazyLock::new(|| {
 /// A page of a list of tags.
 #[derive(Debug)]
 pub struct TagPage {
-    /// Its JSON.
+    /// The JSON of the page.
     pub body: TagBody,
-    /// The query of the next page, for whoever asks for it here.
+    /// The query by which the client asks for the next page.
     pub next: Option<String>,
-    /// Whether a parent has it from before and could not ask the registry.
+    /// Whether a parent has kept the page from before and could not ask the registry.
     pub is_stale: bool,
 }
 
 /// The JSON of a page.
 #[derive(Debug)]
 pub enum TagBody {
-    /// All of it.
+    /// The whole page.
     Whole(Bytes),
-    /// A long one, of which only the beginning is here.
+    /// A long page, of which only the beginning is read.
     Stream(Box<TagStream>),
 }
 
-/// A long page on its way.
+/// A long page that is being read.
 #[derive(Debug)]
 pub struct TagStream {
     scan: TagScan,
     body: Incoming,
-    /// What is to be sent before more is read.
+    /// Bytes to send before more is read.
     ready: Vec<u8>,
-    /// Bytes that it may still have.
+    /// Bytes that the page may still have.
     left: u64,
     is_over: bool,
     idle: Duration,
-    /// When its beginning must be here.
+    /// When the beginning of the page must have come.
     until: Option<Instant>,
-    /// None while it is short.
+    /// The place of the page, once it is long.
     room: Option<Room>,
 }
 
-/// The room of a long page among others.
+/// The place of one long page among those at once.
 struct Room {
     is_lost: Arc<AtomicBool>,
-    /// Has it, and gives it up in time also when its client reads nothing, and so nothing asks for more of the page.
+    /// The task that holds the place, and gives it up in time even if the client reads nothing.
     keeper: AbortHandle,
 }
 
@@ -134,7 +135,7 @@ impl TagStream {
     /// The next bytes; `None` at the end of a whole list.
     ///
     /// # Errors
-    /// [`Error`], where it breaks off or turns out to be something else.
+    /// [`Error`], if the page breaks off or turns out to be something else.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         while self.ready.is_empty() && !self.is_over {
             self.read().await?;
@@ -143,7 +144,7 @@ impl TagStream {
         Ok((!ready.is_empty()).then(|| ready.into()))
     }
 
-    /// Reads what comes next.
+    /// Reads the next piece of the page.
     async fn read(&mut self) -> Result<(), Error> {
         const NO_LIST: Error = Error::Malformed("something else than a list of tags");
         if self.room.as_ref().is_some_and(Room::is_lost) {
@@ -175,8 +176,8 @@ pub(in crate::upstream) async fn tags(
     query: Option<String>,
     deadline: Instant,
 ) -> Result<TagPage, Error> {
-    let ask = Ask::get(name, "tags/list".to_owned()).along(context);
-    let ask = Ask { query, accept: Some("application/json"), ..ask };
+    let ask = ApiRequest::get(name, "tags/list".to_owned()).along(context);
+    let ask = ApiRequest { query, accept: Some("application/json"), ..ask };
     let answer = target.exchange(&ask, deadline).await?;
     let headers = answer.response.headers();
     if is_page(headers) {
@@ -190,10 +191,10 @@ pub(in crate::upstream) async fn tags(
     Ok(TagPage { body, next, is_stale })
 }
 
-/// Reads a page to its end, or so much of it that the rest is worth a stream.
+/// Reads a page to its end, or its beginning if it is long.
 async fn begin_tags(
     target: Target<'_>,
-    (answer, owner): (Answer, Owner),
+    (answer, owner): (ApiResponse, Owner),
     name: &RepoName,
     deadline: Instant,
 ) -> Result<TagBody, Error> {
@@ -202,7 +203,7 @@ async fn begin_tags(
     if body.size_hint().lower() > PAGE_BYTES_MAX {
         return Err(TOO_LONG);
     }
-    let (scan, idle) = (TagScan::new(name.as_str()), target.remote().sender().client().timeouts.idle);
+    let (scan, idle) = (TagScan::new(name.as_str()), target.remote().transport().client().timeouts.idle);
     let (ready, left, is_over) = (Vec::new(), PAGE_BYTES_MAX, false);
     let until = Some(deadline);
     let mut stream = TagStream { scan, body, ready, left, is_over, idle, until, room: None };
@@ -224,11 +225,11 @@ pub(in crate::upstream) fn has_sent(target: Target<'_>, page: &PageQuery, name: 
     page.is_of(source(target, name))
 }
 
-/// The endpoint, as the one that a cursor for `name` is from.
+/// The endpoint as the source of a cursor for `name`.
 fn source<'a>(target: Target<'a>, name: &'a RepoName) -> Source<'a> {
     let remote = target.remote();
     Source {
-        endpoint: target.server().endpoint(),
+        endpoint: target.endpoint().url(),
         registry: remote.registry(),
         name,
         is_mirror: remote.mirror().is_some(),
