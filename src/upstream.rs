@@ -1,49 +1,46 @@
-//! Upstream: everything that berth asks of a registry.
+//! Upstream: everything that berth asks of a registry, and whom it asks for it.
 //!
-//! One [`Upstream`] per registry: its endpoints in order, its credentials and tokens, its connections, and what is
-//! known of its health. It stores nothing; whatever it hands out is what a registry said, checked as far as
-//! one answer can be.
+//! One [`Upstream`] per registry. It chooses: parents are asked first, then the registry's own endpoints, then its
+//! fallbacks, each of them again while the time of the request lasts, and one beside another that is late. Each of these is
+//! a `Remote` (`remote`), one registry that is asked and knows of no other. An upstream stores nothing; what it returns is
+//! what a registry said, checked as far as one answer can be.
 //!
 //! What it promises:
 //! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud or the Vault that is
-//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved addresses that
-//!   the configuration does not name (`address`, `realm`, `redirect`).
+//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved
+//!   addresses that the configuration does not name (`address`, `remote::auth::realm`, `remote::redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
-//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`exchange`, `secret`).
-//! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `retry`).
-//! - A refusal is believed only if somebody spoke for the registry, and never if it is a store's (`verdict`, `ping`).
-//! - An endpoint that is known to be down is asked by a probe only (`circuit`, [`Upstream::run`]); a login that it is
-//!   known to refuse is tried by a probe only (`refusals`); an upstream that is offline by configuration is not asked
-//!   at all (`client`).
+//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`remote::exchange`, `secret`).
+//! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `attempts`).
+//! - A refusal is believed only if there is evidence that it is the registry's, and never if it is a store's
+//!   (`remote::exchange::verdict`, `remote::transport::ping`).
+//! - An endpoint that is known to be down is asked by a probe only, and a login that it is known to reject is tried by a
+//!   probe only (`remote::endpoint`, `remote::upkeep`); an upstream that is offline by configuration is not asked at all
+//!   (`client`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows, nor more at once than
-//!   it should be, whatever clients ask for (`limit`). A path that answers 503 is left alone for seconds, and no other
-//!   for it (`path_pauses`).
-//! - What this machine lacks is never held against an endpoint (`error`), and a name server that says nothing holds up
-//!   nothing but what needs it (`lookups`).
+//!   it should be, whatever clients ask for (`remote::limits`). A path that answers 503 is left alone for seconds, and no
+//!   other for it (`remote::endpoint::path_pauses`).
+//! - What this machine lacks is never held against an endpoint (`remote::error`), and a name server that says nothing holds
+//!   up nothing but what needs it (`lookups`).
 //! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
 //!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
 //! - What no configuration lists is asked of parents alone, and takes up nothing of its own (`unlisted`).
-//! - Fallbacks are asked after the registry's own endpoints, each as who berth is there (`fallback`). An endpoint that is
+//! - Fallbacks are asked after the registry's own endpoints, each with its own login (`fallback`). An endpoint that is
 //!   late with a head has another asked beside it; a body comes from one (`hedge`).
 //!
-//! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
-//! which are loops over it.
+//! Reading order: `config`, `remote`, then `attempts` (the order, and when again), `parents`, `fallback`, `hedge`, and
+//! `ask`, which is what can be asked: loops over `attempts`.
 
 mod address;
 mod agent;
-mod auth;
-mod blob;
-mod challenge;
-mod circuit;
+mod ask;
+mod attempts;
+mod build;
 mod client;
 mod cloud;
 mod config;
 mod credential;
 mod docker_config;
-mod door;
-mod error;
-mod event;
-mod exchange;
 mod fallback;
 mod headers;
 mod hedge;
@@ -52,91 +49,71 @@ mod identity;
 mod issued;
 mod jwt;
 mod kept;
-mod limit;
-mod listing;
 mod login;
 mod lookups;
-mod manifest;
 mod parents;
-mod path_pauses;
-mod ping;
 mod pool;
-mod privacy;
 mod program;
 mod proxy;
-mod quota;
-mod realm;
-mod redirect;
-mod refusals;
-mod rename;
-mod retry;
+mod remote;
 mod sameness;
 mod secret;
 mod section;
-mod server;
-mod silence;
 #[cfg(test)]
 mod tests;
-mod token;
-mod trial;
-mod turns;
 mod unlisted;
 mod vault;
-mod verdict;
-mod waits;
 mod watched;
 
 use std::future::pending;
-use std::ops::Deref;
-use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinSet;
 
 pub use self::address::Class;
 pub use self::agent::UserAgent;
-pub(crate) use self::blob::PAGE;
-pub use self::blob::{BLOB_BYTES_MAX, BlobStream, Claim};
+pub use self::attempts::Attempts;
 pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
 pub use self::config::{
     Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
 };
-pub use self::error::{BuildError, Error, InvalidLogins, Refusal};
-pub use self::event::{Event, Observer, Outcome};
 pub use self::fallback::FallbackConfig;
 pub use self::headers::Headers;
 pub use self::identity::ClientCertificate;
-pub use self::limit::{Limit, LimitsConfig};
-pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
-pub use self::manifest::{Fetched, Resolved, Standing, Untold};
 pub use self::parents::ParentsConfig;
 pub use self::proxy::Proxy;
-pub use self::quota::Reserve;
-pub use self::rename::Rewrite;
-pub use self::retry::Attempts;
-pub use self::trial::{Found, Party, Trial};
+pub use self::remote::endpoint::pull_quota::Reserve;
+pub use self::remote::error::{BuildError, Error, InvalidLogins, Refusal};
+pub use self::remote::event::{Event, Limit, Observer, Outcome};
+pub use self::remote::limits::LimitsConfig;
+pub(crate) use self::remote::requests::blobs::PAGE;
+pub use self::remote::requests::blobs::{BLOB_BYTES_MAX, BlobStream, Claim};
+pub use self::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
+pub use self::remote::requests::login_check::{Found, Party, Trial};
+pub use self::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
+pub use self::remote::rewrite::Rewrite;
 pub use self::vault::{
     AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
 };
 
-use self::auth::Auth;
-use self::client::Client;
-use self::credential::Credential;
-use self::exchange::Ask;
+use self::attempts::Route;
 use self::hedge::Hedges;
-use self::identity::Identity;
-use self::limit::Limits;
-use self::parents::{Parents, Peer};
-use self::redirect::Redirects;
+use self::parents::Parents;
+use self::remote::{Remote, Role, upkeep};
 use self::sameness::Sameness;
-use self::server::{Probe, Server};
-use crate::oci::{Registry, Speaker};
+use crate::context::RequestContext;
+use crate::oci::{Digest, Registry, RepoName, Tag};
 
-/// Probes of one upstream at once: those that hang, and one more.
-const PROBES_MAX: usize = 8;
+// The names by which files of the network and of logins know what is in `remote`.
+use self::remote::auth::token;
+use self::remote::{error, redirect};
+mod exchange {
+    pub(super) use super::remote::AGENT;
+}
+mod limit {
+    pub(super) use super::remote::event::Limit;
+}
 
 /// Whether an upstream is worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,52 +126,22 @@ pub enum State {
     Offline,
 }
 
-/// What an [`Upstream`] is asked as.
-enum Role {
-    /// The registry, by way of its parents if it has any, and what is asked when its own endpoints have no answer.
-    Registry(Option<Arc<Parents>>, Vec<Arc<Upstream>>),
-    /// One of the parents.
-    Parent(Peer),
-    /// One of the fallbacks; the index of its first endpoint.
-    Fallback(usize),
-}
-
-/// One registry that can be asked.
+/// One registry, with its parents if it has any, and with what is asked when its own endpoints have no answer.
 pub struct Upstream {
-    registry: Registry,
-    role: Role,
+    /// The registry itself; without endpoints if only parents are asked.
+    own: Arc<Remote>,
+    parents: Option<Arc<Parents>>,
+    fallbacks: Vec<Arc<Remote>>,
     shared: Arc<Shared>,
 }
 
-impl Deref for Upstream {
-    type Target = Shared;
-
-    fn deref(&self) -> &Shared {
-        &self.shared
-    }
-}
-
-/// What it takes to ask; registries that no configuration lists share one.
-pub struct Shared {
-    /// What it has in common with itself under another name; `None` if it is asked by that name, as mirrors are.
+/// What registries that no configuration lists have in common.
+struct Shared {
+    /// What makes it one with the same registry under another name; `None` if it is asked by that name, as mirrors are.
     sameness: Option<Sameness>,
-    /// The endpoints of the registry itself; none if only parents are asked.
-    servers: Vec<Server>,
-    credential: Credential,
-    /// Every request says who berth is, with a certificate or with headers of the configuration.
-    is_always_known: bool,
-    identity: Option<Arc<Identity>>,
-    headers: Headers,
-    rewrites: Vec<Rewrite>,
-    redirects: Redirects,
     connections_per_blob: Connections,
-    limits: Limits,
     /// `None` where no endpoint is ever asked beside another.
     hedges: Option<Hedges>,
-    auth: Auth,
-    client: Arc<Client>,
-    /// Wakes the prober when there is something to probe.
-    opened: Notify,
     is_retired: AtomicBool,
 }
 
@@ -205,150 +152,193 @@ impl Upstream {
     /// [`BuildError`] when the configuration names something that cannot be used.
     pub fn build(config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
         let parents = Parents::build(config, &observer)?.map(Arc::new);
-        let role = Role::Registry(parents, fallback::build_all(config, &observer)?);
-        if config.mirror {
-            // It is asked by way of its endpoints, and these have all that is needed.
-            let (credentials, client_certificate, headers) = (None, None, Headers::default());
-            let config = Config { credentials, client_certificate, headers, ..config.clone() };
-            return Self::build_as(role, &config, observer);
+        let fallbacks = fallback::build_all(config, &observer)?;
+        if config.endpoints.is_empty() && !config.asks_only_parents() {
+            return Err(BuildError::NoEndpoints { registry: config.registry.clone() });
         }
-        Self::build_as(role, config, observer)
+        let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
+        let shared = Shared {
+            sameness: Sameness::of(config),
+            connections_per_blob: config.connections_per_blob,
+            hedges: Hedges::new(endpoints.len(), &config.limits),
+            is_retired: AtomicBool::new(false),
+        };
+        let own = match config.mirror {
+            true => {
+                // It is asked by way of its endpoints, and these have all that is needed.
+                let (credentials, client_certificate, headers) = (None, None, Headers::default());
+                let config = Config { credentials, client_certificate, headers, ..config.clone() };
+                build::remote(Role::Registry, &config, (0, endpoints), observer)?
+            }
+            false => build::remote(Role::Registry, config, (0, endpoints), observer)?,
+        };
+        Ok(Arc::new(Self { own, parents, fallbacks, shared: Arc::new(shared) }))
     }
 
-    fn build_as(role: Role, config: &Config, observer: Observer) -> Result<Arc<Self>, BuildError> {
-        let registry = config.registry.clone();
-        if config.endpoints.is_empty() && !config.asks_only_parents() {
-            return Err(BuildError::NoEndpoints { registry });
-        }
-        let first = match &role {
-            Role::Registry(..) => 0,
-            Role::Parent(peer) => peer.index(),
-            Role::Fallback(first) => *first,
-        };
-        let endpoints = if config.asks_only_parents() { &[][..] } else { &config.endpoints };
-        let servers = (first..).zip(endpoints.iter().cloned());
-        let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-        let shared = Shared {
-            servers: servers
-                .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
-                .collect(),
-            credential: Credential::load(config, &observer)?,
-            is_always_known: config.is_always_known(),
-            client: Arc::new(Client::build(config, identity.clone(), observer)?),
-            identity,
-            headers: config.headers.clone(),
-            rewrites: config.rewrite.clone(),
-            redirects: Redirects::new(config),
-            connections_per_blob: config.connections_per_blob,
-            limits: Limits::new(&config.limits),
-            hedges: Hedges::new(endpoints.len(), &config.limits),
-            auth: Auth::new(config),
-            opened: Notify::new(),
-            is_retired: AtomicBool::new(false),
-            sameness: Sameness::of(config),
-        };
-        Ok(Arc::new(Self { registry, role, shared: Arc::new(shared) }))
+    /// The same for another registry that is not listed.
+    pub fn of_unlisted(&self, registry: &Registry) -> Arc<Self> {
+        let own = Arc::new(self.own.named(registry.clone().unlisted()));
+        let (parents, shared) = (self.parents.clone(), Arc::clone(&self.shared));
+        Arc::new(Self { own, parents, fallbacks: Vec::new(), shared })
     }
 
     /// The name that images carry.
     pub fn registry(&self) -> &Registry {
-        &self.registry
+        self.own.registry()
     }
 
-    /// Another takes its place, or none: from now on it is asked for those only who have it already.
+    /// Records that another upstream takes its place, or none: from now on only those ask it that have it already.
     pub fn retire(&self) {
-        self.is_retired.store(true, Ordering::Release);
+        self.shared.is_retired.store(true, Ordering::Release);
     }
 
-    /// Whether another has taken its place: what it says now says nothing about what that will.
+    /// Whether another upstream has taken its place: what it says now says nothing about what that one will.
     pub fn is_retired(&self) -> bool {
-        self.is_retired.load(Ordering::Acquire)
+        self.shared.is_retired.load(Ordering::Acquire)
     }
 
     /// Whether it is asked by way of parents, whose answers say whether content is for everybody.
     pub fn has_parents(&self) -> bool {
-        self.parents().is_some()
+        self.parents.is_some()
     }
 
-    fn parents(&self) -> Option<&Parents> {
-        match &self.role {
-            Role::Registry(parents, _) => parents.as_deref(),
-            Role::Parent(_) | Role::Fallback(_) => None,
-        }
-    }
-
-    /// Whether nobody but parents is ever asked for content.
+    /// Whether only parents are ever asked for content.
     pub fn has_only_parents(&self) -> bool {
-        self.servers.is_empty() && self.fallbacks().is_empty()
+        self.own.endpoints().is_empty() && self.fallbacks.is_empty()
     }
 
-    /// As whom it speaks.
-    fn speaker(&self) -> Speaker {
-        match &self.role {
-            Role::Registry(..) => Speaker::Registry,
-            Role::Parent(_) => Speaker::Parent,
-            Role::Fallback(_) => Speaker::Fallback,
-        }
+    /// Whether another registry may answer in its place.
+    pub fn has_fallbacks(&self) -> bool {
+        !self.fallbacks.is_empty()
     }
 
     /// Whether another is the same registry under another name: the endpoints are the same, and so is the login.
     pub fn is_one_with(&self, other: &Self) -> bool {
-        self.sameness.is_some() && self.sameness == other.sameness
-    }
-
-    /// Whether it is a parent that has said that it is a berth.
-    fn is_berth(&self) -> bool {
-        self.peer().is_some_and(Peer::is_berth)
-    }
-
-    /// What is known of the berth that it is, if it is a parent.
-    fn peer(&self) -> Option<&Peer> {
-        match &self.role {
-            Role::Registry(..) | Role::Fallback(_) => None,
-            Role::Parent(peer) => Some(peer),
-        }
+        self.shared.sameness.is_some() && self.shared.sameness == other.shared.sameness
     }
 
     /// Connections over which one large blob may be fetched at once.
     pub fn connections_per_blob(&self) -> usize {
-        self.connections_per_blob.count()
+        self.shared.connections_per_blob.count()
     }
 
     /// Whether it is worth asking.
     pub fn state(&self) -> State {
-        if self.client.is_offline() {
+        let are_fallbacks_down = || self.fallbacks.iter().all(|fallback| fallback.is_down());
+        if self.own.is_offline() {
             State::Offline
-        } else if self.is_own_down() && self.are_parents_down() && self.are_fallbacks_down() {
+        } else if self.own.are_endpoints_down() && self.are_parents_down() && are_fallbacks_down() {
             State::Down
         } else {
             State::Up
         }
     }
 
-    /// Whether no endpoint of its own answers.
-    fn is_own_down(&self) -> bool {
-        self.servers.iter().all(Server::is_down)
+    fn parents(&self) -> Vec<Arc<Remote>> {
+        self.parents.as_ref().map(|parents| parents.remotes()).unwrap_or_default()
     }
 
     fn are_parents_down(&self) -> bool {
-        let are_down =
-            |parents: &Parents| parents.upstreams().iter().all(|parent| parent.state() == State::Down);
-        self.parents().is_none_or(are_down)
+        self.parents().iter().all(|parent| parent.is_down())
     }
 
     /// Whether an endpoint gives out so few more manifests that they are kept for images never seen.
     pub fn is_short(&self) -> bool {
         // Fallbacks are asked about known tags only while nobody else answers.
-        let is_left_to_fallbacks = self.is_own_down() && self.are_parents_down();
-        self.servers.iter().any(Server::is_short) || is_left_to_fallbacks && self.is_fallback_short()
+        let is_left_to_fallbacks = self.own.are_endpoints_down() && self.are_parents_down();
+        let is_fallback_short = || self.fallbacks.iter().any(|fallback| fallback.is_short());
+        self.own.is_short() || is_left_to_fallbacks && is_fallback_short()
     }
 
     /// Whether an endpoint refuses a configured login, so that what needs it is not asked for.
     pub fn is_login_refused(&self) -> bool {
-        let by_parent =
-            |parents: &Parents| parents.upstreams().iter().any(|parent| parent.is_login_refused());
-        let by_own = self.servers.iter().any(Server::refuses_any);
-        by_own || self.parents().is_some_and(by_parent) || self.is_login_refused_by_fallback()
+        let refuses = |remote: &Arc<Remote>| remote.refuses_login();
+        refuses(&self.own) || self.parents().iter().any(refuses) || self.fallbacks.iter().any(refuses)
+    }
+
+    /// Whether requests for `name` do not tell who berth is, so that anybody could have fetched what comes from it.
+    pub async fn is_public(&self, name: &RepoName) -> bool {
+        // Through which login a parent has its content is known from its answers only.
+        let by_parents = |parents: &Arc<Parents>| parents.is_public(self.registry(), name);
+        self.parents.as_ref().is_none_or(by_parents) && self.is_public_without_parents(name).await
+    }
+
+    /// Whether what it has of a repository is for those with a login, as far as that is known without being asked: a
+    /// parent that has not been asked yet has not said.
+    pub async fn is_known_private(&self, name: &RepoName) -> bool {
+        let by_parents = |parents: &Arc<Parents>| parents.is_private(self.registry(), name);
+        self.parents.as_ref().is_some_and(by_parents) || !self.is_public_without_parents(name).await
+    }
+
+    /// Whether that is so of its own endpoints and of its fallbacks, any of which may send the next part of a content.
+    async fn is_public_without_parents(&self, name: &RepoName) -> bool {
+        for remote in std::iter::once(&self.own).chain(&self.fallbacks) {
+            if !remote.is_public(name).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Where a request for a content goes on to: the same context, unless no parent is to be asked.
+    ///
+    /// # Errors
+    /// [`Error::Loop`] if it claims to have come through all parents that there are for it, and no peer says so.
+    pub fn settle(&self, context: &RequestContext, digest: &Digest) -> Result<RequestContext, Error> {
+        self.settle_by(context, &digest.to_string())
+    }
+
+    /// The same for a tag.
+    ///
+    /// # Errors
+    /// As [`Upstream::settle`].
+    pub fn settle_tag(
+        &self,
+        context: &RequestContext,
+        name: &RepoName,
+        tag: &Tag,
+    ) -> Result<RequestContext, Error> {
+        self.settle_by(context, &self.key_of_tag(name, tag))
+    }
+
+    fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
+        let has_parent = |context: &RequestContext| !self.parents_in_order(key, context).is_empty();
+        if has_parent(context) {
+            Ok(context.clone())
+        } else if context.is_of_client() || !has_parent(&RequestContext::default()) {
+            Ok(context.local())
+        } else if context.may_bypass() {
+            Ok(context.bypass())
+        } else {
+            Err(Error::Loop)
+        }
+    }
+
+    /// The parents to ask for what `key` names, in order; none if the registry itself is to be asked.
+    fn parents_in_order(&self, key: &str, context: &RequestContext) -> Vec<Arc<Remote>> {
+        let in_order = |parents: &Arc<Parents>| parents.order(self.registry(), key, context);
+        self.parents.as_ref().map(in_order).unwrap_or_default()
+    }
+
+    /// The key by which a tag is assigned to one of the parents.
+    fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
+        format!("{}/{name}:{tag}", self.registry())
+    }
+
+    /// The remotes to ask for what `key` names, in order.
+    fn route(&self, key: &str, context: &RequestContext) -> Route<'_> {
+        let route = Route::new(self.parents_in_order(key, context), &self.own, &self.fallbacks);
+        let route = route.hedged_by(self.shared.hedges.as_ref()).unknown_if(self.is_unknown_to_parents());
+        match context.may_bypass() {
+            true => route,
+            false => route.without_bypass(self.settle_by(context, key).is_err()),
+        }
+    }
+
+    /// Whether a parent has just said that it does not know this registry, for which only parents are asked.
+    fn is_unknown_to_parents(&self) -> bool {
+        let is_unknown = |parents: &Arc<Parents>| parents.is_unknown(self.registry());
+        self.has_only_parents() && self.parents.as_ref().is_some_and(is_unknown)
     }
 
     /// Probes endpoints that are down, and logins that are refused, and renews the login if it is one that ends, until
@@ -356,125 +346,28 @@ impl Upstream {
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = shutdown => {}
-            () = self.tend() => {}
+            () = upkeep::tend(&self.own) => {}
             () = self.keep_parents() => {}
             () = self.tend_fallbacks() => {}
         }
     }
 
-    /// As a parent: asks who it is, and looks after its endpoint.
-    async fn greet_and_tend(self: Arc<Self>) {
-        if let Some(server) = self.servers.first() {
-            // Whether it answers does not matter yet.
-            let _ = self.answers(server, self.client.timeouts.header).await;
-        }
-        self.tend().await;
-    }
-
-    async fn tend(self: &Arc<Self>) {
-        tokio::select! {
-            () = self.probe() => {}
-            () = self.watch_identity() => {}
-            () = self.keep_login() => {}
-        }
-    }
-
     async fn keep_parents(&self) {
-        match self.parents() {
+        match &self.parents {
             Some(parents) => parents.run().await,
             None => pending().await,
         }
     }
 
-    async fn watch_identity(&self) {
-        match &self.identity {
-            Some(identity) => identity.watch().await,
-            None => pending().await,
+    async fn tend_fallbacks(&self) {
+        let mut tending = JoinSet::new();
+        for fallback in &self.fallbacks {
+            let fallback = Arc::clone(fallback);
+            tending.spawn(async move { upkeep::tend(&fallback).await });
         }
-    }
-
-    async fn keep_login(&self) {
-        match self.credential.issued() {
-            Some(issued) => issued.keep(&self.client).await,
-            None => pending().await,
+        while let Some(ended) = tending.join_next().await {
+            upkeep::resurface(ended);
         }
-    }
-
-    /// Begins every probe when it is due, whether or not earlier ones have their answer yet.
-    async fn probe(self: &Arc<Self>) {
-        let mut probes = JoinSet::new();
-        loop {
-            let due = self.servers.iter().enumerate();
-            let due = due.filter_map(|(index, server)| Some((server.probe_at()?, index)));
-            let due = due.min_by_key(|((at, _), _)| *at);
-            let Some(((at, probe), index)) = due else {
-                self.opened.notified().await;
-                continue;
-            };
-            tokio::select! {
-                // Something else went down meanwhile, and may be due before this.
-                () = self.opened.notified() => continue,
-                // One probe fewer; it may also have changed what is due.
-                Some(_) = probes.join_next() => continue,
-                () = sleep_until(at), if probes.len() < PROBES_MAX => {}
-            }
-            self.servers[index].probe_begins(&probe);
-            let upstream = Arc::clone(self);
-            probes.spawn(async move { upstream.look_at(&upstream.servers[index], probe).await });
-        }
-    }
-
-    /// One probe, and what it means.
-    async fn look_at(&self, server: &Server, probe: Probe) {
-        match probe {
-            Probe::Up => {
-                let begun = Instant::now();
-                if self.answers(server, self.client.timeouts.header).await == Some(true) {
-                    server.probed(begun.elapsed());
-                    server.succeeded();
-                }
-            }
-            Probe::Look => {
-                let within = server.look_within().min(self.client.timeouts.header);
-                match self.answers(server, within).await {
-                    Some(true) => server.acquit(),
-                    Some(false) => {
-                        server.condemn();
-                        self.opened.notify_one();
-                    }
-                    None => {}
-                }
-            }
-            Probe::Login(identity, name) => {
-                let deadline = self.deadline();
-                let Ok(there) = rename::at_upstream(&self.rewrites, &name) else { return };
-                let Ok(login) = self.login(&there, deadline).await else { return };
-                // Without it another login is in force, which has done nothing wrong.
-                let Some(login) = login.filter(|login| login.identity() == identity) else {
-                    return server.login_accepted(&identity);
-                };
-                let ask = Ask::login(&name);
-                match self.exchange_as(Some(&login), server, &ask, &there, deadline).await {
-                    Err(Error::LoginRefused) => server.login_proven_refused(&identity),
-                    Ok(_) | Err(Error::NotFound | Error::Denied) => server.login_accepted(&identity),
-                    // It says nothing about the login.
-                    Err(_) => {}
-                }
-            }
-        }
-    }
-
-    /// When a request that begins now must have its answer.
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.client.timeouts.budget
-    }
-}
-
-/// Goes on with the panic of a part that has ended with one: work that has died is a fault of the whole.
-fn resurface(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && let Ok(panic) = error.try_into_panic()
-    {
-        panic::resume_unwind(panic);
+        pending().await
     }
 }

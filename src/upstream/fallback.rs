@@ -1,33 +1,33 @@
 //! What is asked when a registry's own endpoints cannot answer, or do not have what is asked for.
 //!
-//! A fallback is an [`Upstream`] of its own: its login, certificates, headers, names, limits and circuits have nothing to
+//! A fallback is a [`Remote`] of its own: its login, certificates, headers, names, limits and circuits have nothing to
 //! do with those of the registry, and neither is ever sent what is the other's. It is known by the host of its first
 //! endpoint: that is what its logins are looked up by, and whose token servers it may name.
 //!
-//! What it answers counts as the registry's own word, also about a tag. Why no more doubt: digests are proven whoever
-//! brings them, and whoever has a fallback would rather start what that says than nothing.
+//! What it answers counts as the registry's own word, also about a tag. That is enough: digests are verified
+//! wherever bytes come from, and an operator with a fallback would rather start what that says than nothing.
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokio::task::JoinSet;
 
 use super::agent::UserAgent;
+use super::build;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::docker_config::DOCKER_HUB_HOSTS;
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::limit::LimitsConfig;
 use super::proxy::Proxy;
-use super::rename::Rewrite;
+use super::remote::error::BuildError;
+use super::remote::event::Observer;
+use super::remote::handle::{Remote, Role};
+use super::remote::limits::LimitsConfig;
+use super::remote::rewrite::Rewrite;
 use super::section::{section, template};
-use super::server::Server;
-use super::{BuildError, Observer, Role, State, Upstream, resurface};
-use crate::oci::{Registry, RepoName};
+use crate::oci::Registry;
 
 section! {
     /// `[[upstream.fallback]]`: what is asked in the place of a registry. The whole of a request has the registry's time.
@@ -66,11 +66,11 @@ fn registry_at(endpoint: &Endpoint) -> Result<Registry, BuildError> {
     Registry::parse(&text).map_err(|_| BuildError::Host { endpoint: endpoint.clone() })
 }
 
-/// The fallbacks of `config`, in order. Nobody else's index is that of one of their endpoints.
+/// The fallbacks of `config`, in order. The indexes of their endpoints are used for no other endpoint.
 ///
 /// # Errors
 /// [`BuildError`] when the configuration names something that cannot be used.
-pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<Upstream>>, BuildError> {
+pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<Remote>>, BuildError> {
     if config.never_leaves_parents() {
         return Ok(Vec::new());
     }
@@ -80,65 +80,12 @@ pub(super) fn build_all(config: &Config, observer: &Observer) -> Result<Vec<Arc<
         // What happens there is counted as the registry's.
         let (registry, inner) = (config.registry.clone(), Arc::clone(observer));
         let observer: Observer = Arc::new(move |_, event| inner(&registry, event));
-        all.push(Upstream::build_as(Role::Fallback(index), &fallback.template(config)?, observer)?);
+        let template = fallback.template(config)?;
+        let endpoints = (index, &template.endpoints[..]);
+        all.push(build::remote(Role::Fallback, &template, endpoints, observer)?);
         index += fallback.endpoints.len();
     }
     Ok(all)
-}
-
-impl Upstream {
-    /// What is asked after its own endpoints.
-    pub(super) fn fallbacks(&self) -> &[Arc<Self>] {
-        match &self.role {
-            Role::Registry(_, fallbacks) => fallbacks,
-            Role::Parent(_) | Role::Fallback(_) => &[],
-        }
-    }
-
-    /// Whether another registry may answer in its place.
-    pub fn has_fallbacks(&self) -> bool {
-        !self.fallbacks().is_empty()
-    }
-
-    /// Whether it stands for a registry that has no answer.
-    pub(super) fn is_fallback(&self) -> bool {
-        matches!(self.role, Role::Fallback(_))
-    }
-
-    /// Whether none of them is told who asks for `name`. Any may bring the next part of it.
-    pub(super) async fn are_fallbacks_public(&self, name: &RepoName) -> bool {
-        for fallback in self.fallbacks() {
-            if !fallback.is_own_public(name).await {
-                return false;
-            }
-        }
-        true
-    }
-
-    pub(super) fn are_fallbacks_down(&self) -> bool {
-        self.fallbacks().iter().all(|fallback| fallback.state() == State::Down)
-    }
-
-    pub(super) fn is_fallback_short(&self) -> bool {
-        self.fallbacks().iter().any(|fallback| fallback.servers.iter().any(Server::is_short))
-    }
-
-    pub(super) fn is_login_refused_by_fallback(&self) -> bool {
-        self.fallbacks().iter().any(|fallback| fallback.is_login_refused())
-    }
-
-    /// Probes them, and renews their logins, for ever.
-    pub(super) async fn tend_fallbacks(&self) {
-        let mut tending = JoinSet::new();
-        for fallback in self.fallbacks() {
-            let fallback = Arc::clone(fallback);
-            tending.spawn(async move { fallback.tend().await });
-        }
-        while let Some(ended) = tending.join_next().await {
-            resurface(ended);
-        }
-        pending().await
-    }
 }
 
 #[cfg(test)]
@@ -169,11 +116,12 @@ mod tests {
         let own = ["https://a", "https://b"].map(|url| Endpoint::parse(url).unwrap());
         let mut config = Config::new(registry.clone(), own.into());
         config.fallbacks = vec![fallback(&["https://c", "https://d"]), fallback(&["https://e"])];
-        let upstream = Upstream::build(&config, Arc::new(|_, _| {})).unwrap();
-        let all = std::iter::once(&upstream).chain(upstream.fallbacks());
-        let indexes: Vec<_> = all.flat_map(|upstream| &upstream.servers).map(Server::index).collect();
-        assert_eq!(indexes, [0, 1, 2, 3, 4]);
+        let observer: Observer = Arc::new(|_, _| {});
+        let all = build_all(&config, &observer).unwrap();
+        let indexes: Vec<_> =
+            all.iter().flat_map(|remote| remote.endpoints()).map(|endpoint| endpoint.index()).collect();
+        assert_eq!(indexes, [2, 3, 4], "those of the registry itself are 0 and 1");
         config.fallbacks.push(fallback(&[]));
-        assert!(Upstream::build(&config, Arc::new(|_, _| {})).is_err());
+        assert!(build_all(&config, &observer).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! A second endpoint asked beside one that is late with the head of its answer.
 //!
-//! The first that has a usable head is listened to, and the other is hung up on before it sends a body. Late is what
-//! takes longer than nearly all answers of that endpoint did; a registry that is slow as a whole must not be asked twice
+//! The first that has a usable head is used, and the request to the other is ended before it sends a body. An answer is
+//! late that takes longer than nearly all answers of that endpoint did; a registry that is slow as a whole must not be asked twice
 //! as much for it, so only one request in [`REQUESTS_PER_HEDGE`] has a second, however many are late.
 //!
 //! Endpoints of one registry are asked beside one another, and nobody else is. A parent that is slow is mostly fetching
@@ -9,67 +9,38 @@
 //! for when the registry has no answer rather than a late one.
 
 use std::sync::Mutex;
-use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
-
-use super::limit::LimitsConfig;
-use super::server::Server;
+use super::remote::endpoint::Endpoint;
+use super::remote::limits::LimitsConfig;
 use crate::sync::lock;
 
-/// Nothing is late before: no pull is slower by it that anybody notices, and a busy machine is not taken for a slow line.
-const LATE_MIN: Duration = Duration::from_millis(200);
-/// When an answer is late of which nobody can tell how long it usually takes: as good as every registry is there before.
-const LATE_UNKNOWN: Duration = Duration::from_secs(1);
-/// For each hedge there were so many requests: the load of an upstream grows by a tenth at most.
+/// The number of requests for each hedge: the load of an upstream grows by a tenth at most.
 const REQUESTS_PER_HEDGE: u32 = 10;
-/// Hedges that may come at once after a quiet time, and at the beginning: the layers of an image or two.
+/// The most hedges at once, after a quiet time and at the beginning: the layers of an image or two.
 const HEDGES_SAVED_MAX: u32 = 10;
 
-/// After how long an answer is late where nearly all are here within `usual`.
-pub(super) fn late_after(usual: Option<Duration>) -> Duration {
-    usual.map_or(LATE_UNKNOWN, |usual| usual.max(LATE_MIN))
-}
-
-/// Lets whoever has sent a request know that its answer is late.
-#[derive(Default)]
-pub(super) struct Late(Notify);
-
-impl Late {
-    pub(super) fn tell(&self) {
-        // Who does not wait for it by now no longer has a use for it.
-        self.0.notify_waiters();
-    }
-
-    /// Ends when it is told from now on.
-    pub(super) fn told(&self) -> Notified<'_> {
-        self.0.notified()
-    }
-}
-
-/// How many more hedges the endpoints of one upstream may have.
+/// The hedges that the endpoints of one upstream may still have.
 pub(super) struct Hedges(Mutex<Allowance>);
 
 impl Hedges {
-    /// None if there is no other endpoint, or if the operator says that requests are scarce.
+    /// `None` if there is no other endpoint, or if the operator says that requests are scarce.
     pub(super) fn new(endpoints: usize, limits: &LimitsConfig) -> Option<Self> {
         let are_scarce = limits.requests_per_second.is_some() || limits.concurrent_transfers.is_some();
         (endpoints > 1 && !are_scarce).then(|| Self(Mutex::new(Allowance::full())))
     }
 
-    /// Notes a request that may be hedged.
+    /// Records a request that may be hedged.
     pub(super) fn request(&self) {
         lock(&self.0).earn();
     }
 
-    /// Takes one hedge; false if there is none left.
+    /// Takes one hedge. Returns whether there was one left.
     pub(super) fn take(&self) -> bool {
         lock(&self.0).spend()
     }
 }
 
-/// What requests have earned and hedges have not spent.
+/// What requests have earned and hedges have not yet used.
 struct Allowance(u32);
 
 impl Allowance {
@@ -90,25 +61,14 @@ impl Allowance {
     }
 }
 
-/// Whether an endpoint is fit to be asked beside another: it is well, and asking it costs nothing that is scarce.
-pub(super) fn is_fit(server: &Server) -> bool {
-    !server.is_down() && server.rests_for().is_none() && !server.is_short() && !server.refuses_any()
+/// Whether an endpoint may be asked beside another: it is up, and asking it costs nothing that is scarce.
+pub(super) fn is_fit(endpoint: &Endpoint) -> bool {
+    !endpoint.is_down() && endpoint.rests_for().is_none() && !endpoint.is_short() && !endpoint.refuses_any()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn late_is_later_than_usual() {
-        let check = |usual: Option<u64>, expected: Duration| {
-            assert_eq!(late_after(usual.map(Duration::from_millis)), expected, "{usual:?}");
-        };
-        check(None, LATE_UNKNOWN);
-        check(Some(3), LATE_MIN);
-        check(Some(700), Duration::from_millis(700));
-        check(Some(4000), Duration::from_secs(4));
-    }
 
     #[test]
     fn one_request_in_ten_is_hedged_once_the_first_are_spent() {

@@ -7,50 +7,45 @@
 //!
 //! Where a registry is not listed in the configuration parents may be asked for it all the same (`unlisted`).
 //!
-//! A parent is an [`Upstream`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
+//! A parent is a [`Remote`] with one endpoint of its own: its circuit, its login and its connections. It is sent `ns=`
 //! and what [`crate::context`] says, and never the registry's login.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::{HeaderMap, Response};
-use hyper::body::Incoming;
-use lru::LruCache;
 use serde::Deserialize;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
 use super::agent::UserAgent;
+use super::build;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
 use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::lookups::lookups;
 use super::proxy::Proxy;
+use super::remote::Mirror;
+use super::remote::error::BuildError;
+use super::remote::event::{Event, Observer};
+use super::remote::handle::{Remote, Role};
+use super::remote::upkeep::{self, resurface};
 use super::section::{section, template};
-use super::server::Server;
-use super::unlisted::Unknown;
-use super::{BuildError, Error, Event, Observer, Role, Upstream, resurface};
-use crate::bounded;
-use crate::context::via::Instance;
-use crate::context::{self, RequestContext};
-use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName, Tag};
+use crate::context::RequestContext;
+use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName};
 use crate::sync::lock;
 
-/// Between two look-ups of the parents' names: as long as a site may do without a new one.
+/// The interval between DNS look-ups of the parents, and so the delay until a new parent is used.
 const RESOLVE_EVERY: Duration = Duration::from_secs(15);
-/// How long a look-up may take.
+/// The longest time of a DNS look-up.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
-/// Parents of one name; further addresses are left out.
+/// The most parents of one name; further addresses are left out.
 const ADDRESSES_MAX: usize = 64;
-/// Repositories of which it is remembered what a parent last said of them.
-const TOLD_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
-/// Indexes of parents begin here, behind those of all endpoints of a registry.
+/// The first index of a parent, above those of all endpoints of a registry.
 const INDEX_FIRST: usize = 1 << 16;
 
 section! {
@@ -87,133 +82,19 @@ impl ParentsConfig {
     }
 }
 
-/// What an [`Upstream`] that is a parent knows of the berth that it is. Clones share it.
-#[derive(Clone)]
-pub(super) struct Peer(Arc<Known>);
-
-struct Known {
-    index: usize,
-    /// Whether it is believed that content is for everybody: the configuration trusts it, or it proves who it is.
-    is_trusted: bool,
-    instance: Mutex<Option<Instance>>,
-    told: Mutex<LruCache<Repo, bool>>,
-    unknown: Unknown,
-}
-
-impl Peer {
-    pub(super) fn new(index: usize, is_trusted: bool) -> Self {
-        let told = Mutex::new(bounded::lru(TOLD_MAX));
-        let (instance, unknown) = (Mutex::default(), Unknown::default());
-        Self(Arc::new(Known { index, is_trusted, instance, told, unknown }))
-    }
-
-    /// What stands for its endpoint.
-    pub(super) fn index(&self) -> usize {
-        self.0.index
-    }
-
-    /// The registries that it does not know.
-    pub(super) fn unknown(&self) -> &Unknown {
-        &self.0.unknown
-    }
-
-    /// Whether it has said that it is a berth.
-    pub(super) fn is_berth(&self) -> bool {
-        lock(&self.0.instance).is_some()
-    }
-
-    /// Whether it is this very process.
-    pub(super) fn is_self(&self) -> bool {
-        *lock(&self.0.instance) == Some(Instance::own())
-    }
-
-    /// Whether it would take the request for a loop.
-    fn refuses(&self, context: &RequestContext) -> bool {
-        lock(&self.0.instance).is_some_and(|instance| context.has(instance) || !context.may_go_on())
-    }
-
-    /// Hears who answers; true if it is news that this is this very process.
-    fn meet(&self, answering: Instance) -> bool {
-        let before = lock(&self.0.instance).replace(answering);
-        before != Some(answering) && answering == Instance::own()
-    }
-
-    /// Hears whether content of `name` is for everybody: only if it says so, would say it to anybody, and is trusted.
-    pub(super) fn hear(&self, repo: Repo, headers: &HeaderMap, is_anonymous: bool) -> bool {
-        let is_public = is_anonymous && self.0.is_trusted && context::is_public(headers);
-        lock(&self.0.told).put(repo, is_public);
-        is_public
-    }
-
-    fn told(&self, repo: &Repo) -> Option<bool> {
-        lock(&self.0.told).peek(repo).copied()
-    }
-}
-
-impl Upstream {
-    /// Where a request for a content goes on to: the same context, unless no parent is to be asked.
-    ///
-    /// # Errors
-    /// [`Error::Loop`] if it claims to have come through all parents that there are for it, and no peer says so.
-    pub fn settle(&self, context: &RequestContext, digest: &Digest) -> Result<RequestContext, Error> {
-        self.settle_by(context, &digest.to_string())
-    }
-
-    /// The same for a tag.
-    ///
-    /// # Errors
-    /// As [`Upstream::settle`].
-    pub fn settle_tag(
-        &self,
-        context: &RequestContext,
-        name: &RepoName,
-        tag: &Tag,
-    ) -> Result<RequestContext, Error> {
-        self.settle_by(context, &self.key_of_tag(name, tag))
-    }
-
-    pub(super) fn settle_by(&self, context: &RequestContext, key: &str) -> Result<RequestContext, Error> {
-        let has_parent = |context: &RequestContext| !self.parents_in_order(key, context).is_empty();
-        if has_parent(context) {
-            Ok(context.clone())
-        } else if context.is_of_client() || !has_parent(&RequestContext::default()) {
-            Ok(context.local())
-        } else if context.may_bypass() {
-            Ok(context.bypass())
-        } else {
-            Err(Error::Loop)
-        }
-    }
-
-    /// By what a tag has its home at a parent.
-    pub(super) fn key_of_tag(&self, name: &RepoName, tag: &Tag) -> String {
-        format!("{}/{name}:{tag}", self.registry)
-    }
-
-    /// Whether this comes from a parent that is a berth: then an error is about what was asked for rather than about the
-    /// parent.
-    pub(super) fn meets_berth(&self, server: &Server, sent: &Result<Response<Incoming>, Error>) -> bool {
-        let (Some(peer), Ok(response)) = (self.peer(), sent) else { return false };
-        let Some(answering) = Instance::answering(response.headers()) else { return false };
-        if peer.meet(answering) {
-            let (registry, endpoint) = (self.registry(), server.endpoint());
-            tracing::info!(%registry, %endpoint, "a parent is this very process: the registry itself is asked in its place");
-        }
-        true
-    }
-}
-
 /// One parent.
 struct Parent {
     /// The same for every child: the endpoint, and which of its addresses.
     identity: String,
     place: Place,
-    upstream: Arc<Upstream>,
+    /// What stands for its endpoint.
+    index: usize,
+    remote: Arc<Remote>,
 }
 
 impl Parent {
-    fn peer(&self) -> Option<&Peer> {
-        self.upstream.peer()
+    fn mirror(&self) -> Option<&Mirror> {
+        self.remote.mirror()
     }
 }
 
@@ -308,7 +189,8 @@ impl Parents {
                     let index = members.index_next;
                     members.index_next += 1;
                     let place = (endpoint.clone(), *address);
-                    Arc::new(Parent { upstream: self.member(endpoint, *address, index)?, identity, place })
+                    let remote = self.member(endpoint, *address, index)?;
+                    Arc::new(Parent { identity, place, index, remote })
                 }
             };
             all.push(parent);
@@ -322,7 +204,7 @@ impl Parents {
         endpoint: &Endpoint,
         address: Option<IpAddr>,
         index: usize,
-    ) -> Result<Arc<Upstream>, BuildError> {
+    ) -> Result<Arc<Remote>, BuildError> {
         let mut config = Config { endpoints: vec![endpoint.clone()], ..self.template.clone() };
         let host = endpoint.as_url().host_str().and_then(HostName::parse);
         if let (Some(host), Some(address)) = (host, address) {
@@ -330,7 +212,8 @@ impl Parents {
             config.addresses.insert(host, vec![address]);
         }
         let is_trusted = self.are_trusted || endpoint.as_url().scheme() == "https";
-        Upstream::build_as(Role::Parent(Peer::new(index, is_trusted)), &config, Arc::clone(&self.observer))
+        let (role, endpoints) = (Role::Parent(Mirror::new(is_trusted)), (index, &config.endpoints[..]));
+        build::remote(role, &config, endpoints, Arc::clone(&self.observer))
     }
 
     fn all(&self) -> Vec<Arc<Parent>> {
@@ -338,33 +221,47 @@ impl Parents {
     }
 
     /// Every parent.
-    pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
-        self.all().iter().map(|parent| Arc::clone(&parent.upstream)).collect()
+    pub(super) fn remotes(&self) -> Vec<Arc<Remote>> {
+        self.all().iter().map(|parent| Arc::clone(&parent.remote)).collect()
     }
 
-    /// Whom to ask for what `key` names, in order; nobody if the registry itself is to be asked.
-    pub(super) fn order(&self, key: &str, context: &RequestContext) -> Vec<Arc<Upstream>> {
+    /// The parents to ask for what `key` names of `registry`, in order, without those that do not know it; none if the
+    /// registry itself is to be asked.
+    pub(super) fn order(&self, registry: &Registry, key: &str, context: &RequestContext) -> Vec<Arc<Remote>> {
         if context.is_local() {
             return Vec::new();
         }
         let mut all = self.all();
         all.sort_by_cached_key(|parent| std::cmp::Reverse(weight(&parent.identity, key)));
-        let until_self = all.into_iter().take_while(|parent| !parent.peer().is_some_and(Peer::is_self));
-        let rest = until_self.filter(|parent| !parent.peer().is_some_and(|peer| peer.refuses(context)));
-        rest.map(|parent| Arc::clone(&parent.upstream)).collect()
+        let until_self = all.into_iter().take_while(|parent| !parent.mirror().is_some_and(Mirror::is_self));
+        let is_asked = |mirror: &Mirror| !mirror.refuses(context) && !mirror.knows_not(registry);
+        let rest = until_self.filter(|parent| parent.mirror().is_none_or(is_asked));
+        let named = |parent: Arc<Parent>| match registry.is_unlisted() {
+            true => Arc::new(parent.remote.named(registry.clone())),
+            false => Arc::clone(&parent.remote),
+        };
+        rest.map(named).collect()
+    }
+
+    /// Whether a parent has just said that it does not know `registry`.
+    pub(super) fn is_unknown(&self, registry: &Registry) -> bool {
+        let says_so = |mirror: &Mirror| mirror.knows_not(registry);
+        self.all().iter().any(|parent| parent.mirror().is_some_and(says_so))
     }
 
     /// Whether a parent has said that `name` is for everybody, and none has denied it.
     pub(super) fn is_public(&self, registry: &Registry, name: &RepoName) -> bool {
         let (all, repo) = (self.all(), Repo::new(registry.clone(), name.clone()));
-        let mut told = all.iter().filter_map(|parent| parent.peer()?.told(&repo)).peekable();
+        let mut told = all.iter().filter_map(|parent| parent.mirror()?.says_public(&repo)).peekable();
         told.peek().is_some() && told.all(|is_public| is_public)
     }
 
     /// Whether a parent has said that `name` is not for everybody.
     pub(super) fn is_private(&self, registry: &Registry, name: &RepoName) -> bool {
         let repo = Repo::new(registry.clone(), name.clone());
-        self.all().iter().any(|parent| parent.peer().and_then(|peer| peer.told(&repo)) == Some(false))
+        self.all()
+            .iter()
+            .any(|parent| parent.mirror().and_then(|mirror| mirror.says_public(&repo)) == Some(false))
     }
 
     /// Keeps the list of parents, and what is known of each, up to date.
@@ -378,7 +275,7 @@ impl Parents {
         loop {
             self.look_up().await;
             let all = self.all();
-            let indexes: Vec<_> = all.iter().filter_map(|parent| parent.peer().map(Peer::index)).collect();
+            let indexes: Vec<_> = all.iter().map(|parent| parent.index).collect();
             handles.retain(|index, handle| {
                 let stays = indexes.contains(index);
                 if !stays {
@@ -386,9 +283,10 @@ impl Parents {
                 }
                 stays
             });
-            for (index, parent) in indexes.iter().zip(&all) {
-                let upstream = Arc::clone(&parent.upstream);
-                handles.entry(*index).or_insert_with(|| running.spawn(upstream.greet_and_tend()));
+            for parent in &all {
+                let remote = Arc::clone(&parent.remote);
+                let begin = || running.spawn(upkeep::greet_and_tend(remote));
+                handles.entry(parent.index).or_insert_with(begin);
             }
             std::iter::from_fn(|| running.try_join_next()).for_each(resurface);
             sleep(RESOLVE_EVERY).await;
@@ -426,7 +324,10 @@ fn weight(identity: &str, key: &str) -> Digest {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
+    use crate::context::via::Instance;
 
     fn home<'a>(parents: &[&'a str], key: &str) -> &'a str {
         parents.iter().max_by_key(|parent| weight(parent, key)).unwrap()
@@ -480,8 +381,8 @@ mod tests {
         let identities: Vec<_> = after.iter().map(|parent| &*parent.identity).collect();
         assert_eq!(identities, ["http://site.example:5000 10.0.0.2", "http://site.example:5000 10.0.0.3"]);
         assert!(Arc::ptr_eq(&before[1], &after[0]));
-        let indexes: Vec<_> = before.iter().chain(&after).filter_map(|parent| parent.peer()).collect();
-        assert_ne!(indexes[0].index(), indexes[3].index(), "a new one has a number of its own");
+        let indexes: Vec<_> = before.iter().chain(&after).map(|parent| parent.index).collect();
+        assert_ne!(indexes[0], indexes[3], "a new one has a number of its own");
     }
 
     #[tokio::test]
@@ -510,14 +411,16 @@ mod tests {
         let addresses: Vec<_> = (1..=4).map(|last| IpAddr::from([10, 0, 0, last])).collect();
         parents.settle(&places(&parents.template.endpoints[0], &addresses)).unwrap();
         let order = |context: &RequestContext| -> Vec<_> {
-            parents.order("key", context).iter().map(|parent| parent.peer().unwrap().index()).collect()
+            let registry = Registry::parse("registry.example").unwrap();
+            let asked = parents.order(&registry, "key", context);
+            asked.iter().map(|parent| parent.endpoints()[0].index()).collect()
         };
         let all = order(&RequestContext::default());
         assert_eq!(all.len(), 4);
         let meet = |index: usize, instance: Instance| {
-            let upstreams = parents.upstreams();
-            let peer = upstreams.iter().filter_map(|parent| parent.peer()).find(|peer| peer.index() == index);
-            lock(&peer.unwrap().0.instance).replace(instance);
+            let all = parents.all();
+            let parent = all.iter().find(|parent| parent.index == index).unwrap();
+            parent.mirror().unwrap().note_instance(instance);
         };
         let (via, other) = ("1.1 berth-00000000000000aa", "1.1 berth-00000000000000bb");
         let headers = |via: &str| HeaderMap::from_iter([(http::header::VIA, via.parse().unwrap())]);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName};
 use super::headers::Headers;
 use super::identity::ClientCertificate;
-use super::rename::Rewrite;
+use super::remote::rewrite::Rewrite;
 
 /// What makes two configured registries one: where they are, and as whom they are asked.
 #[derive(PartialEq)]
@@ -22,7 +22,8 @@ pub(super) struct Sameness {
 }
 
 impl Sameness {
-    /// None for a registry that others answer for: what they say depends on its name.
+    /// What makes the registry of `config` one with another; `None` if others answer for it, because what they say depends
+    /// on its name.
     pub(super) fn of(config: &Config) -> Option<Self> {
         let is_asked_itself = !config.mirror && config.parents.is_none() && config.fallbacks.is_empty();
         is_asked_itself.then(|| Self {
