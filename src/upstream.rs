@@ -29,41 +29,26 @@
 //! Reading order: `config`, `error`, `exchange` (one request to one endpoint), then `manifest`, `blob` and `listing`,
 //! which are loops over it.
 
-mod address;
-mod agent;
 mod auth;
 mod blob;
 mod challenge;
 mod circuit;
 mod client;
-mod cloud;
 mod config;
-mod credential;
-mod docker_config;
 mod door;
 mod error;
 mod event;
 mod exchange;
 mod fallback;
-mod headers;
 mod hedge;
-mod helper;
 mod identity;
-mod issued;
-mod jwt;
-mod kept;
 mod limit;
 mod listing;
-mod login;
-mod lookups;
 mod manifest;
 mod parents;
 mod path_pauses;
 mod ping;
-mod pool;
 mod privacy;
-mod program;
-mod proxy;
 mod quota;
 mod realm;
 mod redirect;
@@ -71,7 +56,6 @@ mod refusals;
 mod rename;
 mod retry;
 mod sameness;
-mod secret;
 mod server;
 mod silence;
 #[cfg(test)]
@@ -80,10 +64,8 @@ mod token;
 mod trial;
 mod turns;
 mod unlisted;
-mod vault;
 mod verdict;
 mod waits;
-mod watched;
 
 use std::future::pending;
 use std::ops::Deref;
@@ -95,35 +77,32 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-pub use self::address::Class;
-pub use self::agent::UserAgent;
 pub(crate) use self::blob::PAGE;
 pub use self::blob::{BLOB_BYTES_MAX, BlobStream, Claim};
-pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
-pub use self::config::{
-    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
-};
-pub use self::error::{BuildError, Error, InvalidLogins, Refusal};
+pub use self::config::{Config, Connections};
+pub use self::error::{BuildError, Error, Refusal};
 pub use self::event::{Event, Observer, Outcome};
 pub use self::fallback::FallbackConfig;
-pub use self::headers::Headers;
-pub use self::identity::ClientCertificate;
 pub use self::limit::{Limit, LimitsConfig};
 pub use self::listing::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
 pub use self::manifest::{Fetched, Resolved, Standing, Untold};
 pub use self::parents::ParentsConfig;
-pub use self::proxy::Proxy;
 pub use self::quota::Reserve;
 pub use self::rename::Rewrite;
 pub use self::retry::Attempts;
 pub use self::trial::{Found, Party, Trial};
-pub use self::vault::{
-    AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+
+pub use crate::credentials::{
+    AppRole, AzureConfig, CredentialsConfig, EcrConfig, GoogleConfig, InvalidLogins, KubernetesLogin,
+    KvVersion, NoLogin, Region, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+};
+pub use crate::net::{
+    Class, ClientCertificate, EndpointUrl as Endpoint, Headers, HostName, InvalidEndpoint, Proxy, Timeouts,
+    UserAgent,
 };
 
 use self::auth::Auth;
 use self::client::Client;
-use self::credential::Credential;
 use self::exchange::Ask;
 use self::hedge::Hedges;
 use self::identity::Identity;
@@ -132,6 +111,9 @@ use self::parents::{Parents, Peer};
 use self::redirect::Redirects;
 use self::sameness::Sameness;
 use self::server::{Probe, Server};
+use crate::credentials::{CredentialSource, docker_config, jwt, login};
+use crate::net::guard as address;
+use crate::net::{headers, lookups, proxy, secret, user_agent as agent};
 use crate::oci::{Registry, Speaker};
 
 /// Probes of one upstream at once: those that hang, and one more.
@@ -179,7 +161,7 @@ pub struct Shared {
     sameness: Option<Sameness>,
     /// The endpoints of the registry itself; none if only parents are asked.
     servers: Vec<Server>,
-    credential: Credential,
+    credential: CredentialSource,
     /// Every request says who berth is, with a certificate or with headers of the configuration.
     is_always_known: bool,
     identity: Option<Arc<Identity>>,
@@ -231,7 +213,7 @@ impl Upstream {
             servers: servers
                 .map(|(index, endpoint)| Server::new(index, endpoint, config.limits.reserve))
                 .collect(),
-            credential: Credential::load(config, &observer)?,
+            credential: client::login_of(config, &observer)?,
             is_always_known: config.is_always_known(),
             client: Arc::new(Client::build(config, identity.clone(), observer)?),
             identity,

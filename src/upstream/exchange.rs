@@ -228,7 +228,7 @@ impl Upstream {
     /// Who to be for `name`; may ask a cloud.
     pub(super) async fn login(&self, name: &RepoName, deadline: Instant) -> Result<Option<Login>, Error> {
         let found = timeout_at(deadline, self.credential.find(&self.client, name)).await;
-        found.map_err(|_| Error::Timeout)?
+        Ok(found.map_err(|_| Error::Timeout)??)
     }
 
     /// The same with this login, whatever is known of it; `name` as upstream has it.

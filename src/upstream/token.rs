@@ -20,7 +20,7 @@ use super::client::{self, Client, Way};
 use super::error::{Error, Refusal};
 use super::login::{Identity, Login};
 use super::{jwt, redirect, retry, secret};
-use crate::oci::json::{self, Scalar};
+use crate::credentials::{FRESH, oauth};
 use crate::sync::lock;
 
 /// Tokens of one upstream: enough for every repository of a busy site.
@@ -42,9 +42,6 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A token is renewed this long before its end, or after nine tenths of a short life.
 const MARGIN_MAX: Duration = Duration::from_secs(30);
-/// How old a token or a login can be for its refusal to be about what was asked for, or about itself, and not about its
-/// age.
-pub(super) const FRESH: Duration = Duration::from_secs(30);
 
 /// A token, ready for a request.
 #[derive(Debug)]
@@ -255,7 +252,7 @@ pub(super) async fn fetch(
         return Err(refused(status, login.is_some(), retry::retry_after(response.headers())));
     }
     let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
-    let (text, lifetime) = parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
+    let (text, lifetime) = oauth::parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
     // Azure's registries say it in the token alone.
     let lifetime = lifetime.or_else(|| jwt::lifetime(&text, SystemTime::now()));
     Token::new(&text, lifetime, Instant::now()).ok_or(Error::Malformed("a token that fits into no header"))
@@ -339,24 +336,6 @@ fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>
         .map_err(|_| Error::Malformed("a token server's URL that cannot be asked"))
 }
 
-/// `token` and `access_token` mean the same; `expires_in` is a number, though some write it as a text.
-pub(super) fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
-    let names = ["token", "access_token", "expires_in"];
-    let [token, access_token, expires_in] = json::scalars(body, names)?;
-    let text = |scalar| match scalar {
-        Scalar::Text(text) if !text.is_empty() => Some(text),
-        _ => None,
-    };
-    let token = text(token).or_else(|| text(access_token))?;
-    let seconds = match expires_in {
-        Scalar::Number(number) => Some(number),
-        Scalar::Text(text) => text.parse().ok(),
-        Scalar::Other => None,
-    };
-    let lifetime = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    Some((token, lifetime))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,27 +360,6 @@ mod tests {
         check("https://h/token", "/t", true, 302, None);
         check("https://h/token", "/t", true, 307, Some("https://h/t"));
         assert_eq!(follow(&Url::parse("https://h/t").unwrap(), StatusCode::FOUND, None, false), None);
-    }
-
-    #[test]
-    fn replies_differ() {
-        let check = |body: &str, expected: Option<(&str, Option<u64>)>| {
-            let expected =
-                expected.map(|(token, seconds)| (token.to_owned(), seconds.map(Duration::from_secs)));
-            assert_eq!(parse(body.as_bytes()), expected, "{body}");
-        };
-        check(r#"{"token":"t","expires_in":300}"#, Some(("t", Some(300))));
-        check(r#"{"access_token":"t","expires_in":"300"}"#, Some(("t", Some(300))));
-        check(r#"{"token":"","access_token":"t"}"#, Some(("t", None)));
-        check(r#"{"token":"t","expires_in":-5}"#, Some(("t", None)));
-        check(r#"{"token":"t","expires_in":1e300}"#, Some(("t", None)));
-        check(r#"{"token":""}"#, None);
-        check(r#"{"token":1}"#, None);
-        check(r#"{"token":null,"access_token":"t","x":[{"token":"u"}]}"#, Some(("t", None)));
-        check(r#"{"token":["t"],"expires_in":{}}"#, None);
-        check(r#"{"token":"t","token":"u"}"#, None);
-        check("[]", None);
-        check("<html>", None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -500,28 +458,5 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         let next = tokens.get(&key(), async { Ok(Token::new("t", None, Instant::now()).unwrap()) }).await;
         assert_eq!(next.unwrap().header, "Bearer t");
-    }
-
-    #[test]
-    fn fuzzed_replies_give_a_token_or_nothing() {
-        let target = crate::fuzz::Target {
-            name: "token",
-            words: &[
-                "\"token\":",
-                "\"access_token\":",
-                "\"expires_in\":",
-                "0.5",
-                "1e308",
-                "1e19",
-                "\"NaN\"",
-                "\"inf\"",
-                "18446744073709551616",
-            ],
-        };
-        target.holds_for_json(|input| {
-            if let Some((token, _)) = parse(input) {
-                assert!(!token.is_empty() && token.len() <= input.len());
-            }
-        });
     }
 }

@@ -192,7 +192,7 @@ impl Upstream {
         let endpoint = first.map(|server| server.endpoint().clone());
         let untried = |found| vec![Trial { path: String::new(), endpoint, found }];
         let all = timeout_at(self.deadline(), self.credential.all(&self.client)).await;
-        let logins = match all.unwrap_or(Err(Error::Timeout)) {
+        let logins = match all.map_or(Err(Error::Timeout), |all| all.map_err(Error::from)) {
             Ok(logins) if logins.is_empty() => return untried(Found::Missing),
             Ok(logins) => logins,
             Err(error) => return untried(Found::Failed { by: Party::Issuer, error }),
