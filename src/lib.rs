@@ -58,6 +58,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod files;
 #[cfg(test)]
 mod fuzz;

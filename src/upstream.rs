@@ -31,39 +31,21 @@
 //! Reading order: `config`, `remote`, then `attempts` (the order, and when again), `parents`, `fallback`, `hedge`, and
 //! `ask`, which is what can be asked: loops over `attempts`.
 
-mod address;
-mod agent;
 mod ask;
 mod attempts;
 mod build;
 mod client;
-mod cloud;
 mod config;
-mod credential;
-mod docker_config;
 mod fallback;
-mod headers;
 mod hedge;
-mod helper;
 mod identity;
-mod issued;
-mod jwt;
-mod kept;
-mod login;
-mod lookups;
 mod parents;
-mod pool;
-mod program;
-mod proxy;
 mod remote;
 mod sameness;
-mod secret;
 mod section;
 #[cfg(test)]
 mod tests;
 mod unlisted;
-mod vault;
-mod watched;
 
 use std::future::pending;
 use std::sync::Arc;
@@ -71,20 +53,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-pub use self::address::Class;
-pub use self::agent::UserAgent;
 pub use self::attempts::Attempts;
-pub use self::cloud::{AzureConfig, EcrConfig, GoogleConfig, NoLogin, Region};
-pub use self::config::{
-    Config, Connections, CredentialsConfig, Endpoint, HostName, InvalidEndpoint, Timeouts,
-};
+pub use self::config::{Config, Connections};
 pub use self::fallback::FallbackConfig;
-pub use self::headers::Headers;
-pub use self::identity::ClientCertificate;
 pub use self::parents::ParentsConfig;
-pub use self::proxy::Proxy;
 pub use self::remote::endpoint::pull_quota::Reserve;
-pub use self::remote::error::{BuildError, Error, InvalidLogins, Refusal};
+pub use self::remote::error::{BuildError, Error, Refusal};
 pub use self::remote::event::{Event, Limit, Observer, Outcome};
 pub use self::remote::limits::LimitsConfig;
 pub(crate) use self::remote::requests::blobs::PAGE;
@@ -93,8 +67,14 @@ pub use self::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPag
 pub use self::remote::requests::login_check::{Found, Party, Trial};
 pub use self::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
 pub use self::remote::rewrite::Rewrite;
-pub use self::vault::{
-    AppRole, KubernetesLogin, KvVersion, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+
+pub use crate::credentials::{
+    AppRole, AzureConfig, CredentialsConfig, EcrConfig, GoogleConfig, InvalidLogins, KubernetesLogin,
+    KvVersion, NoLogin, Region, VaultConfig, VaultLogin, VaultPath, VaultProblem,
+};
+pub use crate::net::{
+    Class, ClientCertificate, EndpointUrl as Endpoint, Headers, HostName, InvalidEndpoint, Proxy, Timeouts,
+    UserAgent,
 };
 
 use self::attempts::Route;
@@ -103,17 +83,10 @@ use self::parents::Parents;
 use self::remote::{Remote, Role, upkeep};
 use self::sameness::Sameness;
 use crate::context::RequestContext;
+use crate::credentials::{docker_config, jwt, login};
+use crate::net::guard as address;
+use crate::net::{headers, lookups, proxy, secret, user_agent as agent};
 use crate::oci::{Digest, Registry, RepoName, Tag};
-
-// The names by which files of the network and of logins know what is in `remote`.
-use self::remote::auth::token;
-use self::remote::{error, redirect};
-mod exchange {
-    pub(super) use super::remote::AGENT;
-}
-mod limit {
-    pub(super) use super::remote::event::Limit;
-}
 
 /// Whether an upstream is worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

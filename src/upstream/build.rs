@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::config::{Config, Endpoint};
-use super::credential::Credential;
 use super::identity::Identity;
 use super::remote::error::BuildError;
 use super::remote::event::Observer;
@@ -22,7 +21,7 @@ pub(super) fn remote(
     observer: Observer,
 ) -> Result<Arc<Remote>, BuildError> {
     let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-    let credential = Credential::load(config, &observer)?;
+    let credential = client::login_of(config, &observer)?;
     let client = Client::build(config, identity.clone(), observer)?;
     let settings = Settings {
         registry: config.registry.clone(),

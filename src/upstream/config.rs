@@ -4,28 +4,23 @@
 //! configuration files are shown to people, and URLs end up in logs.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
-use url::{Host, Url};
 
-use super::agent::UserAgent;
-use super::cloud::{AzureConfig, EcrConfig, GoogleConfig};
+pub(super) use crate::credentials::CredentialsConfig;
+pub(super) use crate::net::{EndpointUrl as Endpoint, HostName, Timeouts};
+
 use super::fallback::FallbackConfig;
-use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
 use super::parents::ParentsConfig;
-use super::proxy::Proxy;
 use super::remote::limits::LimitsConfig;
 use super::remote::rewrite::Rewrite;
 use super::section::section;
-use super::vault::VaultConfig;
+use crate::net::{ClientConfig, Headers, Proxy, UserAgent};
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
-use crate::units;
 
 section! {
     /// One registry that berth may ask.
@@ -140,6 +135,20 @@ impl Config {
         self.has_own_login() || self.parents.as_ref().is_some_and(|parents| parents.credentials.is_some())
     }
 
+    /// How its endpoints, and what they point to, are connected to.
+    pub(super) fn client(&self) -> ClientConfig {
+        ClientConfig {
+            owner: self.registry.clone(),
+            endpoints: self.endpoints.clone(),
+            ca: self.ca.clone(),
+            addresses: self.addresses.clone(),
+            proxy: self.proxy.clone(),
+            user_agent: self.user_agent.clone(),
+            offline: self.offline,
+            timeouts: self.timeouts,
+        }
+    }
+
     /// Whether there are no endpoints of its own.
     pub(super) fn asks_only_parents(&self) -> bool {
         self.mirror || self.never_leaves_parents()
@@ -192,286 +201,12 @@ impl<'de> Deserialize<'de> for Connections {
     }
 }
 
-/// A dead host on the same continent is told from a slow one well within this.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Docker Hub's slowest honest answers take three to four seconds.
-const HEADER: Duration = Duration::from_secs(8);
-/// A body that says nothing for so long will not go on; the flight resumes elsewhere.
-const IDLE: Duration = Duration::from_secs(10);
-/// Two of these fit into the budget with the request that they are for.
-const TOKEN: Duration = Duration::from_secs(5);
-/// The promise is an answer within 20 s; this leaves time to find out and to send it.
-const BUDGET: Duration = Duration::from_secs(18);
-/// No setting can be longer than this.
-const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
-
-/// How long to wait for what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Timeouts {
-    /// For a TCP connection.
-    #[serde(rename = "connect_seconds", deserialize_with = "seconds")]
-    pub connect: Duration,
-    /// For the head of an answer, the connection included.
-    #[serde(rename = "header_seconds", deserialize_with = "seconds")]
-    pub header: Duration,
-    /// Between two pieces of a body.
-    #[serde(rename = "idle_seconds", deserialize_with = "seconds")]
-    pub idle: Duration,
-    /// For a token, from the connection to the last byte.
-    #[serde(rename = "token_seconds", deserialize_with = "seconds")]
-    pub token: Duration,
-    /// For a request up to the head of its answer, logins, redirects and retries included. What is small, such
-    /// as a manifest, must have come whole within it.
-    #[serde(rename = "budget_seconds", deserialize_with = "seconds")]
-    pub budget: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { connect: CONNECT, header: HEADER, idle: IDLE, token: TOKEN, budget: BUDGET }
-    }
-}
-
-fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let time = units::duration(deserializer)?;
-    if !time.is_zero() && time <= TIMEOUT_MAX {
-        Ok(time)
-    } else {
-        Err(de::Error::custom(format!("expected more than 0 and at most {}", units::show(TIMEOUT_MAX))))
-    }
-}
-
-/// Where a registry's API is: `http[s]://host[:port][/prefix]`, to which `/v2/…` is added.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Endpoint(Url);
-
-/// Why a text is not an endpoint. It is not repeated here, because it may hold a password.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidEndpoint {
-    /// Not an http or https URL.
-    #[error("not an endpoint: expected http[s]://host[:port][/prefix]")]
-    Url,
-    /// `user:password@`.
-    #[error("an endpoint cannot contain a login: use `credentials`")]
-    Login,
-    /// `?…`, `#…`.
-    #[error("an endpoint cannot have a query or a fragment")]
-    Query,
-    /// Ends with `/v2`.
-    #[error("an endpoint is given without its `/v2`")]
-    Version,
-}
-
-impl Endpoint {
-    /// Reads an endpoint.
-    ///
-    /// # Errors
-    /// [`InvalidEndpoint`] says what is wrong without repeating the text.
-    pub fn parse(text: &str) -> Result<Self, InvalidEndpoint> {
-        let mut url = Url::parse(text).map_err(|_| InvalidEndpoint::Url)?;
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-            return Err(InvalidEndpoint::Url);
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(InvalidEndpoint::Login);
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(InvalidEndpoint::Query);
-        }
-        let path = url.path().trim_end_matches('/').to_owned();
-        if path.ends_with("/v2") {
-            return Err(InvalidEndpoint::Version);
-        }
-        url.set_path(&path);
-        Ok(Self(url))
-    }
-
-    /// The URL itself.
-    pub fn as_url(&self) -> &Url {
-        &self.0
-    }
-
-    /// The URL of `rest` below `/v2/`.
-    pub(super) fn at(&self, rest: &str, query: Option<&str>) -> Url {
-        let mut url = self.0.clone();
-        url.set_path(&format!("{}/v2/{rest}", self.0.path().trim_end_matches('/')));
-        url.set_query(query);
-        url
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_str().trim_end_matches('/'))
-    }
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl std::str::FromStr for Endpoint {
-    type Err = InvalidEndpoint;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
-}
-
-impl<'de> Deserialize<'de> for Endpoint {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
-    }
-}
-
-/// A host without port, in the form that URLs have: a DNS name in lower case, or an address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostName(String);
-
-impl HostName {
-    /// Reads a host; `None` when it is something else, such as `host:port`.
-    pub fn parse(text: &str) -> Option<Self> {
-        Some(Self(Host::parse(text).ok()?.to_string()))
-    }
-
-    /// Whether `url` is on this host.
-    pub(super) fn is_host_of(&self, url: &Url) -> bool {
-        url.host_str().is_some_and(|host| self.is(host))
-    }
-
-    /// Whether this is the host of that name.
-    pub fn is(&self, name: &str) -> bool {
-        name.trim_end_matches('.').eq_ignore_ascii_case(self.0.trim_end_matches('.'))
-    }
-}
-
-impl<'de> Deserialize<'de> for HostName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| de::Error::custom(format!("`{text}`: expected a host without scheme and port")))
-    }
-}
-
-/// Where the login of a registry comes from. A secret never stands in the configuration itself.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "CredentialsTable")]
-pub enum CredentialsConfig {
-    /// A Docker `config.json`, a Kubernetes `.dockerconfigjson` or `.dockercfg`; the longest matching path wins.
-    File(PathBuf),
-    /// One login, its password being the content of a file.
-    PasswordFile {
-        /// Who berth is to the registry.
-        username: String,
-        /// Re-read when it changes; a newline at its end is not part of the password.
-        file: PathBuf,
-    },
-    /// One login, its password being in the environment.
-    PasswordEnv {
-        /// Who berth is to the registry.
-        username: String,
-        /// The variable's name.
-        variable: String,
-    },
-    /// What Amazon issues for ECR.
-    Ecr(EcrConfig),
-    /// What Amazon issues for ECR Public.
-    EcrPublic(EcrConfig),
-    /// What Google issues for its registries.
-    Google(GoogleConfig),
-    /// What Azure issues for its registries.
-    Azure(AzureConfig),
-    /// What Vault or OpenBao has in store.
-    Vault(VaultConfig),
-}
-
-impl CredentialsConfig {
-    fn vault(&self) -> Option<&VaultConfig> {
-        match self {
-            Self::Vault(vault) => Some(vault),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a table with file, with username and password_file or password_env, with a cloud, or with vault"
-)]
-struct CredentialsTable {
-    file: Option<PathBuf>,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
-    password_env: Option<String>,
-    ecr: Option<EcrConfig>,
-    ecr_public: Option<EcrConfig>,
-    google: Option<GoogleConfig>,
-    azure: Option<AzureConfig>,
-    vault: Option<VaultConfig>,
-}
-
-const ONE_OF: &str = "credentials are one of: file; username and password_file; username and password_env; ecr; \
-     ecr_public; google; azure; vault";
-
-impl TryFrom<CredentialsTable> for CredentialsConfig {
-    type Error = &'static str;
-
-    fn try_from(table: CredentialsTable) -> Result<Self, Self::Error> {
-        let clouds = [
-            table.ecr.map(Self::Ecr),
-            table.ecr_public.map(Self::EcrPublic),
-            table.google.map(Self::Google),
-            table.azure.map(Self::Azure),
-            table.vault.map(Self::Vault),
-        ];
-        let mut clouds = clouds.into_iter().flatten();
-        let file = match (table.file, table.username, table.password_file, table.password_env) {
-            (None, None, None, None) => None,
-            (Some(file), None, None, None) => Some(Self::File(file)),
-            (None, Some(username), Some(file), None) => Some(Self::PasswordFile { username, file }),
-            (None, Some(username), None, Some(variable)) => Some(Self::PasswordEnv { username, variable }),
-            _ => return Err(ONE_OF),
-        };
-        match (file, clouds.next(), clouds.next()) {
-            (Some(one), None, None) | (None, Some(one), None) => Ok(one),
-            _ => Err(ONE_OF),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::Region;
+    use std::time::Duration;
+
+    use super::super::{AzureConfig, EcrConfig, GoogleConfig, Region};
     use super::*;
-
-    #[test]
-    fn endpoints_are_plain_urls() {
-        let check = |text: &str, expected: Result<&str, InvalidEndpoint>| {
-            let parsed = Endpoint::parse(text).map(|endpoint| endpoint.to_string());
-            assert_eq!(parsed, expected.map(str::to_owned), "{text}");
-        };
-        check("https://registry-1.docker.io", Ok("https://registry-1.docker.io"));
-        check("https://Nexus.example/repository/x/", Ok("https://nexus.example/repository/x"));
-        check("http://127.0.0.1:5000/", Ok("http://127.0.0.1:5000"));
-        check("https://h/v2/", Err(InvalidEndpoint::Version));
-        check("https://user:secret@h", Err(InvalidEndpoint::Login));
-        check("https://user@h", Err(InvalidEndpoint::Login));
-        check("https://h?x=1", Err(InvalidEndpoint::Query));
-        check("ftp://h", Err(InvalidEndpoint::Url));
-        check("registry.example.com", Err(InvalidEndpoint::Url));
-        check("", Err(InvalidEndpoint::Url));
-    }
-
-    #[test]
-    fn requests_go_below_the_prefix() {
-        let endpoint = Endpoint::parse("https://h:8443/repository/x").unwrap();
-        let url = endpoint.at("a/b/manifests/sha256:00", Some("n=1"));
-        assert_eq!(url.as_str(), "https://h:8443/repository/x/v2/a/b/manifests/sha256:00?n=1");
-    }
 
     #[test]
     fn every_authority_counts_that_is_read_once() {
@@ -542,6 +277,6 @@ mod tests {
         let text = "registry = 'h'\nendpoints = ['https://h']\ntimeouts = { connect_seconds = 0.5, idle_seconds = 3 }";
         let timeouts = toml::from_str::<Config>(text).unwrap().timeouts;
         assert_eq!((timeouts.connect, timeouts.idle), (Duration::from_millis(500), Duration::from_secs(3)));
-        assert_eq!(timeouts.budget, BUDGET);
+        assert_eq!(timeouts.budget, Timeouts::default().budget);
     }
 }

@@ -31,5 +31,4 @@ mod transport;
 pub(in crate::upstream) mod upkeep;
 
 pub(in crate::upstream) use self::handle::{Remote, Role};
-pub(in crate::upstream) use self::message::AGENT;
 pub(in crate::upstream) use self::mirror::Mirror;

@@ -16,10 +16,10 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use url::{Origin, Url};
 
+use crate::credentials::CredentialSource;
 use crate::oci::{Registry, RepoName};
 use crate::upstream::client::{Client, Way};
 use crate::upstream::config::HostName;
-use crate::upstream::credential::Credential;
 use crate::upstream::login::Login;
 use crate::upstream::remote::auth::challenge::{Bearer, Challenge};
 use crate::upstream::remote::auth::token::{Key, Token, Tokens};
@@ -138,7 +138,7 @@ enum Proof {
 pub(in crate::upstream) struct Auth {
     registry: Registry,
     realm_hosts: Vec<HostName>,
-    credential: Credential,
+    credential: CredentialSource,
     tokens: Tokens,
     client: Arc<Client>,
 }
@@ -155,7 +155,7 @@ impl Auth {
     /// Without any token. The token servers of `registry` are near it, or at `realm_hosts`.
     pub(in crate::upstream) fn new(
         (registry, realm_hosts): (Registry, Vec<HostName>),
-        credential: Credential,
+        credential: CredentialSource,
         client: Arc<Client>,
     ) -> Self {
         Self { registry, realm_hosts, credential, tokens: Tokens::new(), client }
@@ -171,7 +171,7 @@ impl Auth {
         deadline: Instant,
     ) -> Result<Option<Login>, Error> {
         let found = timeout_at(deadline, self.credential.find(&self.client, name)).await;
-        found.map_err(|_| Error::Timeout)?
+        Ok(found.map_err(|_| Error::Timeout)??)
     }
 
     /// Every login, with the path that it is for, which is empty for all; `None` is being anybody.
@@ -183,7 +183,7 @@ impl Auth {
         deadline: Instant,
     ) -> Result<Vec<(String, Option<Login>)>, Error> {
         let all = timeout_at(deadline, self.credential.all(&self.client)).await;
-        all.unwrap_or(Err(Error::Timeout))
+        Ok(all.map_err(|_| Error::Timeout)??)
     }
 
     /// Whether a login applies to the repository that is called `name` there.

@@ -4,20 +4,12 @@
 //! because a refusal that does not say which host it was about cannot be put right.
 
 use std::error::Error as StdError;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
+use crate::credentials::{self, LoginSetupError, NoLogin};
+use crate::net::{self, Class, Forbidden, TlsSetupError};
 
-pub use crate::upstream::docker_config::InvalidLogins;
-
-use crate::upstream::address::Class;
-use crate::upstream::cloud::NoLogin;
-use crate::upstream::proxy::AtProxy;
-
-/// Longest cause kept from a lower layer; such texts end up in logs.
-const REASON_CHARACTERS_MAX: usize = 200;
 /// A longer `Retry-After` than this is waited out between the rounds of no request.
 pub(in crate::upstream) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
@@ -113,6 +105,29 @@ pub enum Error {
     /// Upstream sent berth somewhere that its rules forbid.
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+impl From<net::Error> for Error {
+    fn from(error: net::Error) -> Self {
+        match error {
+            net::Error::Offline => Self::Offline,
+            net::Error::Busy { retry_after } => Self::Busy { retry_after },
+            net::Error::Local { reason } => Self::Local { reason },
+            net::Error::Unreachable { reason } => Self::Unreachable { reason },
+            net::Error::Timeout => Self::Timeout,
+            net::Error::TooLarge => crate::upstream::client::TOO_LARGE,
+            net::Error::Forbidden(Forbidden { host, class }) => Refusal::Address { host, class }.into(),
+        }
+    }
+}
+
+impl From<credentials::Error> for Error {
+    fn from(error: credentials::Error) -> Self {
+        match error {
+            credentials::Error::NoLogin(error) => Self::NoLogin(error),
+            credentials::Error::Stopped => Self::Timeout,
+        }
+    }
 }
 
 /// Which rule forbids to go where an upstream points.
@@ -220,31 +235,9 @@ impl Error {
         !self.is_outage() || self.is_unknown_question()
     }
 
-    /// No connection, or one that broke; keeps the lowest cause, and says if that is TLS's, or met at a proxy. Tells what
-    /// this machine lacks from what upstream does.
+    /// No connection, or one that broke.
     pub(in crate::upstream) fn unreachable(error: &(dyn StdError + 'static)) -> Self {
-        let (mut lowest, mut where_to) = (error, String::new());
-        loop {
-            if let Some(error) = lowest.downcast_ref::<io::Error>() {
-                if let Some(error) = local(error) {
-                    return Self::Local { reason: error.to_string().into() };
-                }
-                if is_of_tls(error) {
-                    where_to += "TLS: ";
-                }
-            }
-            if let Some(proxy) = lowest.downcast_ref::<AtProxy>() {
-                where_to += &format!("{proxy}: ");
-            }
-            // hyper-util's word for it; what is below says so in some languages of the C library's only.
-            if lowest.to_string().starts_with("dns error") {
-                where_to += "DNS: ";
-            }
-            let Some(source) = lowest.source() else { break };
-            lowest = source;
-        }
-        let reason = format!("{where_to}{lowest}").chars().take(REASON_CHARACTERS_MAX).collect::<String>();
-        Self::Unreachable { reason: reason.into() }
+        net::Error::unreachable(error).into()
     }
 
     /// What to do next.
@@ -280,25 +273,6 @@ impl Error {
     }
 }
 
-/// What this machine lacks by this error, if that is what it is about. An error that wraps another is not asked for it
-/// as a source.
-pub(in crate::upstream) fn local(error: &io::Error) -> Option<&io::Error> {
-    const LACKING: [Errno; 5] =
-        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    if error.raw_os_error().is_some_and(|code| LACKING.iter().any(|errno| errno.raw_os_error() == code)) {
-        return Some(error);
-    }
-    error.get_ref()?.downcast_ref::<io::Error>().and_then(local)
-}
-
-/// Whether this is about TLS. An error that wraps another is not asked for it as a source.
-fn is_of_tls(error: &io::Error) -> bool {
-    let of_inner = |inner: &io::Error| is_of_tls(inner);
-    error
-        .get_ref()
-        .is_some_and(|inner| inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(of_inner))
-}
-
 /// A part could not be built from its configuration; the cause names no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -314,72 +288,17 @@ pub enum BuildError {
         /// The endpoint.
         endpoint: crate::upstream::Endpoint,
     },
-    /// A file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// Which file.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file holds something else than expected.
-    #[error("{path} is not {expected}")]
-    Content {
-        /// Which file.
-        path: std::path::PathBuf,
-        /// What was expected there.
-        expected: &'static str,
-    },
-    /// A file holds no certificates or key that can be used.
-    #[error("cannot use {path}: {why}")]
-    Pem {
-        /// Which file.
-        path: std::path::PathBuf,
-        /// Why.
-        why: crate::net::pem::InvalidPem,
-    },
-    /// What a file of logins has for this registry cannot be read, or the file is none.
-    #[error("cannot use {path}: {why}")]
-    Logins {
-        /// Which file.
-        path: std::path::PathBuf,
-        /// Why.
-        why: InvalidLogins,
-    },
-    /// An environment variable is not set, or not text.
-    #[error("the environment variable {name} has no password")]
-    Environment {
-        /// Which variable.
-        name: String,
-    },
-    /// A cloud's login cannot be had as it is configured.
-    #[error("credentials: {0}")]
-    Credentials(&'static str),
-    /// The TLS library refuses its own set-up.
-    #[error("cannot set up TLS")]
-    Tls(#[source] rustls::Error),
+    /// A certificate, or a list of authorities, cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+    /// The login cannot be had as it is configured.
+    #[error(transparent)]
+    Login(#[from] LoginSetupError),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_this_machine_lacks_says_nothing_about_upstream() {
-        let check = |error: io::Error, is_local: bool| {
-            let wrapped = io::Error::other(io::Error::other(error));
-            let judged = Error::unreachable(&wrapped);
-            assert_eq!(matches!(judged, Error::Local { .. }), is_local, "{judged}");
-        };
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
-            check(io::Error::from_raw_os_error(errno.raw_os_error()), true);
-        }
-        for errno in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::HOSTUNREACH, Errno::NETUNREACH] {
-            check(io::Error::from_raw_os_error(errno.raw_os_error()), false);
-        }
-        check(io::Error::other("handshake"), false);
-    }
 
     #[test]
     fn an_error_says_what_to_do_next() {

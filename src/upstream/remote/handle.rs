@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::credentials::CredentialSource;
 use crate::oci::{Registry, RepoName, Speaker};
 use crate::upstream::client::Client;
 use crate::upstream::config::{Endpoint as EndpointUrl, HostName};
-use crate::upstream::credential::Credential;
 use crate::upstream::headers::Headers;
 use crate::upstream::identity::Identity;
 use crate::upstream::remote::auth::Auth;
@@ -76,7 +76,7 @@ pub(in crate::upstream) struct Settings {
     /// The registry that it is asked for, near which its token servers are.
     pub(in crate::upstream) registry: Registry,
     /// Where its logins come from.
-    pub(in crate::upstream) credential: Credential,
+    pub(in crate::upstream) credential: CredentialSource,
     /// Its connections.
     pub(in crate::upstream) client: Client,
     /// The certificate that its endpoints are shown.

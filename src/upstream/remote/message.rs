@@ -1,12 +1,8 @@
-//! What all HTTP messages to and from registries have in common: how berth names itself, and whether an answer is content
-//! for programs or a page made for people.
+//! What all HTTP answers of registries have in common: whether one is content for programs or a page made for people.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
-
-/// The `User-Agent` of berth.
-pub(in crate::upstream) const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
 
 /// Whether an answer is that of a portal, which has a page for every request. Registries have pages for refusals only.
 pub(in crate::upstream) fn is_portal(response: &Response<Incoming>) -> bool {

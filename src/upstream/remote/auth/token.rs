@@ -15,14 +15,15 @@ use lru::LruCache;
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
-use crate::oci::json::{self, Scalar};
+use crate::credentials::{FRESH, oauth};
+use crate::net::url::is_same_origin;
+use crate::net::user_agent::AGENT;
 use crate::sync::lock;
 use crate::upstream::address::shorten;
 use crate::upstream::client::{self, Client, Way};
 use crate::upstream::jwt;
 use crate::upstream::login::{Identity, Login};
 use crate::upstream::remote::error::{Error, Refusal};
-use crate::upstream::remote::message::AGENT;
 use crate::upstream::remote::redirect;
 use crate::upstream::remote::retry_after::retry_after;
 use crate::upstream::secret;
@@ -47,9 +48,6 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long before its end a token is renewed; one with a short life is renewed after nine tenths of it.
 const MARGIN_MAX: Duration = Duration::from_secs(30);
-/// The age up to which the refusal of a token or login is about what was asked for, or about the token itself, and not
-/// about its age.
-pub(in crate::upstream) const FRESH: Duration = Duration::from_secs(30);
 
 /// A token, ready for a request.
 #[derive(Debug)]
@@ -260,7 +258,7 @@ pub(in crate::upstream) async fn fetch(
         return Err(refused(status, login.is_some(), retry_after(response.headers())));
     }
     let body = client::read(response.into_body(), REPLY_BYTES_MAX, client.timeouts.idle, deadline).await?;
-    let (text, lifetime) = parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
+    let (text, lifetime) = oauth::parse(&body).ok_or(Error::Malformed("a token reply without a token"))?;
     // Azure's registries say it in the token alone.
     let lifetime = lifetime.or_else(|| jwt::lifetime(&text, SystemTime::now()));
     Token::new(&text, lifetime, Instant::now()).ok_or(Error::Malformed("a token that fits into no header"))
@@ -283,7 +281,7 @@ fn refused(status: StatusCode, with_login: bool, retry_after: Option<Duration>) 
 fn follow(url: &Url, status: StatusCode, location: Option<&HeaderValue>, is_form: bool) -> Option<Url> {
     let next = redirect::next(url, location?, &[]).ok()?;
     let is_upgrade = next.host() == url.host() && (url.scheme(), next.scheme()) == ("http", "https");
-    let is_near = is_upgrade || redirect::is_same_origin(url, &next);
+    let is_near = is_upgrade || is_same_origin(url, &next);
     let is_as_it_was = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
     (is_near && (is_as_it_was || !is_form)).then_some(next)
 }
@@ -344,24 +342,6 @@ fn request(method: Method, url: &Url, body: Bytes) -> Result<Request<Full<Bytes>
         .map_err(|_| Error::Malformed("a token server's URL that cannot be asked"))
 }
 
-/// `token` and `access_token` mean the same; `expires_in` is a number, though some write it as a text.
-pub(in crate::upstream) fn parse(body: &[u8]) -> Option<(String, Option<Duration>)> {
-    let names = ["token", "access_token", "expires_in"];
-    let [token, access_token, expires_in] = json::scalars(body, names)?;
-    let text = |scalar| match scalar {
-        Scalar::Text(text) if !text.is_empty() => Some(text),
-        _ => None,
-    };
-    let token = text(token).or_else(|| text(access_token))?;
-    let seconds = match expires_in {
-        Scalar::Number(number) => Some(number),
-        Scalar::Text(text) => text.parse().ok(),
-        Scalar::Other => None,
-    };
-    let lifetime = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
-    Some((token, lifetime))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,27 +366,6 @@ mod tests {
         check("https://h/token", "/t", true, 302, None);
         check("https://h/token", "/t", true, 307, Some("https://h/t"));
         assert_eq!(follow(&Url::parse("https://h/t").unwrap(), StatusCode::FOUND, None, false), None);
-    }
-
-    #[test]
-    fn replies_differ() {
-        let check = |body: &str, expected: Option<(&str, Option<u64>)>| {
-            let expected =
-                expected.map(|(token, seconds)| (token.to_owned(), seconds.map(Duration::from_secs)));
-            assert_eq!(parse(body.as_bytes()), expected, "{body}");
-        };
-        check(r#"{"token":"t","expires_in":300}"#, Some(("t", Some(300))));
-        check(r#"{"access_token":"t","expires_in":"300"}"#, Some(("t", Some(300))));
-        check(r#"{"token":"","access_token":"t"}"#, Some(("t", None)));
-        check(r#"{"token":"t","expires_in":-5}"#, Some(("t", None)));
-        check(r#"{"token":"t","expires_in":1e300}"#, Some(("t", None)));
-        check(r#"{"token":""}"#, None);
-        check(r#"{"token":1}"#, None);
-        check(r#"{"token":null,"access_token":"t","x":[{"token":"u"}]}"#, Some(("t", None)));
-        check(r#"{"token":["t"],"expires_in":{}}"#, None);
-        check(r#"{"token":"t","token":"u"}"#, None);
-        check("[]", None);
-        check("<html>", None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -505,28 +464,5 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         let next = tokens.get(&key(), async { Ok(Token::new("t", None, Instant::now()).unwrap()) }).await;
         assert_eq!(next.unwrap().header, "Bearer t");
-    }
-
-    #[test]
-    fn fuzzed_replies_give_a_token_or_nothing() {
-        let target = crate::fuzz::Target {
-            name: "token",
-            words: &[
-                "\"token\":",
-                "\"access_token\":",
-                "\"expires_in\":",
-                "0.5",
-                "1e308",
-                "1e19",
-                "\"NaN\"",
-                "\"inf\"",
-                "18446744073709551616",
-            ],
-        };
-        target.holds_for_json(|input| {
-            if let Some((token, _)) = parse(input) {
-                assert!(!token.is_empty() && token.len() <= input.len());
-            }
-        });
     }
 }

@@ -8,12 +8,12 @@ use hyper::body::Incoming;
 use url::Url;
 
 use crate::context::RequestContext;
+use crate::net::user_agent::AGENT;
 use crate::oci::RepoName;
 use crate::upstream::config::Endpoint as EndpointUrl;
 use crate::upstream::remote::endpoint::latency::LateSignal;
 use crate::upstream::remote::error::Error;
 use crate::upstream::remote::limits::Seat;
-use crate::upstream::remote::message::AGENT;
 
 /// What is asked.
 pub(in crate::upstream) struct ApiRequest<'a> {
