@@ -1,11 +1,11 @@
 //! Credentials: what berth is to somebody, and where that comes from.
 //!
-//! A [`CredentialSource`] is what `upstream` asks for the login of a registry. It comes from the configuration, a file, a
+//! A `CredentialSource` is what `upstream` asks for the login of a registry. It comes from the configuration, a file, a
 //! program, a cloud or Vault; it is read again when the file changes, and renewed before it ends. Nothing here knows what
 //! a registry answers, or when it wants a login: `upstream` does. It may use `net`, to ask clouds and Vault over HTTP, and
 //! lower rooms; it must never use `upstream`.
 //!
-//! - [`config`] is the `credentials` key; `source` is what is built from it.
+//! - `config` is the `credentials` key; `source` is what is built from it.
 //! - `file` watches a file, which is a password or a `docker_config`; that may name a `helper`, whose program `command`
 //!   runs.
 //! - `issued` has what a service issues: `cloud` of a cloud, `vault` of Vault, both asked by `service`. `renewing` decides

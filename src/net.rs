@@ -1,6 +1,6 @@
 //! Network plumbing: how berth sends an HTTP request to somebody and reads the head of the response.
 //!
-//! It knows no registry's protocol, no login and no configuration section: [`HttpClient`] is built from a [`ClientConfig`],
+//! It knows no registry's protocol, no login and no configuration section: `HttpClient` is built from a `ClientConfig`,
 //! is asked by `credentials` and `upstream`, and says what went wrong by an [`Error`] of its own. It may use what lies on
 //! the lowest floors, and [`crate::context`] for the name of one header; it must never use `credentials` or `upstream`. The
 //! server side, `http`, uses [`tls`] for its own certificates.

@@ -2,7 +2,7 @@
 //!
 //! The program is found in `PATH` and run as `docker-credential-NAME get`, without a shell, in berth's own environment.
 //! It reads the registry's name and writes a login in JSON. What it says is kept for some minutes, or until the registry
-//! refuses it (`kept`).
+//! refuses it (`renewing`).
 
 use std::fmt;
 use std::sync::Arc;

@@ -154,7 +154,7 @@ mod tests {
     use crate::net::{EndpointUrl, Proxy, Timeouts};
     use crate::oci::Registry;
 
-    fn load(credentials: Option<CredentialsConfig>) -> Result<CredentialSource, LoginSetupError> {
+    fn load(credentials: Option<&CredentialsConfig>) -> Result<CredentialSource, LoginSetupError> {
         let client = ClientConfig {
             owner: Registry::parse("h").unwrap(),
             endpoints: vec![EndpointUrl::parse("https://h").unwrap()],
@@ -167,13 +167,13 @@ mod tests {
         };
         let set = |name: &str| (name == "PASSWORD").then(|| "hunter2".to_owned());
         let observer: RequestObserver = Arc::new(|_| {});
-        CredentialSource::load_with(credentials.as_ref(), &client, &observer, &set)
+        CredentialSource::load_with(credentials, &client, &observer, &set)
     }
 
     #[tokio::test]
     async fn what_is_in_the_environment_applies_to_everything_and_must_be_there() {
         let in_variable = |variable: &str| {
-            load(Some(CredentialsConfig::PasswordEnv { username: "u".into(), variable: variable.into() }))
+            load(Some(&CredentialsConfig::PasswordEnv { username: "u".into(), variable: variable.into() }))
         };
         let found = in_variable("PASSWORD").unwrap();
         assert!(

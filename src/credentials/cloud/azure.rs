@@ -1,5 +1,5 @@
 //! Azure Container Registry: a token of Entra ID, which the registry itself exchanges for a refresh token; that is used
-//! as an identity token is (`token`), and the access tokens that it yields say their end in themselves (`jwt`).
+//! as an identity token is (`upstream`), and the access tokens that it yields say their end in themselves (`jwt`).
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -2,7 +2,7 @@
 //! `oauth2accesstoken`.
 //!
 //! It is had for the key of a service account, by a JWT that the key has signed; for a token of another identity provider
-//! that Google trusts (`federation`); or from the metadata server, for the account of the instance or (on GKE) of the pod.
+//! that Google trusts (`google_federation`); or from the metadata server, for the account of the instance or (on GKE) of the pod.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
