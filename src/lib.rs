@@ -67,6 +67,7 @@ pub mod net;
 pub mod oci;
 pub mod parsing;
 pub mod ratelimit;
+mod remote;
 pub mod shares;
 pub mod singleflight;
 pub mod store;

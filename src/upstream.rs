@@ -34,13 +34,11 @@
 mod ask;
 mod attempts;
 mod build;
-mod client;
 mod config;
 mod fallback;
 mod hedge;
 mod identity;
 mod parents;
-mod remote;
 mod sameness;
 mod section;
 #[cfg(test)]
@@ -57,16 +55,16 @@ pub use self::attempts::Attempts;
 pub use self::config::{Config, Connections};
 pub use self::fallback::FallbackConfig;
 pub use self::parents::ParentsConfig;
-pub use self::remote::endpoint::pull_quota::Reserve;
-pub use self::remote::error::{BuildError, Error, Refusal};
-pub use self::remote::event::{Event, Limit, Observer, Outcome};
-pub use self::remote::limits::LimitsConfig;
-pub(crate) use self::remote::requests::blobs::PAGE;
-pub use self::remote::requests::blobs::{BLOB_BYTES_MAX, BlobStream, Claim};
-pub use self::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
-pub use self::remote::requests::login_check::{Found, Party, Trial};
-pub use self::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
-pub use self::remote::rewrite::Rewrite;
+pub use crate::remote::endpoint::pull_quota::Reserve;
+pub use crate::remote::error::{BuildError, Error, Refusal};
+pub use crate::remote::event::{Event, Limit, Observer, Outcome};
+pub use crate::remote::limits::LimitsConfig;
+pub(crate) use crate::remote::requests::blobs::PAGE;
+pub use crate::remote::requests::blobs::{BLOB_BYTES_MAX, BlobStream, Claim};
+pub use crate::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
+pub use crate::remote::requests::login_check::{Found, Party, Trial};
+pub use crate::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
+pub use crate::remote::rewrite::Rewrite;
 
 pub use crate::credentials::{
     AppRole, AzureConfig, CredentialsConfig, EcrConfig, GoogleConfig, InvalidLogins, KubernetesLogin,
@@ -80,13 +78,10 @@ pub use crate::net::{
 use self::attempts::Route;
 use self::hedge::Hedges;
 use self::parents::Parents;
-use self::remote::{Remote, Role, upkeep};
 use self::sameness::Sameness;
 use crate::context::RequestContext;
-use crate::credentials::{docker_config, jwt, login};
-use crate::net::guard as address;
-use crate::net::{headers, lookups, proxy, secret, user_agent as agent};
 use crate::oci::{Digest, Registry, RepoName, Tag};
+use crate::remote::{Remote, Role, upkeep};
 
 /// Whether an upstream is worth asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

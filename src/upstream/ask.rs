@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::Upstream;
 use super::attempts::{Attempts, ROUNDS_MAX, Rounds};
-use super::remote::endpoint::latency::LateSignal;
-use super::remote::error::Error;
-use super::remote::requests::blobs::{self, BlobStream, Claim, PAGE, Wanted};
-use super::remote::requests::lists::{self, PageQuery, ReferrerList, TagPage, tags};
-use super::remote::requests::login_check::{LoginCheck, Trial};
-use super::remote::requests::manifests::{self, Fetched, Resolved, Untold};
 use crate::context::RequestContext;
 use crate::oci::{Digest, Range, Reference, RepoName, Tag};
+use crate::remote::endpoint::latency::LateSignal;
+use crate::remote::error::Error;
+use crate::remote::requests::blobs::{self, BlobStream, Claim, PAGE, Wanted};
+use crate::remote::requests::lists::{self, PageQuery, ReferrerList, TagPage, tags};
+use crate::remote::requests::login_check::{LoginCheck, Trial};
+use crate::remote::requests::manifests::{self, Fetched, Resolved, Untold};
 use crate::sync::lock;
 
 impl Upstream {

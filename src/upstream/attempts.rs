@@ -13,12 +13,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::hedge::{self, Hedges};
-use super::remote::endpoint::Endpoint;
-use super::remote::endpoint::latency::LateSignal;
-use super::remote::error::{Error, Next, RETRY_AFTER_MAX};
-use super::remote::event::Event;
-use super::remote::exchange::Target;
-use super::remote::handle::Remote;
+use crate::remote::endpoint::Endpoint;
+use crate::remote::endpoint::latency::LateSignal;
+use crate::remote::error::{Error, Next, RETRY_AFTER_MAX};
+use crate::remote::event::Event;
+use crate::remote::exchange::Target;
+use crate::remote::handle::Remote;
 
 /// The number of rounds: the first and two more. A fourth finds nothing that the third did not.
 pub(super) const ROUNDS_MAX: u32 = 3;
@@ -382,8 +382,8 @@ impl<'a> Rounds<'a> {
 mod tests {
     use super::super::build;
     use super::super::config::Config;
-    use super::super::remote::handle::Role;
     use super::*;
+    use crate::remote::handle::Role;
 
     #[test]
     fn waits_grow_and_differ() {

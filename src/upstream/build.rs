@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::client::{self, Client};
 use super::config::{Config, Endpoint};
 use super::identity::Identity;
-use super::remote::error::BuildError;
-use super::remote::event::Observer;
-use super::remote::handle::{Remote, Role, Settings};
-use super::remote::redirect::Redirects;
+use crate::credentials::CredentialSource;
+use crate::remote::client::{Client, of_requests};
+use crate::remote::error::BuildError;
+use crate::remote::event::Observer;
+use crate::remote::handle::{Remote, Role, Settings};
+use crate::remote::redirect::Redirects;
 
 /// The remote of `config` with these endpoints, whose indexes begin with `first`.
 ///
@@ -21,8 +22,14 @@ pub(super) fn remote(
     observer: Observer,
 ) -> Result<Arc<Remote>, BuildError> {
     let identity = config.client_certificate.as_ref().map(Identity::load).transpose()?;
-    let credential = client::login_of(config, &observer)?;
-    let client = Client::build(config, identity.clone(), observer)?;
+    let client = config.client();
+    let credential = CredentialSource::load(
+        config.credentials.as_ref(),
+        &client,
+        &of_requests(&config.registry, &observer),
+    )
+    .map_err(BuildError::from)?;
+    let client = Client::build(&client, identity.clone(), observer)?;
     let settings = Settings {
         registry: config.registry.clone(),
         credential,

@@ -15,12 +15,12 @@ pub(super) use crate::net::{EndpointUrl as Endpoint, HostName, Timeouts};
 use super::fallback::FallbackConfig;
 use super::identity::{ClientCertificate, is_known};
 use super::parents::ParentsConfig;
-use super::remote::limits::LimitsConfig;
-use super::remote::rewrite::Rewrite;
 use super::section::section;
 use crate::net::{ClientConfig, Headers, Proxy, UserAgent};
 use crate::oci::Registry;
 use crate::oci::route::Repositories;
+use crate::remote::limits::LimitsConfig;
+use crate::remote::rewrite::Rewrite;
 
 section! {
     /// One registry that berth may ask.

@@ -14,20 +14,20 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::agent::UserAgent;
 use super::build;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use super::docker_config::DOCKER_HUB_HOSTS;
-use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::proxy::Proxy;
-use super::remote::error::BuildError;
-use super::remote::event::Observer;
-use super::remote::handle::{Remote, Role};
-use super::remote::limits::LimitsConfig;
-use super::remote::rewrite::Rewrite;
 use super::section::{section, template};
+use crate::credentials::docker_config::DOCKER_HUB_HOSTS;
+use crate::net::headers::Headers;
+use crate::net::proxy::Proxy;
+use crate::net::user_agent::UserAgent;
 use crate::oci::Registry;
+use crate::remote::error::BuildError;
+use crate::remote::event::Observer;
+use crate::remote::handle::{Remote, Role};
+use crate::remote::limits::LimitsConfig;
+use crate::remote::rewrite::Rewrite;
 
 section! {
     /// `[[upstream.fallback]]`: what is asked in the place of a registry. The whole of a request has the registry's time.

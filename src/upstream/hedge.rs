@@ -10,8 +10,8 @@
 
 use std::sync::Mutex;
 
-use super::remote::endpoint::Endpoint;
-use super::remote::limits::LimitsConfig;
+use crate::remote::endpoint::Endpoint;
+use crate::remote::limits::LimitsConfig;
 use crate::sync::lock;
 
 /// The number of requests for each hedge: the load of an upstream grows by a tenth at most.

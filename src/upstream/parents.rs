@@ -22,21 +22,21 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use url::Host;
 
-use super::agent::UserAgent;
 use super::build;
 use super::config::{Config, CredentialsConfig, Endpoint, HostName, Timeouts};
-use super::headers::Headers;
 use super::identity::{ClientCertificate, is_known};
-use super::lookups::lookups;
-use super::proxy::Proxy;
-use super::remote::Mirror;
-use super::remote::error::BuildError;
-use super::remote::event::{Event, Observer};
-use super::remote::handle::{Remote, Role};
-use super::remote::upkeep::{self, resurface};
 use super::section::{section, template};
 use crate::context::RequestContext;
+use crate::net::headers::Headers;
+use crate::net::lookups::lookups;
+use crate::net::proxy::Proxy;
+use crate::net::user_agent::UserAgent;
 use crate::oci::{Algorithm, Digest, Registry, Repo, RepoName};
+use crate::remote::Mirror;
+use crate::remote::error::BuildError;
+use crate::remote::event::{Event, Observer};
+use crate::remote::handle::{Remote, Role};
+use crate::remote::upkeep::{self, resurface};
 use crate::sync::lock;
 
 /// The interval between DNS look-ups of the parents, and so the delay until a new parent is used.

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::config::{Config, CredentialsConfig, Endpoint, HostName};
-use super::headers::Headers;
 use super::identity::ClientCertificate;
-use super::remote::rewrite::Rewrite;
+use crate::net::headers::Headers;
+use crate::remote::rewrite::Rewrite;
 
 /// What makes two configured registries one: where they are, and as whom they are asked.
 #[derive(PartialEq)]

@@ -9,11 +9,12 @@ use http::Request;
 use http_body_util::Full;
 use tempfile::NamedTempFile;
 
-use super::super::client::{Client, Way};
 use super::super::{Attempts, Class, Config, CredentialsConfig, Endpoint, Error, Refusal, Upstream};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
+use crate::net::DialPolicy as Way;
 use crate::oci::{Reference, Registry};
+use crate::remote::client::Client;
 
 fn file(content: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -151,7 +152,7 @@ async fn a_guarded_client_judges_names_by_their_addresses() {
     let inner = Fake::start(|_| Reply::ok("secret")).await;
     let endpoint = Endpoint::parse("https://192.88.99.1").unwrap();
     let config = Config::new(Registry::parse("registry.example.com").unwrap(), vec![endpoint]);
-    let client = Client::build(&config, None, Arc::new(|_, _| {})).unwrap();
+    let client = Client::build(&config.client(), None, Arc::new(|_, _| {})).unwrap();
     let send = async |way: Way, host: &str| {
         let url = format!("http://{host}:{}/", inner.port());
         let request = Request::get(url).body(Full::<Bytes>::default()).unwrap();
