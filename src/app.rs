@@ -35,7 +35,7 @@ pub use systemd::PassedSockets;
 use listeners::Listeners;
 use signals::{ReloadSignal, StopSignals};
 use tasks::Tasks;
-use upstreams::{RunningUpstream, Upstreams};
+use upstreams::{RunningUpstream, RunningUpstreams};
 
 /// A configured berth that has not touched disk or network.
 pub struct App {
@@ -97,7 +97,7 @@ impl App {
             tasks.spawn_until_stop(async move { tls.run().await });
         }
         metrics.configuration.loaded(unix_seconds());
-        let upstreams = Upstreams::launch(upstreams);
+        let upstreams = RunningUpstreams::launch(upstreams);
         let mut running = Running {
             config,
             source,
@@ -157,7 +157,7 @@ impl App {
 struct Running {
     config: Config,
     source: Option<Source>,
-    upstreams: Upstreams,
+    upstreams: RunningUpstreams,
     data: Arc<Data>,
     admin: Arc<Admin>,
     store: Store,

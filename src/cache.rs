@@ -64,7 +64,7 @@ pub use tags::refresh::{Outcome, Refreshed};
 use blobs::BlobFinder;
 use claims::Claims;
 use download::downloader::Downloader;
-use lists::Lists;
+use lists::ListFinder;
 use manifests::ManifestFinder;
 use mismatches::Mismatches;
 use negative_cache::NegativeCache;
@@ -98,7 +98,7 @@ struct Parts {
     checks: Arc<TagChecks>,
     tags: TagResolver,
     refresher: Refresher,
-    lists: Lists,
+    lists: ListFinder,
     offline: OfflineReports,
 }
 
@@ -127,7 +127,7 @@ impl Cache {
         Self(Arc::new(Parts {
             tags: TagResolver::new(&store, upstreams, rules, negative, manifests, checks),
             refresher: Refresher::new(&store, upstreams, negative, checks),
-            lists: Lists::new(&store, upstreams, rules, manifests),
+            lists: ListFinder::new(&store, upstreams, rules, manifests),
             offline: OfflineReports::new(&store, manifests),
             upstreams: Arc::clone(upstreams),
             negative: Arc::clone(negative),

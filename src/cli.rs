@@ -9,14 +9,11 @@
 //! Uses every room; nothing but `main` uses it. In it `output`, `exit` and `remote` are lowest, then `folder`, then the
 //! commands, and this file uses all.
 
+mod admin_client;
 mod commands;
 mod exit;
 mod folder;
 mod output;
-mod pin;
-mod refresh;
-mod remote;
-mod verify;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,8 +26,8 @@ use crate::oci::route::Registries;
 use crate::oci::{Image, Platform};
 use crate::telemetry;
 
-use commands::login_check::Target;
-use commands::{check_config, login_check, serve};
+use commands::login_check::CheckTarget;
+use commands::{check_config, login_check, pin, refresh, serve, verify};
 use exit::{carry_out, complain};
 use folder::Folder;
 
@@ -58,7 +55,7 @@ enum Command {
         /// Only these, also those without credentials; with a repository, such as harbor.example.com/team/app, what a pull
         /// from there asks for
         #[arg(value_name = "REGISTRY[/REPOSITORY[:TAG]]")]
-        targets: Vec<Target>,
+        targets: Vec<CheckTarget>,
     },
     /// Look at every stored file; what is damaged is put aside, and will be fetched again
     Verify(DataDirArgs),

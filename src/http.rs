@@ -37,7 +37,7 @@ use server::body::Body;
 use server::client_limits::ConnectionClient;
 use server::connections;
 use server::handler::RequestHandler;
-use server::transport::Transport;
+use server::transport::BodyTransport;
 
 /// The plane that answers at a listener.
 #[derive(Clone)]
@@ -85,7 +85,7 @@ impl RequestHandler for Plane {
         peer: SocketAddr,
         client: &ConnectionClient,
         request: Request<Incoming>,
-        transport: Transport,
+        transport: BodyTransport,
     ) -> Response<Body> {
         match self {
             Self::Data(data, reach) => {

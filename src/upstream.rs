@@ -75,7 +75,7 @@ pub use crate::net::{
     UserAgent,
 };
 
-use self::attempts::Route;
+use self::attempts::RemoteOrder;
 use self::hedge::Hedges;
 use self::parents::Parents;
 use self::sameness::Sameness;
@@ -294,8 +294,8 @@ impl Upstream {
     }
 
     /// The remotes to ask for what `key` names, in order.
-    fn route(&self, key: &str, context: &RequestContext) -> Route<'_> {
-        let route = Route::new(self.parents_in_order(key, context), &self.own, &self.fallbacks);
+    fn route(&self, key: &str, context: &RequestContext) -> RemoteOrder<'_> {
+        let route = RemoteOrder::new(self.parents_in_order(key, context), &self.own, &self.fallbacks);
         let route = route.hedged_by(self.shared.hedges.as_ref()).unknown_if(self.is_unknown_to_parents());
         match context.may_bypass() {
             true => route,

@@ -102,12 +102,12 @@ pub(super) fn warnings(members: &[RunningUpstream], before: &[RunningUpstream]) 
 }
 
 /// Every upstream in use, with its background work.
-pub(super) struct Upstreams {
+pub(super) struct RunningUpstreams {
     members: Vec<(RunningUpstream, oneshot::Sender<()>)>,
     work: JoinSet<()>,
 }
 
-impl Upstreams {
+impl RunningUpstreams {
     /// Starts the background work of `members`.
     pub(super) fn launch(members: Vec<RunningUpstream>) -> Self {
         let mut upstreams = Self { members: Vec::new(), work: JoinSet::new() };
@@ -197,7 +197,7 @@ mod tests {
     async fn an_upstream_stays_while_it_is_configured_or_used() {
         let endpoint = "http://127.0.0.1:1".parse().unwrap();
         let mut config = upstream::Config::new(Registry::parse("a.example").unwrap(), vec![endpoint]);
-        let mut upstreams = Upstreams::launch(vec![build(&config, &[])]);
+        let mut upstreams = RunningUpstreams::launch(vec![build(&config, &[])]);
         let first = Arc::downgrade(&upstreams.members[0].0.upstream);
         let is_there = async || {
             // Long enough for a check.

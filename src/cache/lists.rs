@@ -1,4 +1,4 @@
-//! Lists: tags, referrers and repositories. They come from upstream while it answers, else from what is stored.
+//! ListFinder: tags, referrers and repositories. They come from upstream while it answers, else from what is stored.
 //!
 //! Requests for the same list of referrers share one question to upstream, and no request waits long for what could
 //! come from disk.
@@ -96,7 +96,7 @@ type Key = (Repo, Digest, usize);
 
 /// Makes lists under one configuration.
 #[derive(Clone)]
-pub(super) struct Lists {
+pub(super) struct ListFinder {
     store: Store,
     upstreams: Arc<Upstreams>,
     rules: Arc<Rules>,
@@ -105,7 +105,7 @@ pub(super) struct Lists {
     in_flight: Arc<SingleFlight<Key, Result<ReferrerList, Error>>>,
 }
 
-impl Lists {
+impl ListFinder {
     pub(super) fn new(
         store: &Store,
         upstreams: &Arc<Upstreams>,

@@ -1,8 +1,12 @@
-//! The commands that are about the configuration, one file each: `serve`, `check-config` and `login-check`.
+//! The commands, one file for each or for those that belong together. `serve`, `check-config` and `login-check` are about the
+//! configuration; the others are about a data folder, by way of `folder`: on it, or through the daemon that has it.
 
 pub(super) mod check_config;
 pub(super) mod login_check;
+pub(super) mod pin;
+pub(super) mod refresh;
 pub(super) mod serve;
+pub(super) mod verify;
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 
-use super::remote::Remote;
+use super::admin_client::AdminClient;
 use crate::config::Config;
 use crate::store::{self, Store};
 
@@ -13,7 +13,7 @@ pub(super) enum Folder {
     /// The command has opened it. No other process can have it meanwhile.
     Ours(Store),
     /// A daemon has it, and does what the command asks.
-    Theirs(Remote),
+    Theirs(AdminClient),
 }
 
 impl Folder {
@@ -33,7 +33,7 @@ impl Folder {
         };
         // What the daemon says of itself comes first. It cannot say so on a disk that is read-only.
         let addresses: Vec<_> = admin.into_iter().chain([config.admin.listen]).collect();
-        let remote = Remote::find(&addresses, config).await.with_context(|| {
+        let remote = AdminClient::find(&addresses, config).await.with_context(|| {
             let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
             format!(
                 "{holder} has the data folder {}, and cannot be asked (--admin-listen says where)",

@@ -48,7 +48,7 @@ use super::registry::data_plane::Data;
 use super::server::body::Body;
 use super::server::client_limits::ConnectionClient;
 use super::server::handler::RequestHandler;
-use super::server::transport::Transport;
+use super::server::transport::BodyTransport;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -123,7 +123,7 @@ impl RequestHandler for Admin {
         peer: SocketAddr,
         _client: &ConnectionClient,
         request: Request<Incoming>,
-        _transport: Transport,
+        _transport: BodyTransport,
     ) -> Response<Body> {
         self.answer(peer.ip(), request).await
     }

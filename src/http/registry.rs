@@ -39,7 +39,7 @@ use super::server::client_limits::{self, ClientHandle, ClientKey, ClientLimits, 
 use super::server::head;
 use super::server::hosts::{self, Reach};
 use super::server::response::{because_of_silence, finish};
-use super::server::transport::Transport;
+use super::server::transport::BodyTransport;
 use crate::access::networks::client_network;
 use crate::access::{Access, Action, Principal};
 use crate::cache::{self, Cache, Size};
@@ -161,7 +161,7 @@ impl Serving {
         reach: Reach,
         client: &ConnectionClient,
         request: Request<Incoming>,
-        transport: Transport,
+        transport: BodyTransport,
     ) -> Response<Body> {
         let handle = client.handle(self.limits.as_ref());
         let (head, body) = request.into_parts();

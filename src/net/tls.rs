@@ -17,7 +17,7 @@ use rustls_pki_types::CertificateDer;
 use url::Url;
 
 use self::pem::InvalidPem;
-use self::trust::{Own, Servers};
+use self::trust::{Own, ServerVerifier};
 use crate::files;
 
 /// A certificate, or a list of authorities, cannot be used.
@@ -77,7 +77,7 @@ pub(super) fn client(paths: &[PathBuf]) -> Result<(rustls::ClientConfig, Vec<Anc
         .with_safe_default_protocol_versions()
         .map_err(TlsSetupError::Library)?;
     let own = Own::new(anchors.iter().map(|anchor| anchor.certificate.clone()).collect());
-    let builder = match Servers::new(Arc::clone(&roots), own, provider) {
+    let builder = match ServerVerifier::new(Arc::clone(&roots), own, provider) {
         Ok(servers) => builder.dangerous().with_custom_certificate_verifier(servers),
         // There are no authorities at all, so that no server is believed.
         Err(_) => builder.with_root_certificates(roots),

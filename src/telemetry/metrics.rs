@@ -24,13 +24,13 @@ pub use families::ByRegistry;
 pub use requests::{Handler, InFlight, Reason, Verb};
 pub use storage::Verified;
 
-use clients::Clients;
-use content::Content;
+use clients::ClientMetrics;
+use content::ContentMetrics;
 use families::Families;
-use requests::Requests;
+use requests::RequestMetrics;
 use space::Space;
-use storage::Storage;
-use upstreams::Upstreams;
+use storage::StorageMetrics;
+use upstreams::UpstreamMetrics;
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -38,17 +38,17 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// The process's metrics.
 pub struct Metrics {
     registry: Registry,
-    requests: Requests,
-    content: Content,
-    upstreams: Upstreams,
+    requests: RequestMetrics,
+    content: ContentMetrics,
+    upstreams: UpstreamMetrics,
     /// Whether each registry is worth asking.
     pub upstream_up: ByRegistry,
     /// Whether each registry is never asked.
     pub upstream_offline: ByRegistry,
     /// Whether each registry refuses a configured login.
     pub login_refused: ByRegistry,
-    clients: Clients,
-    storage: Storage,
+    clients: ClientMetrics,
+    storage: StorageMetrics,
     /// Bytes of bodies sent to clients.
     pub sent: IntCounter,
     /// Connections that were closed for want of room.
@@ -85,9 +85,9 @@ impl Metrics {
         let info = new.gauges("berth_build_info", "Always 1; the version is a label", &["version"]);
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
-            requests: Requests::new(&new),
-            content: Content::new(&new),
-            upstreams: Upstreams::new(&new),
+            requests: RequestMetrics::new(&new),
+            content: ContentMetrics::new(&new),
+            upstreams: UpstreamMetrics::new(&new),
             upstream_up: new.by_registry(
                 "berth_upstream_up",
                 "1 while a registry is worth asking; 0 while none of its endpoints answers, or it is offline",
@@ -100,8 +100,8 @@ impl Metrics {
                 "berth_upstream_login_refused",
                 "1 while a registry refuses a configured login, and only probes use it",
             ),
-            clients: Clients::new(&new),
-            storage: Storage::new(&new),
+            clients: ClientMetrics::new(&new),
+            storage: StorageMetrics::new(&new),
             sent: new.counter("berth_sent_bytes_total", "Bytes of bodies sent to clients"),
             turned_away: new.counter("berth_turned_away_total", "Connections closed for want of room"),
             flights: new.gauge("berth_flights", "Transfers from upstream under way"),

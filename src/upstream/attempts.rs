@@ -1,4 +1,4 @@
-//! Which endpoint is asked, in what order, and when again. [`Route`] is the order, [`Rounds`] carries it out.
+//! Which endpoint is asked, in what order, and when again. [`RemoteOrder`] is the order, [`Rounds`] carries it out.
 //!
 //! One round asks every endpoint that is worth asking, in order; between rounds berth waits, a little longer each time
 //! and never equally long for two requests. Everything ends at the request's deadline. One that is late with its answer
@@ -79,7 +79,7 @@ impl Candidate<'_> {
 }
 
 /// The endpoints to ask for one thing, in order: those of parents, of the registry itself, and of its fallbacks.
-pub(super) struct Route<'a> {
+pub(super) struct RemoteOrder<'a> {
     own: &'a Remote,
     stops: VecDeque<Candidate<'a>>,
     hedges: Option<&'a Hedges>,
@@ -88,7 +88,7 @@ pub(super) struct Route<'a> {
     is_unknown: bool,
 }
 
-impl<'a> Route<'a> {
+impl<'a> RemoteOrder<'a> {
     /// By these parents and fallbacks, for a request that may go round parents.
     pub(super) fn new(parents: Vec<Arc<Remote>>, own: &'a Remote, fallbacks: &'a [Arc<Remote>]) -> Self {
         let all = std::iter::once(own).chain(fallbacks.iter().map(Arc::as_ref));
@@ -144,8 +144,8 @@ pub(super) struct Rounds<'a> {
 
 impl<'a> Rounds<'a> {
     /// Rounds over all endpoints of `route`; those in `avoid` are asked last, since there may be no other.
-    pub(super) fn new(route: Route<'a>, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
-        let Route { own, stops, hedges, may_bypass, is_loop, is_unknown } = route;
+    pub(super) fn new(route: RemoteOrder<'a>, avoid: &[usize], rounds_max: u32, deadline: Instant) -> Self {
+        let RemoteOrder { own, stops, hedges, may_bypass, is_loop, is_unknown } = route;
         let (last, first): (Vec<_>, Vec<_>) =
             stops.into_iter().partition(|candidate| avoid.contains(&candidate.endpoint().index()));
         // It would be asked in the place of the parents that are left out.
@@ -408,7 +408,7 @@ mod tests {
         let hedges = Hedges::new(config.endpoints.len(), &config.limits);
         let (late, asked, begun) = (LateSignal::default(), std::sync::Mutex::new(Vec::new()), Instant::now());
         let deadline = begun + Duration::from_secs(18);
-        let route = Route::new(Vec::new(), &own, &[]).hedged_by(hedges.as_ref());
+        let route = RemoteOrder::new(Vec::new(), &own, &[]).hedged_by(hedges.as_ref());
         let rounds = Rounds::new(route, &[], 1, deadline).hedging(&late);
         let (late, asked, answers) = (&late, &asked, &answers);
         let answer = rounds.first(|candidate| async move {

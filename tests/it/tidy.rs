@@ -38,7 +38,7 @@ fn the_house_is_built_by_its_rules() {
         (
             "floors",
             "use lower floors only (FLOORS in tests/it/tidy/house.rs): move down what both need",
-            rules::floors(&tree, &FLOORS),
+            rules::floors(&tree, FLOORS),
             &[],
         ),
         (
@@ -80,7 +80,7 @@ fn the_house_is_built_by_its_rules() {
         (
             "homes",
             "a heavy crate outside of its home (HOMES in tests/it/tidy/house.rs)",
-            rules::homes(&tree, &HOMES),
+            rules::homes(&tree, HOMES),
             &[],
         ),
     ];

@@ -16,12 +16,12 @@ use crate::upstream::{Config, Error, Found, NoLogin, Party, State, Trial, Upstre
 
 /// What is to be tried: all logins of a registry, or what a pull from one of its repositories asks for.
 #[derive(Clone, Debug)]
-pub(in crate::cli) struct Target {
+pub(in crate::cli) struct CheckTarget {
     registry: Registry,
     repository: Option<(RepoName, Option<Reference>)>,
 }
 
-impl FromStr for Target {
+impl FromStr for CheckTarget {
     type Err = InvalidImage;
 
     fn from_str(text: &str) -> Result<Self, InvalidImage> {
@@ -35,7 +35,7 @@ impl FromStr for Target {
 }
 
 /// Tries the logins of the configuration in `file`: those that are `named`, or all.
-pub(in crate::cli) fn run(file: Option<&Path>, named: &[Target]) -> ExitCode {
+pub(in crate::cli) fn run(file: Option<&Path>, named: &[CheckTarget]) -> ExitCode {
     let config = config::Config::load(file, &Overrides::default());
     match config.and_then(|config| choose(config.upstreams, named)) {
         Ok(upstreams) => carry_out(try_all(&upstreams, named)),
@@ -47,8 +47,8 @@ pub(in crate::cli) fn run(file: Option<&Path>, named: &[Target]) -> ExitCode {
 ///
 /// # Errors
 /// When one that is named is not configured.
-fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config>> {
-    let is_known = |name: &&Target| upstreams.iter().any(|upstream| upstream.registry == name.registry);
+fn choose(upstreams: Vec<Config>, named: &[CheckTarget]) -> anyhow::Result<Vec<Config>> {
+    let is_known = |name: &&CheckTarget| upstreams.iter().any(|upstream| upstream.registry == name.registry);
     if let Some(unknown) = named.iter().find(|name| !is_known(name)) {
         bail!("no [[upstream]] is configured for {}", unknown.registry);
     }
@@ -63,7 +63,7 @@ fn choose(upstreams: Vec<Config>, named: &[Target]) -> anyhow::Result<Vec<Config
 }
 
 /// Tries what is named of these, and says what came of each. Returns whether there is nothing to put right.
-async fn try_all(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool> {
+async fn try_all(upstreams: &[Config], named: &[CheckTarget]) -> anyhow::Result<bool> {
     if upstreams.is_empty() {
         say("no upstream has credentials")?;
     }
@@ -74,7 +74,7 @@ async fn try_all(upstreams: &[Config], named: &[Target]) -> anyhow::Result<bool>
     Ok(is_fine)
 }
 
-async fn try_one(config: &Config, named: &[Target]) -> anyhow::Result<bool> {
+async fn try_one(config: &Config, named: &[CheckTarget]) -> anyhow::Result<bool> {
     let registry = &config.registry;
     let upstream = match Upstream::build(config, Arc::new(|_, _| {})) {
         Ok(upstream) => upstream,

@@ -94,7 +94,7 @@ impl Google {
                 let wrong = || NoLogin::File { path: file.clone(), expected: KEY_FILE };
                 let text = read_file(file, KEY_FILE).await?;
                 if let Some(federation) = Federation::parse(text.expose()) {
-                    let endpoints = google_federation::Endpoints {
+                    let endpoints = google_federation::ExchangeEndpoints {
                         token: token_endpoint.as_ref(),
                         impersonation: impersonation_endpoint.as_ref(),
                     };

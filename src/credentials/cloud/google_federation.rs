@@ -40,9 +40,9 @@ pub(super) struct Federation {
 }
 
 /// Hosts of the configuration, in the place of those in the file.
-pub(super) struct Endpoints<'a> {
-    pub(super) token: Option<&'a Url>,
-    pub(super) impersonation: Option<&'a Url>,
+pub(super) struct ExchangeEndpoints<'a> {
+    pub(crate) token: Option<&'a Url>,
+    pub(crate) impersonation: Option<&'a Url>,
 }
 
 impl Federation {
@@ -81,7 +81,7 @@ impl Federation {
     pub(super) async fn token(
         &self,
         client: &HttpClient,
-        endpoints: &Endpoints<'_>,
+        endpoints: &ExchangeEndpoints<'_>,
     ) -> Result<(String, Duration), NoLogin> {
         let subject = self.subject().await?;
         let form = form_urlencoded::Serializer::new(String::new())

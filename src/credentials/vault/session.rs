@@ -63,9 +63,9 @@ pub(super) struct Token {
 
 /// What Vault says to a request, if that is about what was asked: 200, 204, 400, 403, 404.
 pub(super) struct Reply {
-    pub(super) status: StatusCode,
+    pub(crate) status: StatusCode,
     /// `null` if there is none.
-    pub(super) body: Value,
+    pub(crate) body: Value,
 }
 
 impl Session {

@@ -13,7 +13,7 @@ use crate::http::server::body::Body;
 use crate::http::server::client_limits::ConnectionClient;
 use crate::http::server::handler::RequestHandler;
 use crate::http::server::response::content;
-use crate::http::server::transport::Transport;
+use crate::http::server::transport::BodyTransport;
 use crate::store::{Health, Store};
 use crate::telemetry::{Metrics, metrics};
 use crate::upstream::State;
@@ -100,7 +100,7 @@ impl RequestHandler for Probes {
         _peer: SocketAddr,
         _client: &ConnectionClient,
         request: Request<Incoming>,
-        _transport: Transport,
+        _transport: BodyTransport,
     ) -> Response<Body> {
         self.answer(&request).await
     }

@@ -14,7 +14,7 @@ use crate::http::server::client_limits::ConnectionClient;
 use crate::http::server::handler::RequestHandler;
 use crate::http::server::head;
 use crate::http::server::hosts::Reach;
-use crate::http::server::transport::Transport;
+use crate::http::server::transport::BodyTransport;
 
 /// The data plane. Its configuration can be replaced while it serves.
 pub struct Data(ArcSwap<Serving>);
@@ -75,7 +75,7 @@ impl RequestHandler for DataListener<'_> {
         peer: SocketAddr,
         client: &ConnectionClient,
         request: Request<Incoming>,
-        transport: Transport,
+        transport: BodyTransport,
     ) -> Response<Body> {
         let serving = self.data.now();
         serving.answer(peer, self.reach, client, request, transport).await

@@ -18,7 +18,7 @@ use crate::context::RequestContext;
 use crate::http::server::body::Body;
 use crate::http::server::byte_ranges::Framing;
 use crate::http::server::response::value;
-use crate::http::server::transport::Transport;
+use crate::http::server::transport::BodyTransport;
 use crate::http::server::transport::sendfile::SendfileGuard;
 use crate::oci::ranges::{Part, Refusal};
 use crate::oci::{Digest, Ranges};
@@ -37,12 +37,12 @@ pub(super) struct RegistryRequest {
     /// The client, and the berths that the request has come through.
     context: RequestContext,
     /// How its connection takes the response.
-    transport: Transport,
+    transport: BodyTransport,
 }
 
 impl RegistryRequest {
     /// A request with this head.
-    pub(super) fn new(head: Parts, context: RequestContext, transport: Transport) -> Self {
+    pub(super) fn new(head: Parts, context: RequestContext, transport: BodyTransport) -> Self {
         let Parts { method, uri, version, headers, .. } = head;
         Self { method, uri, version, headers, context, transport }
     }
@@ -142,15 +142,15 @@ impl RegistryRequest {
     /// How bytes of a file get to the connection.
     fn way(&self) -> Way {
         match &self.transport {
-            Transport::Plain(_) => Way::Mapped,
-            Transport::Tls(room) => Way::Copied(room.clone()),
+            BodyTransport::Plain(_) => Way::Mapped,
+            BodyTransport::Tls(room) => Way::Copied(room.clone()),
         }
     }
 
     fn sending(&self, reading: &Reading) -> Option<SendfileGuard> {
         match &self.transport {
-            Transport::Plain(outlet) => outlet.set(reading.mapped()),
-            Transport::Tls(_) => None,
+            BodyTransport::Plain(outlet) => outlet.set(reading.mapped()),
+            BodyTransport::Tls(_) => None,
         }
     }
 

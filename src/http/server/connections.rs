@@ -32,7 +32,7 @@ use super::connection_limit::{ConnectionPermit, Seats};
 use super::handler::RequestHandler;
 use super::head;
 use super::tls::Tls;
-use super::transport::Transport;
+use super::transport::BodyTransport;
 use super::transport::line_endings::{LineEndingStream, LineEndings};
 use super::transport::sendfile::{RawSocket, Sendfile};
 use super::transport::tls_stream::TlsSocket;
@@ -175,7 +175,7 @@ async fn run_connection(
         None => {
             let sendfile = Sendfile::default();
             let stream = WriteTimeout::new(RawSocket::new(stream, sendfile.clone()), Arc::clone(&activity));
-            speak_http(stream, peer, handler, Transport::Plain(sendfile), activity, stop).await
+            speak_http(stream, peer, handler, BodyTransport::Plain(sendfile), activity, stop).await
         }
         Some(tls) => {
             let handshake = timeout(
@@ -185,7 +185,7 @@ async fn run_connection(
             let stream = handshake.await.map_err(|_| "the TLS handshake took too long".to_owned())?;
             let room = Room::unknown();
             let stream = TlsSocket::new(stream.map_err(|error| error.to_string())?, room.clone());
-            speak_http(stream, peer, handler, Transport::Tls(room), activity, stop).await
+            speak_http(stream, peer, handler, BodyTransport::Tls(room), activity, stop).await
         }
     }
 }
@@ -195,7 +195,7 @@ async fn speak_http(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     handler: impl RequestHandler,
-    transport: Transport,
+    transport: BodyTransport,
     activity: Arc<Activity>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<bool, String> {

@@ -8,7 +8,7 @@ use hyper::{Request, Response};
 use super::body::Body;
 use super::client_limits::ConnectionClient;
 use super::head;
-use super::transport::Transport;
+use super::transport::BodyTransport;
 
 /// A plane: it answers the requests of a listener. There are the data plane, the admin plane and the metrics plane, and
 /// `app` chooses one for each listener. The calls are static: a call through a table would cost each hit.
@@ -29,7 +29,7 @@ pub(crate) trait RequestHandler: Send + Sync {
         peer: SocketAddr,
         client: &ConnectionClient,
         request: Request<Incoming>,
-        transport: Transport,
+        transport: BodyTransport,
     ) -> impl Future<Output = Response<Body>> + Send;
 
     /// Refuses a request whose head means different things to different programs.

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::files;
 use crate::net::pem;
-use crate::net::trust::{Clients, Own};
+use crate::net::trust::{ClientVerifier, Own};
 use crate::watch::Watch;
 
 /// `[http.tls]`.
@@ -54,7 +54,7 @@ impl Config {
                 let content = files::read(path).with_context(here)?;
                 let own = Own::new(pem::certificates(&content).with_context(here)?);
                 let clients =
-                    Clients::new(own, provider).map_err(|error| anyhow!(error)).with_context(here)?;
+                    ClientVerifier::new(own, provider).map_err(|error| anyhow!(error)).with_context(here)?;
                 builder.with_client_cert_verifier(clients)
             }
         };

@@ -15,7 +15,7 @@ use crate::cache::Room;
 
 /// How a connection takes the bodies of its responses.
 #[derive(Clone)]
-pub(crate) enum Transport {
+pub(crate) enum BodyTransport {
     /// Without TLS: the kernel sends mapped files.
     Plain(Sendfile),
     /// With TLS: bytes are encrypted, as many at once as there is room for.

@@ -58,12 +58,12 @@ fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Er
 
 /// Believes servers.
 #[derive(Debug)]
-pub struct Servers {
+pub struct ServerVerifier {
     chains: Arc<WebPkiServerVerifier>,
     own: Own,
 }
 
-impl Servers {
+impl ServerVerifier {
     /// Believes those that an authority of `roots` answers for, and `own` themselves.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Servers {
     }
 }
 
-impl ServerCertVerifier for Servers {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -124,12 +124,12 @@ impl ServerCertVerifier for Servers {
 
 /// Believes clients.
 #[derive(Debug)]
-pub struct Clients {
+pub struct ClientVerifier {
     chains: Arc<dyn ClientCertVerifier>,
     own: Own,
 }
 
-impl Clients {
+impl ClientVerifier {
     /// Believes those that one of `own` answers for, and `own` themselves.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl Clients {
     }
 }
 
-impl ClientCertVerifier for Clients {
+impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chains.root_hint_subjects()
     }
@@ -282,10 +282,10 @@ mod tests {
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
     }
 
-    fn servers(own: &[CertificateDer<'static>]) -> Arc<Servers> {
+    fn servers(own: &[CertificateDer<'static>]) -> Arc<ServerVerifier> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(own.iter().cloned());
-        Servers::new(roots.into(), Own::new(own.to_vec()), ring::default_provider().into()).unwrap()
+        ServerVerifier::new(roots.into(), Own::new(own.to_vec()), ring::default_provider().into()).unwrap()
     }
 
     fn verify(own: &[CertificateDer<'static>], shown: &CertificateDer<'_>, name: &str) -> Result<(), String> {
@@ -339,7 +339,8 @@ mod tests {
         let own = authority(&[], |_| {});
         let over = authority(&[], |params| params.not_after = date_time_ymd(2021, 1, 1));
         let clients =
-            Clients::new(Own::new(vec![own.clone(), over.clone()]), ring::default_provider().into()).unwrap();
+            ClientVerifier::new(Own::new(vec![own.clone(), over.clone()]), ring::default_provider().into())
+                .unwrap();
         let is_believed = |shown: &CertificateDer<'_>| {
             clients.verify_client_cert(shown, &[], UnixTime::since_unix_epoch(NOW)).is_ok()
         };

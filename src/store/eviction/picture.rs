@@ -9,7 +9,7 @@ use crate::store::eviction::budget::Budget;
 use crate::store::eviction::owners::Owners;
 use crate::store::eviction::pins::Pins;
 use crate::store::eviction::plan::shares::RECENT;
-use crate::store::eviction::plan::stock::{Item, Node, OwnerId, Stock, index};
+use crate::store::eviction::plan::stock::{ContentNode, Item, OwnerId, Stock, index};
 use crate::store::eviction::plan::{self, Goal, Plan};
 use crate::store::metadata::Metadata;
 use crate::store::metadata::index::Index;
@@ -77,7 +77,7 @@ impl Picture {
                     parts.iter().filter(|part| chosen.get(&name).is_none_or(|chosen| chosen.contains(part)));
                 stock.parts.extend(parts.filter_map(number_of).map(to_number));
                 let (blob, from, to) = (to_number(number), to_number(from), to_number(stock.parts.len()));
-                stock.manifests.push(Node { blob, from, to });
+                stock.manifests.push(ContentNode { blob, from, to });
                 if kept.contains(&name) {
                     stock.held.push(blob);
                 } else if is_leased[number] {

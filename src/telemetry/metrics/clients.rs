@@ -28,9 +28,9 @@ impl ClientLimit {
 }
 
 /// How often each limit was reached.
-pub(super) struct Clients([IntCounter; ClientLimit::ALL.len()]);
+pub(super) struct ClientMetrics([IntCounter; ClientLimit::ALL.len()]);
 
-impl Clients {
+impl ClientMetrics {
     pub(super) fn new(new: &Families<'_>) -> Self {
         let (name, help) = ("berth_client_limited_total", "Times that a client's limit was reached");
         let limited = new.counters(name, help, &["limit"]);

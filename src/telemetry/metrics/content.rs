@@ -40,7 +40,7 @@ pub enum Source {
 }
 
 /// The families of content.
-pub(super) struct Content {
+pub(super) struct ContentMetrics {
     proxy: Proxy,
     hits: ByKind,
     misses: ByKind,
@@ -71,7 +71,7 @@ impl Proxy {
     }
 }
 
-impl Content {
+impl ContentMetrics {
     pub(super) fn new(new: &Families<'_>) -> Self {
         Self {
             proxy: Proxy::new(new),

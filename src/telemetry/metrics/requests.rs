@@ -265,7 +265,7 @@ impl Drop for InFlight {
 }
 
 /// The families of requests.
-pub(super) struct Requests {
+pub(super) struct RequestMetrics {
     answered: IntCounterVec,
     duration: HistogramVec,
     first_byte: HistogramVec,
@@ -288,10 +288,10 @@ struct OfVerb {
     answered: [OnceLock<IntCounter>; USUAL_STATUSES.len()],
 }
 
-impl Requests {
+impl RequestMetrics {
     pub(super) fn new(new: &Families<'_>) -> Self {
         let in_flight =
-            new.gauges("registry_http_in_flight_requests", "Requests being answered", &["handler"]);
+            new.gauges("registry_http_in_flight_requests", "RequestMetrics being answered", &["handler"]);
         let handlers = [
             Handler::None,
             Handler::Base,
@@ -309,7 +309,7 @@ impl Requests {
         Self {
             answered: new.counters(
                 "registry_http_requests_total",
-                "Requests answered",
+                "RequestMetrics answered",
                 &["handler", "code", "method"],
             ),
             duration: new.histogram(
@@ -325,7 +325,7 @@ impl Requests {
                 &["handler"],
             ),
             refused: {
-                let (name, help) = ("berth_refusals_total", "Requests answered with an error");
+                let (name, help) = ("berth_refusals_total", "RequestMetrics answered with an error");
                 let refused = new.counters(name, help, &["reason"]);
                 Reason::ALL.map(|reason| refused.with_label_values(&[reason.as_str()]))
             },

@@ -14,13 +14,13 @@ pub enum Verified {
 }
 
 /// The families of stored files that have labels.
-pub(super) struct Storage {
+pub(super) struct StorageMetrics {
     errors: IntCounterVec,
     /// In the order of the variants of [`Verified`].
     verified: [IntCounter; 2],
 }
 
-impl Storage {
+impl StorageMetrics {
     pub(super) fn new(new: &Families<'_>) -> Self {
         let (name, help) = ("berth_storage_errors_total", "What the disk did not take, or give back");
         let errors = new.counters(name, help, &["kind"]);

@@ -5,7 +5,7 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 use super::families::{Families, retain};
 
 /// The families of upstreams.
-pub(super) struct Upstreams {
+pub(super) struct UpstreamMetrics {
     requests: IntCounterVec,
     parent_requests: IntCounterVec,
     hedges: IntCounterVec,
@@ -15,7 +15,7 @@ pub(super) struct Upstreams {
     quota_remaining: IntGaugeVec,
 }
 
-impl Upstreams {
+impl UpstreamMetrics {
     pub(super) fn new(new: &Families<'_>) -> Self {
         Self {
             requests: new.counters(

@@ -1,5 +1,5 @@
 //! Logins that a cloud issues: had once, renewed early, kept when the cloud fails. What each cloud is asked is tested
-//! through the front door (`tests/it/clouds.rs`).
+//! through the front door (`tests/it/auth/clouds.rs`).
 
 use std::io::Write as _;
 use std::sync::Arc;

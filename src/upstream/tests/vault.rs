@@ -1,5 +1,5 @@
 //! Logins in Vault: when it is asked, how long its tokens are used, and what of its answers is believed. What it is asked
-//! is tested through the front door (`tests/it/vault.rs`).
+//! is tested through the front door (`tests/it/auth/vault.rs`).
 
 use std::fs::File;
 use std::io::Write as _;

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::keys::Keys;
 use super::platform::Platform;
-use super::sts::{Role, Sts, WebIdentity};
+use super::sts::{AssumedRole, Sts, WebIdentity};
 use crate::credentials::command;
 use crate::credentials::error::NoLogin;
 use crate::credentials::service::{field, read_file};
@@ -34,10 +34,10 @@ pub(super) const SESSION_NAME: &str = "berth";
 /// A profile, and what it may refer to.
 pub(super) struct Profile {
     /// What stands in an earlier one counts.
-    pub(super) files: Vec<PathBuf>,
-    pub(super) name: String,
-    pub(super) sts: Sts,
-    pub(super) platform: Platform,
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) name: String,
+    pub(crate) sts: Sts,
+    pub(crate) platform: Platform,
 }
 
 /// The sections of a file, each with its keys in lower case.
@@ -51,7 +51,7 @@ struct Section<'a>(Vec<&'a HashMap<String, String>>);
 struct Chain {
     first: First,
     /// The first one is assumed with the keys of `first`, each other with those of the one before.
-    roles: Vec<Role>,
+    roles: Vec<AssumedRole>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn resolve(files: &[Sections], name: &str) -> Option<Chain> {
                 First::WebIdentity(WebIdentity { role: arn, token_file: file.into(), session })
             }
             (None, source, platform) => {
-                roles.push(Role { arn, session, external_id: get("external_id") });
+                roles.push(AssumedRole { arn, session, external_id: get("external_id") });
                 match (source, platform) {
                     (Some(source), None) if source == name => First::Keys(section.keys()?),
                     (Some(source), None) => {
@@ -289,13 +289,13 @@ mod tests {
         First::Keys(Keys { id: id.to_owned(), secret: Secret::new(secret.to_owned()), token })
     }
 
-    fn role(arn: &str, session: &str, external_id: Option<&str>) -> Role {
-        Role { arn: arn.into(), session: session.into(), external_id: external_id.map(str::to_owned) }
+    fn role(arn: &str, session: &str, external_id: Option<&str>) -> AssumedRole {
+        AssumedRole { arn: arn.into(), session: session.into(), external_id: external_id.map(str::to_owned) }
     }
 
     #[test]
     fn a_profile_leads_to_keys() {
-        let check = |name: &str, expected: Option<(First, Vec<Role>)>| {
+        let check = |name: &str, expected: Option<(First, Vec<AssumedRole>)>| {
             let found = resolve(&[CREDENTIALS, CONFIG].map(|text| parse(text).unwrap()), name);
             assert_eq!(found, expected.map(|(first, roles)| Chain { first, roles }), "{name}");
         };

@@ -12,18 +12,18 @@ use crate::oci::{Algorithm, Digest};
 
 /// The request that is signed: a POST.
 pub(super) struct Request<'a> {
-    pub(super) path: &'a str,
+    pub(crate) path: &'a str,
     /// All that are signed, `host` and `x-amz-date` among them; names in lower case, in their order.
-    pub(super) headers: &'a [(&'a str, &'a str)],
-    pub(super) body: &'a [u8],
+    pub(crate) headers: &'a [(&'a str, &'a str)],
+    pub(crate) body: &'a [u8],
 }
 
 /// Where a signature holds.
 pub(super) struct Scope<'a> {
-    pub(super) region: &'a str,
-    pub(super) service: &'a str,
+    pub(crate) region: &'a str,
+    pub(crate) service: &'a str,
     /// As [`date`] writes it.
-    pub(super) date: &'a str,
+    pub(crate) date: &'a str,
 }
 
 /// `20150830T123600Z`, as it stands in `x-amz-date`.

@@ -23,25 +23,25 @@ const VERSION: &str = "2011-06-15";
 /// The token service of a region.
 #[derive(Clone)]
 pub(super) struct Sts {
-    pub(super) url: Url,
-    pub(super) region: Region,
+    pub(crate) url: Url,
+    pub(crate) region: Region,
 }
 
 /// A role that is assumed with keys.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Role {
-    pub(super) arn: String,
-    pub(super) session: String,
+pub(super) struct AssumedRole {
+    pub(crate) arn: String,
+    pub(crate) session: String,
     /// What its owner wants to hear.
-    pub(super) external_id: Option<String>,
+    pub(crate) external_id: Option<String>,
 }
 
 /// A role that a signed token of the cluster is exchanged for (IRSA).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct WebIdentity {
-    pub(super) role: String,
-    pub(super) token_file: PathBuf,
-    pub(super) session: String,
+    pub(crate) role: String,
+    pub(crate) token_file: PathBuf,
+    pub(crate) session: String,
 }
 
 impl Sts {
@@ -67,7 +67,7 @@ impl Sts {
         &self,
         client: &HttpClient,
         with: &Keys,
-        role: &Role,
+        role: &AssumedRole,
     ) -> Result<Keys, NoLogin> {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("Action", "AssumeRole")

@@ -29,7 +29,7 @@ impl OwnerId {
 pub(in crate::store) struct Stock {
     pub blobs: Vec<Item>,
     /// The blobs that are manifests, in the order of their numbers.
-    pub manifests: Vec<Node>,
+    pub manifests: Vec<ContentNode>,
     /// The stored blobs that manifests refer to.
     pub parts: Vec<u32>,
     /// Manifests whose closure stays.
@@ -58,7 +58,7 @@ pub(in crate::store) struct Item {
 
 /// A manifest among the blobs.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct Node {
+pub(in crate::store) struct ContentNode {
     pub blob: u32,
     /// The index in `parts` of its first part, and that behind its last.
     pub from: u32,

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::*;
 use crate::store::eviction::plan::stock::OwnerId;
-use crate::store::eviction::plan::stock::{Item, Node};
+use crate::store::eviction::plan::stock::{ContentNode, Item};
 
 // === Cases
 
@@ -36,7 +36,7 @@ fn case(blobs: &'static str, partials: &[(u64, u64)]) -> Case {
             let position = |part: &str| names.iter().position(|name| *name == part).unwrap();
             stock.parts.extend(parts.split(' ').map(|part| u32::try_from(position(part)).unwrap()));
             let to = u32::try_from(stock.parts.len()).unwrap();
-            stock.manifests.push(Node { blob: number, from, to });
+            stock.manifests.push(ContentNode { blob: number, from, to });
         }
     }
     stock.partials = partials.iter().map(|(bytes, worth)| item(*bytes, *worth)).collect();
@@ -421,7 +421,7 @@ impl Cached<'_> {
             let from = u32::try_from(stock.parts.len()).unwrap();
             stock.parts.extend(self.trace.images[image].iter().filter_map(|blob| numbers[*blob]));
             let to = u32::try_from(stock.parts.len()).unwrap();
-            stock.manifests.push(Node { blob, from, to });
+            stock.manifests.push(ContentNode { blob, from, to });
         }
         stock.limit = self.trace.budget;
         let plan = plan(&stock, Goal::of(bytes), &|_| false);

@@ -25,7 +25,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// The daemon that has the data folder.
-pub(super) struct Remote {
+pub(super) struct AdminClient {
     address: SocketAddr,
     /// The files that a token may be in; the first that exists is used.
     tokens: Vec<TokenFile>,
@@ -37,7 +37,7 @@ struct AdminResponse {
     body: Bytes,
 }
 
-impl Remote {
+impl AdminClient {
     /// The daemon at the first of these addresses that accepts a connection.
     pub(super) async fn find(addresses: &[SocketAddr], config: &Config) -> anyhow::Result<Self> {
         let own = TokenFile::of_data_dir(&config.data_dir);

@@ -2,15 +2,15 @@
 
 use anyhow::{Context as _, bail};
 
-use super::folder::Folder;
-use super::output::say;
+use crate::cli::folder::Folder;
+use crate::cli::output::say;
 use crate::http::admin::paths;
 use crate::http::admin::types::{Outcome, RefreshCommand, Refreshed, RefreshedTags};
 use crate::oci::{Image, Reference};
 
 /// Has the daemon check a tag, or all known tags of its repository, and prints the results. Returns whether upstream has
 /// confirmed every one.
-pub(super) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn run(folder: &Folder, image: Image, all_tags: bool) -> anyhow::Result<bool> {
     let Folder::Theirs(remote) = folder else {
         bail!("no daemon runs on this data folder: tags are checked by the daemon that serves them");
     };

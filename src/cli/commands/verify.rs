@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::folder::Folder;
-use super::output::{say, tell};
+use crate::cli::folder::Folder;
+use crate::cli::output::{say, tell};
 use crate::http::admin::paths;
 use crate::http::admin::types::{Verification, VerifyCommand};
 
@@ -13,7 +13,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Verifies every stored file, and prints what is damaged. Returns whether all files are sound.
-pub(super) async fn run(folder: &Folder) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn run(folder: &Folder) -> anyhow::Result<bool> {
     let mut state: Verification = match folder {
         Folder::Ours(store) => {
             store.verify();

@@ -2,14 +2,18 @@
 
 use anyhow::{bail, ensure};
 
-use super::folder::Folder;
-use super::output::say;
+use crate::cli::folder::Folder;
+use crate::cli::output::say;
 use crate::http::admin::paths;
 use crate::http::admin::types::{Pin, Pinned, UnpinCommand};
 use crate::oci::{Image, Platform};
 
 /// Pins an image, and prints what of it is stored.
-pub(super) async fn pin(folder: &Folder, image: Image, platforms: Vec<Platform>) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn pin(
+    folder: &Folder,
+    image: Image,
+    platforms: Vec<Platform>,
+) -> anyhow::Result<bool> {
     let pin = Pin { image, platforms };
     let pinned: Pinned = match folder {
         Folder::Ours(store) => store.pin(pin).await?,
@@ -20,7 +24,7 @@ pub(super) async fn pin(folder: &Folder, image: Image, platforms: Vec<Platform>)
 }
 
 /// Takes a pin back.
-pub(super) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool> {
     let is_removed: bool = match folder {
         Folder::Ours(store) => store.unpin(image.clone()).await?,
         Folder::Theirs(remote) => remote.post(paths::UNPIN, &UnpinCommand { image: image.clone() }).await?,
@@ -34,7 +38,7 @@ pub(super) async fn unpin(folder: &Folder, image: Image) -> anyhow::Result<bool>
 }
 
 /// Prints all pins.
-pub(super) async fn list(folder: &Folder) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn list(folder: &Folder) -> anyhow::Result<bool> {
     for pinned in pins(folder).await? {
         say(&line(&pinned))?;
     }
