@@ -24,8 +24,8 @@ use tracing::{info, warn};
 use crate::cache::Cache;
 use crate::clock::unix_seconds;
 use crate::config::Config;
-use crate::http::admin::{Admin, Guard, Orders, orders};
-use crate::http::{self, Data, Serving, Tls};
+use crate::http::admin::{Admin, AdminGuard, ReloadRequests, orders};
+use crate::http::{self, DataPlane, RegistryApi, Tls};
 use crate::store::{self, Rate, Store};
 use crate::telemetry::Metrics;
 
@@ -55,7 +55,7 @@ impl App {
         let tls = config.http.tls.clone().map(Tls::load).transpose()?;
         let upstreams = RunningUpstream::build_all(&config.all_upstreams(), &[], &metrics)?;
         http::check(&config.http)?;
-        Guard::new(&config.admin, &config.data_dir)?;
+        AdminGuard::new(&config.admin, &config.data_dir)?;
         Ok(Self { config, upstreams, metrics, tls })
     }
 
@@ -92,7 +92,7 @@ impl App {
         let scrub_rate = watch::Sender::new(config.cache.scrub);
         tasks.spawn_until_stop(run_scrub(store.clone(), scrub_rate.subscribe()));
         let upkeep = store.clone();
-        tasks.spawn(|mut stop| async move { upkeep.run(http::turned_true(&mut stop)).await });
+        tasks.spawn(|mut stop| async move { upkeep.run(http::stopped(&mut stop)).await });
         if let Some(tls) = tls.clone() {
             tasks.spawn_until_stop(async move { tls.run().await });
         }
@@ -132,22 +132,22 @@ impl App {
             .with_context(|| format!("data folder {}", config.data_dir.display()))
     }
 
-    fn data_plane(&self, store: &Store) -> anyhow::Result<Arc<Data>> {
+    fn data_plane(&self, store: &Store) -> anyhow::Result<Arc<DataPlane>> {
         let Self { config, metrics, .. } = self;
         let upstreams = self.upstreams.iter().map(|upstream| Arc::clone(upstream.upstream())).collect();
         let cache = Cache::new(store.clone(), upstreams, config.rules(), &config.cache, Arc::clone(metrics));
         let registries = config.registries().clone();
-        let serving = Serving::new(cache, registries, Arc::clone(metrics), &config.http, None)?;
-        Ok(Arc::new(Data::new(serving)))
+        let serving = RegistryApi::new(cache, registries, Arc::clone(metrics), &config.http, None)?;
+        Ok(Arc::new(DataPlane::new(serving)))
     }
 
     async fn admin_plane(
         &self,
         store: &Store,
-        data: &Arc<Data>,
-        orders: Orders,
+        data: &Arc<DataPlane>,
+        orders: ReloadRequests,
     ) -> anyhow::Result<Arc<Admin>> {
-        let guard = Guard::new(&self.config.admin, &self.config.data_dir)?;
+        let guard = AdminGuard::new(&self.config.admin, &self.config.data_dir)?;
         let admin = Admin::new(Arc::clone(&self.metrics), store.clone(), Arc::clone(data), orders, guard);
         Ok(admin.with_token().await)
     }
@@ -158,7 +158,7 @@ struct Running {
     config: Config,
     source: Option<Source>,
     upstreams: RunningUpstreams,
-    data: Arc<Data>,
+    data: Arc<DataPlane>,
     admin: Arc<Admin>,
     store: Store,
     tls: Option<Tls>,

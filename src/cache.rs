@@ -51,15 +51,15 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
 use crate::upstream::{PageQuery, Upstream};
 
-pub use blobs::Size;
-pub use blobs::blob::{Blob, Reading, Way};
+pub use blobs::BlobSize;
+pub use blobs::blob::{Blob, BlobReading, Way};
 pub use blobs::chunk::Room;
 pub use config::{Complete, Config};
 pub use error::{Error, Missing};
 pub use lists::{Page, Referrers, Tags};
 pub use manifests::Manifest;
 pub use tags::freshness::{self, OnRemoved, Rule, Rules};
-pub use tags::refresh::{Outcome, Refreshed};
+pub use tags::refresh::{RefreshOutcome, Refreshed};
 
 use blobs::BlobFinder;
 use claims::Claims;
@@ -228,7 +228,7 @@ impl Cache {
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
-    ) -> Result<(Size, Source), Error> {
+    ) -> Result<(BlobSize, Source), Error> {
         match self.0.blobs.size(repo, digest, context).await {
             Ok(found) => Ok(found),
             Err(error) => Err(self.0.offline.describe(repo, &Reference::Digest(*digest), error).await),
@@ -358,7 +358,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::NoUpstream`], or [`Error::Store`].
-    pub async fn is_for_everybody(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
+    pub async fn is_public_content(&self, repo: &Repo, digest: &Digest) -> Result<bool, Error> {
         let is_public = self.is_public(repo).await? && !self.0.blobs.is_private(repo, digest);
         Ok(is_public && !self.0.store.is_private(repo, digest).await?)
     }

@@ -4,9 +4,9 @@
 //! that did what it should, 2 for a bad configuration or usage, 1 for any other failure.
 //!
 //! A command that is about the data folder asks the daemon that has it, or else opens it itself (`folder`). `commands` has
-//! those that are about the configuration. What a command says goes through `output`, and its exit code through `exit`.
+//! a file for each. What a command says goes through `output`, and its exit code through `exit`.
 //!
-//! Uses every room; nothing but `main` uses it. In it `output`, `exit` and `remote` are lowest, then `folder`, then the
+//! Uses every room; nothing but `main` uses it. In it `output`, `exit` and `admin_client` are lowest, then `folder`, then the
 //! commands, and this file uses all.
 
 mod admin_client;

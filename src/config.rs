@@ -175,7 +175,7 @@ mod tests {
     fn the_examples_of_tiers_are_right() {
         let node = read(include_str!("../config/node.toml")).unwrap();
         assert!(node.unlisted().is_some(), "it cannot know what its site knows");
-        assert_eq!(node.cache.min_free, store::Size::Share(20.0), "the kubelet evicts pods below 15 %");
+        assert_eq!(node.cache.min_free, store::SpaceLimit::Share(20.0), "the kubelet evicts pods below 15 %");
         assert!(node.upstreams.iter().all(|upstream| upstream.parents.is_some()));
         let site = read(include_str!("../config/site.toml")).unwrap();
         assert!(site.upstreams.iter().all(|upstream| upstream.parents.is_none()));

@@ -1,9 +1,9 @@
 //! Credentials: what berth is to somebody, and where that comes from.
 //!
-//! A `CredentialSource` is what `upstream` asks for the login of a registry. It comes from the configuration, a file, a
+//! A `CredentialSource` is what `remote::auth` asks for the login of a registry. It comes from the configuration, a file, a
 //! program, a cloud or Vault; it is read again when the file changes, and renewed before it ends. Nothing here knows what
-//! a registry answers, or when it wants a login: `upstream` does. It may use `net`, to ask clouds and Vault over HTTP, and
-//! lower rooms; it must never use `upstream`.
+//! a registry answers, or when it wants a login: `remote` does. It may use `net`, to ask clouds and Vault over HTTP, and
+//! lower rooms; it must never use `remote` or `upstream`.
 //!
 //! - `config` is the `credentials` key; `source` is what is built from it.
 //! - `file` watches a file, which is a password or a `docker_config`; that may name a `helper`, whose program `command`

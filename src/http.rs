@@ -24,10 +24,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use config::{Config, check};
-pub use registry::Serving;
-pub use registry::data_plane::Data;
-pub use server::connection_limit::Seats;
-pub(crate) use server::connections::turned_true;
+pub use registry::RegistryApi;
+pub use registry::data_plane::DataPlane;
+pub use server::connection_limit::ConnectionLimit;
+pub(crate) use server::connections::stopped;
 pub use server::hosts::Reach;
 pub(crate) use server::tls;
 pub use server::tls::Tls;
@@ -43,21 +43,21 @@ use server::transport::BodyTransport;
 #[derive(Clone)]
 pub enum Plane {
     /// The registry API, at a listener that these machines can reach.
-    Data(Arc<Data>, Reach),
+    DataPlane(Arc<DataPlane>, Reach),
     /// Health, metrics and administration.
     Admin(Arc<admin::Admin>),
     /// Health and metrics alone.
     Metrics(Arc<admin::Admin>),
 }
 
-/// Activity connections of `listener` until `stop` turns true; then lets each finish what it is answering.
+/// Serves connections of `listener` until `stop` turns true; then lets each finish what it is answering.
 ///
 /// Returns when every connection is closed. `tls`: handshakes come first. `seats` bounds connections.
 pub async fn serve(
     listener: TcpListener,
     plane: Plane,
     tls: Option<Tls>,
-    seats: Arc<Seats>,
+    seats: Arc<ConnectionLimit>,
     stop: watch::Receiver<bool>,
 ) {
     connections::serve(listener, plane, tls, seats, stop).await;
@@ -66,7 +66,7 @@ pub async fn serve(
 impl RequestHandler for Plane {
     fn answers_while_stopping(&self) -> bool {
         match self {
-            Self::Data(data, reach) => DataListener::new(data, *reach).answers_while_stopping(),
+            Self::DataPlane(data, reach) => DataListener::new(data, *reach).answers_while_stopping(),
             Self::Admin(admin) => admin.answers_while_stopping(),
             Self::Metrics(admin) => admin.probes().answers_while_stopping(),
         }
@@ -74,7 +74,7 @@ impl RequestHandler for Plane {
 
     fn connect(&self, peer: SocketAddr) -> ConnectionClient {
         match self {
-            Self::Data(data, reach) => DataListener::new(data, *reach).connect(peer),
+            Self::DataPlane(data, reach) => DataListener::new(data, *reach).connect(peer),
             Self::Admin(admin) => admin.connect(peer),
             Self::Metrics(admin) => admin.probes().connect(peer),
         }
@@ -88,7 +88,7 @@ impl RequestHandler for Plane {
         transport: BodyTransport,
     ) -> Response<Body> {
         match self {
-            Self::Data(data, reach) => {
+            Self::DataPlane(data, reach) => {
                 DataListener::new(data, *reach).handle(peer, client, request, transport).await
             }
             Self::Admin(admin) => admin.handle(peer, client, request, transport).await,
@@ -98,7 +98,7 @@ impl RequestHandler for Plane {
 
     fn refuse_head(&self, peer: SocketAddr, request: &Request<Incoming>, fault: &str) -> Response<Body> {
         match self {
-            Self::Data(data, reach) => DataListener::new(data, *reach).refuse_head(peer, request, fault),
+            Self::DataPlane(data, reach) => DataListener::new(data, *reach).refuse_head(peer, request, fault),
             Self::Admin(admin) => admin.refuse_head(peer, request, fault),
             Self::Metrics(admin) => admin.probes().refuse_head(peer, request, fault),
         }
@@ -106,7 +106,7 @@ impl RequestHandler for Plane {
 
     fn note_unreadable(&self, peer: SocketAddr, error: &hyper::Error) {
         match self {
-            Self::Data(data, reach) => DataListener::new(data, *reach).note_unreadable(peer, error),
+            Self::DataPlane(data, reach) => DataListener::new(data, *reach).note_unreadable(peer, error),
             Self::Admin(admin) => admin.note_unreadable(peer, error),
             Self::Metrics(admin) => admin.probes().note_unreadable(peer, error),
         }

@@ -13,8 +13,8 @@
 //! decides which registry is asked. [`cache`] is the heart: hit, join, download, check, serve stale. [`http`] is the door,
 //! [`app`] puts the parts together, and [`cli`] is what a person types.
 //!
-//! A hit goes `http::server` → `http::registry` → [`oci::route`] → [`access`] → [`cache`] → [`store`], and out again by
-//! `sendfile`. A miss goes on from [`cache`] to `cache::download` → [`upstream`] → `remote` → [`net`], and its bytes come
+//! A hit goes `http::server` → `http::registry`, which authenticates ([`access`]), routes ([`oci::route`]) and authorizes, →
+//! [`cache`] → [`store`], and out again by `http::server::transport` (`sendfile`). A miss goes on from [`cache`] to `cache::download` → [`upstream`] → `remote` → [`net`], and its bytes come
 //! back by way of a partial file in [`store`].
 //!
 //! # Floors
@@ -37,18 +37,20 @@
 //! A room uses lower floors only, and so do the rooms inside a room; `tests/it/tidy` holds both. A heavy crate has one home,
 //! which is in the same test.
 //!
-//! What is not built yet has its place: hosted repositories (`hosted`) stand beside [`cache`], and one face over both
-//! (`content`) above them; a verdict (`policy`) is asked by `http::registry` between [`access`] and the content, also on the
-//! way of a hit, so it has to be in memory; an object-storage tier (`tier`) stands beside [`store`] and is asked by
-//! `cache::download` before [`upstream`]; copy and replication use `remote` directly; what happened is told in `events`, on
-//! the lowest floor.
+//! What is not built yet has its place. Hosted repositories (`hosted`) stand beside [`cache`], with their methods in
+//! [`oci::route`] and their actions in [`access`]; one face over both (`content`) stands above them. A verdict (`policy`) is
+//! asked by `http::registry` as soon as the digest is known: after the authorization of a blob, and when a manifest was found,
+//! also on the way of a hit, so it has to be in memory. Object storage (`object_store`) stands beside `remote`, since it needs
+//! [`net`] and [`credentials`]; `cache::download` asks it before [`upstream`], and hands it what was committed. Copy and
+//! replication use `remote` directly. What happened is told in `events`, on the lowest floor.
 //!
 //! # Glossary
 //! One word for one thing; these and the words of the OCI specifications and of HTTP are all that is needed.
 //!
 //! *Whose content.*
 //! - **registry**: where images come from, by the name that images carry (`docker.io`); **repository**: a name within a
-//!   registry; **upstream**: a registry as berth reaches it, with everything that is asked in its place.
+//!   registry; **remote**: one registry that is asked, and knows of no other; **upstream**: a registry as berth reaches it,
+//!   with everything that is asked in its place.
 //! - **endpoint**: one URL of a registry; **parent**: a berth, or another mirror, that is asked before the registry;
 //!   **fallback**: another registry that is asked when a registry's own endpoints have no answer; **peer**: a berth that has
 //!   proven to be one; **unlisted**: a registry that the configuration does not name.
@@ -77,7 +79,7 @@
 //!
 //! *Who may do what, and how much.*
 //! - **plane**: what a listener serves: data, admin or metrics; **client**: who asks berth, by login or address;
-//!   **identity**: what a client has shown of itself.
+//!   **principal**: who a client was found to be.
 //! - **credential**: what berth shows to a registry; **login**: a user name and a password; **token**: what a realm gives for
 //!   them; **realm**: the server that does.
 //! - **owner**: the client and the registry that something is done for; **share**: what an owner has of a limit; **seat**: the
@@ -90,7 +92,7 @@
 //!   `tests/run`. Figures: `benches/run`, or `benches/run before=PROGRAM` against an earlier build.
 //! - A **setting** is a field of the `Config` of the room that it acts in, with its key in `config/berth.toml` (a test holds
 //!   them to each other) and a decision in `config/diff.rs` whether a reload takes it: without one it does not compile.
-//! - A **command** is a file in `cli/commands/`. If it acts on the data folder, the daemon that has it is asked by the admin
+//! - A **command** is a file in `cli/commands/` and a variant in `cli.rs`. If it acts on the data folder, the daemon that has it is asked by the admin
 //!   API: its types and paths are in `http/admin/`.
 //! - A **metric** is a field in the part of `telemetry/metrics/` that it belongs to, and a row in README (a test holds them to
 //!   each other).
@@ -98,7 +100,7 @@
 //!   `tests/it/support` behave so.
 //!
 //! # What is deliberately absent
-//! No push. No content coding. No database that must be kept. No request that waits for another client. No
+//! No push to a mirrored repository. No content coding. No database that must be kept. No request that waits for another client. No
 //! address is dialled that the configuration does not name, but for redirects within `upstream`'s rules.
 
 pub mod access;

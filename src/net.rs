@@ -1,8 +1,8 @@
 //! Network plumbing: how berth sends an HTTP request to somebody and reads the head of the response.
 //!
 //! It knows no registry's protocol, no login and no configuration section: `HttpClient` is built from a `ClientConfig`,
-//! is asked by `credentials` and `upstream`, and says what went wrong by an [`Error`] of its own. It may use what lies on
-//! the lowest floors, and [`crate::context`] for the name of one header; it must never use `credentials` or `upstream`. The
+//! is asked by `credentials` and `remote`, and says what went wrong by an [`Error`] of its own. It may use what lies on
+//! the lowest floors, and [`crate::context`] for the name of one header; it must never use `credentials`, `remote` or `upstream`. The
 //! server side, `http`, uses [`tls`] for its own certificates.
 //!
 //! - `ip_class` says what kind of network an address is in, `guard` which addresses a registry may point to, `lookups`

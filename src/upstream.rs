@@ -7,21 +7,21 @@
 //!
 //! What it promises:
 //! - Berth dials the endpoints, token servers near them, where they redirect to, and the cloud or the Vault that is
-//!   configured to have the login (`cloud`, `vault`); never, on an upstream's word, loopback, link-local, private or reserved
-//!   addresses that the configuration does not name (`address`, `remote::auth::realm`, `remote::redirect`).
+//!   configured to have the login (`credentials`); never, on an upstream's word, loopback, link-local, private or reserved
+//!   addresses that the configuration does not name (`net::guard`, `remote::auth::realm`, `remote::redirect`).
 //! - A credential is sent to the endpoint that asked for it (same scheme, host and port) or to a permitted token
-//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`remote::exchange`, `secret`).
+//!   server, and nowhere else. It is in no URL, no error, no log line and no `Debug` text (`remote::exchange`, `net::secret`).
 //! - Every wait, body, header, list and retry has a limit; a request has an answer within its budget (`config`, `attempts`).
 //! - A refusal is believed only if there is evidence that it is the registry's, and never if it is a store's
 //!   (`remote::exchange::verdict`, `remote::transport::ping`).
 //! - An endpoint that is known to be down is asked by a probe only, and a login that it is known to reject is tried by a
 //!   probe only (`remote::endpoint`, `remote::upkeep`); an upstream that is offline by configuration is not asked at all
-//!   (`client`).
+//!   (`remote::exchange`).
 //! - An endpoint that asks to be left alone is, and none is asked more than the operator allows, nor more at once than
 //!   it should be, whatever clients ask for (`remote::limits`). A path that answers 503 is left alone for seconds, and no
 //!   other for it (`remote::endpoint::path_pauses`).
 //! - What this machine lacks is never held against an endpoint (`remote::error`), and a name server that says nothing holds
-//!   up nothing but what needs it (`lookups`).
+//!   up nothing but what needs it (`net::lookups`).
 //! - Every endpoint is told which berths a request has come through. Parents are asked before the registry, each for its
 //!   part; no request goes round in a circle, and none waits for itself (`parents`, [`crate::context`]).
 //! - What no configuration lists is asked of parents alone, and takes up nothing of its own (`unlisted`).
@@ -57,13 +57,13 @@ pub use self::fallback::FallbackConfig;
 pub use self::parents::ParentsConfig;
 pub use crate::remote::endpoint::pull_quota::Reserve;
 pub use crate::remote::error::{BuildError, Error, Refusal};
-pub use crate::remote::event::{Event, Limit, Observer, Outcome};
+pub use crate::remote::event::{Event, LimitKind, Observer, Outcome};
 pub use crate::remote::limits::LimitsConfig;
 pub(crate) use crate::remote::requests::blobs::PAGE;
 pub use crate::remote::requests::blobs::{BLOB_BYTES_MAX, BlobStream, Claim};
 pub use crate::remote::requests::lists::{PageQuery, ReferrerList, TagBody, TagPage, TagStream};
 pub use crate::remote::requests::login_check::{Found, Party, Trial};
-pub use crate::remote::requests::manifests::{Fetched, Resolved, Standing, Untold};
+pub use crate::remote::requests::manifests::{Fetched, Freshness, Resolved, Untold};
 pub use crate::remote::rewrite::Rewrite;
 
 pub use crate::credentials::{

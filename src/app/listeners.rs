@@ -12,7 +12,7 @@ use super::systemd::PassedSockets;
 use super::tasks::Tasks;
 use crate::config::Config;
 use crate::http::admin::Admin;
-use crate::http::{self, Data, Plane, Reach, Seats, Tls};
+use crate::http::{self, ConnectionLimit, DataPlane, Plane, Reach, Tls};
 use crate::telemetry::Metrics;
 
 /// The listeners of a configuration.
@@ -56,15 +56,15 @@ impl Listeners {
     pub(super) fn serve(
         self,
         tasks: &mut Tasks,
-        data: &Arc<Data>,
+        data: &Arc<DataPlane>,
         tls: Option<&Tls>,
         admin: &Arc<Admin>,
         files: Option<u64>,
         metrics: &Arc<Metrics>,
     ) -> io::Result<()> {
-        let seats = Seats::of_data_plane(files, Arc::clone(metrics));
+        let seats = ConnectionLimit::of_data_plane(files, Arc::clone(metrics));
         for listener in self.data {
-            let plane = Plane::Data(Arc::clone(data), Reach::of(listener.local_addr()?));
+            let plane = Plane::DataPlane(Arc::clone(data), Reach::of(listener.local_addr()?));
             let (tls, seats) = (tls.cloned(), Arc::clone(&seats));
             tasks.spawn_data(|stop| http::serve(listener, plane, tls, seats, stop));
         }
@@ -72,7 +72,7 @@ impl Listeners {
         let admin_plane = (self.admin, Plane::Admin(Arc::clone(admin)));
         for (listener, plane) in std::iter::once(admin_plane).chain(metrics_plane) {
             // Each its own: a crowd at the metrics listener must not keep the administrator out.
-            let seats = Seats::of_admin_plane(files, Arc::clone(metrics));
+            let seats = ConnectionLimit::of_admin_plane(files, Arc::clone(metrics));
             tasks.spawn(|stop| http::serve(listener, plane, None, seats, stop));
         }
         Ok(())

@@ -30,8 +30,8 @@ use super::systemd::status;
 use super::upstreams::{self, RunningUpstream};
 use crate::clock::unix_seconds;
 use crate::config::{self, Changes, Config};
-use crate::http::admin::{Guard, NotReloaded, Order, Reloaded};
-use crate::http::{self, Serving, tls};
+use crate::http::admin::{AdminGuard, NotReloaded, ReloadRequest, Reloaded};
+use crate::http::{self, RegistryApi, tls};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Reload;
 use crate::watch::{Watch, at_rest, stamp};
@@ -63,8 +63,8 @@ struct Staged {
     /// The keys of what is different.
     changed: Vec<String>,
     members: Vec<RunningUpstream>,
-    serving: Serving,
-    guard: Guard,
+    serving: RegistryApi,
+    guard: AdminGuard,
     /// The certificate, if it has other files than before.
     tls: Option<tls::Next>,
 }
@@ -73,7 +73,7 @@ struct Staged {
 struct Before {
     config: Config,
     members: Vec<RunningUpstream>,
-    serving: Arc<Serving>,
+    serving: Arc<RegistryApi>,
     metrics: Arc<Metrics>,
 }
 
@@ -83,7 +83,7 @@ impl Running {
     pub(super) async fn run(
         &mut self,
         hang_up: &mut ReloadSignal,
-        ordered: &mut mpsc::Receiver<Order>,
+        ordered: &mut mpsc::Receiver<ReloadRequest>,
     ) -> anyhow::Error {
         self.follow();
         loop {
@@ -227,9 +227,14 @@ impl Staged {
         let upstreams = members.iter().map(|member| Arc::clone(member.upstream())).collect();
         let cache = before.serving.cache().with(upstreams, config.rules(), &config.cache);
         let metrics = Arc::clone(&before.metrics);
-        let serving =
-            Serving::new(cache, config.registries().clone(), metrics, &config.http, Some(&before.serving))?;
-        let guard = Guard::new(&config.admin, &config.data_dir)?;
+        let serving = RegistryApi::new(
+            cache,
+            config.registries().clone(),
+            metrics,
+            &config.http,
+            Some(&before.serving),
+        )?;
+        let guard = AdminGuard::new(&config.admin, &config.data_dir)?;
         Ok(Self { config, changed, members, serving, guard, tls })
     }
 }

@@ -56,7 +56,7 @@ impl Tasks {
         self.spawn(|mut stop| async move {
             tokio::select! {
                 () = work => {}
-                () = http::turned_true(&mut stop) => {}
+                () = http::stopped(&mut stop) => {}
             }
         });
     }

@@ -44,7 +44,7 @@ const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The size of a blob, for a HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub struct BlobSize {
     /// The size in bytes; `None` where upstream has the blob and does not say how large it is.
     pub bytes: Option<u64>,
     /// Who says so.
@@ -373,9 +373,9 @@ impl BlobFinder {
         repo: &Repo,
         digest: &Digest,
         context: &RequestContext,
-    ) -> Result<(Size, Source), Error> {
+    ) -> Result<(BlobSize, Source), Error> {
         let upstream = self.upstreams.of(repo)?;
-        let known = |size| Size { bytes: Some(size), speaker: Speaker::Registry };
+        let known = |size| BlobSize { bytes: Some(size), speaker: Speaker::Registry };
         if let Some(stored) = self.store.blob_at_hand(repo, digest) {
             return Ok((known(stored.size), Source::Hit));
         }
@@ -389,16 +389,16 @@ impl BlobFinder {
             // A fallback may be sending the content of the flight.
             let may_be_others = !granted && upstream.has_fallbacks();
             let speaker = if may_be_others { Speaker::Fallback } else { Speaker::Registry };
-            return Ok((Size { bytes: total, speaker }, Source::Join));
+            return Ok((BlobSize { bytes: total, speaker }, Source::Collapsed));
         }
         match self.claims.ask(repo, digest, context).await {
             Ok((Claim { size, speaker }, joined)) => {
-                let source = if joined { Source::Join } else { Source::Miss };
-                Ok((Size { bytes: Some(size), speaker }, source))
+                let source = if joined { Source::Collapsed } else { Source::Miss };
+                Ok((BlobSize { bytes: Some(size), speaker }, source))
             }
             // The blob is there. A fallback may say so, or a parent that passes on what a fallback says.
             Err(error) if error.is_unmeasured() => {
-                Ok((Size { bytes: None, speaker: Speaker::Fallback }, Source::Miss))
+                Ok((BlobSize { bytes: None, speaker: Speaker::Fallback }, Source::Miss))
             }
             Err(error) => Err(error),
         }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::store::{Limits, Pin, Rate, Size};
+use crate::store::{Limits, Pin, Rate, SpaceLimit};
 use crate::units;
 
 /// Default of `max_bytes`: most of a disk that belongs to berth, with room for its small files and for mistakes of
 /// others.
-const MAX_BYTES: Size = Size::Share(80.0);
+const MAX_BYTES: SpaceLimit = SpaceLimit::Share(80.0);
 /// Default of `min_free`: most file systems become slow and fragmented with less, whoever fills them. It is not more,
 /// because berth should work on the machine of somebody who tries it out, and those disks are rather full.
-const MIN_FREE: Size = Size::Share(5.0);
+const MIN_FREE: SpaceLimit = SpaceLimit::Share(5.0);
 /// Default of `lease_seconds`: a pull of a large image over a slow line, with pauses; podman has no way to get a single
 /// layer from elsewhere.
 const LEASE: Duration = Duration::from_secs(15 * 60);
@@ -24,9 +24,9 @@ const LEASE: Duration = Duration::from_secs(15 * 60);
 pub struct Config {
     /// The most that blobs and partial files may take.
     #[serde(deserialize_with = "some")]
-    pub max_bytes: Size,
+    pub max_bytes: SpaceLimit,
     /// What is left free on the file system, whatever uses the rest.
-    pub min_free: Size,
+    pub min_free: SpaceLimit,
     /// How long what is stored of an image stays after its manifest was served.
     #[serde(rename = "lease_seconds", deserialize_with = "units::duration")]
     pub lease: Duration,
@@ -50,9 +50,9 @@ impl Default for Config {
 
 /// Reads a size that is more than nothing: a cache that stores nothing is none, and each client's pull would be a
 /// download.
-fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
-    match Size::deserialize(deserializer)? {
-        Size::Bytes(0) | Size::Share(0.0) => {
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SpaceLimit, D::Error> {
+    match SpaceLimit::deserialize(deserializer)? {
+        SpaceLimit::Bytes(0) | SpaceLimit::Share(0.0) => {
             Err(de::Error::custom("expected more than nothing, such as \"200GiB\" or \"80%\""))
         }
         size => Ok(size),

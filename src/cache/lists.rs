@@ -289,7 +289,7 @@ impl ListFinder {
         listed.unwrap_or(Err(Error::GivenUp)).map(|ReferrerList { body, is_stale, place, .. }| {
             let source = match (is_stale, joined) {
                 (true, _) => Source::Stale,
-                (false, true) => Source::Join,
+                (false, true) => Source::Collapsed,
                 (false, false) => Source::Miss,
             };
             Referrers { body, source, place }

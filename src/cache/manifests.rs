@@ -29,7 +29,7 @@ use crate::singleflight::SingleFlight;
 use crate::store::{Grant, ManifestRecord, Proof, Store};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Source};
-use crate::upstream::{Attempts, Fetched, Standing, Upstream};
+use crate::upstream::{Attempts, Fetched, Freshness, Upstream};
 
 /// Blobs that are looked up to tell whether an image is complete: an index of 500 images of 100 layers has as many.
 const BLOBS_LOOKED_FOR_MAX: usize = 50_000;
@@ -145,7 +145,7 @@ impl ManifestFinder {
             self.negative.note(&self.upstreams, repo, Lookup::Manifest(digest), &context, error)
         })?;
         if joined {
-            manifest.source = Source::Join;
+            manifest.source = Source::Collapsed;
         }
         Ok(manifest)
     }
@@ -173,7 +173,7 @@ impl ManifestFinder {
         repo: &Repo,
         reference: &Reference,
         attempts: Attempts,
-    ) -> Result<(Manifest, Standing), Error> {
+    ) -> Result<(Manifest, Freshness), Error> {
         let fetched = upstream.manifest(context, &repo.name, reference, attempts).await?;
         // Its place in memory is given up when it is stored.
         let Fetched { body, manifest, public, speaker, standing, place: _place, .. } = fetched;

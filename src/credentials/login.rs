@@ -34,9 +34,9 @@ pub(crate) struct IssuedLogin {
 
 /// Stands for a login where tokens are kept; another login gives another identity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Identity(Digest);
+pub(crate) struct Fingerprint(Digest);
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A hash of a poor password can be guessed.
         f.write_str("Identity")
@@ -45,14 +45,14 @@ impl fmt::Debug for Identity {
 
 impl Login {
     /// What stands for this login.
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Fingerprint {
         let (kind, username, secret) = match self {
             Self::Basic { username, password } => ("basic", username.as_str(), password),
             Self::IdentityToken(token) => ("identity", "", token),
             Self::RegistryToken(token) => ("registry", "", token),
         };
         let text = format!("{kind}\0{username}\0{}", secret.expose());
-        Identity(Digest::of(Algorithm::Sha256, text.as_bytes()))
+        Fingerprint(Digest::of(Algorithm::Sha256, text.as_bytes()))
     }
 
     /// `Authorization: Basic …`, if this is a name and a password.

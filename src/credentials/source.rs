@@ -29,7 +29,7 @@ pub(crate) enum CredentialSource {
 
 impl CredentialSource {
     /// Reads what `credentials` name, as far as that can be done without asking anybody. `client` says which registry they
-    /// are for, and how a Vault is connected to; its `observer` is told of requests to that.
+    /// are for, and how a Vault is connected to; `observer` is told of requests to a Vault.
     ///
     /// # Errors
     /// [`LoginSetupError`] when there should be a login and there cannot be one.

@@ -44,7 +44,7 @@ use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
-use super::registry::data_plane::Data;
+use super::registry::data_plane::DataPlane;
 use super::server::body::Body;
 use super::server::client_limits::ConnectionClient;
 use super::server::handler::RequestHandler;
@@ -53,8 +53,8 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 
 pub use config::Config;
-pub use guard::Guard;
-pub use reload::{NotReloaded, Order, Orders, Reloaded, orders};
+pub use guard::AdminGuard;
+pub use reload::{NotReloaded, ReloadRequest, ReloadRequests, Reloaded, orders};
 pub use token::{AdminToken, TokenFile, Unusable};
 
 use api::Api;
@@ -65,13 +65,19 @@ pub struct Admin {
     probes: Probes,
     store: Store,
     api: Api,
-    guard: ArcSwap<Guard>,
+    guard: ArcSwap<AdminGuard>,
 }
 
 impl Admin {
     /// Shows `metrics`, the usage of `store` and the upstreams behind `data`, and carries out commands on them. Reloads are
     /// requested by `orders`, and `guard` says who may use it.
-    pub fn new(metrics: Arc<Metrics>, store: Store, data: Arc<Data>, orders: Orders, guard: Guard) -> Self {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        store: Store,
+        data: Arc<DataPlane>,
+        orders: ReloadRequests,
+        guard: AdminGuard,
+    ) -> Self {
         Self {
             api: Api::new(store.clone(), Arc::clone(&data), orders),
             probes: Probes::new(metrics, store.clone(), data),
@@ -87,7 +93,7 @@ impl Admin {
     }
 
     /// Lets `guard` say who may use it, from the next request on.
-    pub fn replace_guard(&self, guard: Guard) {
+    pub fn replace_guard(&self, guard: AdminGuard) {
         self.guard.store(Arc::new(guard));
     }
 

@@ -1,8 +1,9 @@
 //! The registry API: a request becomes a route, a route becomes content, content becomes a response.
 //!
 //! The order is: authenticate, route, authorize, answer. A client that is not let in is refused before its path is read.
-//! What a principal may not have is refused before anything is said about it. A policy would have its place after that, with
-//! a verdict that is in memory: what was asked for a moment ago is answered without a wait ([`Serving::cached`]).
+//! What a principal may not have is refused before anything is said about it. A policy has its place where the digest is
+//! known: for a blob after the authorization, for a manifest when it was found and before the response is made. Its verdict
+//! has to be in memory, since what was asked for a moment ago is answered without a wait ([`RegistryApi::cached`]).
 //!
 //! Every response has its length, but for a blob in transfer whose length upstream does not say: that is sent in chunks.
 //! HEAD is answered as GET is, and nothing is ever content-coded. Within [`BUDGET`] of a request's head there is the head of
@@ -42,7 +43,7 @@ use super::server::response::{because_of_silence, finish};
 use super::server::transport::BodyTransport;
 use crate::access::networks::client_network;
 use crate::access::{Access, Action, Principal};
-use crate::cache::{self, Cache, Size};
+use crate::cache::{self, BlobSize, Cache};
 use crate::context::{Login, RequestContext, declare_fallback, declare_public, introduce};
 use crate::oci::document::CONTENT_DIGEST;
 use crate::oci::route::{Registries, Route};
@@ -71,7 +72,7 @@ const BUDGET: Duration = Duration::from_secs(19);
 const MEASURE_MAX: Duration = Duration::from_secs(9);
 
 /// One configuration of the data plane: what it serves, to whom, and the cache behind it.
-pub struct Serving {
+pub struct RegistryApi {
     cache: Cache,
     lists: Lists,
     registries: Arc<Registries>,
@@ -94,7 +95,7 @@ struct Admitted {
     user: Option<Arc<ClientHandle>>,
 }
 
-impl Serving {
+impl RegistryApi {
     /// Serves `cache` by `config`. Parts that are the same as `before` are taken over with what they know: which logins were
     /// right, and what each client has taken.
     ///
@@ -309,7 +310,7 @@ impl Serving {
     async fn is_public(&self, route: &Route, digest: Option<Digest>) -> bool {
         let Some(repo) = route.repository() else { return false };
         let is_public = match digest {
-            Some(digest) => self.cache.is_for_everybody(repo, &digest).await,
+            Some(digest) => self.cache.is_public_content(repo, &digest).await,
             None => self.cache.is_public(repo).await,
         };
         is_public.unwrap_or(false)
@@ -413,7 +414,8 @@ impl Serving {
         digest: &Digest,
         log: &mut RequestLog,
     ) -> Result<Response<Body>, cache::Error> {
-        let (Size { bytes, speaker }, source) = self.cache.blob_size(repo, digest, request.context()).await?;
+        let (BlobSize { bytes, speaker }, source) =
+            self.cache.blob_size(repo, digest, request.context()).await?;
         let status = cache_status(source, false, false);
         log.set_cache_status(status);
         let body = || if bytes.is_some() { Body::empty() } else { Body::of_unknown_length() };

@@ -15,7 +15,7 @@ use crate::net::{self, ClientConfig, DialPolicy, HttpClient, RequestEnd, Request
 use crate::oci::Registry;
 use crate::parsing::{self, Place, SMALL_BYTES};
 use crate::remote::error::{BuildError, Error};
-use crate::remote::event::{Event, Limit, Observer, Outcome};
+use crate::remote::event::{Event, LimitKind, Observer, Outcome};
 use crate::shares::Owner;
 
 /// When a document for which there was no place in time may be asked for again.
@@ -23,7 +23,7 @@ const PLACE_RETRY: Duration = Duration::from_secs(2);
 /// A body is longer than its reader takes.
 pub(crate) const TOO_LARGE: Error = Error::Malformed(net::error::TOO_LARGE);
 
-/// Sends requests for one upstream.
+/// Sends requests for one remote.
 pub(crate) struct Client {
     http: HttpClient,
     registry: Registry,
@@ -99,7 +99,7 @@ fn event(end: RequestEnd) -> Event {
         },
         RequestEnd::TimedOut => Outcome::Timeout,
         RequestEnd::Failed => Outcome::Error,
-        RequestEnd::Lacking => return Event::Refused(Limit::Machine),
+        RequestEnd::Lacking => return Event::Refused(LimitKind::Machine),
     })
 }
 

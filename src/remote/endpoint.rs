@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use crate::credentials::login::Identity;
+use crate::credentials::login::Fingerprint;
 use crate::net::EndpointUrl;
 use crate::oci::{Digest, RepoName};
 use crate::remote::auth::Scheme;
@@ -26,7 +26,7 @@ use crate::remote::endpoint::circuit::Circuit;
 use crate::remote::endpoint::evidence::Evidence;
 use crate::remote::endpoint::latency::{LatencyWindow, late_after};
 use crate::remote::endpoint::path_pauses::PathPauses;
-use crate::remote::endpoint::pull_quota::{Quota, Reading, Reserve};
+use crate::remote::endpoint::pull_quota::{Quota, QuotaReading, Reserve};
 use crate::remote::endpoint::rejected_logins::RejectedLogins;
 use crate::remote::endpoint::unanswered::Unanswered;
 use crate::remote::error::Error;
@@ -61,7 +61,7 @@ pub(crate) enum Probe {
     /// Whether the endpoint, which is suspected, still answers.
     Look,
     /// Whether the endpoint takes this login, which is for this repository among others.
-    Login(Identity, RepoName),
+    Login(Fingerprint, RepoName),
 }
 
 /// The endpoints of one remote, in order, and what wakes the task that probes them.
@@ -270,7 +270,7 @@ impl Endpoint {
     }
 
     /// Whether the endpoint is known to reject this login, so that only probes send it.
-    pub(crate) fn refuses(&self, login: &Identity) -> bool {
+    pub(crate) fn refuses(&self, login: &Fingerprint) -> bool {
         lock(&self.rejected_logins).is_refused(login)
     }
 
@@ -281,21 +281,21 @@ impl Endpoint {
 
     /// Records that the endpoint rejected `login` for `name`. After several times in a row a probe finds out whether it
     /// rejects the login for everything.
-    pub(crate) fn login_refused(&self, login: Identity, name: &RepoName) {
+    pub(crate) fn login_refused(&self, login: Fingerprint, name: &RepoName) {
         if lock(&self.rejected_logins).refused(login, name, Instant::now(), &mut fastrand::Rng::new()) {
             self.due.notify_one();
         }
     }
 
     /// Records that the endpoint takes `login`, or is sent it no longer.
-    pub(crate) fn login_accepted(&self, login: &Identity) {
+    pub(crate) fn login_accepted(&self, login: &Fingerprint) {
         if lock(&self.rejected_logins).clear(login) {
             tracing::info!(endpoint = %self.url, "an upstream endpoint takes the configured login again");
         }
     }
 
     /// Records that a probe has found `login` rejected, whatever is asked for.
-    pub(crate) fn login_proven_refused(&self, login: &Identity) {
+    pub(crate) fn login_proven_refused(&self, login: &Fingerprint) {
         if lock(&self.rejected_logins).proven(login) {
             tracing::warn!(endpoint = %self.url, "an upstream endpoint refuses the configured login: only probes use it now");
         }
@@ -374,14 +374,14 @@ impl Endpoint {
     }
 
     /// Records what the answer to a request that was sent at `sent_at` says of the quota. Returns whether that is news.
-    pub(crate) fn update_quota(&self, reading: Reading, sent_at: Instant) -> bool {
+    pub(crate) fn update_quota(&self, reading: QuotaReading, sent_at: Instant) -> bool {
         let now = Instant::now();
         let mut quota = lock(&self.quota);
         let was_short = quota.is_short(now);
         let is_news = quota.update(reading, sent_at, now);
         let is_short = quota.is_short(now);
         drop(quota);
-        let Reading { limit, remaining, .. } = reading;
+        let QuotaReading { limit, remaining, .. } = reading;
         match (was_short, is_short) {
             (false, true) => {
                 tracing::warn!(endpoint = %self.url, limit, remaining, "an upstream's quota is down to its reserve: tags that are known are served as they are");

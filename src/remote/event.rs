@@ -17,9 +17,9 @@ pub enum Event {
     /// A second endpoint was asked beside one that was late.
     Hedged,
     /// A request had to wait for its turn.
-    Waited(Limit),
+    Waited(LimitKind),
     /// A request was not sent.
-    Refused(Limit),
+    Refused(LimitKind),
     /// An endpoint has said how many manifests it gives out in its window, and how many are left.
     Quota {
         /// In a window.
@@ -31,7 +31,7 @@ pub enum Event {
 
 /// What made a request wait, or kept it from being sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub enum LimitKind {
     /// `requests_per_second`.
     Requests,
     /// `concurrent_requests`.
@@ -46,7 +46,7 @@ pub enum Limit {
     Machine,
 }
 
-impl Limit {
+impl LimitKind {
     /// Its name in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -242,7 +242,7 @@ impl<'a> Exchange<'a> {
             let within = client.timeouts.header.min(deadline.saturating_duration_since(Instant::now()));
             let mut request = ask.request(&chain.url)?;
             if !chain.elsewhere {
-                transport.dress(&mut request, tried.header.clone(), &ask.context, within);
+                transport.add_headers(&mut request, tried.header.clone(), &ask.context, within);
             } else if let Some(anybody) = &anybody {
                 anybody.add_to(&chain.url, request.headers_mut());
             }

@@ -20,10 +20,10 @@ use tokio::time::Instant;
 use crate::context::{self, RequestContext};
 use crate::ratelimit::{ByteLimit, Debt, RateLimit};
 use crate::remote::client::Client;
-use crate::remote::endpoint::pull_quota::{Reading, Reserve};
+use crate::remote::endpoint::pull_quota::{QuotaReading, Reserve};
 use crate::remote::endpoint::{Endpoint, Spent};
 use crate::remote::error::Error;
-use crate::remote::event::{Event, Limit};
+use crate::remote::event::{Event, LimitKind};
 use crate::remote::limits::fair_queue::{Scarce, Turns};
 use crate::remote::retry_after::retry_after;
 use crate::units::{ByteRate, PerSecond};
@@ -100,7 +100,7 @@ impl Limits {
         if let Some(requests) = &self.requests
             && requests.at_once().is_none()
         {
-            self.queue(Limit::Requests, requests, context.client(), deadline).await?;
+            self.queue(LimitKind::Requests, requests, context.client(), deadline).await?;
             // It may have asked to be left alone meanwhile.
             self.check_rest(endpoint)?;
         }
@@ -121,7 +121,7 @@ impl Limits {
         let seats = &self.seats[context.hops().min(LEVELS - 1)];
         let seat = match seats.at_once() {
             Some(seat) => seat,
-            None => self.queue(Limit::ConcurrentRequests, seats, context.client(), deadline).await?,
+            None => self.queue(LimitKind::ConcurrentRequests, seats, context.client(), deadline).await?,
         };
         Ok(Seat { _permit: seat })
     }
@@ -129,7 +129,7 @@ impl Limits {
     /// Waits for a turn of this limit.
     async fn queue<S: Scarce>(
         &self,
-        limit: Limit,
+        limit: LimitKind,
         turns: &Turns<S>,
         client: context::Client,
         deadline: Instant,
@@ -154,7 +154,7 @@ impl Limits {
     }
 
     fn left_alone(&self, left: Duration) -> Error {
-        self.client.tell(Event::Refused(Limit::RetryAfter));
+        self.client.tell(Event::Refused(LimitKind::RetryAfter));
         Error::Limited { retry_after: Some(left) }
     }
 
@@ -164,7 +164,7 @@ impl Limits {
     /// [`Error::Limited`] if there is none left.
     pub(crate) fn acquire<'a>(&self, endpoint: &'a Endpoint) -> Result<Spent<'a>, Error> {
         endpoint.acquire().map_err(|wait| {
-            self.client.tell(Event::Refused(Limit::Quota));
+            self.client.tell(Event::Refused(LimitKind::Quota));
             Error::Limited { retry_after: Some(wait) }
         })
     }
@@ -186,7 +186,7 @@ impl Limits {
             (StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => endpoint.pause_path(path, wait),
             _ => endpoint.path_answers(path),
         }
-        if let Some(reading) = Reading::read(headers)
+        if let Some(reading) = QuotaReading::read(headers)
             && endpoint.update_quota(reading, sent_at)
         {
             self.client.tell(Event::Quota { limit: reading.limit, remaining: reading.remaining });
@@ -206,7 +206,7 @@ impl Limits {
             None => None,
             Some(transfers) => match transfers.at_once() {
                 Some(room) => Some(room),
-                None => Some(self.queue(Limit::Transfers, transfers, client, deadline).await?),
+                None => Some(self.queue(LimitKind::Transfers, transfers, client, deadline).await?),
             },
         };
         Ok(Transfer { room, debt: self.bytes.clone().map(Debt::new) })

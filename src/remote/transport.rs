@@ -59,7 +59,7 @@ impl Transport {
 
     /// Adds what only an endpoint of the configuration is sent: the headers that are configured, the login, and where the
     /// request has come from. A mirror is also told for whom it is asked, and that it has the time `within`.
-    pub(crate) fn dress<B>(
+    pub(crate) fn add_headers<B>(
         &self,
         request: &mut Request<B>,
         authorization: Option<HeaderValue>,

@@ -16,7 +16,7 @@ use crate::oci::range::Span;
 use crate::store::blobs::blob_file::BlobFile;
 use crate::store::blobs::partials::{PartialFile, PartialKey, Sync, Synced};
 use crate::store::blobs::piece_map::Next;
-use crate::store::blobs::range_set::Pieces;
+use crate::store::blobs::range_set::RangeSet;
 use crate::store::error::Error;
 use crate::store::eviction::Eviction;
 
@@ -56,7 +56,7 @@ impl Partial {
 
     /// Returns the bytes that are there and synced: those found at open, and those that [`Partial::sync`] has named
     /// since.
-    pub fn have(&self) -> &Pieces {
+    pub fn have(&self) -> &RangeSet {
         self.file.have()
     }
 
@@ -97,7 +97,7 @@ impl Partial {
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`]; afterwards this handle refuses to sync or commit.
-    pub fn sync(&mut self, pieces: Pieces) -> Result<(), Error> {
+    pub fn sync(&mut self, pieces: RangeSet) -> Result<(), Error> {
         let synced = self.file.sync(pieces);
         self.noted(synced)
     }
@@ -111,7 +111,7 @@ impl Partial {
     }
 
     /// Begins a sync that another thread runs: [`Sync::run`] there, then [`Partial::end_sync`] here.
-    pub fn begin_sync(&self, pieces: Pieces) -> Sync {
+    pub fn begin_sync(&self, pieces: RangeSet) -> Sync {
         self.file.begin_sync(pieces)
     }
 
@@ -165,7 +165,7 @@ impl Partial {
     ///
     /// # Errors
     /// [`Error::NoRoom`], [`Error::Full`] or [`Error::Io`]; then no more room is taken than before.
-    pub fn make_room(&mut self, have: &Pieces, span: Span, is_whole: bool) -> Result<(), Error> {
+    pub fn make_room(&mut self, have: &RangeSet, span: Span, is_whole: bool) -> Result<(), Error> {
         let received = have.bytes() + span.len();
         if received <= self.room {
             return Ok(());
@@ -183,7 +183,7 @@ impl Partial {
     }
 
     /// Returns the room that was taken beyond `have`, because nothing comes for a while.
-    pub fn rest(&mut self, have: &Pieces) {
+    pub fn rest(&mut self, have: &RangeSet) {
         if self.file.give_back_behind(self.allocated) {
             self.allocated = 0;
         }
@@ -194,7 +194,7 @@ impl Partial {
     }
 
     /// Reserves room for `span` in the file system.
-    fn allocate(&self, have: &Pieces, span: Span) -> Result<(), Error> {
+    fn allocate(&self, have: &RangeSet, span: Span) -> Result<(), Error> {
         let key = self.file.key();
         let allocated = self.file.allocate(span).or_else(|error| match Errno::from_io_error(&error) {
             // Others fill the disk as well: what is not needed any more gives way to what is.

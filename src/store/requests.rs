@@ -9,10 +9,10 @@ use bytes::Bytes;
 use crate::oci::{Digest, Document, Manifest, Registry, Repo, Speaker, Tag};
 use crate::store::Store;
 use crate::store::blobs::blob_file::BlobFile;
-use crate::store::blobs::partials::{Left, PartialKey};
+use crate::store::blobs::partials::{PartialKey, Resumable};
 use crate::store::blobs::piece_map::Next;
 use crate::store::error::Error;
-use crate::store::integrity::recheck::Pending;
+use crate::store::integrity::recheck::PendingVerification;
 use crate::store::metadata::records::{Grant, ManifestRecord, ReferrersRecord, TagRecord};
 use crate::store::partial::Partial;
 
@@ -94,7 +94,7 @@ impl Store {
 
     /// Returns the bytes of a blob whose download has stopped or is running; `None` if there are none that can be
     /// used.
-    pub async fn left(&self, key: &PartialKey) -> Option<Left> {
+    pub async fn left(&self, key: &PartialKey) -> Option<Resumable> {
         let key = key.clone();
         self.ask(move |inner| inner.eviction.partials().left(&key)).await
     }
@@ -310,7 +310,7 @@ impl Store {
         digest: &Digest,
         file: &BlobFile,
         whole: Option<impl Hash>,
-    ) -> Option<Pending> {
+    ) -> Option<PendingVerification> {
         self.0.rechecks.begin_reading(digest, file, whole)
     }
 

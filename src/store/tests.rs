@@ -105,7 +105,7 @@ async fn half_written(store: &Store, content: &str) -> Partial {
     let mut partial =
         store.partial(&key(content), Some(content.len() as u64), next(&from()), true).await.unwrap();
     partial.write_at(0, content.as_bytes()).unwrap();
-    partial.sync(Pieces::prefix(content.len() as u64 / 2)).unwrap();
+    partial.sync(RangeSet::prefix(content.len() as u64 / 2)).unwrap();
     partial
 }
 
@@ -250,7 +250,7 @@ async fn pieces_are_kept_and_read_where_all_of_them_came_from() {
     let (a, b) = (from(), repo("quay.io/b"));
     let mut partial = store.partial(&key("x"), Some(100), next(&a), false).await.unwrap();
     partial.write_at(40, b"0123456789").unwrap();
-    let mut pieces = Pieces::default();
+    let mut pieces = RangeSet::default();
     pieces.insert(Span { start: 40, end: 50 });
     partial.sync(pieces.clone()).unwrap();
     drop(partial);

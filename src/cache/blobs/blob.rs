@@ -24,7 +24,7 @@ use crate::context::Client;
 use crate::oci::Digest;
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;
-use crate::store::{BlobFile, Left, Mapped, Pending, Store};
+use crate::store::{BlobFile, Mapped, PendingVerification, Resumable, Store};
 use crate::telemetry::metrics::Source;
 use crate::upstream::BLOB_BYTES_MAX;
 
@@ -57,7 +57,7 @@ enum From {
         file: BlobFile,
         suspect: Suspect,
         /// A verification of the file, whose result decides whether the end is sent.
-        pending: Option<Pending>,
+        pending: Option<PendingVerification>,
     },
     /// A partial file that has all the bytes that are asked for, unverified.
     Partial(Arc<File>, BytesRead),
@@ -100,7 +100,7 @@ impl Blob {
     }
 
     /// A blob of which every byte that will be read is in a partial file.
-    pub(in crate::cache) fn partial(left: Left, bytes_read: BytesRead) -> Self {
+    pub(in crate::cache) fn partial(left: Resumable, bytes_read: BytesRead) -> Self {
         Self { total: Some(left.total), source: Source::Hit, from: From::Partial(left.file, bytes_read) }
     }
 
@@ -139,15 +139,15 @@ impl Blob {
     }
 
     /// Reads a part of it for `client`; the end of an open part waits until the whole is verified.
-    pub fn read(self, part: Part, way: Way, client: Client) -> Reading {
+    pub fn read(self, part: Part, way: Way, client: Client) -> BlobReading {
         // A range with an end of its own is not the whole, even if it is all there is.
         let whole = (part.is_open && part.span.start == 0).then_some(client);
         self.choose_parts(std::slice::from_ref(&part));
         self.begin(part, way, whole)
     }
 
-    /// Reads several parts of it; [`Reading::next_part`] begins with the first.
-    pub fn read_parts(self, parts: Box<[Part]>, way: Way) -> Reading {
+    /// Reads several parts of it; [`BlobReading::next_part`] begins with the first.
+    pub fn read_parts(self, parts: Box<[Part]>, way: Way) -> BlobReading {
         let start = parts.first().map_or(0, |first| first.span.start);
         let nothing = Part { span: Span { start, end: start }, is_open: false };
         self.choose_parts(&parts);
@@ -164,7 +164,7 @@ impl Blob {
     }
 
     /// Begins to read `part`. `whole` is the client, if it reads all of the blob.
-    fn begin(mut self, part: Part, way: Way, whole: Option<Client>) -> Reading {
+    fn begin(mut self, part: Part, way: Way, whole: Option<Client>) -> BlobReading {
         if let From::Stored { file, suspect, pending } = &mut self.from {
             *pending = suspect.store.begin_reading(&suspect.digest, file, whole);
         }
@@ -188,7 +188,7 @@ impl Blob {
             From::Stored { .. } | From::Flight { .. } | From::Passthrough(_) => None,
         };
         let (parts, next) = (Box::default(), 0);
-        Reading {
+        BlobReading {
             from: self.from,
             mapped,
             start,
@@ -205,7 +205,7 @@ impl Blob {
 }
 
 /// A blob being read in order.
-pub struct Reading {
+pub struct BlobReading {
     from: From,
     /// The mapping that its bytes are sent from, if the kernel sends them.
     mapped: Option<Mapped>,
@@ -224,7 +224,7 @@ pub struct Reading {
     room: Option<Room>,
 }
 
-impl Reading {
+impl BlobReading {
     /// The mapping that its bytes are sent from, if the kernel sends them.
     pub fn mapped(&self) -> Option<&Mapped> {
         self.mapped.as_ref()
@@ -379,7 +379,7 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for BlobReading {
     fn drop(&mut self) {
         self.note_read();
     }

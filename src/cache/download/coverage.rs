@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::oci::range::Span;
-use crate::store::Pieces;
+use crate::store::RangeSet;
 use crate::sync::lock;
 
 /// The most separate spans of one content that are kept. Further ones are not counted.
@@ -11,7 +11,7 @@ const SPANS_MAX: usize = 4096;
 
 /// The spans of one content that clients have read, over all its flights. Clones share one account.
 #[derive(Clone, Default)]
-pub(in crate::cache) struct BytesRead(Arc<Mutex<Pieces>>);
+pub(in crate::cache) struct BytesRead(Arc<Mutex<RangeSet>>);
 
 impl BytesRead {
     pub(in crate::cache) fn add(&self, span: Span) {

@@ -12,7 +12,7 @@ use super::schedule::{self, Need};
 use crate::oci::range::Span;
 use crate::oci::ranges::Part;
 use crate::oci::{Range, Ranges};
-use crate::store::Pieces;
+use crate::store::RangeSet;
 
 /// The most requests made ahead for a reader of several parts, beside the one for the part it is at. So the response
 /// time of upstream is waited for once and not for every part. One of the flight's side connections is left for other
@@ -39,7 +39,7 @@ pub(super) struct Cursor {
 struct Several {
     parts: Box<[Part]>,
     /// The pieces that are asked of upstream for parts with an end of their own: neighbours are one piece.
-    pieces: Pieces,
+    pieces: RangeSet,
     /// The index of the part that is being read.
     at: AtomicUsize,
 }
@@ -91,7 +91,7 @@ impl Cursor {
 
 impl Several {
     fn new(parts: &[Part], total: u64) -> Self {
-        let mut pieces = Pieces::default();
+        let mut pieces = RangeSet::default();
         for part in parts.iter().filter(|part| !part.is_open) {
             pieces.insert(schedule::widened(part.span, total));
         }
@@ -106,7 +106,7 @@ impl Several {
     }
 
     /// The needs for the parts behind it that are not there yet.
-    fn needs_ahead(&self, have: &Pieces) -> impl Iterator<Item = Need> {
+    fn needs_ahead(&self, have: &RangeSet) -> impl Iterator<Item = Need> {
         let at = self.at.load(Ordering::Relaxed).min(self.parts.len());
         let mut behind = self.parts[at..].iter();
         let mut piece = behind.next().map(|part| self.pieces.run_end(part.span.start));
@@ -167,7 +167,7 @@ impl Cursors {
 
     /// The needs of all readers, for a content of `total` bytes of which `have` is there: first what they are waiting
     /// for, in the order in which the readers came; then what they will read next.
-    pub(super) fn needs(&self, total: u64, have: &Pieces) -> Vec<Need> {
+    pub(super) fn needs(&self, total: u64, have: &RangeSet) -> Vec<Need> {
         let here = self.all.iter().filter_map(|cursor| cursor.need(total));
         let several = self.all.iter().filter_map(|cursor| cursor.several());
         here.chain(several.flat_map(|several| several.needs_ahead(have))).collect()
@@ -197,13 +197,13 @@ mod tests {
         let cursor = cursors.enter(Some(&asked));
         assert_eq!(cursors.take_asked(), [Some(Range::Closed { first: 5, last: 2 * MIB - 1 })]);
         assert!(!cursors.are_all_taken(), "there is more to come");
-        assert_eq!(spans(&cursors.needs(TOTAL, &Pieces::default())), [(0, 2)]);
+        assert_eq!(spans(&cursors.needs(TOTAL, &RangeSet::default())), [(0, 2)]);
         cursors.choose_parts(&cursor, asked.select(TOTAL).unwrap().parts(), TOTAL);
         assert!(!cursors.are_all_taken());
         assert_eq!(cursors.take_asked().len(), 4);
         assert!(cursors.are_all_taken());
         cursors.leave(&cursor);
-        assert!(cursors.needs(TOTAL, &Pieces::default()).is_empty());
+        assert!(cursors.needs(TOTAL, &RangeSet::default()).is_empty());
         let cursor = cursors.enter(Some(&asked));
         cursors.choose_parts(&cursor, &[], TOTAL);
         assert_eq!(cursors.take_asked().len(), 1, "what was refused is not asked for");
@@ -217,9 +217,9 @@ mod tests {
         let several = cursors.enter(Some(&asked));
         cursors.choose_parts(&several, asked.select(TOTAL).unwrap().parts(), TOTAL);
         let single = cursors.enter(Some(&ranges("73400320-73400321")));
-        let nothing = Pieces::default();
+        let nothing = RangeSet::default();
         assert_eq!(spans(&cursors.needs(TOTAL, &nothing)), [(0, 1), (70, 71), (5, 6), (10, 11), (15, 16)]);
-        let mut have = Pieces::default();
+        let mut have = RangeSet::default();
         have.insert(Span { start: 5 * MIB, end: 11 * MIB });
         assert_eq!(spans(&cursors.needs(TOTAL, &have)), [(0, 1), (70, 71), (15, 16), (20, 21), (25, 26)]);
         cursors.leave(&single);
@@ -236,6 +236,6 @@ mod tests {
         let asked = ranges("2097152-2097160,1048576-1048580,3145728-3145730,100-110,4194304-4194305");
         let cursor = cursors.enter(Some(&asked));
         cursors.choose_parts(&cursor, asked.select(TOTAL).unwrap().parts(), TOTAL);
-        assert_eq!(spans(&cursors.needs(TOTAL, &Pieces::default())), [(2, 5)]);
+        assert_eq!(spans(&cursors.needs(TOTAL, &RangeSet::default())), [(2, 5)]);
     }
 }

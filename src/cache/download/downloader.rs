@@ -34,7 +34,7 @@ use crate::cache::mismatches::Mismatches;
 use crate::oci::range::Span;
 use crate::oci::{Range, RepoName, Speaker};
 use crate::shares::Shares;
-use crate::store::{self, Grant, Next, Partial, PartialKey, Pieces, Proof, Store};
+use crate::store::{self, Grant, Next, Partial, PartialKey, Proof, RangeSet, Store};
 use crate::telemetry::Metrics;
 use crate::upstream::{self, BLOB_BYTES_MAX, PAGE, Upstream};
 
@@ -360,7 +360,7 @@ impl Downloader {
         let (total, sent) = (state.bound(), Grant { public, proof: Some(Proof::Sent), speaker });
         self.mismatches.clear(flight.key(), &flight.origin().name);
         if !flight.is_announced() {
-            flight.announce(partial.file(), Some(total), Pieces::prefix(total));
+            flight.announce(partial.file(), Some(total), RangeSet::prefix(total));
         }
         flight.end(FlightEnd::Verified);
         let kept = async {

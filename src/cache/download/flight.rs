@@ -16,7 +16,7 @@
 //!
 //! A flight of which only parts were asked for ends when they are there and nobody has asked for more for a while. Then
 //! they are read from the partial file, without a flight, by the repository that they came for (see
-//! [`store::Left`](crate::store::Left)). For another repository the registry must first say that it may have them. What
+//! [`store::Resumable`](crate::store::Left)). For another repository the registry must first say that it may have them. What
 //! clients have read of a content is remembered longer than a flight: it decides whether all of it is worth fetching.
 //!
 //! The table has one lock, which is taken for a look-up or a count and never across an await.
@@ -51,7 +51,7 @@ use crate::oci::range::Span;
 use crate::oci::ranges::Part;
 use crate::oci::{Digest, Range, Ranges, Repo};
 use crate::shares::{Owner, Permit, Shares};
-use crate::store::{BlobFile, PartialKey, Pieces};
+use crate::store::{BlobFile, PartialKey, RangeSet};
 use crate::sync::lock;
 use crate::upstream::Claim;
 
@@ -175,7 +175,7 @@ impl Flight {
     }
 
     /// Upstream has answered: `have` can be read at once. `total` is the size of the content, if it is known.
-    pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: Pieces) {
+    pub(super) fn announce(&self, file: BlobFile, total: Option<u64>, have: RangeSet) {
         self.progress.send_modify(|progress| progress.announce(file, total, have));
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::speed::Speed;
 use crate::oci::Range;
 use crate::oci::range::Span;
-use crate::store::Pieces;
+use crate::store::RangeSet;
 
 /// Ranges are widened to multiples of this many bytes: that costs little beside the request itself, and gains much for
 /// a lazy puller.
@@ -88,8 +88,8 @@ impl Claim {
 /// The requests of one flight: made, under way and due.
 pub(super) struct Schedule {
     total: u64,
-    have: Pieces,
-    asked: Pieces,
+    have: RangeSet,
+    asked: RangeSet,
     claims: Vec<Claim>,
     connections: usize,
     sides: usize,
@@ -101,11 +101,11 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// The schedule for a content of `total` bytes, of which `have` is there.
-    pub(super) fn new(total: u64, have: Pieces, connections: usize) -> Self {
+    pub(super) fn new(total: u64, have: RangeSet, connections: usize) -> Self {
         Self {
             total,
             have,
-            asked: Pieces::default(),
+            asked: RangeSet::default(),
             claims: Vec::new(),
             connections: if total > SPLIT_MIN { connections } else { 1 },
             sides: SIDES_MAX,
@@ -129,7 +129,7 @@ impl Schedule {
     /// The content turns out to have no more than `total` bytes.
     pub(super) fn learn(&mut self, total: u64) {
         self.total = total;
-        let mut asked = Pieces::default();
+        let mut asked = RangeSet::default();
         for span in self.asked.spans() {
             asked.insert(Span { start: span.start, end: span.end.min(total) });
         }
@@ -343,7 +343,7 @@ pub(super) fn first_request(asked: Option<Range>, connections: usize) -> Option<
 /// The first request for several ranges of a content of unknown size: the first of them, with those that come in the
 /// same request. An open range is asked for once all of them are known to be served.
 pub(super) fn first_of_several(ranges: &[Range]) -> Range {
-    let mut pieces = Pieces::default();
+    let mut pieces = RangeSet::default();
     for range in ranges {
         if let Range::Closed { first, last } = *range
             && last < OFFSET_MAX
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn everything_comes_over_one_connection() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
         schedule.ask(None);
         let whole = need(0, 100 * MIB, true);
         assert_eq!(spans(&mut schedule, &[whole, whole]), [span(0, 100 * MIB)]);
@@ -440,7 +440,7 @@ mod tests {
 
     #[test]
     fn what_is_far_is_fetched_at_once_and_what_is_near_is_waited_for() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
         schedule.ask(None);
         let whole = need(0, 100 * MIB, true);
         let main = schedule.next(&[whole]).unwrap();
@@ -457,7 +457,7 @@ mod tests {
     fn near_is_what_a_connection_will_soon_bring() {
         let begun = Instant::now();
         let far = |mebibytes_per_second: u64, distance: u64| {
-            let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+            let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
             schedule.at(begun).ask(None);
             let main = schedule.next(&[]).unwrap();
             for second in 1..=3 {
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn what_is_read_later_cuts_nothing_that_is_under_way() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
         schedule.ask(Some(Range::Closed { first: 0, last: 40 * MIB - 1 }));
         let main = schedule.next(&[need(0, 40 * MIB, false)]).unwrap();
         let ahead = |start: u64| Need { is_ahead: true, ..need(start * MIB, (start + 1) * MIB, false) };
@@ -487,25 +487,25 @@ mod tests {
 
     #[test]
     fn side_connections_are_bounded() {
-        let mut schedule = Schedule::new(1000 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(1000 * MIB, RangeSet::default(), 1);
         let needs: Vec<_> = (0..20).map(|n| need(n * 50 * MIB, n * 50 * MIB + 1, false)).collect();
         assert_eq!(spans(&mut schedule, &needs).len(), 1 + SIDES_MAX);
     }
 
     #[test]
     fn several_connections_take_the_earliest_segments() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 3);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 3);
         schedule.ask(None);
         let first = [span(0, 16 * MIB), span(16 * MIB, 32 * MIB), span(32 * MIB, 48 * MIB)];
         assert_eq!(spans(&mut schedule, &[need(0, 100 * MIB, true)]), first);
-        let mut small = Schedule::new(32 * MIB, Pieces::default(), 3);
+        let mut small = Schedule::new(32 * MIB, RangeSet::default(), 3);
         small.ask(None);
         assert_eq!(spans(&mut small, &[]), [span(0, 32 * MIB)]);
     }
 
     #[test]
     fn a_connection_goes_on_with_what_nobody_else_brings() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
         schedule.ask(None);
         let main = schedule.next(&[]).unwrap();
         let side = schedule.next(&[need(50 * MIB, 51 * MIB, false)]).unwrap();
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_cannot_be_had_leaves_its_part_to_the_others() {
-        let mut schedule = Schedule::new(100 * MIB, Pieces::default(), 1);
+        let mut schedule = Schedule::new(100 * MIB, RangeSet::default(), 1);
         schedule.ask(None);
         let main = schedule.next(&[]).unwrap();
         let needs = [need(50 * MIB, 51 * MIB, false), need(70 * MIB, 71 * MIB, false)];
@@ -535,7 +535,7 @@ mod tests {
     #[test]
     fn a_content_whose_size_turns_out_is_asked_for_to_its_end() {
         let whole = need(0, 1000 * MIB, true);
-        let mut schedule = Schedule::new(1000 * MIB, Pieces::default(), 1).without_sides();
+        let mut schedule = Schedule::new(1000 * MIB, RangeSet::default(), 1).without_sides();
         schedule.ask(None);
         let only = schedule.adopt(span(0, 1000 * MIB)).unwrap();
         schedule.receive(only.id, span(0, 3 * MIB), 1000 * MIB);
@@ -548,7 +548,7 @@ mod tests {
         assert_eq!(receipt, Receipt { keep: Some(span(3 * MIB, 5 * MIB)), is_done: true });
         assert!(schedule.is_whole());
 
-        let mut ended = Schedule::new(1000 * MIB, Pieces::default(), 1).without_sides();
+        let mut ended = Schedule::new(1000 * MIB, RangeSet::default(), 1).without_sides();
         ended.ask(None);
         let only = ended.adopt(span(0, 1000 * MIB)).unwrap();
         ended.receive(only.id, span(0, MIB), 1000 * MIB);
@@ -558,7 +558,7 @@ mod tests {
 
     #[test]
     fn without_ranges_what_is_there_is_passed_over() {
-        let mut have = Pieces::prefix(5);
+        let mut have = RangeSet::prefix(5);
         have.insert(span(10, 20));
         let mut schedule = Schedule::new(30, have, 1);
         schedule.ignores_ranges();
@@ -583,7 +583,7 @@ mod tests {
             seed: u64,
         ) {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut came = Pieces::default();
+            let mut came = RangeSet::default();
             for (start, len) in there {
                 came.insert(span(start.min(total), (start + len).min(total)));
             }

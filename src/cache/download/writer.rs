@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::flight::{Flight, HOLD_BACK};
 use crate::oci::range::Span;
 use crate::oci::{Digest, Verifier};
-use crate::store::{self, Partial, Pieces, Synced};
+use crate::store::{self, Partial, RangeSet, Synced};
 
 /// Written bytes after which the data is synced and the map is brought up to date.
 const SYNC_BYTES: u64 = 16 << 20;
@@ -54,7 +54,7 @@ pub(super) struct Writer {
     partial: Partial,
     verifier: Verifier,
     hashed: u64,
-    written: Pieces,
+    written: RangeSet,
     /// The store has admitted all of the content, or only parts are wanted.
     is_admitted: bool,
     /// Readers have been told that there is a response.

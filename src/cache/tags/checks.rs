@@ -32,7 +32,7 @@ use crate::oci::{Reference, Repo, Tag};
 use crate::singleflight::SingleFlight;
 use crate::store::{Previous, Store, TagRecord};
 use crate::telemetry::metrics::Source;
-use crate::upstream::{self, Attempts, Standing, Untold, Upstream};
+use crate::upstream::{self, Attempts, Freshness, Untold, Upstream};
 
 /// How long a request waits for a check when it could be answered from disk.
 pub(in crate::cache) const CHECK_DEADLINE: Duration = Duration::from_secs(4);
@@ -163,7 +163,7 @@ impl TagChecks {
         };
         let mut known = result.unwrap_or(Err(Error::GivenUp))?;
         if let Some(fetched) = known.fetched.as_mut().filter(|_| joined) {
-            fetched.source = Source::Join;
+            fetched.source = Source::Collapsed;
         }
         Ok(known)
     }
@@ -309,7 +309,7 @@ impl TagChecks {
         repo: &Repo,
         tag: &Tag,
         record: &TagRecord,
-        standing: Standing,
+        standing: Freshness,
     ) -> CheckedTag {
         let at = later(record.checked_at, standing.confirmed_at(now()), now());
         if at != record.checked_at {
@@ -331,7 +331,7 @@ impl TagChecks {
         repo: &Repo,
         tag: &Tag,
         before: Option<TagRecord>,
-        (manifest, standing): (Manifest, Standing),
+        (manifest, standing): (Manifest, Freshness),
     ) -> Result<CheckedTag, Error> {
         let public = upstream.is_public(&repo.name).await;
         if let Some(before) = &before

@@ -26,13 +26,13 @@ pub struct Refreshed {
     pub image: Image,
     /// What upstream says of it.
     #[serde(flatten)]
-    pub outcome: Outcome,
+    pub outcome: RefreshOutcome,
 }
 
 /// What upstream says of a tag now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
-pub enum Outcome {
+pub enum RefreshOutcome {
     /// The tag means what was known.
     Unchanged {
         /// What the tag means.
@@ -62,7 +62,7 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl RefreshOutcome {
     /// Whether upstream has confirmed that there is such a tag.
     pub fn is_confirmed(&self) -> bool {
         matches!(self, Self::Unchanged { .. } | Self::Moved { .. } | Self::New { .. })
@@ -100,14 +100,14 @@ impl Refresher {
         self.checks.ask_again(repo, tag);
         let before = self.store.tag(repo, tag).await?.map(|record| record.digest);
         let outcome = match (before, self.checks.check_anew(&upstream, repo, tag, DEADLINE).await?) {
-            (_, Ok(CheckedTag { is_stale: true, .. })) => Outcome::Failed { error: STALE.to_owned() },
-            (None, Ok(CheckedTag { record, .. })) => Outcome::New { digest: record.digest },
+            (_, Ok(CheckedTag { is_stale: true, .. })) => RefreshOutcome::Failed { error: STALE.to_owned() },
+            (None, Ok(CheckedTag { record, .. })) => RefreshOutcome::New { digest: record.digest },
             (Some(before), Ok(CheckedTag { record, .. })) if before == record.digest => {
-                Outcome::Unchanged { digest: before }
+                RefreshOutcome::Unchanged { digest: before }
             }
-            (Some(from), Ok(CheckedTag { record, .. })) => Outcome::Moved { from, to: record.digest },
-            (_, Err(error)) if error.is_absence() => Outcome::Gone { error: error.to_string() },
-            (_, Err(error)) => Outcome::Failed { error: error.to_string() },
+            (Some(from), Ok(CheckedTag { record, .. })) => RefreshOutcome::Moved { from, to: record.digest },
+            (_, Err(error)) if error.is_absence() => RefreshOutcome::Gone { error: error.to_string() },
+            (_, Err(error)) => RefreshOutcome::Failed { error: error.to_string() },
         };
         let image = Image { repo: repo.clone(), reference: Reference::Tag(tag.clone()) };
         Ok(Refreshed { image, outcome })

@@ -5,7 +5,7 @@ use anyhow::{Context as _, bail};
 use crate::cli::folder::Folder;
 use crate::cli::output::say;
 use crate::http::admin::paths;
-use crate::http::admin::types::{Outcome, RefreshCommand, Refreshed, RefreshedTags};
+use crate::http::admin::types::{RefreshCommand, RefreshOutcome, Refreshed, RefreshedTags};
 use crate::oci::{Image, Reference};
 
 /// Has the daemon check a tag, or all known tags of its repository, and prints the results. Returns whether upstream has
@@ -37,11 +37,11 @@ pub(in crate::cli) async fn run(folder: &Folder, image: Image, all_tags: bool) -
 /// The result of one check, as a line.
 fn line(Refreshed { image, outcome }: &Refreshed) -> String {
     match outcome {
-        Outcome::Unchanged { digest } => format!("{image}: unchanged, {digest}"),
-        Outcome::Moved { from, to } => format!("{image}: moved from {from} to {to}"),
-        Outcome::New { digest } => format!("{image}: not known before, {digest}"),
-        Outcome::Gone { error } => format!("{image}: gone: {error}"),
-        Outcome::Failed { error } => format!("{image}: could not be checked: {error}"),
+        RefreshOutcome::Unchanged { digest } => format!("{image}: unchanged, {digest}"),
+        RefreshOutcome::Moved { from, to } => format!("{image}: moved from {from} to {to}"),
+        RefreshOutcome::New { digest } => format!("{image}: not known before, {digest}"),
+        RefreshOutcome::Gone { error } => format!("{image}: gone: {error}"),
+        RefreshOutcome::Failed { error } => format!("{image}: could not be checked: {error}"),
     }
 }
 
@@ -53,17 +53,17 @@ mod tests {
     #[test]
     fn every_outcome_has_its_line_and_travels() {
         let (a, b) = (Digest::of(Algorithm::Sha256, b"a"), Digest::of(Algorithm::Sha256, b"b"));
-        let check = |outcome: Outcome, expected: &str, is_confirmed: bool| {
+        let check = |outcome: RefreshOutcome, expected: &str, is_confirmed: bool| {
             let refreshed = Refreshed { image: "alpine:3".parse().unwrap(), outcome };
             assert_eq!(line(&refreshed), format!("docker.io/library/alpine:3: {expected}"));
             assert_eq!(refreshed.outcome.is_confirmed(), is_confirmed, "{expected}");
             let text = serde_json::to_string(&refreshed).unwrap();
             assert_eq!(serde_json::from_str::<Refreshed>(&text).unwrap(), refreshed, "{text}");
         };
-        check(Outcome::Unchanged { digest: a }, &format!("unchanged, {a}"), true);
-        check(Outcome::Moved { from: a, to: b }, &format!("moved from {a} to {b}"), true);
-        check(Outcome::New { digest: a }, &format!("not known before, {a}"), true);
-        check(Outcome::Gone { error: "no".to_owned() }, "gone: no", false);
-        check(Outcome::Failed { error: "why".to_owned() }, "could not be checked: why", false);
+        check(RefreshOutcome::Unchanged { digest: a }, &format!("unchanged, {a}"), true);
+        check(RefreshOutcome::Moved { from: a, to: b }, &format!("moved from {a} to {b}"), true);
+        check(RefreshOutcome::New { digest: a }, &format!("not known before, {a}"), true);
+        check(RefreshOutcome::Gone { error: "no".to_owned() }, "gone: no", false);
+        check(RefreshOutcome::Failed { error: "why".to_owned() }, "could not be checked: why", false);
     }
 }

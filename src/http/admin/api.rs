@@ -20,9 +20,9 @@ use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, json};
 use super::paths;
-use super::reload::Orders;
+use super::reload::ReloadRequests;
 use super::types::{Pin, RefreshCommand, RefreshedTags, ReloadCommand, UnpinCommand, VerifyCommand};
-use crate::http::registry::data_plane::Data;
+use crate::http::registry::data_plane::DataPlane;
 use crate::http::server::body::Body;
 use crate::oci::{Image, Reference, Tag};
 use crate::store::Store;
@@ -35,12 +35,12 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Carries out commands.
 pub(super) struct Api {
     store: Store,
-    data: Arc<Data>,
-    orders: Orders,
+    data: Arc<DataPlane>,
+    orders: ReloadRequests,
 }
 
 impl Api {
-    pub(super) fn new(store: Store, data: Arc<Data>, orders: Orders) -> Self {
+    pub(super) fn new(store: Store, data: Arc<DataPlane>, orders: ReloadRequests) -> Self {
         Self { store, data, orders }
     }
 

@@ -26,7 +26,7 @@ use crate::telemetry::LogThrottle;
 use crate::upstream::HostName;
 
 /// The rules of one configuration for who may use the admin plane.
-pub struct Guard {
+pub struct AdminGuard {
     allow: Vec<IpNet>,
     hosts: Vec<HostName>,
     /// The files of tokens, any of which is enough. The first is berth's own.
@@ -34,7 +34,7 @@ pub struct Guard {
     refused: LogThrottle,
 }
 
-impl Guard {
+impl AdminGuard {
     /// The rules of `config`, for a data folder.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 
-use crate::http::registry::data_plane::Data;
+use crate::http::registry::data_plane::DataPlane;
 use crate::http::server::body::Body;
 use crate::http::server::client_limits::ConnectionClient;
 use crate::http::server::handler::RequestHandler;
@@ -22,14 +22,14 @@ use crate::upstream::State;
 pub(crate) struct Probes {
     metrics: Arc<Metrics>,
     store: Store,
-    data: Arc<Data>,
+    data: Arc<DataPlane>,
     /// Whether berth was asked to stop.
     draining: AtomicBool,
 }
 
 impl Probes {
     /// Shows `metrics`, the usage of `store` and the upstreams behind `data`.
-    pub(super) fn new(metrics: Arc<Metrics>, store: Store, data: Arc<Data>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, store: Store, data: Arc<DataPlane>) -> Self {
         Self { metrics, store, data, draining: AtomicBool::new(false) }
     }
 

@@ -35,19 +35,19 @@ pub enum NotReloaded {
 }
 
 /// One request, to be answered with its result.
-pub type Order = oneshot::Sender<Result<Reloaded, NotReloaded>>;
+pub type ReloadRequest = oneshot::Sender<Result<Reloaded, NotReloaded>>;
 
 /// Requests reloads. Clones share one queue.
 #[derive(Clone)]
-pub struct Orders(mpsc::Sender<Order>);
+pub struct ReloadRequests(mpsc::Sender<ReloadRequest>);
 
 /// A queue of requests: the end that fills it, and the end that is read.
-pub fn orders() -> (Orders, mpsc::Receiver<Order>) {
+pub fn orders() -> (ReloadRequests, mpsc::Receiver<ReloadRequest>) {
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    (Orders(orders), ordered)
+    (ReloadRequests(orders), ordered)
 }
 
-impl Orders {
+impl ReloadRequests {
     /// Requests a reload, and waits for its result.
     pub(super) async fn reload(&self) -> Result<Reloaded, NotReloaded> {
         let (order, answer) = oneshot::channel();

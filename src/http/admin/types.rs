@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::reload::Reloaded;
-pub use crate::cache::{Outcome, Refreshed};
+pub use crate::cache::{RefreshOutcome, Refreshed};
 use crate::oci::Image;
 pub use crate::store::{Pin, Pinned, Verification};
 

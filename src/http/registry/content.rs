@@ -42,8 +42,8 @@ pub(super) fn cache_status(source: Source, is_stored: bool, is_unproven: bool) -
         (Source::Miss, true, true) => "berth; fwd=miss; stored; detail=unproven",
         (Source::Miss, false, false) => "berth; fwd=miss",
         (Source::Miss, false, true) => "berth; fwd=miss; detail=unproven",
-        (Source::Join, _, false) => "berth; fwd=miss; collapsed",
-        (Source::Join, _, true) => "berth; fwd=miss; collapsed; detail=unproven",
+        (Source::Collapsed, _, false) => "berth; fwd=miss; collapsed",
+        (Source::Collapsed, _, true) => "berth; fwd=miss; collapsed; detail=unproven",
     }
 }
 

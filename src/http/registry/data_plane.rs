@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 use crate::cache::Cache;
-use crate::http::registry::Serving;
+use crate::http::registry::RegistryApi;
 use crate::http::server::body::Body;
 use crate::http::server::client_limits::ConnectionClient;
 use crate::http::server::handler::RequestHandler;
@@ -17,21 +17,21 @@ use crate::http::server::hosts::Reach;
 use crate::http::server::transport::BodyTransport;
 
 /// The data plane. Its configuration can be replaced while it serves.
-pub struct Data(ArcSwap<Serving>);
+pub struct DataPlane(ArcSwap<RegistryApi>);
 
-impl Data {
+impl DataPlane {
     /// A data plane that serves `serving`.
-    pub fn new(serving: Serving) -> Self {
+    pub fn new(serving: RegistryApi) -> Self {
         Self(ArcSwap::from_pointee(serving))
     }
 
     /// Serves `serving` from the next request on.
-    pub fn replace(&self, serving: Serving) {
+    pub fn replace(&self, serving: RegistryApi) {
         self.0.store(Arc::new(serving));
     }
 
     /// The configuration that it serves by now.
-    pub fn serving(&self) -> Arc<Serving> {
+    pub fn serving(&self) -> Arc<RegistryApi> {
         self.0.load_full()
     }
 
@@ -42,21 +42,21 @@ impl Data {
 
     /// The configuration for one request. It is not reference-counted: a count would be one memory cell that all cores write
     /// to.
-    pub(crate) fn now(&self) -> Guard<Arc<Serving>> {
+    pub(crate) fn now(&self) -> Guard<Arc<RegistryApi>> {
         self.0.load()
     }
 }
 
 /// The data plane as one listener offers it.
 pub(crate) struct DataListener<'a> {
-    data: &'a Data,
+    data: &'a DataPlane,
     /// The machines that can reach the listener.
     reach: Reach,
 }
 
 impl<'a> DataListener<'a> {
     /// The data plane at a listener that these machines can reach.
-    pub(crate) fn new(data: &'a Data, reach: Reach) -> Self {
+    pub(crate) fn new(data: &'a DataPlane, reach: Reach) -> Self {
         Self { data, reach }
     }
 }

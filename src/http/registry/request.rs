@@ -13,7 +13,7 @@ use hyper::{HeaderMap, Method, Response, Uri, Version};
 use tokio::time::timeout;
 use url::form_urlencoded;
 
-use crate::cache::{Blob, Reading, Way};
+use crate::cache::{Blob, BlobReading, Way};
 use crate::context::RequestContext;
 use crate::http::server::body::Body;
 use crate::http::server::byte_ranges::Framing;
@@ -127,16 +127,16 @@ impl RegistryRequest {
     fn body(&self, blob: Blob, part: Part, length: Option<u64>) -> Body {
         let (way, client) = (self.way(), self.context.client());
         let reading = blob.read(part, way, client);
-        let sending = self.sending(&reading);
-        Body::reading(reading, length, sending)
+        let enable_sendfile = self.enable_sendfile(&reading);
+        Body::reading(reading, length, enable_sendfile)
     }
 
     /// The body of several parts of a blob, in `framing`.
     pub(super) fn body_of_parts(&self, blob: Blob, parts: Box<[Part]>, framing: Box<Framing>) -> Body {
         let length = framing.length(&parts);
         let reading = blob.read_parts(parts, self.way());
-        let sending = self.sending(&reading);
-        Body::parts(reading, framing, length, sending)
+        let enable_sendfile = self.enable_sendfile(&reading);
+        Body::parts(reading, framing, length, enable_sendfile)
     }
 
     /// How bytes of a file get to the connection.
@@ -147,7 +147,7 @@ impl RegistryRequest {
         }
     }
 
-    fn sending(&self, reading: &Reading) -> Option<SendfileGuard> {
+    fn enable_sendfile(&self, reading: &BlobReading) -> Option<SendfileGuard> {
         match &self.transport {
             BodyTransport::Plain(outlet) => outlet.set(reading.mapped()),
             BodyTransport::Tls(_) => None,

@@ -11,7 +11,7 @@ use super::activity::InProgress;
 use super::byte_ranges::Framing;
 use super::client_limits::Throttle;
 use super::transport::sendfile::SendfileGuard;
-use crate::cache::{self, Reading};
+use crate::cache::{self, BlobReading};
 use crate::upstream::TagStream;
 
 /// The body of a response. Its length is known, but for that of a long list, and of a blob whose length upstream does not
@@ -32,8 +32,8 @@ pub(crate) struct Body {
 
 enum BodySource {
     Whole(Bytes),
-    Reading(Box<Reading>),
-    Next(Pin<Box<dyn Future<Output = (Box<Reading>, NextBytes)> + Send>>),
+    BlobReading(Box<BlobReading>),
+    Next(Pin<Box<dyn Future<Output = (Box<BlobReading>, NextBytes)> + Send>>),
     List(Box<TagStream>),
     NextOfList(Pin<Box<dyn Future<Output = (Box<TagStream>, NextBytes)> + Send>>),
     Empty,
@@ -59,13 +59,13 @@ impl Body {
     }
 
     /// The bytes that `reading` will give, `len` of them if that is known; `sending` if they are mapped.
-    pub(crate) fn reading(reading: Reading, len: Option<u64>, sending: Option<SendfileGuard>) -> Self {
-        Self { _sending: sending, ..Self::of(BodySource::Reading(Box::new(reading)), len) }
+    pub(crate) fn reading(reading: BlobReading, len: Option<u64>, sending: Option<SendfileGuard>) -> Self {
+        Self { _sending: sending, ..Self::of(BodySource::BlobReading(Box::new(reading)), len) }
     }
 
     /// The parts that `reading` will give, with what frames them; `len` bytes in all.
     pub(crate) fn parts(
-        reading: Reading,
+        reading: BlobReading,
         framing: Box<Framing>,
         len: u64,
         sending: Option<SendfileGuard>,
@@ -128,7 +128,7 @@ impl Body {
     }
 
     /// The framing between two parts, once one is read to its end; also before the first and after the last.
-    fn frame(&mut self, reading: &mut Reading) -> Option<Bytes> {
+    fn frame(&mut self, reading: &mut BlobReading) -> Option<Bytes> {
         let framing = self.framing.as_mut().filter(|_| reading.is_done())?;
         match reading.next_part() {
             Some(part) => Some(framing.begin(part)),
@@ -144,25 +144,25 @@ impl Body {
                 BodySource::Whole(bytes) => {
                     return Poll::Ready(Some(Ok(bytes)));
                 }
-                BodySource::Reading(mut reading) => {
+                BodySource::BlobReading(mut reading) => {
                     if reading.is_turn_over() {
-                        self.content = BodySource::Reading(reading);
+                        self.content = BodySource::BlobReading(reading);
                         // After all others that can go on now.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     if let Some(bytes) = reading.at_hand() {
-                        self.content = BodySource::Reading(reading);
+                        self.content = BodySource::BlobReading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                     if self.framing.as_mut().is_some_and(|it| reading.is_done() && it.is_first_over()) {
-                        self.content = BodySource::Reading(reading);
+                        self.content = BodySource::BlobReading(reading);
                         // The bytes so far are sent before more are gathered.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     if let Some(bytes) = self.frame(&mut reading) {
-                        self.content = BodySource::Reading(reading);
+                        self.content = BodySource::BlobReading(reading);
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                     self.content = BodySource::Next(Box::pin(async move {
@@ -175,7 +175,7 @@ impl Body {
                         self.content = BodySource::Next(next);
                         return Poll::Pending;
                     };
-                    return self.read(result, BodySource::Reading(reading));
+                    return self.read(result, BodySource::BlobReading(reading));
                 }
                 BodySource::List(mut list) => {
                     self.content = BodySource::NextOfList(Box::pin(async move {

@@ -40,7 +40,7 @@ const FILES_PER_CONNECTION: u64 = 2;
 const CLOSE_TRIES: usize = 4;
 
 /// The connections of some listeners, and the limit on them.
-pub struct Seats {
+pub struct ConnectionLimit {
     max: usize,
     open: Mutex<OpenConnections>,
     metrics: Arc<Metrics>,
@@ -66,14 +66,14 @@ const CLOSE_YIELDS: u32 = 1000;
 
 /// The right to be connected. It is given back when it is dropped, unless another connection has it by then.
 pub(crate) struct ConnectionPermit {
-    limit: Arc<Seats>,
+    limit: Arc<ConnectionLimit>,
     client: IpAddr,
     number: u64,
     /// The task of the connection that was closed for this one.
     displaced: Option<AbortHandle>,
 }
 
-impl Seats {
+impl ConnectionLimit {
     /// The limit of the data plane, in a process that may have `files` files open; `None` is any number.
     pub fn of_data_plane(files: Option<u64>, metrics: Arc<Metrics>) -> Arc<Self> {
         // There is the metrics listener, too.
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn one_client_takes_half_of_the_seats_and_gives_them_back() {
-        let seats = Seats::new(4, Arc::new(Metrics::new()));
+        let seats = ConnectionLimit::new(4, Arc::new(Metrics::new()));
         let of = |client: &str| seats.acquire(address(client));
         let first = [of("10.0.0.1"), of("::ffff:10.0.0.1")];
         assert!(first.iter().all(Option::is_some));
@@ -262,7 +262,10 @@ mod tests {
     }
 
     /// A permit with a connection that waits for a request.
-    fn connected(seats: &Arc<Seats>, client: &str) -> Option<(ConnectionPermit, Arc<Activity>, AbortHandle)> {
+    fn connected(
+        seats: &Arc<ConnectionLimit>,
+        client: &str,
+    ) -> Option<(ConnectionPermit, Arc<Activity>, AbortHandle)> {
         let (client, activity) = (address(client), Activity::new());
         let permit = seats.acquire(client)?;
         let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
@@ -272,7 +275,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_rest_keep_nobody_out_and_answers_are_not_cut() {
-        let seats = Seats::new(4, Arc::new(Metrics::new()));
+        let seats = ConnectionLimit::new(4, Arc::new(Metrics::new()));
         let connected = async |client: &str| {
             // One after the other.
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -306,7 +309,7 @@ mod tests {
     #[test]
     fn there_are_no_more_seats_than_files() {
         let check = |files: Option<u64>, max: usize| {
-            assert_eq!(Seats::of_data_plane(files, Arc::new(Metrics::new())).max, max, "{files:?}");
+            assert_eq!(ConnectionLimit::of_data_plane(files, Arc::new(Metrics::new())).max, max, "{files:?}");
         };
         check(None, CONNECTIONS_MAX);
         check(Some(1 << 20), CONNECTIONS_MAX);

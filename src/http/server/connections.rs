@@ -28,7 +28,7 @@ use tracing::{debug, error, warn};
 use super::activity::Activity;
 use super::body::Body;
 use super::client_limits::ConnectionClient;
-use super::connection_limit::{ConnectionPermit, Seats};
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use super::handler::RequestHandler;
 use super::head;
 use super::tls::Tls;
@@ -64,7 +64,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     handler: impl RequestHandler + Clone + 'static,
     tls: Option<Tls>,
-    limit: Arc<Seats>,
+    limit: Arc<ConnectionLimit>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
@@ -79,7 +79,7 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => listener.spawn(accepted, &mut connections).await,
-            () = turned_true(&mut stop) => break,
+            () = stopped(&mut stop) => break,
             Some(ended) = connections.join_next() => {
                 // One that was closed for another was cancelled, which is no fault.
                 if let Err(panic) = ended && panic.is_panic() {
@@ -96,7 +96,7 @@ struct Listener<H> {
     socket: TcpListener,
     handler: H,
     tls: Option<Tls>,
-    limit: Arc<Seats>,
+    limit: Arc<ConnectionLimit>,
     stop: watch::Receiver<bool>,
     log_throttle: LogThrottle,
 }
@@ -175,7 +175,7 @@ async fn run_connection(
         None => {
             let sendfile = Sendfile::default();
             let stream = WriteTimeout::new(RawSocket::new(stream, sendfile.clone()), Arc::clone(&activity));
-            speak_http(stream, peer, handler, BodyTransport::Plain(sendfile), activity, stop).await
+            serve_http(stream, peer, handler, BodyTransport::Plain(sendfile), activity, stop).await
         }
         Some(tls) => {
             let handshake = timeout(
@@ -185,13 +185,13 @@ async fn run_connection(
             let stream = handshake.await.map_err(|_| "the TLS handshake took too long".to_owned())?;
             let room = Room::unknown();
             let stream = TlsSocket::new(stream.map_err(|error| error.to_string())?, room.clone());
-            speak_http(stream, peer, handler, BodyTransport::Tls(room), activity, stop).await
+            serve_http(stream, peer, handler, BodyTransport::Tls(room), activity, stop).await
         }
     }
 }
 
 /// Speaks HTTP over `stream`. Returns whether a response has kept berth from stopping.
-async fn speak_http(
+async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     handler: impl RequestHandler,
@@ -236,7 +236,7 @@ async fn speak_http(
     tokio::select! {
         result = connection.as_mut() => return result.map(|()| false).map_err(|error| describe(peer, &both_ends.1, &error)),
         () = activity.idle_for_too_long() => return Err("no request came in time".to_owned()),
-        () = turned_true(&mut stop) => {
+        () = stopped(&mut stop) => {
             if activity.is_unused() && both_ends.1.answers_while_stopping() {
                 // It was accepted a moment ago, and its request is on its way.
                 both_ends.0.set_late();
@@ -288,6 +288,6 @@ async fn no_request_came(activity: &Activity) {
 }
 
 /// Waits until `stop` turns true, or its sender is gone.
-pub(crate) async fn turned_true(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }

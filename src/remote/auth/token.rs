@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
 use crate::credentials::jwt;
-use crate::credentials::login::{Identity, Login};
+use crate::credentials::login::{Fingerprint, Login};
 use crate::credentials::{FRESH, oauth};
 use crate::net::DialPolicy;
 use crate::net::guard::shorten;
@@ -86,7 +86,7 @@ pub(crate) struct Key {
     /// What it allows, sorted.
     pub(crate) scopes: Vec<String>,
     /// On whose behalf; `None` for anybody.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<Fingerprint>,
 }
 
 impl Key {

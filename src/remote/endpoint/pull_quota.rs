@@ -80,13 +80,13 @@ impl fmt::Display for Reserve {
 
 /// What the headers of one answer say of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct QuotaReading {
     pub(crate) limit: u64,
     pub(crate) remaining: u64,
     window: Duration,
 }
 
-impl Reading {
+impl QuotaReading {
     /// What the headers of an answer say; none if that is nothing that makes sense.
     pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
         let (limit, window) = parse(headers.get(LIMIT)?.to_str().ok()?)?;
@@ -114,7 +114,7 @@ pub(crate) struct Quota {
 
 #[derive(Debug)]
 struct Known {
-    reading: Reading,
+    reading: QuotaReading,
     /// When the answer came.
     at: Instant,
 }
@@ -152,7 +152,7 @@ impl Quota {
     /// Records what the answer to a request that was sent at `sent_at` says. Returns whether that is news.
     ///
     /// Answers overtake each other: one that says more than another is believed only if it was asked for later.
-    pub(crate) fn update(&mut self, reading: Reading, sent_at: Instant, now: Instant) -> bool {
+    pub(crate) fn update(&mut self, reading: QuotaReading, sent_at: Instant, now: Instant) -> bool {
         let is_late = |known: &Known| sent_at < known.at && reading.remaining > known.reading.remaining;
         if self.current(now).is_some_and(is_late) {
             return false;
@@ -164,7 +164,7 @@ impl Quota {
     /// Records that nothing is left, although no answer has said so in numbers.
     pub(crate) fn exhausted(&mut self, now: Instant) {
         if let Some(known) = &mut self.known {
-            *known = Known { reading: Reading { remaining: 0, ..known.reading }, at: now };
+            *known = Known { reading: QuotaReading { remaining: 0, ..known.reading }, at: now };
         }
     }
 
@@ -185,8 +185,8 @@ impl Quota {
 mod tests {
     use super::*;
 
-    fn reading(limit: u64, remaining: u64) -> Reading {
-        Reading { limit, remaining, window: WINDOW_DEFAULT }
+    fn reading(limit: u64, remaining: u64) -> QuotaReading {
+        QuotaReading { limit, remaining, window: WINDOW_DEFAULT }
     }
 
     #[test]
@@ -194,7 +194,7 @@ mod tests {
         let check = |limit: &'static str, remaining: &'static str, expected: Option<(u64, u64, u64)>| {
             let value = http::HeaderValue::from_static;
             let headers = HeaderMap::from_iter([(LIMIT, value(limit)), (REMAINING, value(remaining))]);
-            let read = Reading::read(&headers);
+            let read = QuotaReading::read(&headers);
             let read = read.map(|read| (read.limit, read.remaining, read.window.as_secs()));
             assert_eq!(read, expected, "{limit} {remaining}");
         };
@@ -207,7 +207,7 @@ mod tests {
             check("100;w=21600", bad, None);
             check(bad, "76;w=21600", None);
         }
-        assert_eq!(Reading::read(&HeaderMap::new()), None);
+        assert_eq!(QuotaReading::read(&HeaderMap::new()), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -291,7 +291,7 @@ mod tests {
             let mut lines = input.splitn(2, |byte| *byte == b'\n').map(http::HeaderValue::from_bytes);
             let (Some(Ok(limit)), Some(Ok(remaining))) = (lines.next(), lines.next()) else { return };
             let Some(reading) =
-                Reading::read(&HeaderMap::from_iter([(LIMIT, limit), (REMAINING, remaining)]))
+                QuotaReading::read(&HeaderMap::from_iter([(LIMIT, limit), (REMAINING, remaining)]))
             else {
                 return;
             };

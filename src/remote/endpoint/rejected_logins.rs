@@ -11,7 +11,7 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use crate::bounded;
-use crate::credentials::login::Identity;
+use crate::credentials::login::Fingerprint;
 use crate::oci::RepoName;
 use crate::remote::endpoint::circuit::Circuit;
 
@@ -19,7 +19,7 @@ use crate::remote::endpoint::circuit::Circuit;
 const REJECTED_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("sixty-four is not zero");
 
 /// The logins that one endpoint has rejected lately.
-pub(crate) struct RejectedLogins(LruCache<Identity, Rejection>);
+pub(crate) struct RejectedLogins(LruCache<Fingerprint, Rejection>);
 
 struct Rejection {
     circuit: Circuit,
@@ -37,7 +37,7 @@ impl Default for RejectedLogins {
 
 impl RejectedLogins {
     /// Whether requests of clients with this login fail at once.
-    pub(crate) fn is_refused(&self, login: &Identity) -> bool {
+    pub(crate) fn is_refused(&self, login: &Fingerprint) -> bool {
         self.0.peek(login).is_some_and(|rejection| rejection.is_proven && rejection.circuit.is_open())
     }
 
@@ -49,7 +49,7 @@ impl RejectedLogins {
     /// Records that a request for `name` was rejected for its login. Returns whether the login should now be probed.
     pub(crate) fn refused(
         &mut self,
-        login: Identity,
+        login: Fingerprint,
         name: &RepoName,
         now: Instant,
         random: &mut fastrand::Rng,
@@ -59,27 +59,27 @@ impl RejectedLogins {
     }
 
     /// Records that the login is accepted, or no longer in use. Returns whether it counted as rejected until now.
-    pub(crate) fn clear(&mut self, login: &Identity) -> bool {
+    pub(crate) fn clear(&mut self, login: &Fingerprint) -> bool {
         self.0.pop(login).is_some_and(|rejection| rejection.is_proven)
     }
 
     /// The login to probe next, when, and a repository that it applies to.
-    pub(crate) fn probe_at(&self) -> Option<(Instant, Identity, RepoName)> {
-        let due = |(login, rejection): (&Identity, &Rejection)| {
+    pub(crate) fn probe_at(&self) -> Option<(Instant, Fingerprint, RepoName)> {
+        let due = |(login, rejection): (&Fingerprint, &Rejection)| {
             Some((rejection.circuit.probe_at()?, *login, rejection.name.clone()))
         };
         self.0.iter().filter_map(due).min_by_key(|(at, ..)| *at)
     }
 
     /// Records that a probe of the login begins.
-    pub(crate) fn probe_begins(&mut self, login: &Identity, now: Instant, random: &mut fastrand::Rng) {
+    pub(crate) fn probe_begins(&mut self, login: &Fingerprint, now: Instant, random: &mut fastrand::Rng) {
         if let Some(rejection) = self.0.peek_mut(login) {
             rejection.circuit.probe_begins(now, random);
         }
     }
 
     /// Records that a probe has found the login rejected. Returns whether that is news.
-    pub(crate) fn proven(&mut self, login: &Identity) -> bool {
+    pub(crate) fn proven(&mut self, login: &Fingerprint) -> bool {
         self.0.peek_mut(login).is_some_and(|rejection| !std::mem::replace(&mut rejection.is_proven, true))
     }
 }

@@ -83,14 +83,14 @@ impl<S: Scarce> Turns<S> {
     ///
     /// # Errors
     /// For how long it would have to wait, at least, if that is known to be too long.
-    pub(crate) fn join(&self, client: Client, latest: Instant) -> Result<Place<'_, S>, Duration> {
+    pub(crate) fn join(&self, client: Client, latest: Instant) -> Result<Ticket<'_, S>, Duration> {
         let mut line = self.line();
         let wait = self.scarce.after(line.ahead_of(client));
         if Instant::now() + wait > latest {
             return Err(wait);
         }
         let (number, wake) = line.join(client);
-        Ok(Place { turns: self, client, number, wake, latest })
+        Ok(Ticket { turns: self, client, number, wake, latest })
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -99,7 +99,7 @@ impl<S: Scarce> Turns<S> {
 }
 
 /// A place in line, until it is dropped.
-pub(crate) struct Place<'a, S: Scarce> {
+pub(crate) struct Ticket<'a, S: Scarce> {
     turns: &'a Turns<S>,
     client: Client,
     number: u64,
@@ -107,7 +107,7 @@ pub(crate) struct Place<'a, S: Scarce> {
     latest: Instant,
 }
 
-impl<S: Scarce> Place<'_, S> {
+impl<S: Scarce> Ticket<'_, S> {
     /// Waits for the turn.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl<S: Scarce> Place<'_, S> {
     }
 }
 
-impl<S: Scarce> Drop for Place<'_, S> {
+impl<S: Scarce> Drop for Ticket<'_, S> {
     fn drop(&mut self) {
         self.turns.line().leave(self.client, self.number);
     }

@@ -30,7 +30,7 @@ use crate::remote::error::Error;
 use crate::remote::exchange::Target;
 use crate::remote::exchange::optional;
 use crate::remote::message::media_type;
-use crate::remote::requests::manifests::{Fetched, Standing};
+use crate::remote::requests::manifests::{Fetched, Freshness};
 use crate::remote::transport::request::{ApiRequest, ApiResponse};
 use crate::shares::Owner;
 
@@ -112,7 +112,7 @@ async fn referrers_by_api(
         if number == 0 && media_type(&headers) != Some(OCI_INDEX) {
             return Err(optional::NO_SUCH_PATH);
         }
-        is_stale |= Standing::of(remote, &headers).is_stale;
+        is_stale |= Freshness::of(remote, &headers).is_stale;
         let next = cursor::next_query(&headers)?;
         if next.is_some() && pages.place.is_none() {
             // Before any of it is read: a request that has a place waits for no other.

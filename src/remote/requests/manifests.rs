@@ -39,7 +39,7 @@ pub struct Resolved {
     /// The size of the manifest in bytes.
     pub size: Option<u64>,
     /// How fresh the answer is.
-    pub standing: Standing,
+    pub standing: Freshness,
     /// Why only a GET tells, if that is so.
     pub untold: Untold,
 }
@@ -47,7 +47,7 @@ pub struct Resolved {
 impl Resolved {
     /// A look-up that tells nothing of use.
     pub(crate) fn unknown(untold: Untold) -> Self {
-        Self { digest: None, media_type: None, size: None, standing: Standing::FRESH, untold }
+        Self { digest: None, media_type: None, size: None, standing: Freshness::FRESH, untold }
     }
 }
 
@@ -64,14 +64,14 @@ pub enum Untold {
 
 /// How fresh an answer about a tag is, as the parent says that gave it. The answer of a registry itself is fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Freshness {
     /// Seconds since the registry confirmed the answer; `None` if it never has.
     age: Option<u64>,
     /// Whether the registry should have confirmed the answer and could not.
     pub is_stale: bool,
 }
 
-impl Standing {
+impl Freshness {
     /// The freshness of an answer of a registry itself.
     pub(crate) const FRESH: Self = Self { age: Some(0), is_stale: false };
 
@@ -109,7 +109,7 @@ pub struct Fetched {
     /// As whose word the manifest counts.
     pub speaker: Speaker,
     /// How fresh the answer is, if the manifest was asked for by tag.
-    pub standing: Standing,
+    pub standing: Freshness,
     /// The place of the manifest in memory, until it is stored.
     pub place: Option<Place>,
 }
@@ -129,7 +129,7 @@ pub(crate) async fn resolve(
     match target.exchange(&ask, deadline).await {
         Ok(answer) => {
             let headers = answer.response.headers();
-            let resolved = resolved(headers, Standing::of(target.remote(), headers));
+            let resolved = resolved(headers, Freshness::of(target.remote(), headers));
             // With a digest it is a manifest, whatever it is labelled: the digest will be held against it.
             if resolved.digest.is_none() && is_page(headers) {
                 return Err(Error::Malformed("a page instead of a manifest"));
@@ -172,7 +172,7 @@ pub(crate) async fn read(
     let (head, body) = answer.response.into_parts();
     let _seat = answer.seat;
     let content_type = media_type(&head.headers).map(str::to_owned);
-    let standing = Standing::of(remote, &head.headers);
+    let standing = Freshness::of(remote, &head.headers);
     let (endpoint, public, speaker) = (target.endpoint().index(), answer.public, remote.speaker());
     let (until, mut place) = ((remote.transport().client().timeouts.idle, deadline), None);
     let owner = Owner::new(remote.registry(), context.client());
@@ -243,7 +243,7 @@ fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     Digest::parse(digest).ok()
 }
 
-fn resolved(headers: &HeaderMap, standing: Standing) -> Resolved {
+fn resolved(headers: &HeaderMap, standing: Freshness) -> Resolved {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     Resolved {
         digest: content_digest(headers),
@@ -264,7 +264,7 @@ mod tests {
             let lines = lines
                 .iter()
                 .map(|(name, value)| (HeaderName::from_static(name), http::HeaderValue::from_static(value)));
-            let standing = Standing::read(&HeaderMap::from_iter(lines));
+            let standing = Freshness::read(&HeaderMap::from_iter(lines));
             assert_eq!(
                 (standing.confirmed_at(1000), standing.is_stale),
                 (confirmed_at, is_stale),

@@ -42,7 +42,7 @@ impl Transport {
         for _ in 0..=redirect::HOPS_MAX {
             let mut request = ApiRequest::look(&chain.url)?;
             if !chain.elsewhere {
-                self.dress(&mut request, None, &RequestContext::default(), within);
+                self.add_headers(&mut request, None, &RequestContext::default(), within);
             }
             // Half of the time is left for another connection than a kept one that may have been forgotten on the way.
             let stuck = (pending(), sleep(within / 2));
@@ -66,7 +66,7 @@ impl Transport {
     ) -> Result<Response<Incoming>, Error> {
         let header = self.client().timeouts.header;
         let mut request = ApiRequest::look(&endpoint.url().at("", None))?;
-        self.dress(&mut request, authorization, &RequestContext::default(), header);
+        self.add_headers(&mut request, authorization, &RequestContext::default(), header);
         let within = header.min(deadline.saturating_duration_since(Instant::now()));
         self.client().send(DialPolicy::Direct, request, within).await
     }

@@ -27,7 +27,7 @@ use crate::oci::range::Span;
 use crate::oci::{Digest, Registry, Repo};
 use crate::store::blobs::blob_file::BlobFile;
 use crate::store::blobs::piece_map::{Next, Origin, PieceMap, UNKNOWN};
-use crate::store::blobs::range_set::Pieces;
+use crate::store::blobs::range_set::RangeSet;
 use crate::store::disk::files::{self, allocate, give_back, open_file};
 use crate::store::disk::{Disk, FileMode};
 use crate::store::error::Error;
@@ -86,17 +86,17 @@ pub(in crate::store) struct PartialFile {
 type Found = (File, File, PieceMap, Option<Origin>);
 
 /// The bytes of a blob that an earlier download has left.
-pub struct Left {
+pub struct Resumable {
     /// The size of the whole blob.
     pub total: u64,
     /// The bytes that are there. They are unproven.
-    pub pieces: Pieces,
+    pub pieces: RangeSet,
     /// The file. It stays open when it is removed or completed meanwhile.
     pub file: Arc<File>,
     origin: Origin,
 }
 
-impl Left {
+impl Resumable {
     /// Whether all of it came for this repository of the registry.
     pub fn is_for(&self, repo: &Repo) -> bool {
         self.origin.is_for(repo)
@@ -106,12 +106,12 @@ impl Left {
 /// A sync that has begun and that another thread may run.
 pub struct Sync {
     data: BlobFile,
-    pieces: Pieces,
+    pieces: RangeSet,
 }
 
 /// A sync that has ended, with success or an error.
 pub struct Synced {
-    pieces: Pieces,
+    pieces: RangeSet,
     result: io::Result<()>,
 }
 
@@ -181,7 +181,7 @@ impl Partials {
     }
 
     /// Returns the bytes that are there, for reading only.
-    pub(in crate::store) fn left(&self, key: &PartialKey) -> Option<Left> {
+    pub(in crate::store) fn left(&self, key: &PartialKey) -> Option<Resumable> {
         let path = self.path(key);
         let (file, _) = open_file(&path).ok()??;
         let map =
@@ -190,7 +190,7 @@ impl Partials {
         // A file that is started over gets a new map after it is there. So if this is still the file that has
         // the name, the map is not one of a later file.
         let is_same = fs::metadata(&path).is_ok_and(|named| named.ino() == opened.ino());
-        (is_same && named_end(&map) <= opened.len()).then(|| Left {
+        (is_same && named_end(&map) <= opened.len()).then(|| Resumable {
             total: map.total(),
             pieces: map.pieces().clone(),
             file: Arc::new(file),
@@ -252,7 +252,8 @@ impl Partials {
         let data = create_file(path)?;
         let map_path = map_path(path);
         let map_file = create_file(&map_path)?;
-        map.advance(&map_file, &Pieces::default()).map_err(|source| Error::io("write", &map_path, source))?;
+        map.advance(&map_file, &RangeSet::default())
+            .map_err(|source| Error::io("write", &map_path, source))?;
         files::sync_folder(folder)?;
         Ok((data, map_file, map))
     }
@@ -264,7 +265,7 @@ impl PartialFile {
     }
 
     /// Returns the bytes that are there and synced.
-    pub(in crate::store) fn have(&self) -> &Pieces {
+    pub(in crate::store) fn have(&self) -> &RangeSet {
         self.map.pieces()
     }
 
@@ -309,14 +310,14 @@ impl PartialFile {
     }
 
     /// Syncs the data, then names `pieces` as there. After an error this handle refuses to sync or commit.
-    pub(in crate::store) fn sync(&mut self, pieces: Pieces) -> Result<(), Error> {
+    pub(in crate::store) fn sync(&mut self, pieces: RangeSet) -> Result<(), Error> {
         if pieces.spans().last().is_some_and(|last| last.end > self.map.total()) {
             return Err(self.failed("sync beyond the end of", io::ErrorKind::InvalidInput.into()));
         }
         self.end_sync(self.begin_sync(pieces).run())
     }
 
-    pub(in crate::store) fn begin_sync(&self, pieces: Pieces) -> Sync {
+    pub(in crate::store) fn begin_sync(&self, pieces: RangeSet) -> Sync {
         Sync { data: self.data.clone(), pieces }
     }
 
@@ -382,7 +383,7 @@ impl PartialFile {
     }
 
     /// Returns the room of `span` to the file system, but for the bytes of `have`.
-    pub(in crate::store) fn give_back(&self, have: &Pieces, span: Span) {
+    pub(in crate::store) fn give_back(&self, have: &RangeSet, span: Span) {
         let mut at = span.start;
         while let Some(gap) = have.gap(Span { start: at, end: span.end }) {
             give_back(self.data.file(), gap);

@@ -27,7 +27,7 @@ use std::os::unix::fs::FileExt as _;
 
 use crate::oci::range::Span;
 use crate::oci::{Algorithm, Digest, Repo, Speaker};
-use crate::store::blobs::range_set::Pieces;
+use crate::store::blobs::range_set::RangeSet;
 
 const MAGIC: &[u8; 8] = b"berthma3";
 const FIELDS_BYTES: usize = 64;
@@ -139,12 +139,12 @@ pub(in crate::store) struct PieceMap {
     /// Where the bytes are from.
     origin: Origin,
     /// The bytes that are synced.
-    pieces: Pieces,
+    pieces: RangeSet,
 }
 
 impl PieceMap {
     pub(in crate::store) fn new(total: u64, origin: Origin) -> Self {
-        Self { sequence: 0, total, origin, pieces: Pieces::default() }
+        Self { sequence: 0, total, origin, pieces: RangeSet::default() }
     }
 
     /// Returns the size of the whole blob in bytes, or [`UNKNOWN`].
@@ -158,7 +158,7 @@ impl PieceMap {
     }
 
     /// The bytes that are synced.
-    pub(in crate::store) fn pieces(&self) -> &Pieces {
+    pub(in crate::store) fn pieces(&self) -> &RangeSet {
         &self.pieces
     }
 
@@ -183,7 +183,7 @@ impl PieceMap {
     }
 
     /// Writes and syncs a record that names `pieces`, which are synced already.
-    pub(in crate::store) fn advance(&mut self, file: &File, pieces: &Pieces) -> io::Result<()> {
+    pub(in crate::store) fn advance(&mut self, file: &File, pieces: &RangeSet) -> io::Result<()> {
         let mut next = Self { sequence: self.sequence + 1, pieces: fitting(pieces), ..*self };
         let page = (next.sequence & 1) * PAGE_BYTES as u64;
         file.write_all_at(&next.encode(), page)?;
@@ -223,7 +223,7 @@ impl PieceMap {
             return None;
         }
         let total = number(16)?;
-        let mut pieces = Pieces::default();
+        let mut pieces = RangeSet::default();
         for at in (FIELDS_BYTES..fields.len()).step_by(SPAN_BYTES) {
             let span = Span { start: number(at)?, end: number(at + 8)? };
             if span.start >= span.end || span.end > total {
@@ -252,13 +252,13 @@ fn read_page(file: &File, at: u64, page: &mut Vec<u8>) -> io::Result<()> {
 }
 
 /// Returns the spans that a record has room for.
-fn fitting(pieces: &Pieces) -> Pieces {
+fn fitting(pieces: &RangeSet) -> RangeSet {
     if pieces.spans().len() <= SPANS_MAX {
         return pieces.clone();
     }
     let mut spans = pieces.spans().to_vec();
     spans.sort_by_key(|span| (span.start > 0, Reverse(span.len())));
-    let mut fitting = Pieces::default();
+    let mut fitting = RangeSet::default();
     spans.into_iter().take(SPANS_MAX).for_each(|span| fitting.insert(span));
     fitting
 }
@@ -269,8 +269,8 @@ mod tests {
 
     const ORIGIN: Origin = Origin { repo: [7; 32], is_public: true, is_by_parents: false };
 
-    fn pieces(spans: &[(u64, u64)]) -> Pieces {
-        let mut pieces = Pieces::default();
+    fn pieces(spans: &[(u64, u64)]) -> RangeSet {
+        let mut pieces = RangeSet::default();
         spans.iter().for_each(|(start, end)| pieces.insert(Span { start: *start, end: *end }));
         pieces
     }
@@ -321,7 +321,7 @@ mod tests {
         assert!(named.contains(Span { start: 0, end: 1 }));
         assert!(named.spans().iter().all(|span| span.start == 0 || span.len() > 30));
         map.advance(&file, &pieces(&[(0, 100_000)])).unwrap();
-        assert_eq!(PieceMap::read(&file).unwrap().pieces, Pieces::prefix(100_000));
+        assert_eq!(PieceMap::read(&file).unwrap().pieces, RangeSet::prefix(100_000));
         assert_eq!(file.metadata().unwrap().len(), 2 * PAGE_BYTES as u64);
     }
 

@@ -8,12 +8,12 @@ use crate::oci::range::Span;
 
 /// A set of bytes of one content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pieces {
+pub struct RangeSet {
     spans: Vec<Span>,
     bytes: u64,
 }
 
-impl Pieces {
+impl RangeSet {
     /// Returns the set of the first `len` bytes.
     pub fn prefix(len: u64) -> Self {
         let mut pieces = Self::default();
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_meets_becomes_one() {
-        let mut pieces = Pieces::prefix(10);
+        let mut pieces = RangeSet::prefix(10);
         pieces.insert(span(20, 30));
         pieces.insert(span(5, 5));
         assert_eq!(pieces.spans(), [span(0, 10), span(20, 30)]);
@@ -128,7 +128,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_set_that_was_put_in(added in proptest::collection::vec((0..TOTAL, 0..16_u64), 0..24), from in 0..TOTAL, len in 0..TOTAL) {
-            let mut pieces = Pieces::default();
+            let mut pieces = RangeSet::default();
             let mut model = [false; TOTAL as usize + 16];
             for (start, len) in added {
                 pieces.insert(span(start, start + len));

@@ -47,7 +47,7 @@ const EVICTABLE_MAX: usize = 64;
 
 /// An amount of a file system: bytes, or a share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Size {
+pub enum SpaceLimit {
     /// A number of bytes.
     Bytes(u64),
     /// Per cent of the whole file system.
@@ -61,7 +61,7 @@ pub enum Size {
 )]
 pub struct InvalidSize;
 
-impl Size {
+impl SpaceLimit {
     fn of(self, total_bytes: u64) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -71,7 +71,7 @@ impl Size {
     }
 }
 
-impl FromStr for Size {
+impl FromStr for SpaceLimit {
     type Err = InvalidSize;
 
     fn from_str(text: &str) -> Result<Self, InvalidSize> {
@@ -82,7 +82,7 @@ impl FromStr for Size {
     }
 }
 
-impl<'de> Deserialize<'de> for Size {
+impl<'de> Deserialize<'de> for SpaceLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let size = match Given::deserialize(deserializer)? {
             Given::Text(text) => text.parse(),
@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-impl fmt::Display for Size {
+impl fmt::Display for SpaceLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "{}", ByteSize(*bytes)),
@@ -105,9 +105,9 @@ impl fmt::Display for Size {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// The most that blobs, partial files and refs may take together.
-    pub max_bytes: Size,
+    pub max_bytes: SpaceLimit,
     /// Free space that is left to others on the file system.
-    pub min_free: Size,
+    pub min_free: SpaceLimit,
     /// How long the stored parts of an image stay after its manifest was served.
     pub lease: Duration,
     /// The pins of the configuration.
@@ -120,8 +120,8 @@ impl Default for Limits {
     /// Returns limits by which nothing is ever evicted.
     fn default() -> Self {
         Self {
-            max_bytes: Size::Bytes(u64::MAX / 2),
-            min_free: Size::Bytes(0),
+            max_bytes: SpaceLimit::Bytes(u64::MAX / 2),
+            min_free: SpaceLimit::Bytes(0),
             lease: Duration::ZERO,
             pins: Vec::new(),
             sharing: None,
@@ -380,25 +380,25 @@ mod tests {
 
     #[test]
     fn sizes_are_bytes_with_a_unit_or_a_share() {
-        let check = |text: &str, expected: Size| assert_eq!(text.parse(), Ok(expected), "{text}");
-        check("200GiB", Size::Bytes(200 << 30));
-        check("1.5 TiB", Size::Bytes(3 << 39));
-        check("500MB", Size::Bytes(500_000_000));
-        check("64kB", Size::Bytes(64_000));
-        check("64KiB", Size::Bytes(65_536));
-        check("0B", Size::Bytes(0));
-        check("80%", Size::Share(80.0));
-        check("2.5 %", Size::Share(2.5));
-        check("5", Size::Bytes(5));
+        let check = |text: &str, expected: SpaceLimit| assert_eq!(text.parse(), Ok(expected), "{text}");
+        check("200GiB", SpaceLimit::Bytes(200 << 30));
+        check("1.5 TiB", SpaceLimit::Bytes(3 << 39));
+        check("500MB", SpaceLimit::Bytes(500_000_000));
+        check("64kB", SpaceLimit::Bytes(64_000));
+        check("64KiB", SpaceLimit::Bytes(65_536));
+        check("0B", SpaceLimit::Bytes(0));
+        check("80%", SpaceLimit::Share(80.0));
+        check("2.5 %", SpaceLimit::Share(2.5));
+        check("5", SpaceLimit::Bytes(5));
         for text in
             ["", "GiB", "-1GiB", "5gib", "101%", "%", "-1%", "1e1%", "1.2.3GB", "5 XB", "80%%", "1e3B"]
         {
-            assert_eq!(text.parse::<Size>(), Err(InvalidSize), "{text}");
+            assert_eq!(text.parse::<SpaceLimit>(), Err(InvalidSize), "{text}");
         }
     }
 
     fn budget(max_bytes: u64) -> Budget {
-        let limits = Limits { max_bytes: Size::Bytes(max_bytes), ..Limits::default() };
+        let limits = Limits { max_bytes: SpaceLimit::Bytes(max_bytes), ..Limits::default() };
         Budget::new(limits, Arc::default())
     }
 

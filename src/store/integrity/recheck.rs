@@ -68,9 +68,9 @@ const NICENESS: i32 = 5;
 const STEP_BYTES: usize = 256 * 1024;
 
 /// A verification that is running.
-pub struct Pending(watch::Receiver<bool>);
+pub struct PendingVerification(watch::Receiver<bool>);
 
-impl Pending {
+impl PendingVerification {
     /// Waits until it has ended, but not longer than a client can be kept waiting.
     pub async fn ended(&mut self) {
         // Its worker may also have been stopped: then there is no verdict.
@@ -201,7 +201,7 @@ impl Rechecks {
         digest: &Digest,
         file: &BlobFile,
         whole: Option<impl Hash>,
-    ) -> Option<Pending> {
+    ) -> Option<PendingVerification> {
         let soundness = file.soundness();
         let is_unread = soundness.take_unread();
         let now = self.now();
@@ -219,11 +219,16 @@ impl Rechecks {
     }
 
     /// Verifies a file in the background, unless that is running or was done a moment ago.
-    fn recheck(self: &Arc<Self>, digest: &Digest, file: &BlobFile, why: Verified) -> Option<Pending> {
+    fn recheck(
+        self: &Arc<Self>,
+        digest: &Digest,
+        file: &BlobFile,
+        why: Verified,
+    ) -> Option<PendingVerification> {
         let (looks, now) = (Looks::of(file.file()).ok()?, self.now());
         let mut known = lock(&self.known);
         match known.get(digest).filter(|(of, _)| *of == looks) {
-            Some((_, State::Running(over))) => return Some(Pending(over.clone())),
+            Some((_, State::Running(over))) => return Some(PendingVerification(over.clone())),
             Some((_, State::Ended(verdict, at))) => match next(*verdict, *at, now) {
                 Next::Begin => {}
                 Next::LeaveAlone => return None,
@@ -243,7 +248,7 @@ impl Rechecks {
         known.put(*digest, (looks, State::Running(is_over.clone())));
         drop(known);
         self.integrity.disk().metrics().verified(why);
-        Some(Pending(is_over))
+        Some(PendingVerification(is_over))
     }
 
     /// Queues a job, unless too many wait. Returns whether it did.
@@ -458,9 +463,9 @@ mod tests {
     async fn nobody_waits_for_ever_for_a_verdict() {
         let (over, is_over) = watch::channel(false);
         let began = tokio::time::Instant::now();
-        Pending(is_over.clone()).ended().await;
+        PendingVerification(is_over.clone()).ended().await;
         assert_eq!(began.elapsed(), VERDICT_WAIT_MAX);
-        let mut pending = Pending(is_over);
+        let mut pending = PendingVerification(is_over);
         drop(over);
         pending.ended().await;
         assert_eq!(began.elapsed(), VERDICT_WAIT_MAX, "a worker that was stopped has no verdict");

@@ -36,7 +36,7 @@ pub enum Source {
     /// By asking upstream.
     Miss,
     /// From a transfer that another request had started.
-    Join,
+    Collapsed,
 }
 
 /// The families of content.
@@ -95,7 +95,7 @@ impl ContentMetrics {
             Source::Hit => &self.hits,
             Source::Stale => &self.stale,
             Source::Miss => &self.misses,
-            Source::Join => &self.joins,
+            Source::Collapsed => &self.joins,
         };
         by_source.of(kind).inc();
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::super::{Attempts, Error, Resolved, Standing, Untold};
+use super::super::{Attempts, Error, Freshness, Resolved, Untold};
 use super::fake::{Fake, Reply};
 use super::{client, digest_of, error_of, name, upstream_of, upstream_with};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -27,7 +27,7 @@ async fn a_tag_is_looked_up_by_head() {
     let fake = Fake::start(move |_| manifest().with("docker-content-digest", &text)).await;
     let resolved = upstream_of(&fake).resolve(&client(), &name("a/b"), &tag(), Attempts::Once).await;
     let size = Some(BODY.len() as u64);
-    let (media_type, standing) = (Some(INDEX.into()), Standing::FRESH);
+    let (media_type, standing) = (Some(INDEX.into()), Freshness::FRESH);
     assert_eq!(
         resolved,
         Ok(Resolved { digest: Some(digest), media_type, size, standing, untold: Untold::Silent })

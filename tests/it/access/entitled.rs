@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use berth::store::Pieces;
+use berth::store::RangeSet;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -103,7 +103,7 @@ fn the_model_tells_whose_a_byte_is() {
         is_complete: false,
     };
     let check = |registry, repository, seen: &Seen, who_sent: &[Source], is_right: bool| {
-        let sent = who_sent.iter().map(|source| (*source, Pieces::prefix(size))).collect();
+        let sent = who_sent.iter().map(|source| (*source, RangeSet::prefix(size))).collect();
         let judged = judge(&case, Place { registry, repository }, What::Get, seen, &sent);
         assert_eq!(judged.is_ok(), is_right, "{registry:?} {repository}: {judged:?}");
     };

@@ -2,7 +2,7 @@
 
 use crate::cache::error::Error;
 use crate::oci::range::Span;
-use crate::store::{BlobFile, Pieces};
+use crate::store::{BlobFile, RangeSet};
 
 /// Bytes at the end of a body that are held back until the digest of the whole is verified.
 pub(in crate::cache) const HOLD_BACK: u64 = 64 * 1024;
@@ -17,7 +17,7 @@ pub(super) struct FlightProgress {
     /// The response calls itself a page: none of it may be read before the digest is verified.
     is_page: bool,
     /// Bytes of the file that may be read.
-    have: Pieces,
+    have: RangeSet,
     /// Bytes from the start that are hashed by now. It shows progress to readers that wait for the digest.
     hashed: u64,
     /// How it ended, if it has.
@@ -39,7 +39,7 @@ pub(in crate::cache::download) enum FlightEnd {
 
 impl FlightProgress {
     /// Upstream has answered: `have` can be read at once. `total` is the size of the content, if it is known.
-    pub(super) fn announce(&mut self, file: BlobFile, total: Option<u64>, have: Pieces) {
+    pub(super) fn announce(&mut self, file: BlobFile, total: Option<u64>, have: RangeSet) {
         (self.file, self.total, self.have) = (Some(file), total, have);
     }
 
@@ -75,7 +75,7 @@ impl FlightProgress {
         self.is_page
     }
 
-    pub(super) fn have(&self) -> &Pieces {
+    pub(super) fn have(&self) -> &RangeSet {
         &self.have
     }
 
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn progress(total: u64, there: &[(u64, u64)]) -> FlightProgress {
-        let mut have = Pieces::default();
+        let mut have = RangeSet::default();
         there.iter().for_each(|(start, end)| have.insert(Span { start: *start, end: *end }));
         FlightProgress {
             file: Some(BlobFile::new(tempfile::tempfile().unwrap(), total)),

@@ -100,7 +100,7 @@ impl FlightReader {
         } else if self.moved_nothing {
             Source::Miss
         } else {
-            Source::Join
+            Source::Collapsed
         }
     }
 

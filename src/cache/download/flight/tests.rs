@@ -85,7 +85,7 @@ async fn who_joins_a_flight_that_is_stopping_waits_for_its_end() {
     let flights = Flights::new();
     let enter = || enter(&flights, "x", "a/b", true, true);
     let FlightEntry::Lead(flight, mut first) = enter() else { panic!("nobody else asked for it") };
-    flight.announce(file(1 << 20), Some(1 << 20), Pieces::prefix(10));
+    flight.announce(file(1 << 20), Some(1 << 20), RangeSet::prefix(10));
     assert!(first.wait_for_file().await.unwrap().is_some());
     flights.abandon_all();
     let FlightEntry::Follow(mut late) = enter() else { panic!("it is still there") };
@@ -100,7 +100,7 @@ async fn a_reader_without_progress_is_cut() {
     let FlightEntry::Lead(flight, mut reader) = enter(&flights, "x", "a/b", true, true) else {
         panic!("nobody else asked for it")
     };
-    flight.announce(file(1 << 20), Some(1 << 20), Pieces::prefix(10));
+    flight.announce(file(1 << 20), Some(1 << 20), RangeSet::prefix(10));
     assert_eq!(reader.wait_beyond(0, true).await.unwrap(), 10);
     assert!(matches!(reader.wait_beyond(10, true).await, Err(Error::Stalled(_))));
     // What comes elsewhere does not help it.

@@ -27,7 +27,7 @@ use crate::remote::error::Error;
 use crate::remote::exchange::Target;
 use crate::remote::message::is_page;
 use crate::remote::requests::lists::cursor::{self, PageQuery, Source};
-use crate::remote::requests::manifests::Standing;
+use crate::remote::requests::manifests::Freshness;
 use crate::remote::transport::request::{ApiRequest, ApiResponse};
 use crate::shares::{Limits, Owner, Permit, Shares, To};
 
@@ -185,7 +185,7 @@ pub(crate) async fn tags(
     }
     let next = cursor::next_page(headers, ask.query.as_deref(), source(target, name))?;
     let remote = target.remote();
-    let is_stale = Standing::of(remote, headers).is_stale;
+    let is_stale = Freshness::of(remote, headers).is_stale;
     let owner = Owner::new(remote.registry(), context.client());
     let body = begin_tags(target, (answer, owner), name, deadline).await?;
     Ok(TagPage { body, next, is_stale })

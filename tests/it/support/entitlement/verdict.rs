@@ -8,7 +8,7 @@
 //! 5. A whole body is the right one.
 
 use berth::oci::range::Span;
-use berth::store::Pieces;
+use berth::store::RangeSet;
 
 use super::case::{Case, Place, Source, What};
 
@@ -27,7 +27,7 @@ pub(crate) struct Seen {
 }
 
 /// Which bytes of the content each source has sent, by its own count.
-pub(crate) type Sent = Vec<(Source, Pieces)>;
+pub(crate) type Sent = Vec<(Source, RangeSet)>;
 
 /// Judges an answer about the content of a case.
 ///
@@ -59,7 +59,7 @@ struct Rights<'a> {
     case: &'a Case,
     place: Place,
     /// Bytes of the content that this place may see.
-    pieces: Pieces,
+    pieces: RangeSet,
     /// What liars send who answer for its registry.
     lies: Vec<bytes::Bytes>,
 }
@@ -67,7 +67,7 @@ struct Rights<'a> {
 impl<'a> Rights<'a> {
     fn new(case: &'a Case, place: Place, sent: &Sent) -> Self {
         let whole = Span::whole(case.size());
-        let mut pieces = Pieces::default();
+        let mut pieces = RangeSet::default();
         for (source, sent) in sent {
             let is_own = place.registry.sources().contains(source);
             // A login's registry answers for one repository, and not for another. The others answer for all they are

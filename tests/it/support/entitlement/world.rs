@@ -1,7 +1,7 @@
 //! The daemons and fake registries in which cases are played: one that stands alone, a node and its parent.
 
 use berth::oci::range::Span;
-use berth::store::Pieces;
+use berth::store::RangeSet;
 use tempfile::TempPath;
 
 use super::case::{Case, Course, Entry, Place, Registry, Size, Source, Stance};
@@ -152,8 +152,8 @@ impl World {
     }
 
     /// The bytes of the content that a source has sent, if it sends the right ones.
-    pub(crate) fn sent(&self, case: &Case, source: Source) -> Pieces {
-        let mut sent = Pieces::default();
+    pub(crate) fn sent(&self, case: &Case, source: Source) -> RangeSet {
+        let mut sent = RangeSet::default();
         if !matches!(case.stance(source), Stance::Honest | Stance::Held(_)) {
             return sent;
         }
