@@ -16,7 +16,7 @@
 //!
 //! A flight of which only parts were asked for ends when they are there and nobody has asked for more for a while. Then
 //! they are read from the partial file, without a flight, by the repository that they came for (see
-//! [`store::Resumable`](crate::store::Left)). For another repository the registry must first say that it may have them. What
+//! [`store::Resumable`](crate::store::Resumable)). For another repository the registry must first say that it may have them. What
 //! clients have read of a content is remembered longer than a flight: it decides whether all of it is worth fetching.
 //!
 //! The table has one lock, which is taken for a look-up or a count and never across an await.

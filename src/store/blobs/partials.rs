@@ -2,7 +2,7 @@
 //! [map](crate::store::blobs::piece_map).
 //!
 //! The bytes that are there need not be the beginning: ranges are kept where they belong. They are unverified, so
-//! they belong to their registry alone; and of its repositories only those may read what is [left](Left) for which
+//! they belong to their registry alone; and of its repositories only those may read what is [left](Resumable) for which
 //! the bytes came, or which have a grant.
 //!
 //! Promises, also across a power loss:
